@@ -1,0 +1,84 @@
+# The batching lab. `make help` lists the commands; every variable below can be given on the command line:
+#   make bench VARIANT=continuous BACKEND=torch MODEL=lab-26m REQUESTS=64 CONCURRENCY=16
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VARIANTS ?= baseline static dynamic continuous
+BACKEND ?= torch
+SERVICE ?= continuous
+ARGS ?=
+UV_VERSION := 0.13.8
+
+# uv from the PATH, else one of our own beside the environment; never a Python of its own.
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+SYNC := $(UV) sync --frozen --inexact --quiet
+EXTRA := $(if $(filter torch,$(BACKEND)),--extra torch)
+LAB := .venv/bin/lab
+
+.PHONY: help
+help: ## list the commands
+	@echo "make COMMAND [VARIABLE=value ...] [ARGS='--any --option']; ARGS=--help tells a command's options"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
+
+.uv/bin/uv:
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "python3 is older than 3.11: put Python 3.11, 3.12 or 3.13 first on the PATH"; exit 1; }
+	@echo "uv is not on the PATH: installing it into .uv/"
+	@python3 -m venv .uv && .uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+# One stamp for each set of packages, so that a second run starts at once.
+.venv/.lab-%: pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
+	@echo "installing packages ($*)"
+	@$(SYNC) --no-dev $(if $(filter torch,$*),--extra torch)
+	@touch $@
+
+.venv/.dev: pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
+	@echo "installing packages (torch and the development tools)"
+	@$(SYNC) --extra torch
+	@touch $@ .venv/.lab-torch .venv/.lab-base
+
+INSTALLED := .venv/.lab-$(if $(EXTRA),torch,base)
+
+.PHONY: bench compare yardsticks report run model prompts
+bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
+	@$(LAB) bench $(ARGS)
+
+compare: $(INSTALLED) ## measure VARIANTS in interleaved blocks and print ratios to the baseline
+	@$(LAB) compare --variants $(VARIANTS) $(ARGS)
+
+yardsticks: .venv/.lab-torch ## the engine against generate(), transformers' batching and bare matrix products
+	@$(LAB) yardsticks $(ARGS)
+
+report: $(INSTALLED) ## print result files again: ARGS="results/..."
+	@$(LAB) report $(ARGS)
+
+run: $(INSTALLED) ## start one service: SERVICE=continuous PORT=8000
+	@$(LAB) serve --variant $(SERVICE) $(ARGS)
+
+model: .venv/.lab-base ## make a seeded model now: MODEL=lab-26m
+	@$(LAB) model $(MODEL) $(ARGS)
+
+prompts: .venv/.lab-base ## write data/prompts.jsonl anew
+	@$(LAB) prompts $(ARGS)
+
+.PHONY: dev test check format clean
+dev: .venv/.dev ## install everything a developer needs, pre-commit hooks included
+	@.venv/bin/pre-commit install 2>/dev/null || true
+
+test: .venv/.dev ## install what the tests need and pass them
+	@.venv/bin/python -m pytest $(ARGS)
+
+check: .venv/.dev ## ruff, mypy, import-linter, corpus drift
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/python -m tools.make_prompts --check
+
+format: .venv/.dev ## let ruff rewrite the sources
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+clean: ## remove results, models and the environment
+	rm -rf .venv .uv artifacts results

@@ -1,0 +1,224 @@
+"""The nouns that every backend and every strategy shares.
+
+What enters a backend is a list of `ScheduledChunk`; what leaves is a list of `StepOutput`.
+Nothing here knows HTTP, asyncio, torch or which strategy is running, and nothing of the
+project is imported.
+
+Errors::
+
+    LabError
+     +-- ConfigError        a setting or a model name that cannot work; the message says what to change
+     +-- BackendError       the model failed while loading or running
+     |    +-- UnsupportedModel   this architecture cannot be run by this backend
+     +-- CapacityError      no room now; trying again later can work
+     +-- RequestTooLong     can never fit; trying again cannot work
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, Protocol, runtime_checkable
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class LabError(Exception):
+    """Root of every error that the lab raises on purpose."""
+
+
+class ConfigError(LabError):
+    """A setting or a model name that cannot work."""
+
+
+class BackendError(LabError):
+    """The model failed while loading or running."""
+
+
+class UnsupportedModel(BackendError):
+    """This architecture cannot be run by this backend."""
+
+
+class CapacityError(LabError):
+    """No room now; trying again later can work."""
+
+
+class RequestTooLong(LabError):
+    """The request can never fit, however long it waits."""
+
+
+class SequenceState(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen. `temperature == 0` is greedy; `top_k == 0` and `top_p == 1` are off."""
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    ignore_eos: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One prompt being answered. Identity is `seq_id`; prompts of one request share `group_id`."""
+
+    seq_id: int
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    priority: int = 1
+    group_id: int = 0
+    group_size: int = 1
+    arrival_s: float = 0.0
+    output_token_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    """Tokens, from position 0 on, whose keys and values are in the cache."""
+    state: SequenceState = SequenceState.WAITING
+    finish_reason: FinishReason | None = None
+
+    # The account of its time, kept by the scheduler and the engine; backends ignore it.
+    admitted_s: float | None = None
+    first_token_s: float | None = None
+    finished_s: float | None = None
+    batch_wait_s: float = 0.0
+    num_steps: int = 0
+    sum_batch_rows: int = 0
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output tokens known so far."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def max_total_tokens(self) -> int:
+        """KV places to reserve: the prompt and everything it may still produce."""
+        return len(self.prompt_token_ids) + self.params.max_tokens
+
+    def token_at(self, position: int) -> int:
+        num_prompt = len(self.prompt_token_ids)
+        if position < num_prompt:
+            return self.prompt_token_ids[position]
+        return self.output_token_ids[position - num_prompt]
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledChunk:
+    """Work of one sequence in one step: the tokens at positions `start .. start + num_tokens - 1`.
+
+    A prompt chunk has `num_tokens >= 1`, a decode row exactly one token. A dead row (a finished
+    sequence that a padded batch still carries) recomputes its last place and gives no output.
+    """
+
+    seq: Sequence
+    start: int
+    num_tokens: int
+    dead: bool = False
+
+    @property
+    def token_ids(self) -> list[int]:
+        seq, num_prompt = self.seq, len(self.seq.prompt_token_ids)
+        end = self.start + self.num_tokens
+        if end <= num_prompt:
+            return seq.prompt_token_ids[self.start : end]
+        if self.start >= num_prompt:
+            return seq.output_token_ids[self.start - num_prompt : end - num_prompt]
+        return seq.prompt_token_ids[self.start :] + seq.output_token_ids[: end - num_prompt]
+
+    @property
+    def is_decode(self) -> bool:
+        """True for a row whose input is a token that the model itself produced."""
+        return self.start >= len(self.seq.prompt_token_ids)
+
+    @property
+    def samples(self) -> bool:
+        """True when the chunk reaches the last known token, so that the step yields a new one."""
+        return not self.dead and self.start + self.num_tokens == self.seq.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """New tokens of one sequence, in order; a chunk that ends inside a prompt gives no StepOutput."""
+
+    seq_id: int
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """What is loaded, for `/model`, the parquet manifest and the scheduler's limits."""
+
+    backend: str
+    model: str
+    device: str
+    dtype: str
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    max_batch_size: int
+    max_model_len: int
+    kv_capacity_tokens: int
+    num_parameters: int = 0
+    model_digest: str = ""
+    num_threads: int = 1
+    scheduling: Literal["lab", "engine"] = "lab"
+    details: dict[str, str | int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BackendConfig:
+    """Everything a backend may want to know; `None` and "auto" leave the choice to it."""
+
+    backend: str = "torch"
+    model: str = "lab-26m"
+    device: str = "auto"
+    dtype: str = "auto"
+    num_threads: int | None = None
+    """Engine threads; None takes physical cores - 1, at least one."""
+    max_batch_size: int = 16
+    max_step_tokens: int = 512
+    prefill_chunk: int = 64
+    """Prompts are cut at multiples of this; a backend may rely on it for what it computes together."""
+    max_model_len: int | None = None
+    artifacts_dir: str = "artifacts"
+    kv_memory_fraction: float = 0.8
+    null_step_s: float = 0.0
+    null_row_s: float = 0.0
+    null_prompt_token_s: float = 0.0
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """One loaded model that computes mixed batches. Called from one thread only."""
+
+    @property
+    def info(self) -> BackendInfo: ...
+
+    def step(self, chunks: Seq[ScheduledChunk]) -> list[StepOutput]:
+        """Run one forward pass over prompt chunks and decode rows together.
+
+        Reads `seq.prompt_token_ids`, `seq.output_token_ids` and `seq.params`; changes no sequence.
+        A sequence gets cache space with its first chunk and keeps it until `release`. What a
+        sequence gets does not depend on which others are in `chunks`.
+
+        Raises:
+            BackendError: the step failed; no sequence of it got a token.
+        """
+        ...
+
+    def release(self, seq_ids: Seq[int]) -> None:
+        """Free the cache space of these sequences; an unknown id is ignored."""
+        ...
+
+    def close(self) -> None:
+        """Free the model. The backend is unusable afterwards."""
+        ...

@@ -1,0 +1,154 @@
+"""A backend without weights: the null system that harness, service and scheduler are measured with.
+
+Chunks enter; tokens that look like words leave, after the time that the cost model sets for the step.
+A token is a hash of all tokens before it (and, where temperature is above 0, of the seed's draw), so
+equal prompts give equal answers in any company. A slot keeps what a KV cache would keep, the length and
+a digest of its tokens, so that a wrong chunk is an error here as it would be with a real model.
+Token ids 0 to 255 are bytes; 256 ends an answer.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from array import array
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from adapters.base import (
+    BackendConfig,
+    BackendError,
+    BackendInfo,
+    CapacityError,
+    ScheduledChunk,
+    Sequence,
+    StepOutput,
+)
+from adapters.sampling import mix64, uniform_draw
+
+EOS_TOKEN_ID = 256
+_ALPHABET = b"eeeeeetttttaaaaooooiiinnnssshhhrrrdddlluucmwfgypbvkETAOIN        "
+_EOS_ONE_IN = 512
+_NUM_CHOICES = 64
+_DEFAULT_MAX_MODEL_LEN = 4096
+_SPIN_S = 0.0003
+"""The last part of a wait is spent spinning: sleep alone comes back some 0.1 ms late."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    num_tokens: int = 0
+    digest: int = 0
+
+
+class NullBackend:
+    def __init__(self, config: BackendConfig) -> None:
+        self._config = config
+        self._has_cost = config.null_step_s + config.null_row_s + config.null_prompt_token_s > 0
+        self._slots: dict[int, _Slot] = {}
+        max_model_len = config.max_model_len or _DEFAULT_MAX_MODEL_LEN
+        self._info = BackendInfo(
+            backend="null",
+            model="null",
+            device="none",
+            dtype="none",
+            vocab_size=EOS_TOKEN_ID + 1,
+            eos_token_ids=(EOS_TOKEN_ID,),
+            max_batch_size=config.max_batch_size,
+            max_model_len=max_model_len,
+            kv_capacity_tokens=config.max_batch_size * max_model_len,
+            details={
+                "null_step_s": config.null_step_s,
+                "null_row_s": config.null_row_s,
+                "null_prompt_token_s": config.null_prompt_token_s,
+            },
+        )
+
+    @property
+    def info(self) -> BackendInfo:
+        return self._info
+
+    def step(self, chunks: Seq[ScheduledChunk]) -> list[StepOutput]:
+        """Wait as long as the cost model says and give the next tokens.
+
+        Raises:
+            BackendError: a chunk does not continue what its slot holds.
+            CapacityError: more sequences than slots, or a sequence longer than a slot.
+        """
+        begin_s = time.perf_counter()
+        self._check(chunks)
+        outputs = []
+        for chunk in chunks:
+            if chunk.dead:
+                continue
+            seq = chunk.seq
+            slot = self._slots.get(seq.seq_id)
+            if slot is None:
+                slot = self._slots[seq.seq_id] = _Slot()
+            slot.digest = zlib.crc32(array("I", chunk.token_ids), slot.digest)
+            slot.num_tokens += chunk.num_tokens
+            if chunk.samples:
+                outputs.append(StepOutput(seq.seq_id, [_next_token(seq, slot)]))
+        if self._has_cost:
+            _wait_until(begin_s + self._cost_s(chunks))
+        return outputs
+
+    def release(self, seq_ids: Seq[int]) -> None:
+        for seq_id in seq_ids:
+            self._slots.pop(seq_id, None)
+
+    def close(self) -> None:
+        self._slots.clear()
+
+    def _check(self, chunks: Seq[ScheduledChunk]) -> None:
+        """Refuse the whole step before anything of it has changed a slot."""
+        max_model_len, max_batch = self._info.max_model_len, self._info.max_batch_size
+        num_new = 0
+        for chunk in chunks:
+            slot = self._slots.get(chunk.seq.seq_id)
+            num_cached = slot.num_tokens if slot else 0
+            num_new += slot is None
+            expected_start = num_cached - 1 if chunk.dead else num_cached
+            if chunk.start != expected_start:
+                raise BackendError(
+                    f"sequence {chunk.seq.seq_id} has {num_cached} tokens in the cache, so its chunk "
+                    f"must start at {expected_start}, not at {chunk.start}"
+                )
+            if chunk.start + chunk.num_tokens > max_model_len:
+                raise CapacityError(
+                    f"sequence {chunk.seq.seq_id} needs {chunk.start + chunk.num_tokens} places, "
+                    f"a slot has {max_model_len}"
+                )
+        if len(self._slots) + num_new > max_batch:
+            raise CapacityError(
+                f"{num_new} new sequences need a slot, {max_batch - len(self._slots)} of {max_batch} are free"
+            )
+
+    def _cost_s(self, chunks: Seq[ScheduledChunk]) -> float:
+        config = self._config
+        num_rows = sum(1 for chunk in chunks if chunk.dead or chunk.is_decode)
+        num_prompt_tokens = sum(chunk.num_tokens for chunk in chunks if not (chunk.dead or chunk.is_decode))
+        return (
+            config.null_step_s + config.null_row_s * num_rows + config.null_prompt_token_s * num_prompt_tokens
+        )
+
+
+def _next_token(seq: Sequence, slot: _Slot) -> int:
+    """The prefix has `_NUM_CHOICES` equally likely successors; greedy takes the first of them."""
+    params, choice = seq.params, 0
+    if params.temperature > 0:
+        num_choices = min(params.top_k or _NUM_CHOICES, math.ceil(params.top_p * _NUM_CHOICES))
+        choice = int(uniform_draw(params.seed, len(seq.output_token_ids)) * num_choices)
+    bits = mix64(mix64(slot.num_tokens << 32 | slot.digest) + choice)
+    if (bits >> 32) % _EOS_ONE_IN == 0:
+        return EOS_TOKEN_ID
+    return _ALPHABET[bits % len(_ALPHABET)]
+
+
+def _wait_until(deadline_s: float) -> None:
+    remaining_s = deadline_s - time.perf_counter()
+    if remaining_s > _SPIN_S:
+        time.sleep(remaining_s - _SPIN_S)
+    while time.perf_counter() < deadline_s:
+        pass

@@ -1,0 +1,45 @@
+"""BACKEND names and the classes behind them, imported only when asked for.
+
+A name enters; a loaded backend leaves. A new backend is one entry here; nothing else lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import cast
+
+from adapters.base import Backend, BackendConfig, ConfigError
+
+BACKENDS: dict[str, str] = {
+    "torch": "adapters.torch_backend.backend:TorchBackend",
+    "null": "adapters.null_backend:NullBackend",
+}
+
+_EXTRAS = {"torch": ("torch", "transformers", "safetensors")}
+"""The extra of this project that brings a backend's own packages."""
+
+
+def create_backend(config: BackendConfig) -> Backend:
+    """Import the backend of `config.backend` and load its model.
+
+    Raises:
+        ConfigError: there is no such backend, its packages are not installed, or the model cannot be found.
+        BackendError: the model failed while loading.
+    """
+    place = BACKENDS.get(config.backend)
+    if place is None:
+        names = ", ".join(BACKENDS)
+        raise ConfigError(f"there is no backend {config.backend!r}: BACKEND must be one of {names}")
+    module_name, class_name = place.split(":")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name in _EXTRAS.get(config.backend, ()):
+            raise ConfigError(
+                f"BACKEND={config.backend} needs the package {error.name}: "
+                f"install the extra with `uv sync --extra {config.backend}`"
+            ) from error
+        raise
+    make = cast(Callable[[BackendConfig], Backend], getattr(module, class_name))
+    return make(config)

@@ -1,0 +1,53 @@
+"""The random numbers that sampling uses and the rule that turns one into a token, the same in every backend.
+
+A sequence's seed and the index of the output token enter (0 for its first); a number, or the token that it
+picks, leaves. There is no generator with a state to share or advance, so a draw cannot depend on who
+else is in the batch, on how often a step is repeated or on which device it runs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from adapters.base import SamplingParams
+
+_MASK = (1 << 64) - 1
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+
+
+def mix64(value: int) -> int:
+    """Scramble 64 bits so that every input bit changes half of the output bits on average.
+
+    Source: the finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
+    """
+    value &= _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def uniform_draw(seed: int, index: int) -> float:
+    """The `index`-th draw of `seed`, uniform in [0, 1) with 53 random bits; any integer is a seed."""
+    return (mix64(mix64(seed) + (index + 1) * _GOLDEN_GAMMA) >> 11) * 2.0**-53
+
+
+def sample_token(logits: npt.NDArray[np.float32], params: SamplingParams, index: int) -> int:
+    """Draw the `index`-th output token from `logits (vocabulary,)`; temperature must be above 0.
+
+    Temperature first, then top_k, then top_p over what top_k left (the order of Hugging Face's and vLLM's
+    samplers), then the inverse of the cumulative distribution at the draw.
+    """
+    scores = logits.astype(np.float64) / params.temperature
+    if 0 < params.top_k < len(scores):
+        scores[np.argsort(-scores, kind="stable")[params.top_k :]] = -np.inf
+    weights = np.exp(scores - scores.max())
+    if params.top_p < 1.0:
+        order = np.argsort(-weights, kind="stable")
+        ranked = weights[order] / weights.sum()
+        before = np.cumsum(ranked) - ranked
+        weights[order[before >= params.top_p]] = 0.0
+    cumulative = np.cumsum(weights)
+    place = np.searchsorted(cumulative, uniform_draw(params.seed, index) * cumulative[-1], side="right")
+    # Rounding can put the draw at the very end; the last token that has any weight is meant then.
+    return int(min(place, np.flatnonzero(weights)[-1]))

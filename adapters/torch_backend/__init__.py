@@ -1,0 +1,1 @@
+"""The torch backend: any supported Hugging Face causal LM as one batched step function."""

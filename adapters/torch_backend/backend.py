@@ -1,0 +1,154 @@
+"""The torch backend: one forward pass over prompt chunks and decode rows of many sequences.
+
+What enters are chunks; what leaves is one new token for each chunk that reached its sequence's end. Before
+it serves, the backend compares its forward pass with the model's own. Knows no strategy, text or clock.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Sequence as Seq
+
+import torch
+
+from adapters.base import (
+    BackendConfig,
+    BackendError,
+    BackendInfo,
+    ConfigError,
+    SamplingParams,
+    ScheduledChunk,
+    Sequence,
+    StepOutput,
+    UnsupportedModel,
+)
+from adapters.model_store import resolve_model
+from adapters.torch_backend import loading
+from adapters.torch_backend.attention import own_padded_len, padding_is_neutral
+from adapters.torch_backend.kv_cache import SlotCache
+from adapters.torch_backend.linear import common_row_range
+from adapters.torch_backend.packing import StepPacker
+from adapters.torch_backend.sampling import choose_tokens
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_MODEL_LEN = 4096
+_SELF_TEST_TOKENS = 24
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+"""Relative error (root mean square of logits) up to which two passes differ by rounding only."""
+
+
+class TorchBackend:
+    """A `Backend` for every causal LM that uses transformers' attention interface."""
+
+    def __init__(self, config: BackendConfig) -> None:
+        """Load the model and find out which row counts are safe.
+
+        Raises:
+            ConfigError, UnsupportedModel, BackendError: with what to change.
+        """
+        files = resolve_model(config)
+        num_threads = loading.pick_num_threads(config.num_threads)
+        torch.set_num_threads(num_threads)
+        self._device = loading.pick_device(config.device)
+        dtype = loading.pick_dtype(files.format or config.dtype, self._device)
+        model_config = loading.read_config(files.folder)
+        limit = getattr(model_config, "max_position_embeddings", None) or _DEFAULT_MODEL_LEN
+        if config.max_model_len is not None and config.max_model_len > limit:
+            raise ConfigError(
+                f"MAX_MODEL_LEN={config.max_model_len} is beyond the {limit} positions of {files.name}"
+            )
+        max_len = config.max_model_len or min(limit, _DEFAULT_MODEL_LEN)
+
+        # Room for the padding of the longest row, which is rounded up to a power of two.
+        cache = SlotCache(config.max_batch_size, own_padded_len(max_len))
+        self._packer = StepPacker(cache, max_len, config.prefill_chunk, self._device)
+        with torch.inference_mode():
+            loaded = loading.load_model(files.folder, model_config, dtype, self._device)
+            path, error = self._prepare(loaded, dtype, fast=True)
+            if error > _TOLERANCE[dtype] and path != "generic":
+                logger.warning(
+                    "the %s path is off by %.1e on %s: using the generic one", path, error, files.name
+                )
+                loaded = loading.load_model(files.folder, model_config, dtype, self._device)
+                path, error = self._prepare(loaded, dtype, fast=False)
+            if error > _TOLERANCE[dtype]:
+                raise UnsupportedModel(
+                    f"{files.name} is not supported: its batched pass is off by {error:.1e} (root mean square, "
+                    f"relative) from its own forward, more than the {_TOLERANCE[dtype]:.0e} of rounding"
+                )
+        self._forward = loaded.forward
+        self.module = loaded.module
+        gc.collect()
+        self._info = BackendInfo(
+            backend="torch",
+            model=files.name,
+            device=str(self._device),
+            dtype=str(dtype).removeprefix("torch."),
+            vocab_size=model_config.vocab_size,
+            eos_token_ids=loaded.eos_token_ids,
+            max_batch_size=config.max_batch_size,
+            max_model_len=max_len,
+            kv_capacity_tokens=config.max_batch_size * max_len,
+            num_parameters=loaded.num_parameters,
+            model_digest=files.digest,
+            num_threads=num_threads,
+            details={
+                "torch": torch.__version__,
+                "forward": path,
+                "self_test_error": float(f"{error:.1e}"),
+                "same_bits_min_rows": self._packer.rows.min_rows,
+                "same_bits_max_rows": min(self._packer.rows.max_rows, 512),
+                "attention_padding": "neutral" if self._packer.tight else "by own length",
+            },
+        )
+
+    @property
+    def info(self) -> BackendInfo:
+        return self._info
+
+    def step(self, chunks: Seq[ScheduledChunk]) -> list[StepOutput]:
+        batch = self._packer.pack(chunks)
+        try:
+            with torch.inference_mode():
+                logits = self._forward(batch.input_ids, batch.layout, batch.logit_rows)
+                tokens = choose_tokens(logits, batch.sampled)
+        except torch.OutOfMemoryError as error:
+            raise BackendError(f"out of memory in a step of {len(chunks)} rows: lower MAX_BATCH") from error
+        except RuntimeError as error:
+            raise BackendError(f"the forward pass failed: {error}") from error
+        return [StepOutput(seq.seq_id, [token]) for seq, token in zip(batch.sampled, tokens, strict=True)]
+
+    def release(self, seq_ids: Seq[int]) -> None:
+        for seq_id in seq_ids:
+            self._packer.slots.release(seq_id)
+
+    def close(self) -> None:
+        del self._forward, self._packer, self.module
+        gc.collect()
+
+    def _prepare(self, loaded: loading.LoadedModel, dtype: torch.dtype, *, fast: bool) -> tuple[str, float]:
+        """Make the model batched and compare it with its former self; returns the path and the error."""
+        num_tokens = _SELF_TEST_TOKENS
+        generator = torch.Generator().manual_seed(0)
+        ids: list[int] = torch.randint(loaded.config.vocab_size, (num_tokens,), generator=generator).tolist()
+        want = loaded.reference(torch.tensor(ids, device=self._device)).float()
+        path = loading.make_batched(loaded, self._device, dtype, fast=fast)
+        if self._device.type == "cpu":
+            self._packer.rows = common_row_range(loaded.module)
+            text = loaded.config.get_text_config()
+            heads = text.num_attention_heads
+            head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+            kv_heads = getattr(text, "num_key_value_heads", None) or heads
+            self._packer.tight = padding_is_neutral(heads, kv_heads, head_dim, dtype)
+        # Most of the text as a prompt, the rest as decode rows, so that reading the cache is tested too.
+        probe = Sequence(-1, ids[: num_tokens - 4], SamplingParams(), output_token_ids=ids[num_tokens - 4 :])
+        parts = []
+        for start, count in [(0, num_tokens - 4), *((p, 1) for p in range(num_tokens - 4, num_tokens))]:
+            batch = self._packer.pack([ScheduledChunk(probe, start, count)])
+            every_row = torch.arange(self._packer.rows.padded(count), device=self._device)
+            parts.append(loaded.forward(batch.input_ids, batch.layout, every_row)[:count])
+        self.release([probe.seq_id])
+        difference = torch.cat(parts).float() - want
+        return path, float(difference.square().mean().sqrt() / want.std())

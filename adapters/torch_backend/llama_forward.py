@@ -1,0 +1,105 @@
+"""The forward pass of Llama-shaped models with fewer, larger operators than the Hugging Face module has.
+
+What enters is a loaded model of the Llama family (Llama, Mistral without a window, Qwen2); its weights are
+joined and packed, the originals freed. What leaves is a function from packed rows to logits. The generic
+path stays the reference: the backend compares the two before it trusts this one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adapters.torch_backend.attention import StepLayout
+from adapters.torch_backend.linear import TiledLinear
+
+_FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+
+
+@dataclass(slots=True)
+class _Layer:
+    input_norm: Tensor
+    qkv: TiledLinear
+    out: TiledLinear
+    mlp_norm: Tensor
+    gate: TiledLinear
+    up: TiledLinear
+    down: TiledLinear
+
+
+def is_llama_shaped(model: nn.Module) -> bool:
+    """True where every part of the model is what `LlamaForward` computes."""
+    config: Any = model.config
+    return (
+        _FAMILY.get(config.model_type) == type(model).__name__
+        and config.hidden_act == "silu"
+        and getattr(config, "sliding_window", None) is None
+    )
+
+
+class LlamaForward(nn.Module):
+    """Logits of packed rows. Takes the weights out of `model`, which cannot be used afterwards."""
+
+    def __init__(self, model: nn.Module, *, packed: bool) -> None:
+        super().__init__()
+        config: Any = model.config
+        inner: Any = model.model
+        self.num_heads: int = config.num_attention_heads
+        self.num_kv_heads: int = config.num_key_value_heads
+        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
+        self.scaling = self.head_dim**-0.5
+        self.eps: float = config.rms_norm_eps
+        self.embed = inner.embed_tokens
+        self.rotary = inner.rotary_emb
+        self.norm = inner.norm.weight
+        self.head = TiledLinear(model.lm_head.weight, None, packed=packed)  # type: ignore[union-attr,arg-type]
+        self.layers = [self._take(layer, packed) for layer in inner.layers]
+        self.linears = nn.ModuleList(
+            [self.head, *(m for x in self.layers for m in (x.qkv, x.out, x.gate, x.up, x.down))]
+        )
+
+    @staticmethod
+    def _take(layer: Any, packed: bool) -> _Layer:
+        attn, mlp = layer.self_attn, layer.mlp
+
+        def joined(*parts: nn.Linear) -> TiledLinear:
+            bias = torch.cat([p.bias for p in parts]) if parts[0].bias is not None else None
+            linear = TiledLinear(torch.cat([p.weight for p in parts]), bias, packed=packed)
+            for part in parts:
+                del part.weight
+            return linear
+
+        return _Layer(
+            input_norm=layer.input_layernorm.weight,
+            qkv=joined(attn.q_proj, attn.k_proj, attn.v_proj),
+            out=joined(attn.o_proj),
+            mlp_norm=layer.post_attention_layernorm.weight,
+            gate=joined(mlp.gate_proj),
+            up=joined(mlp.up_proj),
+            down=joined(mlp.down_proj),
+        )
+
+    def forward(self, input_ids: Tensor, layout: StepLayout, logit_rows: Tensor) -> Tensor:
+        """`input_ids (T,)` at `layout.positions`; returns logits `(len(logit_rows), vocabulary)`."""
+        num_rows, heads, kv_heads, dim = len(input_ids), self.num_heads, self.num_kv_heads, self.head_dim
+        x = self.embed(input_ids)
+        size, rotated = (x.shape[1],), heads + kv_heads
+        cos, sin = (t.view(num_rows, 1, dim) for t in self.rotary(x, layout.positions[None]))
+        # x * cos + rotate_half(x) * sin, with the halves swapped and the sign moved into the sine.
+        sin = torch.cat((-sin[..., : dim // 2], sin[..., dim // 2 :]), dim=-1)
+        for index, layer in enumerate(self.layers):
+            h = F.rms_norm(x, size, layer.input_norm, self.eps)
+            qkv = layer.qkv(h).view(num_rows, heads + 2 * kv_heads, dim)
+            qk = qkv[:, :rotated]
+            swapped = qk.unflatten(2, (2, dim // 2)).flip(2).flatten(2)
+            qk.mul_(cos).addcmul_(swapped, sin)
+            h = layout.attend(index, qk[:, :heads], qk[:, heads:], qkv[:, rotated:], self.scaling)
+            x = layer.out.plus(h.reshape(num_rows, -1), x)
+            h = F.rms_norm(x, size, layer.mlp_norm, self.eps)
+            x = layer.down.plus(layer.up.times(h, layer.gate.swish(h)), x)
+        logits: Tensor = self.head(F.rms_norm(x[logit_rows], size, self.norm, self.eps))
+        return logits

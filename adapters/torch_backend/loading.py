@@ -1,0 +1,218 @@
+"""From a model folder to a forward pass over mixed batches: device, dtype, weights, fast pieces.
+
+What enters is a `BackendConfig` and a resolved folder; what leaves is a `LoadedModel` whose `forward` maps
+packed rows to logits. Models that the batched attention cannot run are refused here, by name and with the
+reason. Knows no sequence and no slot bookkeeping.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from adapters.base import BackendError, ConfigError, UnsupportedModel
+from adapters.torch_backend import attention
+from adapters.torch_backend.attention import StepLayout
+from adapters.torch_backend.linear import TiledLinear, can_pack
+from adapters.torch_backend.llama_forward import LlamaForward, is_llama_shaped
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {
+    "fp32": torch.float32,
+    "f32": torch.float32,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "f16": torch.float16,
+    "float16": torch.float16,
+}
+_BATCH_WIDE_ROPE = {"longrope", "dynamic"}
+
+Forward = Callable[[Tensor, StepLayout, Tensor], Tensor]
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model; `forward(input_ids (T,), layout, logit_rows (n,))` gives `(n, vocabulary)`."""
+
+    forward: Forward
+    module: nn.Module
+    """Holds the weights that `forward` uses."""
+    config: Any
+    eos_token_ids: tuple[int, ...]
+    num_parameters: int
+    reference: Callable[[Tensor], Tensor]
+    """The model's own forward, `(T,) -> logits (T, vocabulary)`."""
+
+
+def pick_device(name: str) -> torch.device:
+    """Raises: ConfigError for a device that torch does not have here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"DEVICE={name} is not a device that torch knows: use auto, cpu, cuda or mps"
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("DEVICE=cuda, but torch finds no usable CUDA device here: use DEVICE=cpu or auto")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("DEVICE=mps, but this machine has no Metal device: use DEVICE=cpu or auto")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto`: bf16 where the CPU multiplies it natively, else fp32; bf16 or fp16 on an accelerator."""
+    if name == "auto":
+        if device.type == "cpu":
+            return torch.bfloat16 if cpu_has_bf16() else torch.float32
+        if device.type == "cuda" and torch.cuda.is_bf16_supported():
+            return torch.bfloat16
+        return torch.float16
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name} is not one that torch runs here: use auto, fp32, bf16 or fp16")
+    return DTYPES[name]
+
+
+def cpu_has_bf16() -> bool:
+    """True where the CPU has instructions that multiply bf16."""
+    try:
+        capabilities = torch.cpu.get_capabilities()
+    except AttributeError:  # torch < 2.12
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
+
+
+def pick_num_threads(asked: int | None) -> int:
+    """Physical cores that this process may use, less one for harness and API; at least one."""
+    if asked is not None:
+        return asked
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(psutil.cpu_count(logical=False) or usable, usable) - 1)
+
+
+def read_config(folder: Path) -> Any:
+    """The model's configuration, once it is sure that the batched pass can run such a model.
+
+    Raises:
+        UnsupportedModel: the architecture cannot take part in mixed batches; the message says why.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise BackendError(f"the model configuration in {folder} cannot be read: {error}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnsupportedModel(f"{config.model_type} is not a causal language model of transformers")
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not model_class._supports_attention_backend:
+        raise UnsupportedModel(
+            f"{model_class.__name__} does not use transformers' attention interface, so its requests cannot "
+            "share a batch here; about 150 architectures can (Llama, Qwen, Mistral, Gemma 3, GPT-2, ...)"
+        )
+    rope = set(_rope_types(getattr(config, "rope_parameters", None))) & _BATCH_WIDE_ROPE
+    if rope:
+        raise UnsupportedModel(
+            f"{model_class.__name__} here uses {rope.pop()} rotary scaling, which depends on the longest "
+            "request of the batch: one request would change the answers of the others"
+        )
+    return config
+
+
+def _rope_types(parameters: Any) -> Iterator[str]:
+    """Every rope_type in a rope dictionary, which some models nest one level deep by layer type."""
+    if isinstance(parameters, dict):
+        if isinstance(parameters.get("rope_type"), str):
+            yield parameters["rope_type"]
+        for value in parameters.values():
+            yield from _rope_types(value)
+
+
+def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+    """Load the weights. `forward` works only after `make_batched`, `reference` only before it."""
+    from transformers import AutoModelForCausalLM
+
+    attention.register()
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, attn_implementation="eager"
+        )
+        model = model.to(device).eval()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise BackendError(f"the weights in {folder} cannot be loaded: {error}") from error
+
+    def reference(ids: Tensor) -> Tensor:
+        logits: Tensor = model(input_ids=ids[None], use_cache=False).logits[0]
+        return logits
+
+    def forward(ids: Tensor, layout: StepLayout, logit_rows: Tensor) -> Tensor:
+        logits: Tensor = model(
+            input_ids=ids[None],
+            position_ids=layout.positions[None],
+            use_cache=False,
+            logits_to_keep=logit_rows,
+            lab_layout=layout,
+        ).logits[0]
+        return logits
+
+    generation = getattr(model, "generation_config", None)
+    eos = {
+        *_as_ids(getattr(config, "eos_token_id", None)),
+        *_as_ids(getattr(generation, "eos_token_id", None)),
+    }
+    num_parameters = sum(p.numel() for p in model.parameters())
+    return LoadedModel(forward, model, config, tuple(sorted(eos)), num_parameters, reference)
+
+
+def make_batched(loaded: LoadedModel, device: torch.device, dtype: torch.dtype, *, fast: bool) -> str:
+    """Switch `loaded` from the model's own attention to the slot cache, with faster pieces if any.
+
+    Returns the name of the path taken: "llama" (only with `fast`) or "generic".
+    """
+    packed = can_pack(dtype, device)
+    module: Any = loaded.module
+    if fast and is_llama_shaped(module):
+        loaded.module = LlamaForward(module, packed=packed)
+        loaded.forward = loaded.module.forward
+        return "llama"
+    if device.type == "cpu":
+        _tile_linears(module, packed)
+    module.set_attn_implementation(attention.IMPLEMENTATION)
+    return "generic"
+
+
+def _tile_linears(module: nn.Module, packed: bool) -> None:
+    """Put a `TiledLinear` in the place of every linear layer, GPT-2's transposed kind included."""
+    from transformers.pytorch_utils import Conv1D
+
+    for name, child in module.named_children():
+        if type(child) is nn.Linear:
+            setattr(module, name, TiledLinear(child.weight.data, _data(child.bias), packed=packed))
+        elif isinstance(child, Conv1D):
+            weight = child.weight.data.t().contiguous()
+            setattr(module, name, TiledLinear(weight, _data(child.bias), packed=packed))
+        else:
+            _tile_linears(child, packed)
+
+
+def _data(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.data
+
+
+def _as_ids(value: int | list[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, int) else list(value)

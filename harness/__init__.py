@@ -1,0 +1,1 @@
+"""The load generator: corpus -> arrivals -> client -> record -> parquet -> report."""

@@ -1,0 +1,91 @@
+"""Calls beside the measured ones: is the server ready, what does it run, what did its steps look like.
+
+What enters is a base URL; what leaves are the wire types of the service, or None where a server is not
+ours. Uses httpx, outside the hot loop and never while answers stream. Times nothing.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from pydantic import ValidationError
+
+from adapters.base import LabError
+from services.contract import Health, ModelCard, StepLine, Steps
+
+
+class Control:
+    """One server's side entrances."""
+
+    def __init__(self, base_url: str, api_key: str | None = None) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        # Proxies of the environment are for the web, not for a server under test.
+        self._client = httpx.Client(base_url=base_url, headers=headers, timeout=10.0, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def health(self) -> Health | None:
+        """The state of a service of ours; None while nothing answers."""
+        try:
+            return Health.model_validate(self._client.get("/health", timeout=2.0).json())
+        except (httpx.HTTPError, ValueError):
+            return None
+
+    def model_card(self) -> ModelCard | None:
+        """What a service of ours runs; None for a foreign server.
+
+        Raises:
+            LabError: nothing answers at all.
+        """
+        try:
+            response = self._client.get("/model")
+        except httpx.HTTPError as error:
+            raise LabError(f"no server answers at {self._client.base_url}: {error}") from error
+        try:
+            return ModelCard.model_validate(response.json()) if response.is_success else None
+        except (ValueError, ValidationError):
+            return None
+
+    def first_model_name(self, models_url: str) -> str:
+        """The model that an OpenAI-compatible server lists first.
+
+        Raises:
+            LabError: it lists none.
+        """
+        try:
+            listing: Any = self._client.get(models_url).json()
+            return str(listing["data"][0]["id"])
+        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise LabError(f"{models_url} does not say which model is served; set MODEL") from error
+
+    def next_step(self) -> int | None:
+        """The number that the next step will get; None where there is no step log."""
+        page = self._steps(2**31 - 1)
+        return page.next if page else None
+
+    def steps_since(self, first: int) -> tuple[list[StepLine], int]:
+        """All steps from `first` on that the log still holds, and how many it has lost."""
+        lines: list[StepLine] = []
+        num_dropped = 0
+        while (page := self._steps(first)) is not None:
+            num_dropped += page.num_dropped
+            lines.extend(page.steps)
+            if not page.steps or page.next <= first:
+                break
+            first = page.next
+        return lines, num_dropped
+
+    def _steps(self, after: int) -> Steps | None:
+        try:
+            response = self._client.get("/steps", params={"after": after})
+            return Steps.model_validate(response.json()) if response.is_success else None
+        except (httpx.HTTPError, ValueError):
+            return None

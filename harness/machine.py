@@ -1,0 +1,133 @@
+"""The machine a run took place on, and what else it was doing meanwhile.
+
+What enters is nothing but `/proc`, `/sys` and psutil; what leaves are facts for the manifest and shares
+of CPU time between two samples. Where the system does not tell, the fact is None. Judges nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import psutil
+
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def num_physical_cores() -> int:
+    """Cores this process may use, hyper-threads counted once."""
+    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    try:
+        usable = len(os.sched_getaffinity(0))
+    except AttributeError:
+        return physical
+    return min(physical, usable)
+
+
+def describe_host() -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpu_model": _cpu_model(),
+        "cpu_governor": read_governor(),
+        "physical_cores": num_physical_cores(),
+        "logical_cores": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": _gpu_names(),
+    }
+
+
+def read_governor() -> str | None:
+    try:
+        return _GOVERNOR.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def _cpu_model() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or None
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _gpu_names() -> list[str]:
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in result.stdout.splitlines() if line.strip()]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineUse:
+    """Shares between two samples. Steal and others are of the machine's whole CPU time."""
+
+    steal_share: float | None
+    other_cpu_share: float | None
+    """CPU time of processes that are neither the harness nor the service."""
+    harness_cpu_share: float
+    """CPU time of the harness, of one core."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSample:
+    """Counters at one instant; `pid` is the service that the harness started, if it did."""
+
+    wall_s: float
+    harness_cpu_s: float
+    service_cpu_s: float
+    busy_s: float
+    steal_s: float | None
+    pid: int | None
+
+    @classmethod
+    def take(cls, pid: int | None) -> MachineSample:
+        times = psutil.cpu_times()
+        # Guest time is already part of user time; idle, iowait and steal are nobody's work.
+        counted = ("user", "nice", "system", "irq", "softirq")
+        busy_s = sum(getattr(times, name, 0.0) for name in counted)
+        return cls(
+            wall_s=perf_counter(),
+            harness_cpu_s=process_time(),
+            service_cpu_s=_tree_cpu_s(pid),
+            busy_s=busy_s,
+            steal_s=getattr(times, "steal", None),
+            pid=pid,
+        )
+
+    def use_since(self, earlier: MachineSample) -> MachineUse:
+        wall_s = max(self.wall_s - earlier.wall_s, 1e-9)
+        machine_s = wall_s * (psutil.cpu_count() or 1)
+        harness_s = self.harness_cpu_s - earlier.harness_cpu_s
+        other_share = None
+        if self.pid is not None:
+            ours_s = harness_s + self.service_cpu_s - earlier.service_cpu_s
+            other_share = max(0.0, (self.busy_s - earlier.busy_s - ours_s) / machine_s)
+        steal_share = None
+        if self.steal_s is not None and earlier.steal_s is not None:
+            steal_share = max(0.0, (self.steal_s - earlier.steal_s) / machine_s)
+        return MachineUse(steal_share, other_share, harness_s / wall_s)
+
+
+def _tree_cpu_s(pid: int | None) -> float:
+    """CPU seconds of a process and everything it started that is still there."""
+    if pid is None:
+        return 0.0
+    total_s = 0.0
+    try:
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
+            times = process.cpu_times()
+            total_s += times.user + times.system
+    except psutil.Error:
+        return total_s
+    return total_s

@@ -1,0 +1,133 @@
+"""Measures one arm: starts what is needed, replays the schedule, leaves a judged file.
+
+What enters are settings, a corpus, a schedule and an `Arm`; what leaves is a `Measurement`, with its
+rows, its manifest and the path of its parquet file. One service at a time, a fresh one for each repeat.
+Whatever ends the run, every finished request is in the file or, after a kill, in the journal beside it.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from adapters.base import ConfigError
+from harness.answer import Answer
+from harness.arm_file import Arm, ArmFile, Measurement
+from harness.arrivals import Schedule
+from harness.corpus import Corpus
+from harness.manifest import describe_repeat
+from harness.progress import Reporter
+from harness.replay import replay
+from harness.server import Server, find_server
+from harness.service_process import RunningService, ServiceLaunch, running_service
+from harness.settings import HarnessSettings
+from harness.steps import step_rows, summarise_steps
+
+
+def measure(
+    arm: Arm,
+    settings: HarnessSettings,
+    corpus: Corpus,
+    schedule: Schedule,
+    reporter: Reporter,
+    repeats: Sequence[int],
+) -> Measurement:
+    """Replay `schedule` once for each of `repeats` (the numbers their rows will carry).
+
+    Raises:
+        LabError: the service could not be started or asked, before anything was measured.
+        KeyboardInterrupt: told to stop before anything was measured.
+    """
+    file: ArmFile | None = None
+    try:
+        with _sigterm_interrupts():
+            for repeat in repeats:
+                with _served(arm, settings, reporter) as (server, service):
+                    if file is None:
+                        file = ArmFile(arm, server, settings, corpus, schedule, repeats)
+                    entry = _measure_repeat(file, server, service, settings, schedule, reporter, repeat)
+                if entry["was_interrupted"]:
+                    break
+    except BaseException:
+        if file is not None:
+            kept = file.keep()
+            reporter.announce(f"what was measured before is in {kept}" if kept else "nothing was measured")
+        raise
+    assert file is not None, "at least one repeat"
+    return file.finish()
+
+
+def _measure_repeat(
+    file: ArmFile,
+    server: Server,
+    service: RunningService | None,
+    settings: HarnessSettings,
+    schedule: Schedule,
+    reporter: Reporter,
+    repeat: int,
+) -> dict[str, Any]:
+    def on_complete(answer: Answer) -> None:
+        file.add(repeat, answer)
+        reporter.advance(answer.num_output_tokens or 0)
+
+    result = replay(
+        server,
+        schedule,
+        settings,
+        announce=reporter.announce,
+        begin=lambda: reporter.begin(file.label(repeat), len(schedule.requests)),
+        on_complete=on_complete,
+    )
+    problem = service.problem() if service else None
+    summary = summarise_steps(result.steps, result.num_dropped_steps)
+    entry = describe_repeat(repeat, result.end, result.use, summary, server.card, problem)
+    file.end_repeat(entry, step_rows(result.steps, file.run_id, repeat))
+    return entry
+
+
+@contextmanager
+def _served(
+    arm: Arm, settings: HarnessSettings, reporter: Reporter
+) -> Iterator[tuple[Server, RunningService | None]]:
+    """The server of one repeat: the one at URL, or a service started for it alone."""
+    if settings.url:
+        server = find_server(settings.url, settings)
+        _check_label(arm, server)
+        yield server, None
+        return
+    chosen = {"BACKEND": settings.backend, "MODEL": settings.model}
+    env = {**{name: value for name, value in chosen.items() if value}, **arm.env}
+    launch = ServiceLaunch(arm.variant, env)
+    with running_service(
+        launch, start_timeout_s=settings.start_timeout_s, announce=reporter.announce
+    ) as service:
+        yield find_server(service.url, settings, service.process.pid), service
+
+
+def _check_label(arm: Arm, server: Server) -> None:
+    """A label that contradicts what a service of ours says about itself is refused."""
+    served = server.card.variant if server.card else None
+    # Longer names of the same strategies begin with the canonical one (`static_batch`).
+    if arm.variant and served and not arm.variant.startswith(served):
+        raise ConfigError(f"the service at {server.url} runs {served}, not {arm.variant}; leave VARIANT out")
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """While inside, SIGTERM is a Ctrl-C, so that the service is stopped and rows are written."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        previous = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

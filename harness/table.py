@@ -1,0 +1,43 @@
+"""Tables that read well in a terminal and are valid Markdown.
+
+What enters are headers and rows of text; what leaves is one string: the first column to the left, the
+others to the right. Knows no figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MISSING = "-"
+
+
+def render_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Every row has as many cells as there are headers."""
+    widths = [max(3, *(len(line[column]) for line in (headers, *rows))) for column in range(len(headers))]
+    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join(_line(cells, widths) for cells in (headers, rule, *rows))
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    return MISSING if value is None or value != value else f"{value:,.{digits}f}"
+
+
+def share(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.1%}"
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """The median, and the extremes where there are several."""
+    if not values:
+        return MISSING
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    if len(ordered) == 1:
+        return number(median, digits)
+    return f"{number(median, digits)} [{number(ordered[0], digits)}-{number(ordered[-1], digits)}]"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
+    return f"| {' | '.join(padded)} |"

@@ -1,0 +1,1 @@
+"""The service: request -> contract -> strategy -> backend -> stream."""

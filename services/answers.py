@@ -1,0 +1,218 @@
+"""Token updates of the engine, gathered into the text of each prompt's answer.
+
+What enters are `SequenceUpdate`s; what leaves is `News` for the frames, merged for as long as the writer
+does not ask. Text is held back while it may be the beginning of a stop string, tokens never are.
+One event loop thread touches this; nothing here knows HTTP or how the engine is reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence as Seq
+from typing import Protocol
+
+from adapters.base import Sequence
+from services.frames import Ending, News
+from services.messages import SequenceTimings, SequenceUpdate
+from services.refusals import Refusal, backend_failed
+
+_NO_TIMINGS = SequenceTimings(0.0, 0.0, 0.0, 0.0, 0, 0.0)
+
+
+class TextStream(Protocol):
+    """Incremental decoding, as `adapters.tokenizer.TokenStream` does it."""
+
+    def push(self, token_ids: Seq[int]) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class StopMatcher:
+    """Cuts a growing text before the earliest of its stop strings."""
+
+    __slots__ = ("_held", "_stops")
+
+    def __init__(self, stops: Seq[str]) -> None:
+        self._stops = stops
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Returns the text that is now safe to show, and whether a stop string is complete."""
+        text = self._held + text
+        ends = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if ends:
+            return text[: min(ends)[1]], True
+        num_held = max(_num_begun(text, stop) for stop in self._stops)
+        self._held = text[len(text) - num_held :]
+        return text[: len(text) - num_held], False
+
+    def flush(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+def _num_begun(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` begins with, short of the whole."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
+
+
+class Answer:
+    """The answer to one prompt, on the API's side of the line."""
+
+    __slots__ = (
+        "_news",
+        "_num_output_tokens",
+        "_stop",
+        "_stream",
+        "ending",
+        "index",
+        "last_token_s",
+        "live",
+        "num_prompt_tokens",
+        "seq_id",
+        "stopped",
+    )
+
+    def __init__(
+        self, live: LiveRequest, index: int, seq: Sequence, stream: TextStream, stops: Seq[str]
+    ) -> None:
+        self.live = live
+        self.index = index
+        self.seq_id = seq.seq_id
+        self.num_prompt_tokens = seq.num_prompt_tokens
+        self.last_token_s: float | None = None
+        self.stopped = False
+        """A stop string was seen; the engine has yet to confirm the end."""
+        self.ending: Ending | None = None
+        self._stream = stream
+        self._stop = StopMatcher(stops) if stops else None
+        self._num_output_tokens = 0
+        self._news: News | None = None
+
+    def take(self, update: SequenceUpdate) -> None:
+        """Add what the engine says. What it computed beyond a stop string is left out."""
+        token_ids = update.token_ids
+        if not self.stopped and token_ids:
+            if self._stop is None:
+                self._add(token_ids, self._stream.push(token_ids))
+            else:
+                self._add_until_stop(self._stop, token_ids)
+        if update.finish_reason is not None:
+            self._finish(update)
+
+    @property
+    def has_news(self) -> bool:
+        return self._news is not None
+
+    def collect(self) -> News | None:
+        """What came since the last call; it is the caller's from then on."""
+        news, self._news = self._news, None
+        return news
+
+    def _add(self, token_ids: Seq[int], text: str) -> None:
+        self._num_output_tokens += len(token_ids)
+        news = self._news
+        if news is None:
+            self._news = News(self.index, text, list(token_ids))
+        else:
+            news.text += text
+            news.token_ids += token_ids
+
+    def _add_until_stop(self, stop: StopMatcher, token_ids: Seq[int]) -> None:
+        for token_id in token_ids:
+            text, self.stopped = stop.push(self._stream.push([token_id]))
+            self._add([token_id], text)
+            if self.stopped:
+                return
+
+    def _finish(self, update: SequenceUpdate) -> None:
+        if not self.stopped:
+            text = self._stream.flush()
+            if self._stop is not None:
+                text, self.stopped = self._stop.push(text)
+                if not self.stopped:
+                    text += self._stop.flush()
+            self._add([], text)
+        reason = "stop" if self.stopped else update.finish_reason
+        assert reason is not None
+        num_output, timings = self._num_output_tokens, update.timings or _NO_TIMINGS
+        self.ending = Ending(reason, self.num_prompt_tokens, num_output, timings)
+        if self._news is None:
+            self._news = News(self.index)
+        self._news.ending = self.ending
+
+
+class LiveRequest:
+    """One request whose answer is on its way, with one writer that waits for its news."""
+
+    def __init__(
+        self,
+        request_id: str,
+        sequences: Seq[Sequence],
+        streams: Seq[TextStream],
+        stops: Seq[str],
+        *,
+        streamed: bool,
+    ) -> None:
+        self.request_id = request_id
+        self.arrival_s = sequences[0].arrival_s
+        self.answers = [
+            Answer(self, index, seq, stream, stops)
+            for index, (seq, stream) in enumerate(zip(sequences, streams, strict=True))
+        ]
+        self.num_open = len(self.answers)
+        self.has_begun = False
+        """Whether any of its answers has a token."""
+        self.is_gone = False
+        """Whether the client went away."""
+        self.failure: Refusal | None = None
+        self._streamed = streamed
+        self._changed: list[Answer] = []
+        self._wake = asyncio.Event()
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more will come: answered, failed, or nobody is there to hear it."""
+        return not self.num_open or self.is_gone or self.failure is not None
+
+    def take(self, answer: Answer, update: SequenceUpdate) -> None:
+        """Add an update of one of its answers and, where the writer wants to know, wake it."""
+        is_marked = answer.has_news
+        answer.take(update)
+        if not is_marked and answer.has_news:
+            self._changed.append(answer)
+        self.has_begun = True
+        if update.finish_reason is not None:
+            self.num_open -= 1
+            if update.finish_reason == "error":
+                self.fail(backend_failed(update.error or "the backend gave no reason"))
+        if self._streamed or not self.num_open:
+            self._wake.set()
+
+    def fail(self, refusal: Refusal) -> None:
+        """End it with an error; the first one counts."""
+        self.failure = self.failure or refusal
+        self._wake.set()
+
+    def leave(self) -> None:
+        """The client went away."""
+        self.is_gone = True
+        self._wake.set()
+
+    async def news(self) -> list[News]:
+        """Wait for news and take it all, merged; empty only when the request failed or the client left."""
+        while not self._changed and not self.is_over:
+            self._wake.clear()
+            await self._wake.wait()
+        changed, self._changed = self._changed, []
+        return [news for answer in changed if (news := answer.collect()) is not None]
+
+    async def whole(self) -> list[News]:
+        """Wait for the end; every prompt's whole answer in order, unless it failed or the client left."""
+        while not self.is_over:
+            self._wake.clear()
+            await self._wake.wait()
+        return [news for answer in self.answers if (news := answer.collect()) is not None]

@@ -1,0 +1,377 @@
+"""The wire contract: what a client may send and what it gets back.
+
+What enters are decoded JSON objects; what leaves are checked, frozen requests, and the models that answers,
+errors and pages such as `/model` follow. Checks that need the model (vocabulary, length) are not here.
+The service writes stream frames without building these models; `StreamChunk` says what they must parse to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+MAX_PROMPTS = 256
+MAX_PROMPT_CHARS = 1_000_000
+MAX_TOKENS_LIMIT = 1_000_000
+MAX_SEED = 2**63 - 1
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 256
+
+Prompt = str | list[str] | list[int] | list[list[int]]
+"""What may be sent; a request object holds a list of prompts in any case."""
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+def _is_int(value: object) -> bool:
+    return type(value) is int
+
+
+def _check_prompt(value: Any) -> Any:
+    """Accepts a str, a list of str, one list of token ids or a list of such lists; always returns a list."""
+    if isinstance(value, str):
+        return _check_texts([value])
+    if not isinstance(value, list) or not value:
+        raise PydanticCustomError(
+            "prompt", "must be a non-empty string, list of strings, list of token ids, or list of such lists"
+        )
+    if all(_is_int(item) for item in value):
+        return [_check_token_ids(value)]
+    if len(value) > MAX_PROMPTS:
+        raise PydanticCustomError(
+            "prompt",
+            "holds {count} prompts; at most {limit} fit in one request",
+            {"count": len(value), "limit": MAX_PROMPTS},
+        )
+    if all(isinstance(item, str) for item in value):
+        return _check_texts(value)
+    if all(isinstance(item, list) and all(_is_int(token) for token in item) for item in value):
+        return [_check_token_ids(item) for item in value]
+    raise PydanticCustomError(
+        "prompt", "mixes kinds: send only strings, only token ids (integers), or only lists of token ids"
+    )
+
+
+def _check_texts(texts: list[str]) -> list[str]:
+    if not all(texts):
+        raise PydanticCustomError("prompt", "must not be empty")
+    if max(map(len, texts)) > MAX_PROMPT_CHARS:
+        raise PydanticCustomError("prompt", "is longer than {limit} characters", {"limit": MAX_PROMPT_CHARS})
+    return texts
+
+
+def _check_token_ids(token_ids: list[int]) -> list[int]:
+    if not token_ids:
+        raise PydanticCustomError("prompt", "must not be an empty list of token ids")
+    if min(token_ids) < 0:
+        raise PydanticCustomError("prompt", "token ids must not be negative")
+    return token_ids
+
+
+def _int_or_ints(low: int, high: int) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        numbers = value if isinstance(value, list) else [value]
+        if not numbers or not all(_is_int(number) for number in numbers):
+            raise PydanticCustomError("int", "must be an integer or a list with one integer per prompt")
+        if len(numbers) > MAX_PROMPTS:
+            raise PydanticCustomError("int", "must hold at most {limit} numbers", {"limit": MAX_PROMPTS})
+        if min(numbers) < low or max(numbers) > high:
+            raise PydanticCustomError("int", "must be from {low} to {high}", {"low": low, "high": high})
+        return value
+
+    return check
+
+
+def _check_stop(value: Any) -> Any:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise PydanticCustomError("stop", "must be a string or a list of strings")
+    if len(stops) > MAX_STOP_STRINGS:
+        raise PydanticCustomError("stop", "must hold at most {limit} strings", {"limit": MAX_STOP_STRINGS})
+    if any(not 1 <= len(stop) <= MAX_STOP_CHARS for stop in stops):
+        raise PydanticCustomError("stop", "strings have 1 to {limit} characters", {"limit": MAX_STOP_CHARS})
+    return tuple(stops)
+
+
+def _only(*neutral: object) -> AfterValidator:
+    """For a field that would change the answer and is not supported: only values without effect pass."""
+
+    def check(value: Any) -> Any:
+        if value not in neutral:
+            raise PydanticCustomError(
+                "unsupported",
+                "is not supported by this service; leave it out{neutral}",
+                {"neutral": " or send " + " or ".join(map(repr, neutral)) if neutral else ""},
+            )
+        return value
+
+    return AfterValidator(check)
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    include_usage: bool = False
+
+
+class SamplingFields(BaseModel):
+    """What completions and chat requests have in common. A field that is null counts as left out."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    other_names: ClassVar[dict[str, str]] = {"max_new_tokens": "max_tokens"}
+
+    model: Annotated[str, Field(min_length=1)] | None = None
+    max_tokens: Annotated[int | list[int] | None, BeforeValidator(_int_or_ints(1, MAX_TOKENS_LIMIT))] = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    seed: Annotated[int | list[int] | None, BeforeValidator(_int_or_ints(0, MAX_SEED))] = None
+    stop: Annotated[tuple[str, ...], BeforeValidator(_check_stop)] = ()
+    ignore_eos: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    priority: Annotated[int, Field(ge=0, le=2)] = 1
+    request_id: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")] | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
+
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+
+    n: Annotated[Any, _only(1)] = None
+    best_of: Annotated[Any, _only(1)] = None
+    frequency_penalty: Annotated[Any, _only(0)] = None
+    presence_penalty: Annotated[Any, _only(0)] = None
+    repetition_penalty: Annotated[Any, _only(1)] = None
+    logit_bias: Annotated[Any, _only({})] = None
+    min_tokens: Annotated[Any, _only(0)] = None
+    min_p: Annotated[Any, _only(0)] = None
+    response_format: Annotated[Any, _only({"type": "text"})] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_names(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            raise PydanticCustomError("body", "The body must be a JSON object.")
+        known = cls.model_fields
+        plain: dict[str, Any] = {}
+        for sent, value in data.items():
+            name = cls.other_names.get(sent, str(sent))
+            if value is None and name in known:
+                continue
+            if name in plain:
+                raise PydanticCustomError(
+                    "twice", "{param} is given under two names; send one of them", {"param": name}
+                )
+            plain[name] = value
+        return plain
+
+
+class GenerateRequest(SamplingFields):
+    """`POST /generate` and `POST /v1/completions`. Lists in `max_tokens` and `seed` go by prompt."""
+
+    other_names: ClassVar[dict[str, str]] = {"max_new_tokens": "max_tokens", "prompts": "prompt"}
+
+    prompt: Annotated[
+        list[str] | list[list[int]], BeforeValidator(_check_prompt, json_schema_input_type=Prompt)
+    ]
+    echo: Annotated[Any, _only(False)] = None
+    logprobs: Annotated[Any, _only()] = None
+    suffix: Annotated[Any, _only("")] = None
+
+
+class ChatMessage(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    role: Annotated[str, Field(min_length=1, max_length=64)]
+    content: Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+    name: str | None = None
+
+
+class ChatRequest(SamplingFields):
+    """`POST /v1/chat/completions`: text messages only, no tools."""
+
+    other_names: ClassVar[dict[str, str]] = {
+        "max_new_tokens": "max_tokens",
+        "max_completion_tokens": "max_tokens",
+    }
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024)]
+    logprobs: Annotated[Any, _only(False)] = None
+    top_logprobs: Annotated[Any, _only(0)] = None
+    tools: Annotated[Any, _only([])] = None
+    tool_choice: Annotated[Any, _only("none")] = None
+    modalities: Annotated[Any, _only(["text"])] = None
+
+
+class Timings(BaseModel):
+    """`batch_wait_s`: slot and KV were free but the strategy held back; `queue_s`: the rest of the wait."""
+
+    queue_s: float
+    batch_wait_s: float
+    prefill_s: float
+    decode_s: float
+    num_steps: int
+    mean_batch_size: float
+
+
+class StreamChoice(BaseModel):
+    """News of one prompt. The last three come with its finishing entry only."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    num_prompt_tokens: int | None = None
+    num_output_tokens: int | None = None
+    timings: Timings | None = None
+
+
+class CompletionChoice(BaseModel):
+    """One prompt's answer. `text` ends before a stop string, `token_ids` with the token that completes it."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_output_tokens: int
+    timings: Timings
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class StreamChunk(BaseModel):
+    """One frame of a stream. `choices` is empty in the usage frame only."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[StreamChoice]
+    usage: Usage | None = None
+
+
+class Completion(BaseModel):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class ChatReply(BaseModel):
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: ChatReply
+    token_ids: list[int]
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_output_tokens: int
+    timings: Timings
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Every error answer, and the last frame of a stream that failed."""
+
+    error: ErrorDetail
+
+
+class Health(BaseModel):
+    """`queue_depth` counts prompts without a slot."""
+
+    status: Literal["ok", "starting", "draining", "failed"]
+    active_requests: int
+    queue_depth: int
+    worker: Literal["running", "starting", "restarting", "failed", "in_process"]
+
+
+class ModelCard(BaseModel):
+    """`GET /model`. `client_chunk` is how many prompts a request should carry to suit the strategy."""
+
+    model: str
+    backend: str
+    variant: str
+    device: str
+    dtype: str
+    vocab_size: int
+    eos_token_ids: list[int]
+    max_batch_size: int
+    max_model_len: int
+    kv_capacity_tokens: int
+    num_parameters: int
+    model_digest: str
+    scheduling: Literal["lab", "engine"]
+    num_threads: int
+    details: dict[str, str | int | float | bool]
+    strategy: dict[str, str | int | float | bool]
+    client_chunk: int
+    max_queue: int
+    settings: dict[str, str | int | float | bool | None]
+    version: str
+
+
+class ModelEntry(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "batching-lab"
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    """`GET /v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelEntry]
+
+
+class StepLine(BaseModel):
+    """`start_s` is on the engine's monotonic clock; `num_rows` leaves dead rows out."""
+
+    step: int
+    start_s: float
+    duration_s: float
+    num_rows: int
+    num_prompt_tokens: int
+    num_decode_tokens: int
+    num_dead_rows: int
+    queue_depth: int
+
+
+class Steps(BaseModel):
+    """`GET /steps?after=N`: steps N and later; ask with `next` for what follows them."""
+
+    steps: list[StepLine]
+    next: int
+    num_dropped: int

@@ -1,0 +1,52 @@
+"""What the engine is built from, as plain data that can be sent to another process.
+
+Settings enter as an `EngineSpec`; a loaded backend and an engine around it leave. The API builds the same
+limits from the same spec, so that both sides refuse the same requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from adapters.base import Backend, BackendConfig, BackendInfo
+from services.engine import Engine
+from services.limits import SchedulerLimits
+from services.messages import StepReport
+from services.scheduler import Scheduler
+from services.strategies import VARIANTS
+from services.strategies.base import StrategyConfig
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """`num_threads` of the backend is always a number here: it is also needed before the process starts."""
+
+    variant: str
+    backend: BackendConfig = field(default_factory=BackendConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    prefill_chunk: int = 64
+    pad_finished: bool = True
+    aging_s: float = 10.0
+    tick_s: float = 0.0
+    log_level: str = "INFO"
+
+    def limits(self, info: BackendInfo) -> SchedulerLimits:
+        """The scheduler's limits for what the backend has loaded."""
+        return SchedulerLimits(
+            kv_capacity_tokens=info.kv_capacity_tokens,
+            max_model_len=info.max_model_len,
+            max_batch=self.strategy.max_batch,
+            max_step_tokens=self.backend.max_step_tokens,
+            prefill_chunk=self.prefill_chunk,
+            pad_finished=self.pad_finished,
+            aging_s=self.aging_s,
+        )
+
+
+def build_engine(spec: EngineSpec, backend: Backend, publish: Callable[[StepReport], None]) -> Engine:
+    """An engine around a loaded backend."""
+    info = backend.info
+    strategy = VARIANTS[spec.variant](spec.strategy)
+    scheduler = Scheduler(strategy, spec.limits(info), info.eos_token_ids)
+    return Engine(backend, scheduler, publish=publish, tick_s=spec.tick_s)

@@ -1,0 +1,118 @@
+"""The bytes of answers: server-sent frames and whole completions, in the completions and the chat shape.
+
+What enters are texts, token ids and timings; what leaves is JSON that the models of `services.contract`
+parse. A frame is made for every token and so written by hand: building a model costs five times as much.
+JSON is kept ASCII, so that no client splits a frame at a Unicode line separator.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from adapters.base import FinishReason
+from services.messages import SequenceTimings
+
+Shape = Literal["completions", "chat"]
+
+DONE = b"data: [DONE]\n\n"
+_quote = json.JSONEncoder().encode
+_OBJECTS = {
+    "completions": ("text_completion", "text_completion"),
+    "chat": ("chat.completion", "chat.completion.chunk"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How one prompt's answer ended."""
+
+    reason: FinishReason
+    num_prompt_tokens: int
+    num_output_tokens: int
+    timings: SequenceTimings
+
+
+@dataclass(slots=True)
+class News:
+    """What one prompt's answer gained since the last frame; `ending` with its last piece."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    ending: Ending | None = None
+
+
+class FrameWriter:
+    """Writes one request's frames, or its whole answer; what all frames share is encoded once."""
+
+    __slots__ = ("_chunk_head", "_is_greeted", "_shape", "_whole_head")
+
+    def __init__(self, shape: Shape, request_id: str, created: int, model: str) -> None:
+        self._shape = shape
+        self._is_greeted = shape != "chat"
+        whole, chunk = (
+            f'{{"id":{_quote(request_id)},"object":"{name}","created":{created},"model":{_quote(model)},"choices":['
+            for name in _OBJECTS[shape]
+        )
+        self._chunk_head = "data: " + chunk
+        self._whole_head = whole
+
+    def frame(self, news: Iterable[News]) -> bytes:
+        """One frame with an entry for each prompt that has news."""
+        entries = ",".join([self._entry(item) for item in news])
+        return f"{self._chunk_head}{entries}]}}\n\n".encode()
+
+    def usage_frame(self, endings: Sequence[Ending]) -> bytes:
+        return f'{self._chunk_head}],"usage":{_usage(endings)}}}\n\n'.encode()
+
+    def whole(self, answers: Sequence[News]) -> bytes:
+        """The body of an answer that is not streamed; each of `answers` has its ending."""
+        entries = ",".join([self._whole_entry(answer) for answer in answers])
+        usage = _usage([answer.ending for answer in answers if answer.ending is not None])
+        return f'{self._whole_head}{entries}],"usage":{usage}}}'.encode()
+
+    def _entry(self, news: News) -> str:
+        text = _quote(news.text)
+        if self._shape == "chat":
+            greeting = "" if self._is_greeted else '"role":"assistant",'
+            self._is_greeted = True
+            content = f'"delta":{{{greeting}"content":{text}}}'
+        else:
+            content = f'"text":{text}'
+        return _choice(news, content)
+
+    def _whole_entry(self, answer: News) -> str:
+        text = _quote(answer.text)
+        is_chat = self._shape == "chat"
+        content = f'"message":{{"role":"assistant","content":{text}}}' if is_chat else f'"text":{text}'
+        return _choice(answer, content)
+
+
+def _choice(news: News, content: str) -> str:
+    token_ids = ",".join(map(str, news.token_ids))
+    head = f'{{"index":{news.index},{content},"token_ids":[{token_ids}],"finish_reason":'
+    return head + ("null}" if news.ending is None else _ending(news.ending))
+
+
+def _ending(ending: Ending) -> str:
+    t = ending.timings
+    return (
+        f'"{ending.reason}","num_prompt_tokens":{ending.num_prompt_tokens},'
+        f'"num_output_tokens":{ending.num_output_tokens},"timings":{{"queue_s":{t.queue_s!r},'
+        f'"batch_wait_s":{t.batch_wait_s!r},"prefill_s":{t.prefill_s!r},"decode_s":{t.decode_s!r},'
+        f'"num_steps":{t.num_steps},"mean_batch_size":{t.mean_batch_size!r}}}}}'
+    )
+
+
+def _usage(endings: Iterable[Ending]) -> str:
+    num_prompt = num_output = 0
+    for ending in endings:
+        num_prompt += ending.num_prompt_tokens
+        num_output += ending.num_output_tokens
+    return (
+        f'{{"prompt_tokens":{num_prompt},"completion_tokens":{num_output},'
+        f'"total_tokens":{num_prompt + num_output}}}'
+    )

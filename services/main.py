@@ -1,0 +1,185 @@
+"""`lab serve`: settings in, a listening service out, until a signal ends it.
+
+The port is bound first, so that health can be asked for while the model loads. A first SIGTERM or SIGINT
+stops taking requests and lets accepted ones finish; a second one ends everything at once. The exit code is
+0 after a clean end, 1 if accepted requests were cut off, 2 if the service could not start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
+
+import uvicorn
+
+from adapters.base import ConfigError, LabError
+from adapters.registry import BACKENDS
+from services import refusals
+from services.api import create_app
+from services.service import Service
+from services.settings import read_settings
+from services.strategies import VARIANTS
+
+logger = logging.getLogger("lab")
+
+_BACKLOG = 2048
+_KEEP_ALIVE_S = 75
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+ResultT = TypeVar("ResultT")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--variant", help=f"batching strategy: {', '.join(VARIANTS)}")
+    parser.add_argument("--backend", help=f"what computes: {', '.join(BACKENDS)}")
+    parser.add_argument("--model", help="a preset, a hub id or a local folder")
+    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", help="port to listen on (default 8000; 0 takes a free one and prints it)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="assignments",
+        help="any other setting, by its name in .env.example; may be repeated",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal; returns the exit code.
+
+    Raises:
+        ConfigError: a setting cannot work, or the port cannot be had.
+    """
+    settings = read_settings(_overrides(args))
+    logging.basicConfig(level=settings.log_level, stream=sys.stderr, format=_LOG_FORMAT)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would compete with the engine's
+    with listen_on(settings.host, settings.port) as listener:
+        service = Service(settings)
+        config = uvicorn.Config(
+            create_app(service),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=5,
+        )
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            return runner.run(_serve(service, _Server(config), listener))
+
+
+async def _serve(service: Service, server: uvicorn.Server, listener: socket.socket) -> int:
+    signals = _Signals()
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    resolved = " ".join(f"{name}={value}" for name, value in service.settings.resolved().items())
+    logger.info("settings: %s", resolved)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        return await _live(service, signals, url)
+    finally:
+        server.should_exit = True
+        await serving
+        await service.close()
+
+
+async def _live(service: Service, signals: _Signals, url: str) -> int:
+    """From loading to the last answer; returns the exit code."""
+    logger.info("loading on %s", url)
+    try:
+        await _unless(signals.first, service.start())
+    except LabError as error:
+        logger.error("the service cannot start: %s", error)
+        return 2
+    if not signals.first.is_set():
+        logger.info("ready on %s", url)
+    await signals.first.wait()
+    timeout_s = service.settings.drain_timeout_s
+    logger.info("finishing accepted requests (up to %g s); a second signal ends them", timeout_s)
+    num_cut = await _unless(signals.second, service.drain())
+    if num_cut is None:
+        num_cut = await service.cut_off(refusals.draining())
+    logger.info("stopped; %d accepted requests were cut off", num_cut)
+    return 1 if num_cut else 0
+
+
+class _Signals:
+    """The first and the second signal, as events of the running loop."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._catch)
+
+    def _catch(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: uvicorn would stop listening at once, and then raise them again at the end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, ResultT]) -> ResultT | None:
+    """The result of `work`, or None if `event` comes first."""
+    working, waiting = asyncio.create_task(work), asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        waiting.cancel()
+        working.cancel()
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, str]:
+    """What the command line sets.
+
+    Raises:
+        ConfigError: an assignment without "=".
+    """
+    named = ("variant", "backend", "model", "host", "port")
+    overrides = {name: value for name in named if (value := getattr(args, name)) is not None}
+    for assignment in args.assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: write it as NAME=VALUE")
+        overrides[name.strip()] = value
+    return overrides
+
+
+def listen_on(host: str, port: int) -> socket.socket:
+    """Take the port now, so that a second service fails before it loads a model.
+
+    Raises:
+        ConfigError: somebody has it, or the address is not ours.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY only where TCP is named
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({error.strerror or error}): free it or set another PORT"
+        ) from error
+    return listener

@@ -1,0 +1,52 @@
+"""What `/model` says: what is loaded, how it is batched, and how a client should send its prompts.
+
+The settings and the backend's own account enter; a `ModelCard` leaves.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from adapters.base import BackendInfo
+from services.contract import ModelCard
+from services.settings import Settings
+from services.strategies import VARIANTS
+
+_NOT_OF_THE_ENGINE = {"host", "port", "log_level", "drain_timeout_s", "artifacts_dir"}
+
+
+def lab_version() -> str:
+    try:
+        return version("batching-lab")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def model_card(settings: Settings, info: BackendInfo) -> ModelCard:
+    strategy = VARIANTS[settings.variant]
+    return ModelCard(
+        model=info.model,
+        backend=info.backend,
+        variant=settings.variant,
+        device=info.device,
+        dtype=info.dtype,
+        vocab_size=info.vocab_size,
+        eos_token_ids=list(info.eos_token_ids),
+        max_batch_size=info.max_batch_size,
+        max_model_len=info.max_model_len,
+        kv_capacity_tokens=info.kv_capacity_tokens,
+        num_parameters=info.num_parameters,
+        model_digest=info.model_digest,
+        scheduling=info.scheduling,
+        num_threads=info.num_threads,
+        details=info.details,
+        strategy={
+            "max_batch": settings.max_batch,
+            "batch_wait_ms": settings.batch_wait_ms,
+            "pad_finished": settings.pad_finished and strategy.keeps_finished_rows,
+        },
+        client_chunk=settings.max_batch if strategy.takes_groups else 1,
+        max_queue=settings.max_queue,
+        settings={k: v for k, v in settings.resolved().items() if k not in _NOT_OF_THE_ENGINE},
+        version=lab_version(),
+    )

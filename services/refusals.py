@@ -1,0 +1,168 @@
+"""Every way to say no, in one error shape: `{"error": {message, type, param, code}}`.
+
+What enters are failed checks and states of the service; what leaves are `Refusal` exceptions that carry
+the HTTP status with them. A refusal that comes in mid-stream is sent as the last frame instead.
+
+400 a body that is not JSON, or a request that can never fit; 404 a model that is not loaded; 413 a body
+that is too large; 422 a field; 429 the queue is full; 500 the backend failed; 503 starting, draining or
+the engine was lost; 504 `timeout_s` is over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+_TYPES = {
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+_FIELD_CODES = {
+    "missing": "missing_field",
+    "extra_forbidden": "unknown_field",
+    "unsupported": "unsupported_field",
+}
+_MAX_NAMED = 5
+_SHOWN_CHARS = 40
+
+
+class Refusal(Exception):
+    """Why a request gets no answer, or no more of it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    @property
+    def body(self) -> dict[str, dict[str, str | None]]:
+        error_type = _TYPES.get(self.status, "invalid_request_error")
+        error = {"message": self.message, "type": error_type, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    @property
+    def json_bytes(self) -> bytes:
+        return json.dumps(self.body, separators=(",", ":")).encode()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+
+
+def not_json(detail: str) -> Refusal:
+    return Refusal(400, f"The body is not valid JSON: {detail}.", code="invalid_json")
+
+
+def body_too_large(max_bytes: int) -> Refusal:
+    return Refusal(413, f"The body is larger than {max_bytes} bytes.", code="body_too_large")
+
+
+def bad_field(param: str, problem: str) -> Refusal:
+    """`problem` completes a sentence that begins with the field's name."""
+    return Refusal(422, f"{param} {problem}.", code="invalid_value", param=param)
+
+
+def too_long(problem: str, param: str) -> Refusal:
+    return Refusal(400, f"This can never fit: {problem}.", code="context_length_exceeded", param=param)
+
+
+def unknown_model(asked: str, loaded: str) -> Refusal:
+    message = f"The model {asked!r} is not loaded here; {loaded!r} is."
+    return Refusal(404, message, code="model_not_found", param="model")
+
+
+def queue_full(max_queue: int, retry_after_s: int) -> Refusal:
+    message = f"The queue is full ({max_queue} requests wait); try again in {retry_after_s} s."
+    return Refusal(429, message, code="queue_full", retry_after_s=retry_after_s)
+
+
+def starting() -> Refusal:
+    return Refusal(503, "The model is still loading; try again soon.", code="starting", retry_after_s=1)
+
+
+def restarting() -> Refusal:
+    return Refusal(503, "The engine stopped and is being restarted.", code="restarting", retry_after_s=1)
+
+
+def draining() -> Refusal:
+    return Refusal(503, "The service is shutting down and takes no more requests.", code="draining")
+
+
+def engine_lost(detail: str) -> Refusal:
+    return Refusal(503, f"The engine stopped while it worked on this request: {detail}.", code="engine_lost")
+
+
+def drain_timed_out(timeout_s: float) -> Refusal:
+    message = f"The service shut down before this request was finished (after {timeout_s:g} s)."
+    return Refusal(503, message, code="draining")
+
+
+def backend_failed(detail: str) -> Refusal:
+    return Refusal(500, f"This request could not be computed: {detail}.", code="backend_failed")
+
+
+def timed_out(timeout_s: float) -> Refusal:
+    message = f"The request did not finish within timeout_s = {timeout_s:g} s."
+    return Refusal(504, message, code="timeout", param="timeout_s")
+
+
+def from_validation(error: ValidationError) -> Refusal:
+    return from_failures(error.errors(include_url=False))
+
+
+def from_failures(failures: Sequence[Any]) -> Refusal:
+    """The first failed field decides `param` and `code`; the message tells of up to five of them."""
+    told = [_describe(_param(failure), failure) for failure in failures[:_MAX_NAMED]]
+    first = failures[0]
+    code = _FIELD_CODES.get(first["type"], "invalid_value")
+    return Refusal(422, " ".join(told), code=code, param=_param(first))
+
+
+def _param(failure: Any) -> str | None:
+    if failure["loc"]:
+        return ".".join(str(part) for part in failure["loc"])
+    param = failure.get("ctx", {}).get("param")
+    return None if param is None else str(param)
+
+
+def _describe(param: str | None, failure: Any) -> str:
+    message: str = failure["msg"]
+    match failure["type"]:
+        case "missing":
+            return f"{param} is required."
+        case "extra_forbidden":
+            return f"{param} is not a known field."
+        case "string_pattern_mismatch":
+            return f"{param} may hold printable ASCII characters only, without spaces."
+        case "body" | "twice":
+            return message.rstrip(".") + "."
+    if message.startswith("Input should be "):
+        message = "must be " + message.removeprefix("Input should be ")
+    elif " should " in message:
+        message = "must " + message.split(" should ", 1)[1]
+    message = message.replace(" after validation", "")
+    return f"{param} {message}{_got(failure['input'])}."
+
+
+def _got(value: object) -> str:
+    """What was sent, where that is short enough to help."""
+    if value is None or isinstance(value, list | tuple | dict):
+        return ""
+    text = json.dumps(value, default=str)
+    return f" (got {text})" if len(text) <= _SHOWN_CHARS else ""

@@ -1,0 +1,159 @@
+"""From the bytes of a request to sequences that the engine can take.
+
+What enters are a body and what is known of the model; what leaves is a checked request, then its sequences.
+Everything that is wrong with a request alone is found here, before the queue is looked at.
+Long texts are tokenized in a thread, so that other answers keep streaming meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from adapters.base import BackendInfo, RequestTooLong, SamplingParams, Sequence
+from adapters.tokenizer import ChatTemplateError, Tokenizer
+from services import refusals
+from services.contract import ChatRequest, GenerateRequest, SamplingFields
+from services.limits import SchedulerLimits
+from services.settings import Settings
+
+THREAD_ABOVE_CHARS = 16_384
+"""Tokenizing this much takes a few milliseconds."""
+
+RequestT = TypeVar("RequestT", bound=SamplingFields)
+
+
+def parse(model: type[RequestT], body: bytes) -> RequestT:
+    """Check a body against one of the request models.
+
+    Raises:
+        Refusal: 400 for what is not JSON, 422 with the field's name for the rest.
+    """
+    try:
+        data = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise refusals.not_json(str(error)) from None
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise refusals.from_validation(error) from None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What the engine has loaded, with what the API needs to talk about it."""
+
+    info: BackendInfo
+    tokenizer: Tokenizer
+    limits: SchedulerLimits
+    takes_groups: bool
+
+
+@dataclass(slots=True)
+class SequenceMaker:
+    """Makes the sequences of a request; ids go on over all requests of this process."""
+
+    settings: Settings
+    loaded: LoadedModel
+    seq_ids: Iterator[int] = field(default_factory=lambda: count(1))
+    group_ids: Iterator[int] = field(default_factory=lambda: count(1))
+
+    async def make(self, request: GenerateRequest | ChatRequest, arrival_s: float) -> list[Sequence]:
+        """One sequence a prompt, in order.
+
+        Raises:
+            Refusal: 404 for another model, 422 for a field, 400 for what can never fit.
+        """
+        self._check_model(request.model)
+        param = "prompt" if isinstance(request, GenerateRequest) else "messages"
+        prompts = await self._token_ids(request)
+        budgets = _per_prompt(request.max_tokens, len(prompts), "max_tokens")
+        seeds = _per_prompt(request.seed, len(prompts), "seed")
+        group_id = next(self.group_ids)
+        sequences = [
+            Sequence(
+                seq_id=next(self.seq_ids),
+                prompt_token_ids=prompt,
+                params=self._sampling(request, budget, seed, len(prompt)),
+                priority=request.priority,
+                group_id=group_id,
+                group_size=len(prompts),
+                arrival_s=arrival_s,
+            )
+            for prompt, budget, seed in zip(prompts, budgets, seeds, strict=True)
+        ]
+        try:
+            self.loaded.limits.check(sequences, together=self.loaded.takes_groups)
+        except RequestTooLong as error:
+            raise refusals.too_long(str(error), param) from None
+        return sequences
+
+    def _check_model(self, asked: str | None) -> None:
+        served = self.loaded.info.model
+        if asked is not None and asked not in (served, self.settings.model):
+            raise refusals.unknown_model(asked, served)
+
+    async def _token_ids(self, request: GenerateRequest | ChatRequest) -> list[list[int]]:
+        if isinstance(request, ChatRequest):
+            num_chars = sum(len(message.content) for message in request.messages)
+            return await _off_the_loop(num_chars, lambda: [self._chat_token_ids(request)])
+        texts = [prompt for prompt in request.prompt if isinstance(prompt, str)]
+        if texts:
+            encode = self.loaded.tokenizer.encode
+            encoded = await _off_the_loop(sum(map(len, texts)), lambda: [encode(text) for text in texts])
+            if not all(encoded):
+                raise refusals.bad_field("prompt", "has no tokens")
+            return encoded
+        ids = [prompt for prompt in request.prompt if not isinstance(prompt, str)]
+        vocab_size = self.loaded.info.vocab_size
+        if max(map(max, ids)) >= vocab_size:
+            raise refusals.bad_field("prompt", f"holds a token id that is not below {vocab_size}")
+        return ids
+
+    def _chat_token_ids(self, request: ChatRequest) -> list[int]:
+        messages = [message.model_dump(exclude_none=True) for message in request.messages]
+        try:
+            return self.loaded.tokenizer.apply_chat_template(messages)
+        except ChatTemplateError as error:
+            raise refusals.bad_field("messages", f"cannot be turned into a prompt: {error}") from None
+
+    def _sampling(
+        self, request: SamplingFields, budget: int | None, seed: int | None, num_prompt_tokens: int
+    ) -> SamplingParams:
+        """A budget that nobody asked for shrinks to what fits; a seed that nobody gave is drawn."""
+        settings = self.settings
+        if budget is None:
+            limits = self.loaded.limits
+            room = min(limits.max_model_len, limits.kv_capacity_tokens) - num_prompt_tokens
+            budget = max(1, min(settings.max_tokens, room))
+        if seed is None:
+            seed = random.getrandbits(62) if settings.seed is None else settings.seed
+        return SamplingParams(
+            max_tokens=budget,
+            temperature=settings.temperature if request.temperature is None else request.temperature,
+            top_p=settings.top_p if request.top_p is None else request.top_p,
+            top_k=settings.top_k if request.top_k is None else request.top_k,
+            seed=seed,
+            ignore_eos=request.ignore_eos,
+        )
+
+
+async def _off_the_loop(num_chars: int, encode: Callable[[], list[list[int]]]) -> list[list[int]]:
+    return encode() if num_chars <= THREAD_ABOVE_CHARS else await asyncio.to_thread(encode)
+
+
+def _per_prompt(value: int | list[int] | None, num_prompts: int, name: str) -> list[int] | list[None]:
+    if value is None:
+        return [None] * num_prompts
+    if isinstance(value, int):
+        return [value] * num_prompts
+    if len(value) != num_prompts:
+        raise refusals.bad_field(name, f"has {len(value)} entries for {num_prompts} prompts")
+    return value

@@ -1,0 +1,227 @@
+"""Decides who computes what in the next step, and books what came of it.
+
+Sequences enter; a `StepPlan` leaves for the backend; the backend's outputs come back; what leaves then
+is an `Outcome`: what to tell the clients and which cache space to free. It is pure: no clock (`now_s`
+is given), no asyncio, no torch. *How many* join is the strategy's answer, *who* is the queue's.
+
+KV is reserved on admission, so nobody is ever preempted. Decode rows go first and prompts are cut at
+multiples of `prefill_chunk`, so a long prompt holds up nobody's next token for more than one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from adapters.base import FinishReason, ScheduledChunk, Sequence, SequenceState, StepOutput
+from services.limits import SchedulerLimits
+from services.messages import SequenceTimings, SequenceUpdate
+from services.running_batch import RunningBatch
+from services.strategies.base import BatchingStrategy
+from services.waiting_queue import WaitingQueue
+
+__all__ = ["Outcome", "Scheduler", "SchedulerLimits", "StepPlan"]
+
+_FINISHED = SequenceState.FINISHED
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step, decode and dead rows first. Without `chunks` there is nothing to compute before
+    `recheck_at_s` (None: before the next message)."""
+
+    chunks: list[ScheduledChunk]
+    num_rows: int
+    """Live rows only, here as in `mean_batch_size`; dead ones are counted apart."""
+    num_dead_rows: int
+    num_prompt_tokens: int
+    num_decode_tokens: int
+    recheck_at_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What to publish, and the ids whose cache space the backend may free."""
+
+    updates: list[SequenceUpdate]
+    released_seq_ids: list[int]
+
+
+class Scheduler:
+    def __init__(
+        self, strategy: BatchingStrategy, limits: SchedulerLimits, eos_token_ids: Iterable[int] = ()
+    ) -> None:
+        self.limits = limits
+        self._strategy = strategy
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._waiting = WaitingQueue(limits.aging_s)
+        self._batch = RunningBatch(limits, pads=strategy.keeps_finished_rows and limits.pad_finished)
+        self._draining = False
+        self._held_back: list[Sequence] = []  # slot and KV were free, but the strategy said no
+        self._held_since_s = 0.0
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that are being answered; dead rows are not."""
+        return self._batch.num_live
+
+    @property
+    def queue_depth(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def kv_used_tokens(self) -> int:
+        """KV places reserved, those of dead rows included."""
+        return self._batch.kv_used_tokens
+
+    def add(self, sequences: Seq[Sequence]) -> None:
+        """Queue the sequences of one request; they share their fate, their priority and their arrival.
+
+        Raises:
+            RequestTooLong: one of them, or a group that must run together, can never fit.
+        """
+        assert all(seq.prompt_token_ids for seq in sequences), "the API refuses empty prompts"
+        self.limits.check(sequences, together=self._strategy.takes_groups)
+        self._waiting.push(sequences)
+
+    def drain(self) -> None:
+        """Nobody else will come: the strategy may stop waiting for company."""
+        self._draining = True
+
+    def cancel(self, seq_ids: Iterable[int], now_s: float, reason: FinishReason = "abort") -> Outcome:
+        """End these sequences, waiting or running; unknown and finished ids are ignored.
+
+        In a padded batch the slot stays taken until the batch is done; the client hears at once.
+        """
+        self._charge_held_back(now_s)
+        wanted = set(seq_ids)
+        self._held_back = [seq for seq in self._held_back if seq.seq_id not in wanted]
+        waiting = [seq for seq in self._waiting.sequences if seq.seq_id in wanted]
+        for seq in waiting:
+            self._waiting.remove(seq)
+        running = [s for s in self._batch.sequences if s.seq_id in wanted and s.state is not _FINISHED]
+        self._batch.num_dead += len(running)
+        updates = [_finish(seq, [], reason, now_s) for seq in waiting + running]
+        return Outcome(updates, self._batch.sweep())
+
+    def plan(self, now_s: float) -> StepPlan:
+        """Admit whom the strategy lets in, and lay out the next step."""
+        self._charge_held_back(now_s)
+        recheck_at_s = self._admit(now_s) if self._waiting else None
+        chunks: list[ScheduledChunk] = []
+        prompts: list[Sequence] = []
+        for seq in self._batch.sequences:
+            num_computed = seq.num_computed_tokens
+            if seq.state is _FINISHED:
+                chunks.append(ScheduledChunk(seq, num_computed - 1, 1, dead=True))
+            elif num_computed < len(seq.prompt_token_ids):
+                prompts.append(seq)
+            else:
+                chunks.append(ScheduledChunk(seq, num_computed, 1))
+        num_dead = self._batch.num_dead
+        num_decode_tokens = len(chunks) - num_dead
+        num_prompt_tokens = self._add_prompt_chunks(chunks, prompts)
+        return StepPlan(
+            chunks, len(chunks) - num_dead, num_dead, num_prompt_tokens, num_decode_tokens, recheck_at_s
+        )
+
+    def commit(self, plan: StepPlan, outputs: Iterable[StepOutput], now_s: float) -> Outcome:
+        """Book a step that the backend has computed; `now_s` is when its tokens were there."""
+        tokens_of = {output.seq_id: output.token_ids for output in outputs}
+        num_rows = plan.num_rows
+        updates = []
+        for chunk in plan.chunks:
+            if chunk.dead:
+                continue
+            seq = chunk.seq
+            seq.num_steps += 1
+            seq.sum_batch_rows += num_rows
+            seq.num_computed_tokens = chunk.start + chunk.num_tokens
+            token_ids = tokens_of.get(seq.seq_id)
+            if token_ids:
+                updates.append(self._append(seq, token_ids, now_s))
+            elif seq.num_computed_tokens >= seq.num_tokens:
+                updates.append(self._fail(seq, "the backend computed this sequence but gave no token", now_s))
+        return Outcome(updates, self._batch.sweep())
+
+    def abandon(self, plan: StepPlan, message: str, now_s: float) -> Outcome:
+        """Book a step that the backend could not compute: all its rows end and leave, dead ones too."""
+        updates = [self._fail(chunk.seq, message, now_s) for chunk in plan.chunks if not chunk.dead]
+        for chunk in plan.chunks:
+            chunk.seq.num_computed_tokens = 0
+        return Outcome(updates, self._batch.sweep())
+
+    def _admit(self, now_s: float) -> float | None:
+        """Ask the strategy, cut its answer at what fits, and note whom it held back."""
+        waiting, running = self._waiting.sequences, self._batch.sequences
+        admission = self._strategy.admit(waiting, running, now_s=now_s, draining=self._draining)
+        num_fitting = self._batch.num_fitting(waiting)
+        count = min(max(admission.count, 0), len(waiting))
+        if count > num_fitting:
+            waits_until_all_fit = self._strategy.takes_groups and running
+            count = 0 if waits_until_all_fit else num_fitting
+        if count:
+            joining = self._waiting.pop(count, keep_group_first=self._strategy.takes_groups)
+            self._batch.join(joining, now_s)
+        self._held_back = list(waiting[: num_fitting - count])
+        return admission.recheck_at_s
+
+    def _add_prompt_chunks(self, chunks: list[ScheduledChunk], prompts: Iterable[Sequence]) -> int:
+        """Fill the rest of the step with `prompts`, first admitted first; returns the tokens added."""
+        room = free = self.limits.max_step_tokens - len(chunks)
+        for seq in prompts:
+            start = seq.num_computed_tokens
+            num_tokens = len(seq.prompt_token_ids) - start
+            if num_tokens > free:
+                num_tokens = free - free % self.limits.prefill_chunk
+            if num_tokens:
+                chunks.append(ScheduledChunk(seq, start, num_tokens))
+                free -= num_tokens
+        return room - free
+
+    def _append(self, seq: Sequence, token_ids: list[int], now_s: float) -> SequenceUpdate:
+        """Give `seq` its new tokens up to the one that ends it; an end-of-sequence token counts as output."""
+        if seq.first_token_s is None:
+            seq.first_token_s = now_s
+        output, max_tokens = seq.output_token_ids, seq.params.max_tokens
+        stops_at = () if seq.params.ignore_eos else self._eos_token_ids
+        seq.num_computed_tokens -= 1  # the last new token is not in the cache yet
+        for num_new, token_id in enumerate(token_ids, start=1):
+            output.append(token_id)
+            seq.num_computed_tokens += 1
+            if token_id in stops_at or len(output) >= max_tokens:
+                self._batch.num_dead += 1
+                reason: FinishReason = "stop" if token_id in stops_at else "length"
+                return _finish(seq, token_ids[:num_new], reason, now_s)
+        return SequenceUpdate(seq.seq_id, token_ids)
+
+    def _fail(self, seq: Sequence, message: str, now_s: float) -> SequenceUpdate:
+        seq.num_computed_tokens = 0
+        self._batch.num_dead += 1
+        return _finish(seq, [], "error", now_s, message)
+
+    def _charge_held_back(self, now_s: float) -> None:
+        for seq in self._held_back:
+            seq.batch_wait_s += now_s - self._held_since_s
+        self._held_since_s = now_s
+
+
+def _finish(
+    seq: Sequence, token_ids: list[int], reason: FinishReason, now_s: float, error: str | None = None
+) -> SequenceUpdate:
+    """End `seq` and split its time since arrival into four parts."""
+    seq.state = _FINISHED
+    seq.finish_reason = reason
+    seq.finished_s = now_s
+    admitted_s = now_s if seq.admitted_s is None else seq.admitted_s
+    first_token_s = now_s if seq.first_token_s is None else seq.first_token_s
+    timings = SequenceTimings(
+        queue_s=max(0.0, admitted_s - seq.arrival_s - seq.batch_wait_s),
+        batch_wait_s=seq.batch_wait_s,
+        prefill_s=first_token_s - admitted_s,
+        decode_s=now_s - first_token_s,
+        num_steps=seq.num_steps,
+        mean_batch_size=seq.sum_batch_rows / seq.num_steps if seq.num_steps else 0.0,
+    )
+    return SequenceUpdate(seq.seq_id, token_ids, reason, timings, error)

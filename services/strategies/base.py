@@ -1,0 +1,51 @@
+"""The one question a batching strategy answers: how many sequences at the head of the queue join now?
+
+What enters are the queue and the running batch as the scheduler sees them; what leaves is a count.
+A strategy does not pick, reorder, cancel or time anything, and it touches no clock: `now_s` is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from adapters.base import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """`count` sequences join; ask again at `recheck_at_s` even if nothing happens until then."""
+
+    count: int
+    recheck_at_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyConfig:
+    """The settings a strategy may use: batch size in sequences, longest wait in seconds."""
+
+    max_batch: int = 16
+    batch_wait_s: float = 0.050
+
+
+class BatchingStrategy(Protocol):
+    """One policy. `admit` may ask for more than fits: the scheduler cuts at free slots and KV."""
+
+    name: ClassVar[str]
+    keeps_finished_rows: ClassVar[bool]
+    """True where a finished row stays in the batch until the last one is done (if PAD_FINISHED)."""
+    takes_groups: ClassVar[bool]
+    """True where the client should send its prompts in chunks of the batch size, one request each."""
+
+    def __init__(self, config: StrategyConfig) -> None: ...
+
+    def admit(
+        self, waiting: Seq[Sequence], running: Seq[Sequence], *, now_s: float, draining: bool
+    ) -> Admission:
+        """Say how many of `waiting`, from its head on, join the batch.
+
+        `running` holds every sequence that has a slot, dead rows included. With `draining` no
+        further request will come, so waiting for company is pointless.
+        """
+        ...

@@ -1,0 +1,28 @@
+"""Continuous: every free slot is refilled at every step, and a finished row leaves at once.
+
+What enters are the queue and the running batch; what leaves is the number of free slots.
+It knows no waiting and no groups: each sequence comes and goes alone.
+Source: iteration-level scheduling, Orca (Yu et al., OSDI 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import ClassVar
+
+from adapters.base import Sequence
+from services.strategies.base import Admission, StrategyConfig
+
+
+class Continuous:
+    name: ClassVar[str] = "continuous"
+    keeps_finished_rows: ClassVar[bool] = False
+    takes_groups: ClassVar[bool] = False
+
+    def __init__(self, config: StrategyConfig) -> None:
+        self._max_batch = config.max_batch
+
+    def admit(
+        self, waiting: Seq[Sequence], running: Seq[Sequence], *, now_s: float, draining: bool
+    ) -> Admission:
+        return Admission(self._max_batch - len(running))

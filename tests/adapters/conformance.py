@@ -1,0 +1,121 @@
+"""What the conformance tests drive a backend with, and the list of backends that they drive.
+
+A test says who is in each step and how prompts are cut; `Driver` makes the chunks, books the tokens as
+the scheduler would and checks what holds for every step. To put a backend under test, add a
+factory for one with `MAX_BATCH` slots of `MAX_MODEL_LEN` tokens to `FACTORIES`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from functools import cache
+from itertools import count
+from tempfile import mkdtemp
+
+import pytest
+
+from adapters.base import Backend, BackendConfig, SamplingParams, ScheduledChunk, Sequence
+from adapters.null_backend import NullBackend
+
+MAX_BATCH = 4
+MAX_MODEL_LEN = 384
+CUT = 64
+"""Prompts are cut at multiples of this, as the scheduler does."""
+
+GREEDY = SamplingParams()
+SAMPLED = SamplingParams(temperature=1.0, seed=11)
+
+
+def null_backend() -> Backend:
+    return NullBackend(BackendConfig(max_batch_size=MAX_BATCH, max_model_len=MAX_MODEL_LEN))
+
+
+@cache
+def _tiny_llama() -> str:
+    """A folder with a random model, made once and left to the system's temporary files."""
+    transformers = pytest.importorskip("transformers", reason="needs the torch extra")
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    torch.manual_seed(0)
+    shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64, "intermediate_size": 96}
+    config = transformers.LlamaConfig(
+        vocab_size=257, num_hidden_layers=2, eos_token_id=256, initializer_range=0.2, **shape
+    )
+    folder = mkdtemp(prefix="lab-tiny-llama-")
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def torch_backend() -> Backend:
+    folder = _tiny_llama()
+    from adapters.torch_backend.backend import TorchBackend
+
+    limits = {"max_batch_size": MAX_BATCH, "max_model_len": MAX_MODEL_LEN}
+    return TorchBackend(BackendConfig(model=folder, num_threads=1, **limits))
+
+
+FACTORIES: dict[str, Callable[[], Backend]] = {"null": null_backend, "torch": torch_backend}
+
+_next_seq_id = count(1)
+
+
+class Driver:
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._started: list[Sequence] = []
+
+    def start(self, num_prompt_tokens: int, params: SamplingParams = GREEDY, *, salt: int = 0) -> Sequence:
+        """A new sequence; equal lengths and salts give equal prompts."""
+        rng = random.Random(f"{num_prompt_tokens}/{salt}")
+        vocab_size = self.backend.info.vocab_size
+        prompt = [rng.randrange(vocab_size) for _ in range(num_prompt_tokens)]
+        seq = Sequence(next(_next_seq_id), prompt, params)
+        self._started.append(seq)
+        return seq
+
+    def step(self, *work: Sequence | tuple[Sequence, int], dead: Iterable[Sequence] = ()) -> None:
+        """One step. A sequence computes all it knows, or as many tokens as the pair says."""
+        chunks = []
+        for item in work:
+            seq, num_tokens = item if isinstance(item, tuple) else (item, item.num_tokens)
+            start = seq.num_computed_tokens
+            chunks.append(ScheduledChunk(seq, start, min(num_tokens, seq.num_tokens - start)))
+        chunks += [ScheduledChunk(seq, seq.num_computed_tokens - 1, 1, dead=True) for seq in dead]
+        known = {chunk.seq.seq_id: chunk.seq.num_tokens for chunk in chunks}
+
+        outputs = {output.seq_id: output.token_ids for output in self.backend.step(chunks)}
+
+        assert {chunk.seq.seq_id: chunk.seq.num_tokens for chunk in chunks} == known, "the backend wrote"
+        assert set(outputs) == {chunk.seq.seq_id for chunk in chunks if chunk.samples}
+        for chunk in chunks:
+            if not chunk.dead:
+                token_ids = outputs.get(chunk.seq.seq_id, [])
+                assert all(0 <= token_id < self.backend.info.vocab_size for token_id in token_ids)
+                assert chunk.samples == bool(token_ids)
+                chunk.seq.output_token_ids += token_ids
+                chunk.seq.num_computed_tokens = chunk.start + chunk.num_tokens + max(0, len(token_ids) - 1)
+
+    def steps(self, num_steps: int, *work: Sequence, dead: Iterable[Sequence] = ()) -> None:
+        for _ in range(num_steps):
+            self.step(*work, dead=dead)
+
+    def release(self, *sequences: Sequence) -> None:
+        self.backend.release([seq.seq_id for seq in sequences])
+
+    def release_all(self) -> None:
+        self.release(*self._started)
+        self._started.clear()
+
+    def alone(self, like: Sequence, num_tokens: int | None = None) -> list[int]:
+        """What `like` gets with the whole backend to itself and its prompt in one piece.
+
+        As many tokens as `like` has, unless told. Frees every slot.
+        """
+        num_tokens = len(like.output_token_ids) if num_tokens is None else num_tokens
+        self.release_all()
+        seq = Sequence(next(_next_seq_id), list(like.prompt_token_ids), like.params)
+        self._started.append(seq)
+        while len(seq.output_token_ids) < num_tokens:
+            self.step(seq)
+        self.release_all()
+        return seq.output_token_ids[:num_tokens]

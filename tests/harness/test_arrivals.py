@@ -1,0 +1,124 @@
+"""Schedules: made of a seed alone, with the load that was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from adapters.base import ConfigError
+from harness.arrivals import Arrivals, Load, Schedule, make_load, make_schedule, schedule_digest
+from harness.corpus import Prompt
+
+PROMPTS = [Prompt(id=f"p{i}", prompt=f"prompt {i}", max_tokens=i + 1) for i in range(50)]
+CLOSED = Load(Arrivals.CLOSED, concurrency=4)
+OPEN = Load(Arrivals.POISSON, rate=20.0)
+
+
+def offsets(schedule: Schedule) -> list[float]:
+    return [request.offset_s for request in schedule.requests if request.offset_s is not None]
+
+
+def test_same_seed_same_schedule() -> None:
+    assert make_schedule(PROMPTS, 40, OPEN, 7) == make_schedule(PROMPTS, 40, OPEN, 7)
+
+
+def test_digest_is_stable_across_versions() -> None:
+    assert make_schedule(PROMPTS, 40, CLOSED, 7).digest == GOLDEN_CLOSED
+    assert make_schedule(PROMPTS, 40, OPEN, 7).digest == GOLDEN_OPEN
+
+
+GOLDEN_CLOSED = "0ce53ac79905f036fa3caf19f7ddfeb8e32604ed6289b896abe04fe5685c9a11"
+GOLDEN_OPEN = "01d0d010fa212b541043b889294fe625ae3c46a8e2ec13f09de7fd6f5f6bcf6e"
+
+
+def test_digest_covers_every_planned_value() -> None:
+    schedule = make_schedule(PROMPTS, 5, OPEN, 7)
+    first = schedule.requests[0]
+    entries = [(r.index, r.prompt_id, r.max_tokens, r.seed, r.offset_s) for r in schedule.requests]
+    assert schedule_digest(OPEN, entries) == schedule.digest
+    for changed in (
+        (first.index, "other", first.max_tokens, first.seed, first.offset_s),
+        (first.index, first.prompt_id, first.max_tokens + 1, first.seed, first.offset_s),
+        (first.index, first.prompt_id, first.max_tokens, first.seed + 1, first.offset_s),
+        (first.index, first.prompt_id, first.max_tokens, first.seed, 0.123),
+    ):
+        assert schedule_digest(OPEN, [changed, *entries[1:]]) != schedule.digest
+    assert schedule_digest(replace(OPEN, rate=21.0), entries) != schedule.digest
+
+
+def test_each_dimension_has_a_seed_of_its_own() -> None:
+    closed, slow, fast = (
+        make_schedule(PROMPTS, 40, load, 7) for load in (CLOSED, OPEN, Load(Arrivals.POISSON, rate=40.0))
+    )
+    assert len(set(closed.seeds.values())) == len(closed.seeds)
+    for other in (slow, fast):
+        assert [r.prompt_id for r in other.requests] == [r.prompt_id for r in closed.requests]
+        assert [r.seed for r in other.requests] == [r.seed for r in closed.requests]
+    np.testing.assert_allclose(np.array(offsets(slow)), 2 * np.array(offsets(fast)), rtol=1e-6)
+
+
+def test_another_seed_changes_all_dimensions() -> None:
+    one, two = make_schedule(PROMPTS, 40, OPEN, 1), make_schedule(PROMPTS, 40, OPEN, 2)
+    assert [r.prompt_id for r in one.requests] != [r.prompt_id for r in two.requests]
+    assert [r.seed for r in one.requests] != [r.seed for r in two.requests]
+    assert offsets(one) != offsets(two)
+
+
+def test_corpus_is_used_up_before_a_prompt_comes_again() -> None:
+    ids = [r.prompt_id for r in make_schedule(PROMPTS, 120, CLOSED, 3).requests]
+    assert len(set(ids[:50])) == len(set(ids[50:100])) == 50
+    assert ids[:50] != ids[50:100]
+    assert ids[:40] == [r.prompt_id for r in make_schedule(PROMPTS, 40, CLOSED, 3).requests]
+
+
+def test_poisson_gaps_have_the_mean_and_the_spread_of_an_exponential() -> None:
+    load = Load(Arrivals.POISSON, rate=50.0)
+    gaps = np.diff([0.0, *offsets(make_schedule(PROMPTS, 20_000, load, 11))])
+    assert gaps.mean() == pytest.approx(0.02, rel=0.03)
+    assert gaps.std() / gaps.mean() == pytest.approx(1.0, abs=0.03)
+    # Nothing is clamped: the share of gaps above three means is that of an exponential.
+    assert np.mean(gaps > 0.06) == pytest.approx(np.exp(-3), rel=0.1)
+    assert gaps.min() > 0
+
+
+def test_constant_arrivals_are_evenly_spaced() -> None:
+    load = Load(Arrivals.CONSTANT, rate=4.0)
+    assert offsets(make_schedule(PROMPTS, 5, load, 0)) == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_closed_loop_has_no_offsets() -> None:
+    assert offsets(make_schedule(PROMPTS, 5, CLOSED, 0)) == []
+
+
+def test_seeds_fit_into_31_bits() -> None:
+    assert all(0 <= r.seed < 2**31 for r in make_schedule(PROMPTS, 500, CLOSED, 5).requests)
+
+
+def test_a_rate_makes_the_loop_open() -> None:
+    assert make_load(concurrency=4, rate=None, arrivals=None) == CLOSED
+    assert make_load(concurrency=4, rate=2.0, arrivals=None).arrivals is Arrivals.POISSON
+    assert make_load(concurrency=4, rate=2.0, arrivals="constant").arrivals is Arrivals.CONSTANT
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "rate", "arrivals", "named"),
+    [
+        (0, None, None, "CONCURRENCY"),
+        (1, 0.0, None, "RATE"),
+        (1, float("inf"), None, "RATE"),
+        (1, None, "poisson", "RATE"),
+        (1, 2.0, "bursty", "ARRIVALS"),
+    ],
+)
+def test_impossible_loads_are_refused_by_name(
+    concurrency: int, rate: float | None, arrivals: str | None, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        make_load(concurrency=concurrency, rate=rate, arrivals=arrivals)
+
+
+def test_no_requests_are_refused() -> None:
+    with pytest.raises(ConfigError, match="REQUESTS"):
+        make_schedule(PROMPTS, 0, CLOSED, 0)

@@ -1,0 +1,257 @@
+"""The scheduler's steps on a virtual clock: how prompts are cut, how answers end, what dead rows do.
+
+Its limits, its queue and what holds for any traffic have files of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from adapters.base import SamplingParams, SequenceState
+from services.strategies.continuous import Continuous
+from tests.services.virtual_lab import EOS, LIMITS, WORD, VirtualLab
+
+
+class PaddedRefill(Continuous):
+    keeps_finished_rows = True
+
+
+# -- chunks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("max_step_tokens", "prompt", "chunks"),
+    [
+        (64, 3, [3]),
+        (64, 8, [8]),
+        (64, 64, [64]),
+        (64, 65, [64, 1]),
+        (12, 21, [8, 8, 5]),
+        (30, 61, [24, 24, 13]),
+    ],
+)
+def test_a_prompt_is_cut_at_multiples(max_step_tokens: int, prompt: int, chunks: list[int]) -> None:
+    lab = VirtualLab("continuous", limits=replace(LIMITS, max_step_tokens=max_step_tokens))
+    lab.submit(1, prompt=prompt)
+    seen = []
+    while plan := lab.step().chunks:
+        seen.append(plan[0].num_tokens)
+    assert seen == chunks
+
+
+def test_prompts_share_a_step_in_order_of_admission_after_decode_rows() -> None:
+    lab = VirtualLab("continuous", limits=replace(LIMITS, max_step_tokens=26))
+    lab.submit(9, prompt=2)
+    lab.step()
+    lab.submit(9, prompt=20)
+    lab.submit(9, prompt=12)
+    lab.submit(9, prompt=4)
+
+    steps = [[(c.seq.seq_id, c.start, c.num_tokens) for c in lab.step().chunks] for _ in range(3)]
+    assert steps == [
+        [(0, 2, 1), (1, 0, 20), (3, 0, 4)],  # no whole chunk of 2 is left room for, but 3 fits
+        [(0, 3, 1), (1, 20, 1), (3, 4, 1), (2, 0, 12)],
+        [(0, 4, 1), (1, 21, 1), (2, 12, 1), (3, 5, 1)],
+    ]
+
+
+def test_a_long_prompt_does_not_hold_up_the_next_token() -> None:
+    lab = VirtualLab("continuous", limits=replace(LIMITS, max_step_tokens=12))
+    (talker,) = lab.submit(100)
+    lab.step()
+    lab.submit(1, prompt=200)
+    for _ in range(10):
+        before = len(talker.output_token_ids)
+        lab.step()
+        assert len(talker.output_token_ids) == before + 1
+
+
+# -- ends -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tokens", "params", "output", "reason"),
+    [
+        ([[WORD], [WORD], [WORD]], SamplingParams(), [WORD] * 3, "length"),
+        ([[WORD], [EOS]], SamplingParams(), [WORD, EOS], "stop"),
+        ([[WORD], [WORD], [EOS]], SamplingParams(), [WORD, WORD, EOS], "stop"),
+        ([[EOS], [EOS], [WORD]], SamplingParams(ignore_eos=True), [EOS, EOS, WORD], "length"),
+        ([[WORD, WORD], [WORD, WORD]], SamplingParams(), [WORD] * 3, "length"),
+        ([[WORD, EOS, WORD]], SamplingParams(), [WORD, EOS], "stop"),
+        ([[5, EOS], [WORD]], SamplingParams(ignore_eos=True), [5, EOS, WORD], "length"),
+    ],
+)
+def test_how_an_answer_ends(
+    tokens: list[list[int]], params: SamplingParams, output: list[int], reason: str
+) -> None:
+    script = iter(tokens)
+    lab = VirtualLab("continuous", model=lambda seq: next(script))
+    (seq,) = lab.submit(3, params=params)
+    lab.run()
+    updates = lab.published[seq.seq_id]
+    assert [token_id for update in updates for token_id in update.token_ids] == output
+    assert seq.output_token_ids == output
+    assert [update.finish_reason for update in updates] == [None] * (len(updates) - 1) + [reason]
+    assert (seq.state, seq.finish_reason) == (SequenceState.FINISHED, reason)
+    assert lab.released == [seq.seq_id]
+    assert lab.scheduler.kv_used_tokens == 0
+
+
+def test_a_backend_that_gives_no_token_ends_the_sequence_with_an_error() -> None:
+    lab = VirtualLab("continuous", model=lambda seq: [] if seq.seq_id == 1 else [WORD])
+    lab.submit(2, 2)
+    lab.step()
+    assert [(u.finish_reason, u.error) for u in lab.published[1]] == [
+        ("error", "the backend computed this sequence but gave no token")
+    ]
+    assert lab.released == [1]
+    lab.run()
+    assert lab.published[0][-1].finish_reason == "length"
+
+
+def test_a_failed_step_ends_its_own_sequences_only() -> None:
+    lab = VirtualLab("continuous", limits=replace(LIMITS, max_step_tokens=12))
+    lab.submit(1, prompt=8)
+    lab.submit(1, prompt=8)  # no room in the first step
+    lab.submit(1, prompt=4)
+    lab.fail_step()
+    assert [(u.seq_id, u.finish_reason, u.error) for id_ in (0, 2) for u in lab.published[id_]] == [
+        (0, "error", "out of order"),
+        (2, "error", "out of order"),
+    ]
+    assert lab.released == [0, 2]
+    lab.run()
+    assert lab.published[1][-1].finish_reason == "length"
+
+
+def test_a_failed_step_of_a_padded_batch_frees_its_dead_rows_too() -> None:
+    lab = VirtualLab("static")
+    lab.submit(1, 5)
+    lab.step()
+    assert lab.released == []
+    lab.fail_step()
+    assert sorted(lab.released) == [0, 1]
+    assert len(lab.published[0]) == 1
+
+
+def test_a_failed_step_spares_the_rest_of_a_padded_batch() -> None:
+    lab = VirtualLab("static", limits=replace(LIMITS, max_step_tokens=12))
+    lab.submit(1, 5, 5, prompt=8)
+    lab.step()
+    lab.fail_step()  # the first row is dead by now, the second reads its prompt, the third has no room yet
+    assert lab.released == [0, 1]
+    lab.run()
+    assert len(lab.sequences[2].output_token_ids) == 5
+
+
+# -- dead rows ------------------------------------------------------------------------------------
+
+
+def test_finished_rows_stay_dead_at_their_last_place_until_the_batch_is_done() -> None:
+    lab = VirtualLab("static")
+    lab.submit(1, 2, 4, prompt=3)
+    lab.submit(1)
+    plans = [lab.step() for _ in range(4)]
+    dead = [[(c.seq.seq_id, c.start, c.num_tokens) for c in plan.chunks if c.dead] for plan in plans]
+    assert dead == [[], [(0, 2, 1)], [(0, 2, 1), (1, 3, 1)], [(0, 2, 1), (1, 3, 1)]]
+    assert [plan.num_rows for plan in plans] == [3, 2, 1, 1]
+    assert [plan.num_decode_tokens for plan in plans] == [0, 2, 1, 1]
+    assert lab.released == [0, 1, 2]
+    assert [len(lab.published[seq_id]) for seq_id in range(3)] == [1, 2, 4]
+    assert lab.step().chunks[0].seq.seq_id == 3
+
+
+def test_dead_rows_do_not_count_as_company() -> None:
+    lab = VirtualLab("static")
+    *_, longest = lab.submit(1, 2, 4)
+    lab.run()
+    timings = lab.published[longest.seq_id][-1].timings
+    assert timings is not None
+    assert (timings.num_steps, timings.mean_batch_size) == (4, (3 + 2 + 1 + 1) / 4)
+
+
+def test_num_running_counts_the_living_and_kv_the_dead_too() -> None:
+    lab = VirtualLab("static")
+    lab.submit(1, 5)
+    lab.step()
+    assert (lab.scheduler.num_running, lab.scheduler.kv_used_tokens) == (1, 3 + 1 + 3 + 5)
+
+
+@pytest.mark.parametrize("pad_finished", [True, False])
+def test_cancelling_a_row_ends_it_at_once_and_its_slot_with_the_batch(pad_finished: bool) -> None:
+    lab = VirtualLab("static", limits=replace(LIMITS, pad_finished=pad_finished))
+    first, second = lab.submit(9, 3)
+    lab.step()
+    outcome = lab.cancel(first)
+    assert [(u.seq_id, u.token_ids, u.finish_reason) for u in outcome.updates] == [(0, [], "abort")]
+    assert outcome.released_seq_ids == ([] if pad_finished else [0])
+    assert lab.step().num_dead_rows == pad_finished
+    lab.run()
+    assert sorted(lab.released) == [0, 1]
+    assert len(second.output_token_ids) == 3
+
+
+def test_a_batch_of_dead_rows_only_is_released_and_not_computed() -> None:
+    lab = VirtualLab("static")
+    lab.submit(1, 5, 5)
+    lab.step()
+    lab.cancel(lab.sequences[1])
+    assert lab.cancel(lab.sequences[2]).released_seq_ids == [0, 1, 2]
+    assert lab.step().chunks == []
+
+
+def test_a_row_cancelled_in_mid_prompt_stays_dead_where_it_stopped() -> None:
+    lab = VirtualLab("static", limits=replace(LIMITS, max_step_tokens=12))
+    half_read, other = lab.submit(5, 5, prompt=20)
+    lab.step()
+    lab.cancel(half_read)
+    chunks = lab.step().chunks
+    assert [(c.seq.seq_id, c.start, c.num_tokens, c.dead) for c in chunks] == [
+        (0, 7, 1, True),
+        (1, 0, 8, False),
+    ]
+    lab.run()
+    assert len(other.output_token_ids) == 5
+
+
+def test_a_row_cancelled_before_its_first_chunk_leaves_even_a_padded_batch() -> None:
+    lab = VirtualLab("static", limits=replace(LIMITS, max_step_tokens=12))
+    _, unread = lab.submit(5, 5, prompt=20)
+    lab.step()
+    assert lab.cancel(unread).released_seq_ids == [1]
+
+
+def test_dead_rows_keep_their_slots_from_newcomers() -> None:
+    lab = VirtualLab(PaddedRefill)
+    lab.submit(1, 1, 1, 4)
+    lab.step()
+    lab.submit(1)
+    lab.run()
+    assert lab.batches[1:] == [([3], [0, 1, 2])] * 3 + [([4], [])]
+
+
+# -- cancelling -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 4], ids=["waiting", "mid-prompt", "prompt", "decode"])
+def test_a_cancel_frees_everything_at_once(num_steps: int) -> None:
+    lab = VirtualLab("continuous", limits=replace(LIMITS, max_step_tokens=12))
+    (seq,) = lab.submit(50, prompt=16)
+    for _ in range(num_steps):
+        lab.step()
+    outcome = lab.cancel(seq, reason="stop")
+    assert [(u.seq_id, u.finish_reason) for u in outcome.updates] == [(0, "stop")]
+    assert outcome.released_seq_ids == ([0] if num_steps else [])
+    scheduler = lab.scheduler
+    assert (scheduler.queue_depth, scheduler.num_running, scheduler.kv_used_tokens) == (0, 0, 0)
+    assert lab.step().chunks == []
+
+
+def test_cancelling_the_unknown_or_the_finished_is_ignored() -> None:
+    lab = VirtualLab("continuous")
+    (seq,) = lab.submit(1)
+    lab.run()
+    outcome = lab.scheduler.cancel([seq.seq_id, 999], lab.now_s)
+    assert (outcome.updates, outcome.released_seq_ids) == ([], [])

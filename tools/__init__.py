@@ -1,0 +1,1 @@
+"""Commands that people run: the `lab` program and the makers of prompts and models."""

@@ -1,0 +1,71 @@
+"""The `lab` program: one subcommand for each job.
+
+Arguments enter; an exit code leaves. Only the module of the command asked for is imported, so that
+`lab report` needs no model and `lab --help` answers at once. Errors of ours are told in one sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Protocol, cast
+
+from adapters.base import LabError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("services.main", "run one service: a model behind HTTP, batched by one strategy"),
+    "bench": ("harness.run_bench", "measure one strategy, or any server, and write the rows as parquet"),
+    "compare": ("harness.compare", "measure several strategies in interleaved blocks and compare them"),
+    "report": ("harness.report", "print the table of results that were written before"),
+    "model": ("tools.make_model", "make a seeded model preset"),
+    "prompts": ("tools.make_prompts", "make the prompt corpus"),
+    "yardsticks": ("tools.yardsticks", "measure the engine against generate() and its own arithmetic"),
+}
+
+_OURS = {"adapters", "services", "harness", "tools"}
+
+
+class Command(Protocol):
+    """What the module of a subcommand offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `lab` with these arguments; 2 is the exit code for everything that was wrong with them."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    try:
+        return _run(argv, asked)
+    except LabError as error:
+        print(f"lab {asked}: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or package in _OURS:
+            raise
+        print(f"lab {asked}: needs {package}; install it with `uv sync --extra torch`", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    return 2
+
+
+def _run(argv: Sequence[str], asked: str | None) -> int:
+    parser = argparse.ArgumentParser(prog="lab", description="Compare batching strategies for LLM inference.")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    command: Command | None = None
+    for name, (module, summary) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        if name == asked:
+            command = cast(Command, import_module(module))
+            command.add_arguments(subparser)
+    args = parser.parse_args(argv)
+    assert command is not None, "the parser refuses unknown commands"
+    return command.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

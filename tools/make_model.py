@@ -1,0 +1,97 @@
+"""Makes a seeded model preset, or fetches another model, before it is needed.
+
+What enters is a model's name, by default the one the settings give; what leaves is its folder under the
+artifacts directory and a line with size, digest and the seconds it took. `lab serve` does the same by
+itself when the model is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from adapters.base import BackendConfig
+from adapters.model_manifest import changed_files, is_current, read_manifest
+from adapters.model_store import make_preset, preset_folder, resolve_model
+from adapters.seeded_model import PRESETS
+from services.settings import read_settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a preset, a local folder or a hub id")
+    parser.add_argument("--artifacts-dir", help="where presets are kept")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--list", action="store_true", help="show the presets and which of them are made")
+    action.add_argument("--force", action="store_true", help="make the preset anew even if it is there")
+    action.add_argument("--verify", action="store_true", help="compare each file of a preset with its digest")
+
+
+def run(args: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    settings = read_settings({"model": args.name, "artifacts_dir": args.artifacts_dir})
+    config = settings.engine_spec().backend
+    if config.backend == "null":  # it needs no model, but one was asked for
+        config = replace(config, backend="torch")
+    if args.list:
+        return _list(config.artifacts_dir)
+    started = time.monotonic()
+    preset = config.model.partition(":")[0]
+    if args.verify:
+        return _verify(preset, config.artifacts_dir)
+    if args.force and preset in PRESETS:
+        make_preset(preset, config.artifacts_dir, force=True)
+    return _resolve(config, started)
+
+
+def _resolve(config: BackendConfig, started: float) -> int:
+    files = resolve_model(config)
+    print(f"{files.name}: {files.folder}")
+    print(f"{_num_bytes(files.folder) / 1e6:,.1f} MB, {files.digest}, {time.monotonic() - started:.1f} s")
+    return 0
+
+
+def _list(artifacts_dir: str) -> int:
+    for name, preset in PRESETS.items():
+        folder = preset_folder(name, artifacts_dir)
+        state = f"{folder}, {read_manifest(folder)['digest']}" if is_current(folder) else "not made"
+        shape = f"{preset.num_layers} layers of {preset.hidden_size}, vocabulary {preset.vocab_size:,}"
+        print(f"{name:9} {preset.num_parameters / 1e6:8,.1f} M parameters, {shape}: {state}")
+    return 0
+
+
+def _verify(preset: str, artifacts_dir: str) -> int:
+    if preset not in PRESETS:
+        print(f"error: only presets can be verified: {', '.join(PRESETS)}", file=sys.stderr)
+        return 2
+    folder = preset_folder(preset, artifacts_dir)
+    if not is_current(folder):
+        print(f"error: {folder} is missing or out of date; `lab model {preset}` makes it", file=sys.stderr)
+        return 1
+    changed = changed_files(folder)
+    if changed:
+        listed = ", ".join(changed)
+        print(
+            f"error: {folder} has changed ({listed}); `lab model {preset} --force` makes it anew",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"{folder} is intact, {read_manifest(folder)['digest']}")
+    return 0
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make_model", description="Make or fetch a model.")
+    add_arguments(parser)
+    return run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

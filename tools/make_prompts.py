@@ -1,0 +1,178 @@
+"""Writes the corpus: prompts, and how many tokens each answer may have, as JSON lines.
+
+What enters are a count and a seed; what leaves are `prompts.jsonl` (`id, prompt, max_tokens, category`) and,
+beside it, `prompts.sha256`, which the harness checks before a run. Offline, standard library only, and byte
+for byte the same on every machine. `--extend-with` lets a language model lengthen the prompts; what it
+writes depends on the machine, so it goes to a file of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from itertools import count
+from pathlib import Path
+
+from tools.prompt_lengths import OUTPUT_TOKENS, PROMPT_TOKENS, Draws, stratified_lengths
+from tools.prompt_texts import write_prompt
+
+CORPUS_PATH = Path(__file__).resolve().parents[1] / "data" / "prompts.jsonl"
+DEFAULT_NUM = 500
+DEFAULT_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One line of the corpus. `max_tokens` is the budget of the answer."""
+
+    id: str
+    prompt: str
+    max_tokens: int
+    category: str
+
+
+def make_prompts(num: int = DEFAULT_NUM, seed: int = DEFAULT_SEED) -> list[Prompt]:
+    """The corpus. No two prompts are equal, and a longer corpus starts with the shorter one."""
+    prompt_lengths = stratified_lengths(PROMPT_TOKENS, num, Draws(seed, "prompt tokens"))
+    output_lengths = stratified_lengths(OUTPUT_TOKENS, num, Draws(seed, "output tokens"))
+    prompts: list[Prompt] = []
+    seen: set[str] = set()
+    for index, (wanted, max_tokens) in enumerate(zip(prompt_lengths, output_lengths, strict=True)):
+        draws = Draws(seed, "text", index)
+        for (
+            attempt
+        ) in count():  # short ones run out in a very large corpus, so it asks for longer ones in time
+            category, text = write_prompt(min(wanted + attempt // 10, PROMPT_TOKENS.most), draws)
+            if text not in seen:
+                break
+        seen.add(text)
+        prompts.append(Prompt(f"p{index:05d}", text, max_tokens, category))
+    return prompts
+
+
+def to_jsonl(prompts: list[Prompt]) -> bytes:
+    lines = [json.dumps(asdict(prompt), ensure_ascii=False) + "\n" for prompt in prompts]
+    return "".join(lines).encode()
+
+
+def write_corpus(path: Path, content: bytes) -> str:
+    """Write the corpus and its digest file; return the digest."""
+    digest = hashlib.sha256(content).hexdigest()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.with_suffix(".sha256").write_bytes(_digest_line(path, digest))
+    return digest
+
+
+def check_corpus(path: Path, content: bytes) -> str | None:
+    """What is wrong with the files on disk, or None when they are what the generator writes."""
+    remake = f"run `python -m tools.make_prompts --out {path}` or restore the file"
+    if not path.is_file():
+        return f"{path} is missing; {remake}."
+    on_disk = path.read_bytes()
+    if on_disk != content:
+        pairs = enumerate(zip(on_disk.splitlines(), content.splitlines(), strict=False), 1)
+        first = next((number for number, (old, new) in pairs if old != new), None)
+        where = f"line {first} differs" if first else "the number of lines differs"
+        return f"{path} is not what the generator writes ({where}); {remake}."
+    sums = path.with_suffix(".sha256")
+    expected = _digest_line(path, hashlib.sha256(content).hexdigest())
+    if not sums.is_file() or sums.read_bytes() != expected:
+        return f"{sums} does not hold the digest of {path.name}; {remake}."
+    return None
+
+
+def _digest_line(path: Path, digest: str) -> bytes:
+    return f"{digest}  {path.name}\n".encode()
+
+
+def extend_prompts(
+    prompts: list[Prompt], model: str, artifacts_dir: str, num_tokens: int, seed: int
+) -> list[Prompt]:
+    """Let a causal language model go on with each prompt for up to `num_tokens`, sampled from `seed`."""
+    continue_text = _load_writer(model, artifacts_dir, num_tokens, seed)
+    extended: list[Prompt] = []
+    for number, prompt in enumerate(prompts, 1):
+        extended.append(replace(prompt, prompt=prompt.prompt + continue_text(prompt.prompt)))
+        print(f"\rextended {number} of {len(prompts)} prompts", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return extended
+
+
+def _load_writer(model: str, artifacts_dir: str, num_tokens: int, seed: int) -> Callable[[str], str]:
+    """Load the model. A call gives the text that follows a prompt, which ends with a whole character."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from adapters.base import BackendConfig
+    from adapters.model_store import resolve_model
+    from adapters.tokenizer import HFTokenizer
+
+    folder = resolve_model(BackendConfig(model=model, artifacts_dir=artifacts_dir)).folder
+    tokenizer = HFTokenizer.from_folder(folder)
+    network = AutoModelForCausalLM.from_pretrained(folder)
+    torch.manual_seed(seed)
+
+    def continue_text(text: str) -> str:
+        prompt_ids = torch.tensor([tokenizer.encode(text)])
+        output = network.generate(
+            prompt_ids, attention_mask=torch.ones_like(prompt_ids), max_new_tokens=num_tokens, do_sample=True
+        )
+        return tokenizer.stream().push(output[0, prompt_ids.shape[1] :].tolist())
+
+    return continue_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--n", type=_positive, default=DEFAULT_NUM, help="number of prompts (%(default)s)")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="another seed is another corpus")
+    parser.add_argument("--out", type=Path, default=CORPUS_PATH, help="file to write (data/prompts.jsonl)")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when the file differs")
+    extend = parser.add_argument_group("extension by a language model")
+    extend.add_argument("--extend-with", metavar="MODEL", help="a preset, a local folder or a hub id")
+    extend.add_argument("--extend-tokens", type=_positive, default=32, help="most tokens added (%(default)s)")
+    extend.add_argument("--artifacts-dir", default="artifacts", help="where models are kept (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    out: Path = args.out
+    if args.extend_with and (args.check or out.resolve() == CORPUS_PATH):
+        print(
+            "error: an extended corpus differs from machine to machine; give it a file of its own with "
+            "--out, and do not --check it.",
+            file=sys.stderr,
+        )
+        return 2
+    prompts = make_prompts(args.n, args.seed)
+    if args.extend_with:
+        prompts = extend_prompts(prompts, args.extend_with, args.artifacts_dir, args.extend_tokens, args.seed)
+    content = to_jsonl(prompts)
+    if args.check:
+        problem = check_corpus(out, content)
+        print(f"error: {problem}" if problem else f"{out} is what the generator writes.", file=sys.stderr)
+        return 1 if problem else 0
+    digest = write_corpus(out, content)
+    print(f"{out}: {len(prompts)} prompts, {sum(p.max_tokens for p in prompts)} output tokens at most")
+    print(f"sha256 {digest}")
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make_prompts", description="Write the corpus of prompts.")
+    add_arguments(parser)
+    return run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

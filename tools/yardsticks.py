@@ -1,0 +1,256 @@
+"""How far the engine is from what else could run the same weights on the same threads.
+
+What enters are a model and a number of prompts; what leaves is a table and a parquet file with one row a
+measurement. Everything runs in this process, in interleaved blocks, without HTTP: the engine one by one and
+continuous, `model.generate()` one by one, transformers' own continuous batching; then decode steps against
+the matrix products alone at the same number of rows, and those again the way a plain linear layer does them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional as F
+
+from adapters.base import BackendConfig, SamplingParams, ScheduledChunk, Sequence
+from adapters.model_store import resolve_model
+from adapters.tokenizer import load_tokenizer
+from adapters.torch_backend.backend import TorchBackend
+from adapters.torch_backend.linear import TiledLinear
+from harness.corpus import default_path, load_corpus
+from harness.machine import describe_host
+from harness.manifest import utc_stamp
+from services.engine import Engine, QueueInbox
+from services.limits import SchedulerLimits
+from services.messages import StepReport, Stop, Submit
+from services.scheduler import Scheduler
+from services.strategies import VARIANTS
+from services.strategies.base import StrategyConfig
+
+ONE_BY_ONE = "engine, one by one"
+CONTINUOUS = "engine, continuous"
+GENERATE = "generate(), one by one"
+TRANSFORMERS = "transformers continuous batching"
+_STEP_CONTEXT = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One prompt and the number of tokens to make from it."""
+
+    token_ids: list[int]
+    max_tokens: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default=os.environ.get("MODEL", "lab-26m"), help="preset, folder or hub id"
+    )
+    parser.add_argument("--requests", type=int, default=16, help="prompts in each block (default 16)")
+    parser.add_argument("--blocks", type=int, default=3, help="interleaved blocks (default 3)")
+    parser.add_argument("--threads", type=int, default=None, help="engine threads (default: cores - 1)")
+    parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 32], help="rows of the timed steps")
+    parser.add_argument(
+        "--out", type=Path, default=Path(os.environ.get("OUT", "results")), help="result folder"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, write `OUT/yardsticks/<UTC time>.parquet`."""
+    config = BackendConfig(
+        model=args.model,
+        dtype=args.dtype,
+        device="cpu",
+        num_threads=args.threads,
+        max_batch_size=max(16, *args.rows),
+    )
+    backend = TorchBackend(config)
+    reference = _load_reference(config, backend)
+    tokenizer = load_tokenizer(config)
+    prompts = load_corpus(default_path()).prompts[: args.requests]
+    work = [Work(tokenizer.encode(p.prompt), p.max_tokens) for p in prompts]
+    contestants: dict[str, Callable[[list[Work]], None]] = {
+        ONE_BY_ONE: lambda items: _run_engine(backend, "baseline", items),
+        CONTINUOUS: lambda items: _run_engine(backend, "continuous", items),
+        GENERATE: lambda items: _run_generate(reference, items),
+        TRANSFORMERS: lambda items: _run_transformers_batching(reference, items),
+    }
+    rows: list[dict[str, Any]] = []
+    num_tokens = sum(item.max_tokens for item in work)
+    _say(f"{len(work)} prompts, {num_tokens} tokens to make, {backend.info.num_threads} engine thread(s)")
+    for contest in contestants.values():
+        contest([dataclasses.replace(item, max_tokens=4) for item in work[:2]])
+    for block in range(args.blocks):
+        names = list(contestants)
+        for name in names[block % len(names) :] + names[: block % len(names)]:
+            started_s = time.perf_counter()
+            contestants[name](work)
+            seconds = time.perf_counter() - started_s
+            rows.append({"block": block, "name": name, "num_tokens": num_tokens, "seconds": seconds})
+            _say(f"block {block + 1}/{args.blocks}: {name}: {num_tokens / seconds:.0f} tokens/s")
+        for num_rows in args.rows:
+            timed = _time_step(backend, reference, num_rows)
+            rows += [{"block": block, "num_rows": num_rows, **row} for row in timed]
+    frame = pd.DataFrame(rows)
+    path = _write(frame, args.out, backend)
+    _print(frame, backend)
+    _say(f"rows: {path}")
+    return 0
+
+
+def _run_engine(backend: TorchBackend, variant: str, work: list[Work]) -> None:
+    """All prompts are there from the start; returns when the last one is answered."""
+    info = backend.info
+    limits = SchedulerLimits(info.kv_capacity_tokens, info.max_model_len)
+    strategy = VARIANTS[variant](StrategyConfig())
+    inbox = QueueInbox()
+    num_left = len(work)
+
+    def publish(report: StepReport) -> None:
+        nonlocal num_left
+        num_left -= sum(update.finish_reason is not None for update in report.updates)
+        if not num_left:
+            inbox.put(Stop())
+
+    for index, item in enumerate(work):
+        params = SamplingParams(max_tokens=item.max_tokens, ignore_eos=True)
+        seq = Sequence(index, item.token_ids, params, group_id=index, arrival_s=time.monotonic())
+        inbox.put(Submit([seq]))
+    Engine(backend, Scheduler(strategy, limits), publish=publish).run(inbox)
+
+
+def _load_reference(config: BackendConfig, backend: TorchBackend) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    dtype = getattr(torch, backend.info.dtype)
+    model = AutoModelForCausalLM.from_pretrained(resolve_model(config).folder, dtype=dtype).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+@torch.inference_mode()
+def _run_generate(model: Any, work: list[Work]) -> None:
+    for item in work:
+        ids = torch.tensor([item.token_ids])
+        mask = torch.ones_like(ids)
+        out = model.generate(ids, attention_mask=mask, max_new_tokens=item.max_tokens, do_sample=False)
+        assert out.shape[1] == len(item.token_ids) + item.max_tokens
+
+
+@torch.inference_mode()
+def _run_transformers_batching(model: Any, work: list[Work]) -> None:
+    """As `generate_batch` does it, but with a budget of its own for each prompt."""
+    attention = model.config._attn_implementation
+    longest = max(item.max_tokens for item in work)
+    config = type(model.generation_config)(max_new_tokens=longest, do_sample=False, eos_token_id=-1)
+    with model.continuous_batching_context_manager(generation_config=config, timeout=5) as manager:
+        for item in work:
+            manager.add_request(item.token_ids, max_new_tokens=item.max_tokens)
+        num_left = len(work)
+        while num_left:
+            result = manager.get_result(timeout=1)
+            num_left -= bool(result and result.is_finished())
+            if not result and not manager.is_running():
+                raise RuntimeError("transformers' continuous batching ended before its work was done")
+    model.set_attn_implementation(attention)
+
+
+def _time_step(backend: TorchBackend, model: Any, num_rows: int) -> Iterator[dict[str, Any]]:
+    """Median times of a decode step and of the matrix products alone, taken in turns."""
+    sequences = [
+        Sequence(10_000 + i, [(7 * i + 13 * j) % 251 for j in range(_STEP_CONTEXT)], SamplingParams())
+        for i in range(num_rows)
+    ]
+    for seq in sequences:
+        (output,) = backend.step([ScheduledChunk(seq, 0, _STEP_CONTEXT)])
+        seq.output_token_ids += output.token_ids
+    chunks = [ScheduledChunk(seq, _STEP_CONTEXT, 1) for seq in sequences]
+    packed = [m for m in backend.module.modules() if isinstance(m, TiledLinear)]
+    packed = list(dict.fromkeys(packed))
+    plain = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    inputs = {n: torch.randn(num_rows, n, dtype=packed[0].dtype) for n in {m.in_features for m in packed}}
+
+    def packed_products() -> None:
+        for layer in packed:
+            layer(inputs[layer.in_features])
+
+    def plain_products() -> None:
+        for weight in plain:
+            F.linear(inputs[weight.shape[1]], weight)
+
+    timed: dict[str, Callable[[], Any]] = {
+        "decode step": lambda: backend.step(chunks),
+        "matrix products, packed": packed_products,
+        "matrix products, plain": plain_products,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    with torch.inference_mode():
+        for _ in range(31):
+            for name, call in timed.items():
+                started_s = time.perf_counter()
+                call()
+                seconds[name].append(time.perf_counter() - started_s)
+    backend.release([seq.seq_id for seq in sequences])
+    for name, values in seconds.items():
+        yield {"name": name, "num_tokens": num_rows, "seconds": statistics.median(values)}
+
+
+def _print(frame: pd.DataFrame, backend: TorchBackend) -> None:
+    """Throughput with ratios to each other, then steps against their matrix products; medians of blocks."""
+    info = backend.info
+    console = Console()
+    runs = frame[frame["num_rows"].isna()].assign(rate=lambda f: f["num_tokens"] / f["seconds"])
+    rates = runs.pivot(index="block", columns="name", values="rate")
+    table = Table(title=f"{info.model}, {info.dtype}, {info.num_threads} thread(s): output tokens/s")
+    for column in ("", "median", "of generate()", "of transformers' batching"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in (ONE_BY_ONE, CONTINUOUS, GENERATE, TRANSFORMERS):
+        ratios = [f"{(rates[name] / rates[other]).median():.2f}x" for other in (GENERATE, TRANSFORMERS)]
+        table.add_row(name, f"{rates[name].median():.0f}", *ratios)
+    console.print(table)
+
+    steps = frame[frame["num_rows"].notna()].assign(ms=lambda f: f["seconds"] * 1e3)
+    times = steps.pivot_table(index="num_rows", columns="name", values="ms", aggfunc="median")
+    table = Table(title=f"one decode step at context {_STEP_CONTEXT}, ms")
+    for column in ("rows", "step", "products, packed", "products, plain", "step / packed", "step / plain"):
+        table.add_column(column, justify="right")
+    for num_rows, row in times.iterrows():
+        step = row["decode step"]
+        floors = [row["matrix products, packed"], row["matrix products, plain"]]
+        cells = [f"{value:.2f}" for value in (step, *floors)] + [f"{step / floor:.2f}x" for floor in floors]
+        table.add_row(f"{num_rows:.0f}", *cells)
+    console.print(table)
+
+
+def _write(frame: pd.DataFrame, out: Path, backend: TorchBackend) -> Path:
+    path = out / "yardsticks" / f"{utc_stamp()}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    manifest = {"backend": dataclasses.asdict(backend.info), "host": describe_host()}
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), "lab": json.dumps(manifest)})
+    pq.write_table(table, path)
+    return path
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
