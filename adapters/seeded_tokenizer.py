@@ -90,10 +90,13 @@ def _train(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[
 
 def _fill(vocab: dict[str, int], vocab_size: int) -> None:
     """Add pairs of learned words, the most frequent words first, until the vocabulary is full."""
-    words = [token for token in vocab if len(token) > 3 and token[0] == "Ġ" and token[1:].isalpha()]
-    for rank in count(1):
-        for first in range(min(rank, len(words))):
-            for token in (words[first] + words[rank - 1], words[rank - 1] + words[first]):
+    parts = [token for token in vocab if len(token) > 3 and token[0] == "Ġ" and token[1:].isalpha()]
+    parts = parts or [token for token in vocab if token != END_OF_TEXT]
+    for rank in count():
+        for first in range(rank + 1):
+            for token in (parts[first] + parts[rank], parts[rank] + parts[first]):
                 if len(vocab) >= vocab_size:
                     return
-                vocab.setdefault(token, len(vocab))
+                if token not in vocab:
+                    vocab[token] = len(vocab)
+                    parts.append(token)  # a text of few words goes on with pairs of pairs

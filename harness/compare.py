@@ -150,12 +150,12 @@ def _verdict(measurements: Sequence[Measurement], num_planned: int) -> Verdict:
         if len(values) > 1:
             invalid.append(f"the runs had different {name}: they cannot be compared")
     return Verdict(
-        (*invalid, *_merged([(m.manifest["arm"], m.verdict.invalid) for m in measurements])),
-        _merged([(m.manifest["arm"], m.verdict.caution) for m in measurements]),
+        (*invalid, *merged_reasons([(m.manifest["arm"], m.verdict.invalid) for m in measurements])),
+        merged_reasons([(m.manifest["arm"], m.verdict.caution) for m in measurements]),
     )
 
 
-def _merged(reasons: Sequence[tuple[str, Sequence[str]]]) -> tuple[str, ...]:
+def merged_reasons(reasons: Sequence[tuple[str, Sequence[str]]]) -> tuple[str, ...]:
     """Reasons that differ in their figures only are told once, in the words of the first."""
     arms_of: dict[str, list[str]] = {}
     first_words: dict[str, str] = {}
@@ -166,7 +166,12 @@ def _merged(reasons: Sequence[tuple[str, Sequence[str]]]) -> tuple[str, ...]:
             named = arms_of.setdefault(kind, [])
             if arm not in named:
                 named.append(arm)
-    return tuple(f"{', '.join(arms_of[kind])}: {sentence}" for kind, sentence in first_words.items())
+    num_arms = len({arm for arm, _ in reasons})
+    told: list[str] = []
+    for kind, sentence in first_words.items():
+        who = "all arms" if len(arms_of[kind]) == num_arms > 1 else ", ".join(arms_of[kind])
+        told.append(f"{who}: {sentence}")
+    return tuple(told)
 
 
 def _write_all(folder: Path, measurements: Sequence[Measurement], manifest: Manifest) -> Path:

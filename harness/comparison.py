@@ -106,8 +106,9 @@ def agreement(part: pd.DataFrame, reference: pd.DataFrame) -> tuple[int, int]:
 def agreement_of_all(rows: pd.DataFrame) -> tuple[int, int]:
     """How many planned requests got one and the same answer in every run, and how many were planned."""
     column = "output_sha256" if rows["output_sha256"].notna().any() else "text_sha256"
+    num_runs = rows.groupby(["arm", "repeat"]).ngroups
     per_request = rows.groupby("schedule_index")[column]
-    same = (per_request.nunique(dropna=False) == 1) & (per_request.count() == per_request.size())
+    same = (per_request.nunique() == 1) & (per_request.count() == num_runs)
     return int(same.sum()), len(same)
 
 

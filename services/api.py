@@ -137,7 +137,9 @@ async def _parse(
     model: type[contract.GenerateRequest] | type[contract.ChatRequest], body: bytes
 ) -> contract.GenerateRequest | contract.ChatRequest:
     """Large bodies are parsed in a thread, so that other answers keep streaming meanwhile."""
-    return parse(model, body) if len(body) <= _LARGE_BODY_BYTES else await asyncio.to_thread(parse, model, body)
+    return (
+        parse(model, body) if len(body) <= _LARGE_BODY_BYTES else await asyncio.to_thread(parse, model, body)
+    )
 
 
 async def _read_body(http: Request) -> bytes | None:

@@ -20,6 +20,8 @@ MAX_TOKENS_LIMIT = 1_000_000
 MAX_SEED = 2**63 - 1
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
+MAX_NAMED_UNKNOWN = 5
+"""Of more unknown fields than this, the rest is not even looked at."""
 
 Prompt = str | list[str] | list[int] | list[list[int]]
 """What may be sent; a request object holds a list of prompts in any case."""
@@ -161,9 +163,14 @@ class SamplingFields(BaseModel):
             raise PydanticCustomError("body", "The body must be a JSON object.")
         known = cls.model_fields
         plain: dict[str, Any] = {}
+        num_unknown = 0
         for sent, value in data.items():
             name = cls.other_names.get(sent, str(sent))
-            if value is None and name in known:
+            if name not in known:
+                num_unknown += 1
+                if num_unknown > MAX_NAMED_UNKNOWN:
+                    continue
+            elif value is None:
                 continue
             if name in plain:
                 raise PydanticCustomError(

@@ -87,6 +87,7 @@ async def _serve(service: Service, server: uvicorn.Server, listener: socket.sock
     resolved = " ".join(f"{name}={value}" for name, value in service.settings.resolved().items())
     logger.info("settings: %s", resolved)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+    serving.add_done_callback(lambda _: signals.first.set())  # without a server there is nothing to wait for
     try:
         return await _live(service, signals, url)
     finally:
@@ -175,6 +176,7 @@ def listen_on(host: str, port: int) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            listener.listen(_BACKLOG)
         except BaseException:
             listener.close()
             raise

@@ -80,7 +80,6 @@ class Metrics:
 
     def step(self, report: StepReport) -> None:
         """Book one report, but for the times of its tokens."""
-        self._queue_depth.set(report.queue_depth)
         self._kv_usage.set(report.kv_used_tokens / self._kv_capacity_tokens)
         num_tokens = 0
         for update in report.updates:
@@ -120,8 +119,9 @@ class Metrics:
     def worker_restarted(self) -> None:
         self._restarts.inc()
 
-    def active_requests(self, count: int) -> None:
-        self._active.set(count)
+    def load(self, num_active_requests: int, queue_depth: int) -> None:
+        self._active.set(num_active_requests)
+        self._queue_depth.set(queue_depth)
 
     def text(self) -> bytes:
         """The page for a scraper, in the Prometheus text format."""

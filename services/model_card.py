@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from adapters.base import BackendInfo
-from services.contract import ModelCard
+from services.contract import MAX_PROMPTS, ModelCard
 from services.settings import Settings
 from services.strategies import VARIANTS
 
@@ -45,7 +45,7 @@ def model_card(settings: Settings, info: BackendInfo) -> ModelCard:
             "batch_wait_ms": settings.batch_wait_ms,
             "pad_finished": settings.pad_finished and strategy.keeps_finished_rows,
         },
-        client_chunk=settings.max_batch if strategy.takes_groups else 1,
+        client_chunk=min(settings.max_batch, MAX_PROMPTS) if strategy.takes_groups else 1,
         max_queue=settings.max_queue,
         settings={k: v for k, v in settings.resolved().items() if k not in _NOT_OF_THE_ENGINE},
         version=lab_version(),

@@ -52,7 +52,6 @@ class Service:
         self._live: set[LiveRequest] = set()
         self._answers: dict[int, Answer] = {}
         self._num_running = 0
-        self._queue_depth = 0
         self._nothing_live = asyncio.Event()
         self._pace_s = 0.0  # running mean of the time between two ends of requests, while there is a backlog
         self._last_end_s = 0.0
@@ -102,10 +101,10 @@ class Service:
         streams = [maker.loaded.tokenizer.stream() for _ in sequences]
         live = LiveRequest(request_id, sequences, streams, request.stop, streamed=request.stream)
         self._live.add(live)
-        self._count_live()
         for answer in live.answers:
             self._answers[answer.seq_id] = answer
         self._supervisor.send(Submit(sequences))
+        self._show_load()
         return live
 
     def fail(self, live: LiveRequest, refusal: Refusal) -> None:
@@ -116,8 +115,8 @@ class Service:
     def release(self, live: LiveRequest) -> None:
         """Nobody waits for this request any more, whatever became of it."""
         self._live.discard(live)
-        self._count_live()
         self._cancel(live)
+        self._show_load()
         metrics = self.metrics
         assert metrics is not None
         if live.failure is not None:
@@ -190,16 +189,21 @@ class Service:
         num_in_prefill = max(0, self._num_running - num_open_begun)
         return num_without_token - num_in_prefill >= self.settings.max_queue
 
-    def _count_live(self) -> None:
+    @property
+    def _queue_depth(self) -> int:
+        """Prompts without a place in the batch, those on their way to the engine included."""
+        return max(0, len(self._answers) - self._num_running)
+
+    def _show_load(self) -> None:
         if self.metrics is not None:
-            self.metrics.active_requests(len(self._live))
+            self.metrics.load(len(self._live), self._queue_depth)
 
     def _retry_after_s(self) -> int:
         """By then about a batch of requests will have ended."""
         return max(1, min(_MAX_RETRY_AFTER_S, math.ceil(self._pace_s * self.settings.max_batch)))
 
     def _book_end(self, now_s: float) -> None:
-        if len(self._live) >= self.settings.max_batch:
+        if self._last_end_s and len(self._live) >= self.settings.max_batch:
             self._pace_s += _PACE_WEIGHT * (now_s - self._last_end_s - self._pace_s)
         self._last_end_s = now_s
 
@@ -221,7 +225,6 @@ class Service:
     def _on_report(self, report: StepReport) -> None:
         """Bring each update to its request. Sequences that nobody waits for any more are passed over."""
         self._num_running = report.num_running
-        self._queue_depth = report.queue_depth
         metrics = self.metrics
         if metrics is None:
             return
@@ -244,6 +247,7 @@ class Service:
                 del self._answers[answer.seq_id]
             elif answer.stopped and not was_stopped:
                 stopped.append(answer.seq_id)
+        self._show_load()
         if stopped:
             self._supervisor.send(Cancel(stopped, "stop"))
 
@@ -259,7 +263,7 @@ class Service:
 
     def _on_lost(self, reason: str) -> None:
         self._answers.clear()
-        self._num_running = self._queue_depth = 0
+        self._num_running = 0
         for live in self._live:
             live.fail(refusals.engine_lost(reason))
 

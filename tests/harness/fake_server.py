@@ -45,9 +45,8 @@ def entry(
             "queue_s": 0.5, "batch_wait_s": 0.25, "prefill_s": 0.125, "decode_s": 1.0,
             "num_steps": finish, "mean_batch_size": 2.5,
         }  # fmt: skip
-        choice |= {
-            "finish_reason": "length", "num_prompt_tokens": 7, "num_output_tokens": finish, "timings": timings,
-        }  # fmt: skip
+        choice |= {"finish_reason": "length", "timings": timings}
+        choice |= {"num_prompt_tokens": 7, "num_output_tokens": finish}
     return choice
 
 
@@ -75,6 +74,11 @@ async def answer_all(body: dict[str, Any], step_s: float = 0.0) -> AsyncIterator
         yield event({"id": "cmpl-1", "choices": choices})
     yield event("[DONE]")
     yield END
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - what is waited for happens on another thread
+        await asyncio.sleep(0.002)
 
 
 def slowly(step_s: float) -> Answering:
@@ -128,7 +132,9 @@ class FakeServer:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
-        with contextlib.suppress(HangUp, ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        with contextlib.suppress(
+            HangUp, ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError
+        ):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 length = int(head.lower().partition("content-length:")[2].split("\r\n")[0] or 0)

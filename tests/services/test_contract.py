@@ -77,7 +77,7 @@ def test_other_spellings() -> None:
 
 def test_a_request_does_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        read({"prompt": "a"}).priority = 2  # type: ignore[misc]
+        read({"prompt": "a"}).priority = 2
 
 
 def test_the_message_names_each_bad_field() -> None:

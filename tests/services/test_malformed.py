@@ -19,8 +19,9 @@ _NOT_NUMBERS: tuple[Any, ...] = ("0.5", True, [], {}, "NaN")
 _NOT_BOOLS: tuple[Any, ...] = ("true", 1, 0, [], "yes")
 
 _BAD_VALUES: dict[str, tuple[Any, ...]] = {
-    "prompt": ("", [], [[]], [""], ["a", ""], 5, 1.5, True, {}, ["a", 1], [1, "a"], [[1], "a"], [1.0], [True])
-    + ([-1], [[1], [-2]], [257], [[1], [100_000]], ["a"] * 257, [[[1]]], "x" * 1_000_001, ["a", None]),
+    "prompt": ("", [], [[]], [""], ["a", ""], 5, 1.5, True, {}, ["a", 1], [1, "a"], [[1], "a"]),
+    "prompt list": ([1.0], [True], [None], [[None]], ["a", None], ["a", []], [-1], [[1], [-2]], [257]),
+    "prompt lists": ([[1], [100_000]], ["a"] * 257, [[[1]]], "x" * 1_000_001, [[1.5]], [{}]),
     "prompts": ("", [], 5, ["a", 1]),
     "max_tokens": (*_NOT_INTS, 0, -1, [], [0], [1, 2], 10**7, 10**30, "", [1] * 300),
     "max_new_tokens": (*_NOT_INTS, 0, -5),
@@ -62,16 +63,9 @@ _UNKNOWN = (
     "tools",
 )
 
-_BAD_FIELDS = [(name, value) for name, values in _BAD_VALUES.items() for value in values]
+_BAD_FIELDS = [(name.split()[0], value) for name, values in _BAD_VALUES.items() for value in values]
 _BAD_JSON = (
-    b"",
-    b" ",
-    b"{",
-    b'{"prompt": "a"',
-    b'{"prompt": "a",}',
-    b"{'prompt': 'a'}",
-    b'{"prompt": NaN}',
-) + (
+    *(b"", b" ", b"{", b'{"prompt": "a"', b'{"prompt": "a",}', b"{'prompt': 'a'}", b'{"prompt": NaN}'),
     *(b'{"prompt": "a", "temperature": Infinity}', b'{"prompt": "\xff"}', b'{"prompt": "\\ud800"}', b"nul"),
     *(b'{"prompt": "a"} {}', b"[" * 100_000, b'{"a":' * 50_000, b"prompt=a", b"\x00", b"--x\r\n\r\nform"),
 )

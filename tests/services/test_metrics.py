@@ -70,18 +70,22 @@ def test_names_and_help(served: Served) -> None:
 
 
 def test_an_answered_request(served: Served, engine: ScriptedEngine) -> None:
-    request = Background(served, prompt="abcde", max_tokens=3)
+    waiting = Background(served, prompt="z")
     until(lambda: len(engine.submitted) == 1)
-    seq = engine.submitted[0]
+    request = Background(served, prompt="abcde", max_tokens=3)
+    until(lambda: len(engine.submitted) == 2)
+    other, seq = engine.submitted
     engine.start_s, engine.step_s = seq.arrival_s, 0.5
-    served.call(lambda: engine.step(SequenceUpdate(seq.seq_id, [97]), num_running=1, queue_depth=3))
+    served.call(lambda: engine.step(SequenceUpdate(seq.seq_id, [97]), num_running=1))
     during = values(served)
     served.call(lambda: engine.step(last(seq.seq_id, [98, 99]), num_running=0))
     assert request.answer().status_code == 200
-    until(lambda: values(served)["lab_active_requests"] == 0)
+    until(lambda: values(served)["lab_active_requests"] == 1)
     after = values(served)
+    served.call(lambda: engine.step(last(other.seq_id, [97])))
+    assert waiting.answer().status_code == 200
 
-    assert (during["lab_active_requests"], during["lab_queue_depth"]) == (1, 3)
+    assert (during["lab_active_requests"], during["lab_queue_depth"]) == (2, 1)
     assert during["lab_kv_cache_usage_ratio"] == pytest.approx(64 / 256)
     assert after["lab_requests_total"] == 1
     assert after["lab_tokens_generated_total"] == 3
@@ -135,11 +139,11 @@ def test_buckets_are_fine_below_ten_milliseconds() -> None:
     assert sum(bucket < 0.01 for bucket in buckets) >= 8
 
 
-def test_a_report_without_a_step_moves_only_the_gauges() -> None:
+def test_a_report_without_a_step_moves_the_gauge_alone() -> None:
     metrics = Metrics("a", "b", "c", 100)
     metrics.step(StepReport([], None, 0, 7, 50))
     text = metrics.text().decode()
-    assert 'lab_queue_depth{backend="b",model="c",strategy="a"} 7.0' in text
+    assert 'lab_kv_cache_usage_ratio{backend="b",model="c",strategy="a"} 0.5' in text
     assert 'lab_batch_size_count{backend="b",model="c",strategy="a"} 0.0' in text
 
 

@@ -141,7 +141,7 @@ def test_threads_leave_a_core_to_the_api(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        read_settings(env_file=None).port = 1  # type: ignore[misc]
+        read_settings(env_file=None).port = 1
 
 
 def test_the_example_lists_every_setting_with_its_default(env_file: Path) -> None:

@@ -1,4 +1,4 @@
-"""Streams over real sockets: order, equality with whole answers, half characters, slow and leaving clients."""
+"""Streams over real sockets: order, equality with whole answers, half characters, slow readers."""
 
 from __future__ import annotations
 
@@ -134,11 +134,11 @@ def test_frames_merge_for_a_slow_reader() -> None:
     num_prompts, num_tokens = 8, 12_000  # more than the socket buffers hold
     fields = {"prompt": ["a"] * num_prompts, "max_tokens": num_tokens, "ignore_eos": True, "stream": True}
     body = b""
-    with serving(MAX_BATCH=num_prompts, MAX_MODEL_LEN=100_000) as served:
-        with raw_request(served, **fields) as connection:
-            until(lambda: len(served.get(f"/steps?after={num_tokens - 1}").json()["steps"]) > 0)
-            while not body.endswith(b"\r\n0\r\n\r\n"):
-                body += connection.recv(1 << 20)
+    service = serving(MAX_BATCH=num_prompts, MAX_MODEL_LEN=100_000)
+    with service as served, raw_request(served, **fields) as connection:
+        until(lambda: len(served.get(f"/steps?after={num_tokens - 1}").json()["steps"]) > 0)
+        while not body.endswith(b"\r\n0\r\n\r\n"):
+            body += connection.recv(1 << 20)
     num_frames = body.count(b"data: {")
     assert num_frames < num_tokens / 2
     assert body.count(b'"finish_reason":"length"') == num_prompts

@@ -7,8 +7,10 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from adapters.seeded_model import PRESETS
 from adapters.seeded_tokenizer import write_tokenizer
 from adapters.tokenizer import HFTokenizer
 from tools import make_prompts
@@ -36,7 +38,7 @@ def test_draws_are_those_of_sha256_in_counter_mode() -> None:
     """Golden values: another Python, library or machine must give the same."""
     draws = Draws(0, "golden")
     assert [draws.below(1000) for _ in range(5)] == [190, 22, 133, 181, 239]
-    assert Draws(0, "golden").shuffled("abcdef") == ["e", "d", "a", "c", "f", "b"]
+    assert Draws(0, "golden").shuffled("abcdef") == ["f", "c", "d", "e", "a", "b"]
 
 
 def test_lengths_are_heavy_tailed_and_of_the_promised_size(corpus: list[Prompt]) -> None:
@@ -48,13 +50,30 @@ def test_lengths_are_heavy_tailed_and_of_the_promised_size(corpus: list[Prompt])
     assert max(outputs) == OUTPUT_TOKENS.most == 512
 
 
-def test_prompts_have_the_promised_size_in_tokens_of_the_default_model(
-    corpus: list[Prompt], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def prompt_lengths(corpus: list[Prompt], tmp_path_factory: pytest.TempPathFactory) -> list[int]:
+    """In tokens of the default model."""
+    folder = tmp_path_factory.mktemp("tokenizer")
     texts = [prompt.prompt for prompt in corpus]
-    write_tokenizer(texts, 4096, tmp_path)
-    tokenizer = HFTokenizer.from_folder(tmp_path)
-    lengths = [len(tokenizer.encode(text)) for text in texts]
+    write_tokenizer(texts, PRESETS["lab-26m"].vocab_size, folder)
+    tokenizer = HFTokenizer.from_folder(folder)
+    return [len(tokenizer.encode(text)) for text in texts]
+
+
+def test_the_readme_tells_what_came_out(corpus: list[Prompt], prompt_lengths: list[int]) -> None:
+    readme = CORPUS_PATH.with_name("README.md").read_text("utf-8")
+    for name, lengths in (
+        ("prompt tokens", prompt_lengths),
+        ("output tokens", [prompt.max_tokens for prompt in corpus]),
+    ):
+        for part, some in (("all 500", lengths), ("first 64", lengths[:BLOCK])):
+            p50, p95, p99 = np.quantile(some, [0.5, 0.95, 0.99])
+            row = f"{np.mean(some):.1f} | {p50:.0f} | {p95:.0f} | {p99:.0f} | {max(some)} | {sum(some):,}"
+            assert f"| {name}, {part} | {row} |" in readme
+
+
+def test_prompts_have_the_promised_size(prompt_lengths: list[int]) -> None:
+    lengths = prompt_lengths
     assert 57 <= statistics.mean(lengths) <= 63
     assert 57 <= statistics.mean(lengths[:BLOCK]) <= 63
     assert statistics.quantiles(lengths, n=100)[98] > 4 * statistics.mean(lengths)
@@ -74,7 +93,9 @@ def test_every_block_of_64_carries_the_same_load(seed: int) -> None:
 def test_many_blocks_together_follow_the_distribution() -> None:
     lengths = sorted(stratified_lengths(PROMPT_TOKENS, 8 * BLOCK, Draws(1, "x")))
     for share in (0.1, 0.25, 0.5, 0.75, 0.9, 0.95):
-        assert lengths[round(share * len(lengths))] == pytest.approx(PROMPT_TOKENS.quantile(share), rel=0.06, abs=1)
+        assert lengths[round(share * len(lengths))] == pytest.approx(
+            PROMPT_TOKENS.quantile(share), rel=0.06, abs=1
+        )
 
 
 def test_long_answers_stand_anywhere_in_a_block() -> None:
@@ -163,9 +184,15 @@ def test_a_language_model_can_extend_the_prompts(tmp_path: Path) -> None:
     write_tokenizer(["a few words to learn from"], 300, model)
     LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=1, bos_token_id=None, eos_token_id=0,
-        )  # fmt: skip
+            vocab_size=300,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            bos_token_id=None,
+            eos_token_id=0,
+        )
     ).save_pretrained(model)
     out = tmp_path / "long.jsonl"
     assert run("--n", "2", "--out", str(out), "--extend-with", str(model), "--extend-tokens", "24") == 0

@@ -1,0 +1,41 @@
+"""Backends by name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+
+from adapters import registry
+from adapters.base import Backend, BackendConfig, ConfigError
+
+
+def test_a_name_becomes_a_loaded_backend() -> None:
+    backend = registry.create_backend(BackendConfig(backend="null", max_batch_size=3))
+    assert isinstance(backend, Backend)
+    assert (backend.info.backend, backend.info.max_batch_size) == ("null", 3)
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'cuda'.*must be one of torch, null"):
+        registry.create_backend(BackendConfig(backend="cuda"))
+
+
+@pytest.mark.parametrize(("missing", "error"), [("torch", ConfigError), ("adapters.x", ModuleNotFoundError)])
+def test_a_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, missing: str, error: type[Exception]
+) -> None:
+    def fail(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr(registry, "import_module", fail)
+    with pytest.raises(error, match=missing):
+        registry.create_backend(BackendConfig(backend="torch"))
+
+
+def test_every_entry_points_at_a_module_of_ours() -> None:
+    for place in registry.BACKENDS.values():
+        module, _, name = place.partition(":")
+        assert module.startswith("adapters.")
+        assert name.isidentifier()
+    assert hasattr(import_module("adapters.null_backend"), "NullBackend")

@@ -1,0 +1,75 @@
+"""Options, environment and their mistakes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from adapters.base import ConfigError
+from harness.settings import HarnessSettings, add_setting_options, read_settings
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No `.env` and no variables of whoever runs the tests."""
+    monkeypatch.chdir(tmp_path)
+    for name in HarnessSettings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def read(*words: str) -> HarnessSettings:
+    parser = argparse.ArgumentParser()
+    add_setting_options(parser)
+    return read_settings(parser.parse_args(words))
+
+
+def test_defaults_are_those_of_the_readme() -> None:
+    settings = read()
+    assert (settings.requests, settings.concurrency, settings.rate, settings.repeats) == (64, 16, None, 1)
+    assert (settings.out, settings.temperature, settings.num_warmup) == (Path("results"), 0.0, 16)
+
+
+def test_options_rank_above_the_environment_and_that_above_dotenv(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("REQUESTS=1\nCONCURRENCY=2\nSEED=3\nMAX_BATCH=8\n")
+    monkeypatch.setenv("CONCURRENCY", "20")
+    monkeypatch.setenv("SEED", "30")
+    settings = read("--seed", "300")
+    assert (settings.requests, settings.concurrency, settings.seed) == (1, 20, 300)
+
+
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATE", "")
+    monkeypatch.setenv("URL", "")
+    assert (read().rate, read().url) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--requests", "0"), "REQUESTS=0"),
+        (("--requests", "many"), "REQUESTS=many"),
+        (("--concurrency", "-1"), "CONCURRENCY=-1"),
+        (("--temperature", "3"), "TEMPERATURE=3"),
+        (("--variant", "../elsewhere"), "VARIANT=../elsewhere"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named(words: tuple[str, ...], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        read(*words)
+
+
+def test_warm_up_follows_the_concurrency() -> None:
+    assert read("--concurrency", "4").num_warmup == 4
+    assert read("--concurrency", "64").num_warmup == 16
+    assert read("--warmup", "0").num_warmup == 0
+
+
+def test_the_key_is_never_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY", "secret-key")
+    settings = read()
+    assert settings.api_key is not None
+    assert "secret-key" not in str(settings.recorded())
