@@ -1,8 +1,8 @@
 """Calls back at planned instants, closer to them than an event loop's timers come.
 
 What enters are offsets and a start on the clock of `time.perf_counter`; what leaves is one call per
-offset, in order, on the loop's thread. A thread of its own sleeps (the kernel wakes it within about
-0.1 ms, where the loop's timers round to a millisecond). Never early; lateness is not made up for.
+offset, in order, on the loop's thread. A thread of its own sleeps (a virtual machine wakes it within
+0.3 ms, where the timers of the loop round to a millisecond). Never early; lateness is not made up for.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -27,7 +26,8 @@ from adapters.base import BackendError, BackendInfo, LabError
 from adapters.registry import create_backend
 from services.engine import Inbox, Message, QueueInbox
 from services.engine_spec import EngineSpec, build_engine
-from services.messages import EngineFailed, Ready, SequenceUpdate, StepReport, Stop
+from services.messages import EngineFailed, Ready, StepReport, Stop
+from services.wire import ToApi, pack, unpack
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ _STOP_WITHIN_S = 5.0
 
 OnReport = Callable[[StepReport], None]
 OnLost = Callable[[str], None]
-ToApi = Ready | StepReport | EngineFailed
 
 
 class EngineLine(Protocol):
@@ -189,15 +188,18 @@ class EngineThread:
 
     def _receive(self, message: ToApi) -> None:
         assert self._ready is not None
+        is_loading = not self._ready.done()
         match message:
             case StepReport():
                 self._on_report(message)
-            case Ready(info):
+            case Ready(info) if is_loading:
                 self._ready.set_result(info)
-            case EngineFailed(text) if self._ready.done():
-                self._on_lost(text)
-            case EngineFailed(text):
+            case EngineFailed(text) if is_loading:
                 self._ready.set_exception(BackendError(text))
+            case EngineFailed(text):
+                self._on_lost(text)
+            case Ready():
+                pass  # nobody waits for it any more: the service ends
 
 
 def run_engine(spec: EngineSpec, inbox: Inbox, tell: Callable[[ToApi], None]) -> None:
@@ -246,30 +248,6 @@ def _feed(connection: Connection, inbox: QueueInbox) -> None:
         inbox.put(message)
         if isinstance(message, Stop):
             return
-
-
-def pack(message: ToApi) -> bytes:
-    """Reports travel as tuples: pickling a dataclass for each row costs eight times as much."""
-    if not isinstance(message, StepReport):
-        return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-    updates = [
-        (update.seq_id, update.token_ids)
-        if update.finish_reason is None
-        else (update.seq_id, update.token_ids, update.finish_reason, update.timings, update.error)
-        for update in message.updates
-    ]
-    counts = (message.num_running, message.queue_depth, message.kv_used_tokens)
-    return pickle.dumps((updates, message.record, *counts), pickle.HIGHEST_PROTOCOL)
-
-
-def unpack(data: bytes) -> ToApi:
-    """Undo `pack`. The data comes from a process of our own, so unpickling it is safe."""
-    message = pickle.loads(data)
-    if isinstance(message, tuple):
-        updates, *rest = message
-        return StepReport([SequenceUpdate(*update) for update in updates], *rest)
-    assert isinstance(message, Ready | EngineFailed)
-    return message
 
 
 def _thread_settings(spec: EngineSpec) -> dict[str, str]:

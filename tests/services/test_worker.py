@@ -31,7 +31,8 @@ from services.messages import (
     Submit,
 )
 from services.supervisor import FAILED_AFTER, Supervisor
-from services.worker import EngineProcess, EngineThread, MakeLine, OnLost, OnReport, pack, unpack
+from services.wire import pack, unpack
+from services.worker import EngineProcess, EngineThread, MakeLine, OnLost, OnReport
 from tests.services.scripted_engine import ScriptedEngine
 from tests.services.served import CLIENT, DEADLINE_S, LabProcess, events, lab_serve, serving, until
 from tools import cli
