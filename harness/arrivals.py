@@ -1,9 +1,10 @@
 """The schedule of a run, made in full before its first request.
 
 What enters are prompts, a number of requests, a load and one seed; what leaves is a frozen `Schedule`
-with a digest. Every random dimension (order, arrival times, sampling) draws from a seed of its own that
-is derived from the one given, so that changing the rate does not change the order. Draws are SHA-256 of
-a counter: no library's generator can change them. Nothing is clamped or rescaled afterwards.
+with a digest. Prompts come in the order of the corpus, from its first line on, so that every run of n
+requests replays the same n prompts. Each random dimension (arrival times, sampling) draws from a seed of
+its own, derived from the one given, so that changing the rate does not change the sampling. Draws are
+SHA-256 of a counter: no library's generator can change them. Nothing is clamped or rescaled afterwards.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import cycle, islice
 
 from adapters.base import ConfigError
 from harness.corpus import Prompt
@@ -88,27 +90,26 @@ def derive_seed(seed: int, dimension: str) -> int:
 
 
 def make_schedule(prompts: Sequence[Prompt], num_requests: int, load: Load, seed: int) -> Schedule:
-    """Plan every request. More requests than prompts go over the corpus again, in a new order each time.
+    """Plan every request. More requests than prompts go over the corpus again.
 
     Raises:
         ConfigError: `num_requests` is below 1.
     """
     if num_requests < 1:
         raise ConfigError(f"REQUESTS must be at least 1, not {num_requests}")
-    seeds = {name: derive_seed(seed, name) for name in ("order", "arrivals", "sampling")}
-    order = _order(len(prompts), num_requests, seeds["order"])
+    seeds = {name: derive_seed(seed, name) for name in ("arrivals", "sampling")}
     offsets = _offsets(num_requests, load, seeds["arrivals"])
     requests = tuple(
         PlannedRequest(
             index=index,
-            prompt_id=prompts[position].id,
-            prompt=prompts[position].prompt,
-            max_tokens=prompts[position].max_tokens,
+            prompt_id=prompt.id,
+            prompt=prompt.prompt,
+            max_tokens=prompt.max_tokens,
             # 31 bits: the widest seed that every server of this API takes.
             seed=int.from_bytes(_block(f"{seeds['sampling']}/{index}")[:4], "big") >> 1,
             offset_s=offsets[index],
         )
-        for index, position in enumerate(order)
+        for index, prompt in enumerate(islice(cycle(prompts), num_requests))
     )
     entries = [(r.index, r.prompt_id, r.max_tokens, r.seed, r.offset_s) for r in requests]
     return Schedule(load=load, requests=requests, seeds=seeds, digest=schedule_digest(load, entries))
@@ -124,16 +125,6 @@ def schedule_digest(load: Load, entries: Iterable[tuple[int, str, int, int, floa
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _order(num_prompts: int, num_requests: int, seed: int) -> list[int]:
-    order: list[int] = []
-    passes = 0
-    while len(order) < num_requests:
-        keys = [_block(f"{seed}/{passes}/{position}") for position in range(num_prompts)]
-        order.extend(sorted(range(num_prompts), key=keys.__getitem__))
-        passes += 1
-    return order[:num_requests]
 
 
 def _offsets(num_requests: int, load: Load, seed: int) -> list[float | None]:

@@ -26,7 +26,7 @@ OPTIONS = (
     ("concurrency", "virtual users of the closed loop (default 16)"),
     ("rate", "requests a second; makes the loop open"),
     ("arrivals", "poisson (default) or constant, for an open loop"),
-    ("seed", "seed of order, arrival times and sampling (default 0)"),
+    ("seed", "seed of arrival times and sampling (default 0)"),
     ("repeats", "replays of the same schedule, each against a fresh service (default 1)"),
     ("out", "folder of the results (default results)"),
     ("url", "measure a server that already runs (any OpenAI-compatible one) instead of starting ours"),

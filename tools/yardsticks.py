@@ -157,7 +157,7 @@ def _run_generate(model: Any, work: list[Work]) -> None:
         assert out.shape[1] == len(item.token_ids) + item.max_tokens
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _run_transformers_batching(model: Any, work: list[Work]) -> None:
     """As `generate_batch` does it, but with a budget of its own for each prompt."""
     attention = model.config._attn_implementation

@@ -75,8 +75,8 @@ class TorchBackend:
                 path, error = self._prepare(loaded, dtype, fast=False)
             if error > _TOLERANCE[dtype]:
                 raise UnsupportedModel(
-                    f"{files.name} is not supported: its batched pass is off by {error:.1e} (root mean square, "
-                    f"relative) from its own forward, more than the {_TOLERANCE[dtype]:.0e} of rounding"
+                    f"{files.name} is not supported: its batched pass is off by {error:.1e} (relative root "
+                    f"mean square) from its own forward, more than the {_TOLERANCE[dtype]:.0e} of rounding"
                 )
         self._forward = loaded.forward
         self.module = loaded.module

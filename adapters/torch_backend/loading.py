@@ -144,7 +144,9 @@ def _rope_types(parameters: Any) -> Iterator[str]:
 def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Load the weights. `forward` works only after `make_batched`, `reference` only before it."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     attention.register()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(

@@ -69,7 +69,7 @@ def test_a_service_of_ours_at_a_url(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert manifest["model_digest"] == "d1"
     assert manifest["corpus"]["sha256"] == manifest["corpus"]["recorded_sha256"]
     assert {"cpu_model", "physical_cores", "cpu_governor", "gpu"} <= set(manifest["host"])
-    assert manifest["seeds"].keys() == {"order", "arrivals", "sampling"}
+    assert manifest["seeds"].keys() == {"arrivals", "sampling"}
     # Eight warm-up prompts in two chunks came first, and are in no row.
     assert [len(as_list(json.loads(body)["prompt"])) for body in server.bodies[:2]] == [4, 4]
     assert len(rows) == 20
