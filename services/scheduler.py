@@ -67,6 +67,11 @@ class Scheduler:
         return self._batch.num_live
 
     @property
+    def num_prefilling(self) -> int:
+        """Of the running ones, those that have no token yet."""
+        return sum(seq.first_token_s is None and seq.state is not _FINISHED for seq in self._batch.sequences)
+
+    @property
     def queue_depth(self) -> int:
         return len(self._waiting)
 
@@ -156,7 +161,7 @@ class Scheduler:
         """Ask the strategy, cut its answer at what fits, and note whom it held back."""
         waiting, running = self._waiting.sequences, self._batch.sequences
         admission = self._strategy.admit(waiting, running, now_s=now_s, draining=self._draining)
-        num_fitting = self._batch.num_fitting(waiting)
+        num_fitting = _num_in_company(waiting[: self._batch.num_fitting(waiting)], running)
         count = min(max(admission.count, 0), len(waiting))
         if count > num_fitting:
             waits_until_all_fit = self._strategy.takes_groups and running
@@ -205,6 +210,15 @@ class Scheduler:
         for seq in self._held_back:
             seq.batch_wait_s += now_s - self._held_since_s
         self._held_since_s = now_s
+
+
+def _num_in_company(fitting: Seq[Sequence], running: Seq[Sequence]) -> int:
+    """How many of these may join as far as company goes: who wants to be alone waits for an empty batch."""
+    if not fitting or any(seq.alone for seq in running):
+        return 0
+    if fitting[0].alone:
+        return 0 if running else 1
+    return next((place for place, seq in enumerate(fitting) if seq.alone), len(fitting))
 
 
 def _finish(
