@@ -201,6 +201,8 @@ class BackendConfig:
     """Prompts are cut at multiples of this; a backend may rely on it for what it computes together."""
     max_model_len: int | None = None
     artifacts_dir: str = "artifacts"
+    cpu_kernels: bool = True
+    """torch on a CPU: compile the small operators with the system's C++ compiler, if there is one."""
     kv_memory_fraction: float = 0.8
     null_step_s: float = 0.0
     null_row_s: float = 0.0

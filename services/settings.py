@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     max_model_len: int | None = Field(
         None, ge=2, le=10_000_000, description="Longest prompt and answer in tokens; unset: the model's."
     )
+    cpu_kernels: bool = Field(
+        True, description="torch on a CPU: compile the small operators if there is a C++ compiler."
+    )
     kv_memory_fraction: float = Field(
         0.8, gt=0, le=1, allow_inf_nan=False, description="Share of free memory for keys and values."
     )
@@ -193,6 +196,7 @@ class Settings(BaseSettings):
                 prefill_chunk=self.prefill_chunk,
                 max_model_len=self.max_model_len,
                 artifacts_dir=self.artifacts_dir,
+                cpu_kernels=self.cpu_kernels,
                 kv_memory_fraction=self.kv_memory_fraction,
                 null_step_s=self.null_step_ms / 1000,
                 null_row_s=self.null_row_ms / 1000,

@@ -38,7 +38,7 @@ def _tiny_llama() -> str:
     transformers = pytest.importorskip("transformers", reason="needs the torch extra")
     torch = pytest.importorskip("torch", reason="needs the torch extra")
     torch.manual_seed(0)
-    shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64, "intermediate_size": 96}
+    shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 128, "intermediate_size": 96}
     config = transformers.LlamaConfig(
         vocab_size=257, num_hidden_layers=2, eos_token_id=256, initializer_range=0.2, **shape
     )
