@@ -22,7 +22,10 @@ NO_ROOM = (BackendError, CapacityError)
 LENGTHS = [1, CUT - 1, CUT, 2 * CUT + 5]
 
 
-@pytest.fixture(scope="module", params=FACTORIES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.llama] * name.startswith("llama")) for name in FACTORIES],
+)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     backend = FACTORIES[request.param]()
     yield backend
