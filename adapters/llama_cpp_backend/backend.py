@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence as Seq
+from typing import Any
 
 import llama_cpp.llama_cpp as C
 import numpy as np
@@ -47,14 +48,15 @@ class LlamaCppBackend:
         num_threads = config.num_threads or 1
         num_gpu_layers = 0 if config.device == "cpu" else config.n_gpu_layers
         self._model = load_model(file.path, num_gpu_layers=num_gpu_layers)
-        self._context = None
+        self.context: Any = None
+        """llama.cpp's own; for tools that measure beside the adapter."""
         try:
             limits = plan_context(config, self._model)
-            self._context = open_context(self._model, limits, config.max_batch_size, num_threads)
+            self.context = open_context(self._model, limits, config.max_batch_size, num_threads)
         except BaseException:
             self.close()
             raise
-        self._memory = C.llama_get_memory(self._context)
+        self._memory = C.llama_get_memory(self.context)
         self._batch = StepBatch(limits.batch_tokens)
         self._slots = SlotTable(
             config.max_batch_size,
@@ -77,7 +79,7 @@ class LlamaCppBackend:
             kv_capacity_tokens=min(limits.num_cells, config.max_batch_size * limits.max_model_len),
             num_parameters=C.llama_model_n_params(self._model.pointer),
             model_digest=file.digest,
-            num_threads=C.llama_n_threads(self._context),
+            num_threads=C.llama_n_threads(self.context),
             details={
                 "llama_cpp": C.llama_version().decode(),
                 "system_info": C.llama_print_system_info().decode().strip(" |"),
@@ -86,9 +88,9 @@ class LlamaCppBackend:
                 "kv_cells": limits.num_cells,
                 "kv_type": limits.kv_type,
                 "flash_attention": "auto" if flash else "off",
-                "n_threads_batch": C.llama_n_threads_batch(self._context),
-                "n_batch": C.llama_n_batch(self._context),
-                "n_ubatch": C.llama_n_ubatch(self._context),
+                "n_threads_batch": C.llama_n_threads_batch(self.context),
+                "n_batch": C.llama_n_batch(self.context),
+                "n_ubatch": C.llama_n_ubatch(self.context),
                 "n_gpu_layers": self._model.num_gpu_layers,
             },
         )
@@ -102,19 +104,19 @@ class LlamaCppBackend:
         for slot, position in rows.rewound:
             C.llama_memory_seq_rm(self._memory, slot, position, -1)
         batch = self._batch.fill(rows.tokens, rows.positions, rows.slots, rows.wanted)
-        status = C.llama_decode(self._context, batch)
+        status = C.llama_decode(self.context, batch)
         if status != 0:
             raise self._failure(status, chunks)
         self._slots.commit(chunks)
         if not rows.wanted:
-            C.llama_synchronize(self._context)
+            C.llama_synchronize(self.context)
             return []
         tokens = _choose_tokens(self.logits(len(rows.wanted)), rows)
         return [StepOutput(seq.seq_id, [token]) for seq, token in zip(rows.sampled, tokens, strict=True)]
 
     def logits(self, num_rows: int) -> NDArray[np.float32]:
         """A view of the last step's logits `(num_rows, vocabulary)`; the next step overwrites them."""
-        address = ctypes.cast(C.llama_get_logits(self._context), ctypes.c_void_p).value
+        address = ctypes.cast(C.llama_get_logits(self.context), ctypes.c_void_p).value
         assert address is not None, "a step that samples has logits"
         buffer = (ctypes.c_float * (num_rows * self._vocab_size)).from_address(address)
         return np.frombuffer(buffer, dtype=np.float32).reshape(num_rows, self._vocab_size)
@@ -126,9 +128,9 @@ class LlamaCppBackend:
                 C.llama_memory_seq_rm(self._memory, slot, -1, -1)
 
     def close(self) -> None:
-        if self._context:
-            C.llama_free(self._context)
-            self._context = None
+        if self.context:
+            C.llama_free(self.context)
+            self.context = None
         if self._model is not None:
             C.llama_model_free(self._model.pointer)
             del self._model

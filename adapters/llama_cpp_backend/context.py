@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp.llama_cpp as C
-import psutil
 
 from adapters.base import BackendConfig, BackendError, ConfigError
-from adapters.llama_cpp_backend.loading import LlamaModel, check_kv_memory
+from adapters.llama_cpp_backend.loading import LlamaModel, cache_room, out_of_memory
 from adapters.llama_cpp_backend.log import errors_of
 from adapters.llama_cpp_backend.slots import MAX_GAP
 
@@ -71,13 +70,11 @@ def plan_context(config: BackendConfig, model: LlamaModel) -> Limits:
     num_cells, unified = wanted_cells, config.max_batch_size == 1
     per_cell = model.kv_bytes_per_token(KV_TYPES[kv_type][1])
     if model.num_gpu_layers == 0:
-        room = psutil.virtual_memory().available * config.kv_memory_fraction
+        room = cache_room(config.kv_memory_fraction)
         if wanted_cells * per_cell > room:
             num_cells, unified = int(room / per_cell) // _CELLS * _CELLS, True
-            check_kv_memory(
-                max(num_cells, cells_of_slot) * per_cell, "keys and values of one sequence of MAX_MODEL_LEN"
-            )
-            num_cells = max(num_cells, cells_of_slot)
+        if num_cells < cells_of_slot:
+            raise out_of_memory(cells_of_slot * per_cell, f"keys and values of {max_len} tokens")
     batch = max(config.n_batch or 0, config.max_step_tokens + (MAX_GAP + 1) * config.max_batch_size)
     ubatch = config.n_ubatch or _DEFAULT_UBATCH
     # Flash attention reads fp32 caches as fp16, so full precision takes the plain path.

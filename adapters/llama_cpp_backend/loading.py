@@ -88,8 +88,9 @@ def load_model(path: Path, *, num_gpu_layers: int | None = None, vocab_only: boo
     _check_file(path)
     _start()
     layers = pick_gpu_layers(num_gpu_layers)
-    if not vocab_only and layers == 0:
-        _check_memory(path.stat().st_size, f"the weights of {path}")
+    num_bytes = path.stat().st_size
+    if not vocab_only and layers == 0 and num_bytes > cache_room(1.0):
+        raise out_of_memory(num_bytes, f"the weights of {path.name}")
     params = C.llama_model_default_params()
     params.n_gpu_layers = layers
     params.vocab_only = vocab_only
@@ -120,9 +121,18 @@ def device_name(model: LlamaModel) -> str:
     return "metal" if sys.platform == "darwin" else "gpu"
 
 
-def check_kv_memory(num_bytes: float, what: str) -> None:
-    """Raises: BackendError where keys and values cannot fit."""
-    _check_memory(num_bytes, what)
+def cache_room(fraction: float) -> float:
+    """The bytes that keys and values may take: this fraction of free memory, some left for working."""
+    available = psutil.virtual_memory().available
+    return min(available * fraction, available - _SPARE_BYTES)
+
+
+def out_of_memory(num_bytes: float, what: str) -> BackendError:
+    available = psutil.virtual_memory().available
+    return BackendError(
+        f"not enough memory: {what} take {num_bytes / 1e9:.2f} GB and {available / 1e9:.2f} GB are free; "
+        "take a smaller model or format (q4_k_m), or lower MAX_BATCH or MAX_MODEL_LEN"
+    )
 
 
 def _start() -> None:
@@ -143,15 +153,6 @@ def _check_file(path: Path) -> None:
         raise ConfigError(f"MODEL={path} cannot be read: {error.strerror}") from error
     if magic != b"GGUF":
         raise ConfigError(f"MODEL={path} is not a GGUF file: it does not start with the letters GGUF")
-
-
-def _check_memory(num_bytes: float, what: str) -> None:
-    available = psutil.virtual_memory().available
-    if num_bytes + _SPARE_BYTES > available:
-        raise BackendError(
-            f"not enough memory: {what} take {num_bytes / 1e9:.1f} GB and {available / 1e9:.1f} GB are free; "
-            "take a smaller model or format (q4_k_m), or lower MAX_BATCH or MAX_MODEL_LEN"
-        )
 
 
 def _check_kind(model: LlamaModel) -> None:

@@ -36,7 +36,7 @@ def null_backend() -> Backend:
 
 
 @cache
-def _tiny_llama() -> str:
+def tiny_llama() -> str:
     """A folder with a random model, made once and left to the system's temporary files."""
     transformers = pytest.importorskip("transformers", reason="needs the torch extra")
     torch = pytest.importorskip("torch", reason="needs the torch extra")
@@ -47,11 +47,11 @@ def _tiny_llama() -> str:
     )
     folder = mkdtemp(prefix="lab-tiny-llama-")
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    _write_byte_tokenizer(folder)
+    write_byte_tokenizer(folder)
     return folder
 
 
-def _write_byte_tokenizer(folder: str) -> None:
+def write_byte_tokenizer(folder: str) -> None:
     """One token a byte, one pair of bytes and the end: llama.cpp loads no model without a tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -65,7 +65,7 @@ def _write_byte_tokenizer(folder: str) -> None:
 
 
 def torch_backend() -> Backend:
-    folder = _tiny_llama()
+    folder = tiny_llama()
     from adapters.torch_backend.backend import TorchBackend
 
     limits = {"max_batch_size": MAX_BATCH, "max_model_len": MAX_MODEL_LEN}
@@ -74,7 +74,7 @@ def torch_backend() -> Backend:
 
 def llama_cpp_backend(**settings: Any) -> Backend:
     pytest.importorskip("llama_cpp", reason="needs the llama extra")
-    folder = _tiny_llama()
+    folder = tiny_llama()
     from adapters.llama_cpp_backend.backend import LlamaCppBackend
 
     limits = {"max_batch_size": MAX_BATCH, "max_model_len": MAX_MODEL_LEN}
