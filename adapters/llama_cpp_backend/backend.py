@@ -62,7 +62,7 @@ class LlamaCppBackend:
             config.max_batch_size,
             limits.max_model_len,
             limits.batch_tokens - config.max_batch_size,
-            fill_gaps=not limits.unified,
+            split=not limits.unified,
         )
         vocab_size = C.llama_vocab_n_tokens(self._model.vocab)
         self._vocab_size = vocab_size
@@ -101,6 +101,10 @@ class LlamaCppBackend:
 
     def step(self, chunks: Seq[ScheduledChunk]) -> list[StepOutput]:
         rows = self._slots.lay_out(chunks)
+        if rows.moved is not None:
+            source, target = rows.moved
+            C.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            C.llama_memory_seq_rm(self._memory, source, -1, -1)
         for slot, position in rows.rewound:
             C.llama_memory_seq_rm(self._memory, slot, position, -1)
         batch = self._batch.fill(rows.tokens, rows.positions, rows.slots, rows.wanted)

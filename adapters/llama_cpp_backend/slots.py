@@ -2,12 +2,13 @@
 
 Chunks enter; a `StepRows` leaves. A slot is one of llama.cpp's sequence ids, and with a cache split by
 sequence llama.cpp computes rows together only where their slots are neighbours. So a new sequence gets the
-lowest free slot, rows go in the order of slots, and a small gap is filled with a row that nobody reads.
-Knows no C.
+lowest free slot, rows go in the order of slots, a small gap is filled with a row that nobody reads, and one
+that stays is closed by moving the last sequence into it. Knows no C.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -15,6 +16,9 @@ from adapters.base import BackendError, CapacityError, ScheduledChunk, Sequence
 
 MAX_GAP = 3
 """Free slots between two used ones that are filled: up to here an idle row costs less than a second pass."""
+
+GAP_STEPS = 4
+"""A gap this old is closed. By then a waiting request would have filled it; a move copies a whole slot."""
 
 
 @dataclass(slots=True)
@@ -34,17 +38,22 @@ class StepRows:
     sampled: list[Sequence] = field(default_factory=list)
     rewound: list[tuple[int, int]] = field(default_factory=list)
     """Slots, and the position from which on their cache is to be cleared before the step."""
+    moved: tuple[int, int] | None = None
+    """The cache of the first slot goes to the second, which is free, before everything else."""
 
 
 class SlotTable:
-    def __init__(self, num_slots: int, max_model_len: int, max_step_tokens: int, *, fill_gaps: bool) -> None:
+    """`split`: each slot has a cache of its own, so that neighbours matter."""
+
+    def __init__(self, num_slots: int, max_model_len: int, max_step_tokens: int, *, split: bool) -> None:
         self._max_model_len = max_model_len
         self._max_step_tokens = max_step_tokens
         self._num_slots = num_slots
-        self._fill_gaps = fill_gaps
+        self._split = split
         self._slot_of: dict[int, _Slot] = {}
         self._free = list(range(num_slots))
         self._unclean: set[int] = set()
+        self._gap_age_steps = 0
 
     def lay_out(self, chunks: Seq[ScheduledChunk]) -> StepRows:
         """Give every chunk its rows; new sequences get slots.
@@ -54,16 +63,17 @@ class SlotTable:
             CapacityError: too many sequences or tokens, or one longer than a slot. Nothing has changed then.
         """
         self._check(chunks)
+        moved = self._close_gap(chunks) if self._split else None
         by_slot: dict[int, ScheduledChunk] = {}
         for chunk in chunks:
             slot = self._slot_of.get(chunk.seq.seq_id)
             if slot is None:
                 slot = self._slot_of[chunk.seq.seq_id] = _Slot(self._free.pop(0))
             by_slot[slot.index] = chunk
-        rows = StepRows()
+        rows = StepRows(moved=moved)
         before: int | None = None
         for index in sorted(by_slot):
-            if self._fill_gaps and before is not None and index - before > 1:
+            if self._split and before is not None and index - before > 1:
                 self._fill(rows, before, index)
             self._add(rows, index, by_slot[index])
             before = index
@@ -84,9 +94,24 @@ class SlotTable:
         slot = self._slot_of.pop(seq_id, None)
         if slot is None:
             return None
-        self._free.append(slot.index)
-        self._free.sort()
+        insort(self._free, slot.index)
         return slot.index
+
+    def _close_gap(self, chunks: Seq[ScheduledChunk]) -> tuple[int, int] | None:
+        """Move the last sequence into the first gap, once the gap has stayed for a while."""
+        last = max(self._slot_of.values(), key=lambda slot: slot.index, default=None)
+        is_joined = any(chunk.seq.seq_id not in self._slot_of for chunk in chunks)
+        if last is None or not self._free or self._free[0] > last.index or is_joined:
+            self._gap_age_steps = 0
+            return None
+        self._gap_age_steps += 1
+        if self._gap_age_steps < GAP_STEPS:
+            return None
+        source, target = last.index, self._free.pop(0)
+        last.index = target
+        self._unclean.discard(target)
+        insort(self._free, source)
+        return source, target
 
     def _add(self, rows: StepRows, index: int, chunk: ScheduledChunk) -> None:
         if chunk.dead:
