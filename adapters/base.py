@@ -190,6 +190,8 @@ class BackendConfig:
     """Prompts are cut at multiples of this; a backend may rely on it for what it computes together."""
     max_model_len: int | None = None
     artifacts_dir: str = "artifacts"
+    model_wait_s: float | None = None
+    """How long to wait for a local model that is not there yet; None: only while somebody stages it."""
     kv_memory_fraction: float = 0.8
     n_gpu_layers: int | None = None
     """llama_cpp: layers on the accelerator; None: all where the build has one, as Metal on Apple silicon."""

@@ -22,7 +22,8 @@ from filelock import FileLock
 from adapters.base import BackendConfig, ConfigError
 from adapters.hub_model import fetch_file_from_hub, gguf_in_hub
 from adapters.model_manifest import file_digest
-from adapters.model_store import GGUF_FORMATS, ModelFiles, resolve_model
+from adapters.model_store import GGUF_FORMATS, ModelFiles, resolve_model, split_format, wait_for_local
+from adapters.seeded_model import PRESETS
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,9 @@ def resolve_gguf(config: BackendConfig) -> GgufFile:
         ConfigError: there is no such model or format, or it cannot be fetched or made; says what to do.
         BackendError: llama.cpp cannot quantize it.
     """
+    name, _ = split_format(config.model, config.backend)
+    if name not in PRESETS:
+        wait_for_local(name, config)
     if is_gguf_name(config.model):
         path = find_gguf(config.model)
         return GgufFile(path, path.stem, file_digest(path), None)

@@ -59,6 +59,7 @@ def fetch_file_from_hub(repo_id: str, file_name: str) -> Path:
 @contextmanager
 def hub_errors(repo_id: str) -> Iterator[None]:
     """Turn what goes wrong with the hub inside the block into one sentence that says what to do."""
+    import httpx2
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -83,6 +84,11 @@ def hub_errors(repo_id: str) -> Iterator[None]:
         raise ConfigError(
             f"{repo_id} is not in the local cache and the hub cannot be reached; connect once to download "
             f"it, or set MODEL to a local folder or to a preset such as lab-26m"
+        ) from error
+    except httpx2.TransportError as error:
+        raise ConfigError(
+            f"the hub cannot be reached for {repo_id} ({error}); connect and run again, which goes on where "
+            f"it stopped, or set MODEL to a local folder or to a preset such as lab-26m"
         ) from error
     except EntryNotFoundError as error:
         raise ConfigError(f"{repo_id} has no such file: {error}") from error

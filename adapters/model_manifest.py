@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adapters.seeded_model import CORPUS_PATH, PRESETS, RECIPE
 
 MANIFEST = "lab_model.json"
+_NOT_OF_THE_MODEL = {MANIFEST, "lab_staged.json"}
 _SAMPLED_ABOVE_BYTES = 256 << 20
 _SAMPLE_BYTES = 1 << 20
 
@@ -28,8 +30,7 @@ def write_manifest(preset_name: str, folder: Path) -> str:
         path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.iterdir())
     }
-    listing = "".join(f"{entry['sha256']}  {name}\n" for name, entry in files.items())
-    digest = f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
+    digest = listing_digest(files)
     manifest = {
         "name": preset_name,
         "digest": digest,
@@ -40,6 +41,12 @@ def write_manifest(preset_name: str, folder: Path) -> str:
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
     return digest
+
+
+def listing_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """The digest of what `sha256sum` prints for these files, which are given with the digest of each."""
+    listing = "".join(f"{entry['sha256']}  {name}\n" for name, entry in files.items())
+    return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -76,7 +83,7 @@ def folder_digest(folder: Path) -> str:
     """A digest of all files of a folder. Very large ones are only sampled, and the prefix says so."""
     digest = hashlib.sha256()
     is_sampled = False
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != MANIFEST):
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name not in _NOT_OF_THE_MODEL):
         is_large = path.stat().st_size > _SAMPLED_ABOVE_BYTES
         is_sampled |= is_large
         content = _sampled_sha256(path) if is_large else file_sha256(path)

@@ -119,6 +119,10 @@ class Settings(BaseSettings):
     engine_process: bool = Field(True, description="The engine runs in its own process; 0: inside the API's.")
     drain_timeout_s: Seconds = Field(30.0, description="How long accepted requests may take after SIGTERM.")
     artifacts_dir: str = Field("artifacts", min_length=1, description="Where models are made and kept.")
+    model_wait_s: Seconds | None = Field(
+        None,
+        description="Longest wait for a local model to be staged; unset: 600 s if that goes on, else 0.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level logged.")
 
     null_step_ms: Milliseconds = Field(0.0, description="null backend: fixed cost of a step.")
@@ -187,6 +191,7 @@ class Settings(BaseSettings):
                 prefill_chunk=self.prefill_chunk,
                 max_model_len=self.max_model_len,
                 artifacts_dir=self.artifacts_dir,
+                model_wait_s=self.model_wait_s,
                 kv_memory_fraction=self.kv_memory_fraction,
                 n_gpu_layers=self.n_gpu_layers,
                 n_batch=self.n_batch,

@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("harness.run_bench", "measure one strategy, or any server, and write the rows as parquet"),
     "compare": ("harness.compare", "measure several strategies in interleaved blocks and compare them"),
     "report": ("harness.report", "print the table of results that were written before"),
-    "model": ("tools.make_model", "make a seeded model preset"),
+    "model": ("tools.make_model", "make a model, or stage it into a folder of its own"),
     "prompts": ("tools.make_prompts", "make the prompt corpus"),
     "yardsticks": ("tools.yardsticks", "measure the engine against generate() and its own arithmetic"),
     "parity": ("tools.parity", "compare logits and greedy tokens of torch fp32 and llama.cpp f32"),
