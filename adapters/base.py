@@ -192,6 +192,8 @@ class BackendConfig:
     artifacts_dir: str = "artifacts"
     model_wait_s: float | None = None
     """How long to wait for a local model that is not there yet; None: only while somebody stages it."""
+    cpu_kernels: bool = True
+    """torch on a CPU: compile the small operators with the system's C++ compiler, if there is one."""
     kv_memory_fraction: float = 0.8
     n_gpu_layers: int | None = None
     """llama_cpp: layers on the accelerator; None: all where the build has one, as Metal on Apple silicon."""

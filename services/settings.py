@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     max_model_len: int | None = Field(
         None, ge=2, le=10_000_000, description="Longest prompt and answer in tokens; unset: the model's."
     )
+    cpu_kernels: bool = Field(
+        True, description="torch on a CPU: compile the small operators if there is a C++ compiler."
+    )
     kv_memory_fraction: float = Field(
         0.8, gt=0, le=1, allow_inf_nan=False, description="Share of free memory for keys and values."
     )
@@ -192,6 +195,7 @@ class Settings(BaseSettings):
                 max_model_len=self.max_model_len,
                 artifacts_dir=self.artifacts_dir,
                 model_wait_s=self.model_wait_s,
+                cpu_kernels=self.cpu_kernels,
                 kv_memory_fraction=self.kv_memory_fraction,
                 n_gpu_layers=self.n_gpu_layers,
                 n_batch=self.n_batch,

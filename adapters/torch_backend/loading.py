@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from adapters.base import BackendError, ConfigError, UnsupportedModel
 from adapters.torch_backend import attention
 from adapters.torch_backend.attention import StepLayout
+from adapters.torch_backend.cpu_kernels import CpuKernels
 from adapters.torch_backend.linear import TiledLinear, can_pack
 from adapters.torch_backend.llama_forward import LlamaForward, is_llama_shaped
 
@@ -179,7 +180,15 @@ def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.devi
     return LoadedModel(forward, model, config, tuple(sorted(eos)), num_parameters, reference)
 
 
-def make_batched(loaded: LoadedModel, device: torch.device, dtype: torch.dtype, *, fast: bool) -> str:
+def make_batched(
+    loaded: LoadedModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    fast: bool,
+    kernels: CpuKernels | None,
+    max_len: int,
+) -> str:
     """Switch `loaded` from the model's own attention to the slot cache, with faster pieces if any.
 
     Returns the name of the path taken: "llama" (only with `fast`) or "generic".
@@ -187,7 +196,7 @@ def make_batched(loaded: LoadedModel, device: torch.device, dtype: torch.dtype, 
     packed = can_pack(dtype, device)
     module: Any = loaded.module
     if fast and is_llama_shaped(module):
-        loaded.module = LlamaForward(module, packed=packed)
+        loaded.module = LlamaForward(module, packed=packed, kernels=kernels, max_len=max_len)
         loaded.forward = loaded.module.forward
         return "llama"
     if device.type == "cpu":

@@ -41,7 +41,7 @@ def tiny_llama() -> str:
     transformers = pytest.importorskip("transformers", reason="needs the torch extra")
     torch = pytest.importorskip("torch", reason="needs the torch extra")
     torch.manual_seed(0)
-    shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64, "intermediate_size": 96}
+    shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 128, "intermediate_size": 96}
     config = transformers.LlamaConfig(
         vocab_size=258, num_hidden_layers=2, eos_token_id=257, initializer_range=0.2, **shape
     )
@@ -92,7 +92,7 @@ def llama_cpp_backend(**settings: Any) -> Backend:
 
 def llama_cpp_with_a_shared_cache() -> Backend:
     """So little memory that the slots share one cache, which holds two sequences of full length and more."""
-    bytes_per_cell = 2 * 2 * 2 * 16 * 4  # layers, keys and values, heads, width, fp32
+    bytes_per_cell = 2 * 2 * 2 * 32 * 4  # layers, keys and values, heads, width, fp32
     wanted = 5.5 * 256 * bytes_per_cell
     backend = llama_cpp_backend(kv_memory_fraction=wanted / psutil.virtual_memory().available)
     assert backend.info.details["kv_cache"] == "unified"
