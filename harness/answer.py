@@ -14,7 +14,10 @@ from typing import Any
 
 from harness.arrivals import PlannedRequest
 
-TIMING_FIELDS = ("queue_s", "batch_wait_s", "prefill_s", "decode_s", "num_steps", "mean_batch_size")
+TIMING_FIELDS = (
+    *("queue_s", "batch_wait_s", "prefill_s", "decode_s", "num_steps", "mean_batch_size"),
+    *("received_s", "first_write_s"),
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +30,8 @@ class Answer:
     group_size: int = 1
     body_sha256: str | None = None
     sent_s: float | None = None
+    written_s: float | None = None
+    """When a connection was there and the request was handed to it; `sent_s` is when one was asked for."""
     chunk_s: list[float] = field(default_factory=list)
     chunk_tokens: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)

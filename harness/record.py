@@ -46,6 +46,7 @@ SCHEMA = pa.schema(
         ("body_sha256", pa.string()),
         ("scheduled_s", pa.float64()),
         ("sent_s", pa.float64()),
+        ("written_s", pa.float64()),
         ("chunk_s", pa.list_(pa.float64())),
         ("chunk_tokens", pa.list_(pa.int32())),
         ("finish_s", pa.float64()),
@@ -71,6 +72,9 @@ SCHEMA = pa.schema(
         ("decode_s", pa.float64()),
         ("num_steps", pa.int32()),
         ("mean_batch_size", pa.float64()),
+        # instants on the server's clock, which is the client's where both share a machine
+        ("received_s", pa.float64()),
+        ("first_write_s", pa.float64()),
     ]
 )
 
@@ -118,6 +122,7 @@ def make_row(labels: ReplayLabels, answer: Answer) -> Row:
         "body_sha256": answer.body_sha256,
         "scheduled_s": answer.scheduled_s,
         "sent_s": answer.sent_s,
+        "written_s": answer.written_s,
         "chunk_s": answer.chunk_s,
         "chunk_tokens": chunk_tokens,
         "finish_s": answer.finish_s,

@@ -217,7 +217,11 @@ class ChatRequest(SamplingFields):
 
 
 class Timings(BaseModel):
-    """`batch_wait_s`: slot and KV were free but the strategy held back; `queue_s`: the rest of the wait."""
+    """`batch_wait_s`: slot and KV were free but the strategy held back; `queue_s`: the rest of the wait.
+
+    `received_s` and `first_write_s` are instants on the server's monotonic clock, which a client on the same
+    machine shares: when the request came, and when its first token was taken to be written to a stream.
+    """
 
     queue_s: float
     batch_wait_s: float
@@ -225,6 +229,8 @@ class Timings(BaseModel):
     decode_s: float
     num_steps: int
     mean_batch_size: float
+    received_s: float | None = None
+    first_write_s: float | None = None
 
 
 class StreamChoice(BaseModel):
