@@ -16,7 +16,7 @@ from harness.arrivals import PlannedRequest
 
 TIMING_FIELDS = (
     *("queue_s", "batch_wait_s", "prefill_s", "decode_s", "num_steps", "mean_batch_size"),
-    *("received_s", "first_write_s"),
+    *("received_s", "first_token_s", "first_write_s"),
 )
 
 

@@ -2,7 +2,7 @@
 
 What enters are rows; what leaves is one column of ms for each term and the residual, what no term accounts
 for. Every term is the difference of stamps of its own, none is what the others leave over, so the residual
-is a finding: the way of the first token from the engine to the API's write, and whatever was overlooked.
+is a finding: stamps that contradict each other, or time that nobody stamps.
 Instants of client and server are compared only where their order proves that both read one clock.
 """
 
@@ -21,6 +21,7 @@ TERMS: tuple[tuple[str, str], ...] = (
     ("queue_ms", "server queue"),
     ("batch_wait_ms", "batch wait (the strategy's choice)"),
     ("prefill_ms", "prefill"),
+    ("delivery_ms", "from the engine to the API's write"),
 )
 """In the order in which a request meets them, the way back apart."""
 
@@ -52,9 +53,17 @@ def latency_budget(rows: pd.DataFrame, round_trip_s: float | None = None) -> Bud
 
     `round_trip_s` is that of an idle server, for where client and server have clocks of their own.
     """
-    if "received_s" not in rows or "written_s" not in rows:
+    if not {"received_s", "first_token_s", "written_s"} <= set(rows.columns):
         return None  # a file from before these stamps were taken
-    needed = ["received_s", "first_write_s", "queue_s", "prefill_s", "ttft_sched_ms", "written_s"]
+    needed = [
+        "received_s",
+        "first_token_s",
+        "first_write_s",
+        "queue_s",
+        "prefill_s",
+        "ttft_sched_ms",
+        "written_s",
+    ]
     done = rows[rows["error"].isna() & rows[needed].notna().all(axis=1)]
     if done.empty:
         return None
@@ -74,6 +83,7 @@ def latency_budget(rows: pd.DataFrame, round_trip_s: float | None = None) -> Bud
             "queue_ms": done["queue_s"],
             "batch_wait_ms": done["batch_wait_s"],
             "prefill_ms": done["prefill_s"],
+            "delivery_ms": done["first_write_s"] - done["first_token_s"],
         }
     ).mul(1e3)
     terms["residual_ms"] = done["ttft_sched_ms"] - terms.sum(axis=1)

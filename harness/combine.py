@@ -117,34 +117,28 @@ def write_comparison(folder: Path, measurements: Sequence[Measurement], manifest
     return path
 
 
-def compare_files(
-    paths: Sequence[Path], *, asked_reference: str | None = None, allow_invalid: bool = False
-) -> Comparison:
-    """Several result files as one comparison: arms by name, blocks by number of repeat.
-
-    Files of one arm name become arms of their own, told apart by commit or file. Blocks of separate
-    files were not measured in turns, which the verdict says.
+def read_runs(paths: Sequence[Path], *, allow_invalid: bool) -> tuple[list[Manifest], pd.DataFrame]:
+    """All runs of these files, and their rows. Arms of one name and load are told apart by commit or file.
 
     Raises:
-        ConfigError: a file is INVALID and `allow_invalid` is not set, or there is nothing to compare.
+        ConfigError: a file is INVALID and `allow_invalid` is not set.
         LabError: a file cannot be read.
     """
     runs: list[Manifest] = []
     frames: list[pd.DataFrame] = []
-    taken: set[str] = set()
+    taken: set[tuple[str, str]] = set()
     for path in paths:
         manifest, rows = read_parquet(path)
         verdict = manifest["validity"] or {"level": "INVALID", "invalid": ["unfinished"]}
         if verdict["level"] == "INVALID" and not allow_invalid:
-            raise ConfigError(
-                f"{path} is INVALID ({verdict['invalid'][0]}); --allow-invalid compares it anyway"
-            )
+            raise ConfigError(f"{path} is INVALID ({verdict['invalid'][0]}); --allow-invalid takes it anyway")
         own_runs = manifest["runs"] if manifest.get("kind") == "comparison" else [manifest]
+        digest = str(own_runs[0]["schedule"]["digest"])
         names = {
-            arm: _free_name(arm, path, own_runs[0], taken)
+            arm: _free_name(arm, path, own_runs[0], {name for name, load in taken if load == digest})
             for arm in dict.fromkeys(m["arm"] for m in own_runs)
         }
-        taken |= set(names.values())
+        taken |= {(name, digest) for name in names.values()}
         frames.append(rows.assign(arm=rows["arm"].map(names)))
         runs += [
             m
@@ -156,10 +150,22 @@ def compare_files(
             }
             for m in own_runs
         ]
+    return runs, pd.concat(frames, ignore_index=True)
+
+
+def compare_files(
+    paths: Sequence[Path], *, asked_reference: str | None = None, allow_invalid: bool = False
+) -> Comparison:
+    """Several result files as one comparison; blocks are paired by number of repeat.
+
+    Raises:
+        ConfigError: as `read_runs`, or there is nothing to compare.
+        LabError: a file cannot be read.
+    """
+    runs, rows = read_runs(paths, allow_invalid=allow_invalid)
     arms = list(dict.fromkeys(m["arm"] for m in runs))
     if len(arms) < 2:
         raise ConfigError("name at least two result files, or a comparison of two arms")
-    rows = pd.concat(frames, ignore_index=True)
     verdict = verdict_of(runs, len(runs))
     if len(paths) > 1:
         note = "the files were not measured in turns: what the machine did in between is in the ratios"

@@ -46,7 +46,11 @@ class Contrast:
         found = self.judgement
         if found is None:
             return "n too small"
-        return f"{found.ratio:.2f}x" + (f" [{found.interval_text()}]" if found.interval else "")
+        return f"{ratio_text(found.ratio)}" + (f" [{found.interval_text()}]" if found.interval else "")
+
+
+def ratio_text(ratio: float) -> str:
+    return f"{ratio:.2f}x" if ratio >= 0.1 else f"{ratio:.2g}x"
 
 
 def _tokens_per_s(rows: pd.DataFrame, is_open: bool) -> float | None:
@@ -155,11 +159,13 @@ def in_words(found: Sequence[Contrast], arm: str) -> str:
         if judgement is None:
             parts.setdefault("too few samples for", []).append(name)
         elif judgement.word == "can't tell":
-            parts.setdefault("can't tell in", []).append(f"{name} (need {judgement.num_missing} more blocks)")
+            parts.setdefault("can't tell in", []).append(
+                f"{name} (need {judgement.missing_text()} more blocks)"
+            )
         elif judgement.word == "equivalent":
             parts.setdefault(f"equivalent within {judgement.margin:.0%} in", []).append(name)
         else:
-            parts.setdefault(f"{judgement.word} in", []).append(f"{name} ({judgement.ratio:.2f}x)")
+            parts.setdefault(f"{judgement.word} in", []).append(f"{name} ({ratio_text(judgement.ratio)})")
     order = sorted(parts, key=lambda kind: ("better", "worse", "equi", "can't", "too").index(_stem(kind)))
     return "; ".join(f"{kind} {', '.join(parts[kind])}" for kind in order)
 

@@ -74,6 +74,7 @@ SCHEMA = pa.schema(
         ("mean_batch_size", pa.float64()),
         # instants on the server's clock, which is the client's where both share a machine
         ("received_s", pa.float64()),
+        ("first_token_s", pa.float64()),
         ("first_write_s", pa.float64()),
     ]
 )

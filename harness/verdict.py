@@ -21,6 +21,7 @@ POWER = 0.90
 DEFAULT_MARGIN = 0.05
 MIN_BLOCKS_BOOTSTRAP = 10
 NUM_RESAMPLES = 4000
+MOST_TOLD = 100
 FEWEST_BLOCKS = 3
 """With two, the estimate of the spread has one degree of freedom and every interval is useless."""
 
@@ -43,8 +44,12 @@ class Judgement:
 
     def text(self) -> str:
         if self.word == "can't tell":
-            return f"can't tell: need {self.num_missing} more blocks"
+            return f"can't tell: need {self.missing_text()} more blocks"
         return self.word if self.word != "equivalent" else f"equivalent within {self.margin:.0%}"
+
+    def missing_text(self) -> str:
+        """Estimates from few blocks run into the thousands, which nobody should take for a plan."""
+        return str(self.num_missing) if self.num_missing <= MOST_TOLD else f"over {MOST_TOLD}"
 
     def interval_text(self) -> str:
         if self.interval is None:

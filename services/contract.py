@@ -219,8 +219,8 @@ class ChatRequest(SamplingFields):
 class Timings(BaseModel):
     """`batch_wait_s`: slot and KV were free but the strategy held back; `queue_s`: the rest of the wait.
 
-    `received_s` and `first_write_s` are instants on the server's monotonic clock, which a client on the same
-    machine shares: when the request came, and when its first token was taken to be written to a stream.
+    The last three are instants on the server's monotonic clock, which a client on the same machine shares:
+    when the request came, when its first token was computed, and when that was taken to be written.
     """
 
     queue_s: float
@@ -230,6 +230,7 @@ class Timings(BaseModel):
     num_steps: int
     mean_batch_size: float
     received_s: float | None = None
+    first_token_s: float | None = None
     first_write_s: float | None = None
 
 

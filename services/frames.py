@@ -109,7 +109,8 @@ def _ending(ending: Ending, news: News) -> str:
         f'"num_output_tokens":{ending.num_output_tokens},"timings":{{"queue_s":{t.queue_s!r},'
         f'"batch_wait_s":{t.batch_wait_s!r},"prefill_s":{t.prefill_s!r},"decode_s":{t.decode_s!r},'
         f'"num_steps":{t.num_steps},"mean_batch_size":{t.mean_batch_size!r},'
-        f'"received_s":{_instant(news.received_s)},"first_write_s":{_instant(news.first_write_s)}}}}}'
+        f'"received_s":{_instant(news.received_s)},"first_token_s":{_instant(t.first_token_s)},'
+        f'"first_write_s":{_instant(news.first_write_s)}}}}}'
     )
 
 

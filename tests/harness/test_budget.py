@@ -15,6 +15,7 @@ def told(index: int = 0, *, server_starts_at_s: float = 0.0, group_id: int = 0, 
     return row | {
         "written_s": 10.3,
         "received_s": 10.4 + server_starts_at_s,
+        "first_token_s": 12.95 + server_starts_at_s,
         "first_write_s": 13.1 + server_starts_at_s,
         "queue_s": 0.5,
         "batch_wait_s": 0.25,
@@ -29,10 +30,11 @@ def test_terms_are_differences_of_their_own_stamps() -> None:
     assert budget.terms.iloc[0].to_dict() == pytest.approx(
         {
             "chunk_ms": 0, "lag_ms": 100, "connection_ms": 200, "network_ms": 200, "queue_ms": 500,
-            "batch_wait_ms": 250, "prefill_ms": 1750, "residual_ms": 200, "ttft_sched_ms": 3200,
+            "batch_wait_ms": 250,
+            "prefill_ms": 1750, "delivery_ms": 150, "residual_ms": 50, "ttft_sched_ms": 3200,
         }
     )  # fmt: skip
-    assert budget.residual_share == pytest.approx(200 / 3200)
+    assert budget.residual_share == pytest.approx(50 / 3200)
     means = budget.means()
     assert sum(means.values()) == pytest.approx(3200)
 
@@ -50,7 +52,7 @@ def test_another_machines_clock_is_not_compared() -> None:
     assert budget is not None
     assert not budget.shares_clock
     assert budget.terms["network_ms"].iloc[0] == pytest.approx(150)
-    assert budget.terms["residual_ms"].iloc[0] == pytest.approx(250)
+    assert budget.terms["residual_ms"].iloc[0] == pytest.approx(100)
 
 
 def test_servers_that_tell_nothing_have_no_budget() -> None:

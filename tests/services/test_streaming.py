@@ -68,6 +68,7 @@ def test_a_stream_is_in_order_and_ends_with_done(served: Served) -> None:
     assert first_write_s is not None
     waited_s = final.timings.queue_s + final.timings.batch_wait_s + final.timings.prefill_s
     assert started_s <= received_s
+    assert final.timings.first_token_s == pytest.approx(received_s + waited_s)
     assert received_s + waited_s <= first_write_s <= time.monotonic()
     assert bytes(token_ids).decode() == "".join(chunk.choices[0].text for chunk in chunks)
 
