@@ -42,6 +42,8 @@ class Answer:
     finish_reason: str | None = None
     num_prompt_tokens: int | None = None
     num_output_tokens: int | None = None
+    num_cached_tokens: int | None = None
+    """Prompt tokens that the server says it took from a prefix cache."""
     timings: dict[str, Any] = field(default_factory=dict)
     server_request_id: str | None = None
     error: str | None = None
@@ -84,6 +86,9 @@ class Answer:
             self.num_prompt_tokens = usage.get("prompt_tokens")
         if self.num_output_tokens is None:
             self.num_output_tokens = usage.get("completion_tokens")
+        details = usage.get("prompt_tokens_details")
+        if isinstance(details, dict):
+            self.num_cached_tokens = details.get("cached_tokens")
 
     def close(self, now_s: float, problem: str | None) -> None:
         """The stream is over; whatever is still missing is an error, named in `problem` or here."""

@@ -78,6 +78,7 @@ def make_manifest(
             "arrivals": load.arrivals.value,
             "concurrency": None if load.is_open else load.concurrency,
             "rate": load.rate,
+            "shape": load.shape,
         },
         "git": git_state(),
         "uv_lock_sha256": _sha256_of(REPOSITORY / "uv.lock"),

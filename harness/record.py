@@ -60,6 +60,7 @@ SCHEMA = pa.schema(
         # what the server said
         ("num_prompt_tokens", pa.int32()),
         ("num_output_tokens", pa.int32()),
+        ("num_cached_tokens", pa.int32()),
         ("finish_reason", pa.string()),
         ("error", pa.string()),
         ("output_sha256", pa.string()),
@@ -129,6 +130,7 @@ def make_row(labels: ReplayLabels, answer: Answer) -> Row:
         "finish_s": answer.finish_s,
         "num_prompt_tokens": answer.num_prompt_tokens,
         "num_output_tokens": answer.num_output_tokens,
+        "num_cached_tokens": answer.num_cached_tokens,
         "finish_reason": answer.finish_reason,
         "error": answer.error,
         "output_sha256": answer.output_sha256,

@@ -22,6 +22,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("harness.report", "print the table of results that were written before"),
     "model": ("tools.make_model", "make a seeded model preset"),
     "prompts": ("tools.make_prompts", "make the prompt corpus"),
+    "import-prompts": (
+        "tools.import_prompts",
+        "make a corpus of ShareGPT, OpenAI messages or plain JSON lines",
+    ),
     "yardsticks": ("tools.yardsticks", "measure the engine against generate() and its own arithmetic"),
 }
 
