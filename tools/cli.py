@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "make a corpus of ShareGPT, OpenAI messages or plain JSON lines",
     ),
     "yardsticks": ("tools.yardsticks", "measure the engine against generate() and its own arithmetic"),
+    "profile": ("tools.step_profile", "measure where the time of a decode step goes, part by part"),
     "parity": ("tools.parity", "compare logits and greedy tokens of torch fp32 and llama.cpp f32"),
     "step-cost": ("tools.step_cost", "measure what the llama.cpp adapter adds to a bare decode loop"),
 }
