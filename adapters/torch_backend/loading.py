@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.base import BackendError, ConfigError, UnsupportedModel
-from adapters.torch_backend import attention
+from adapters.torch_backend import hf_attention
 from adapters.torch_backend.attention import StepLayout
 from adapters.torch_backend.cpu_kernels import CpuKernels
 from adapters.torch_backend.linear import TiledLinear, can_pack
@@ -148,7 +148,7 @@ def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.devi
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    attention.register()
+    hf_attention.register()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, attn_implementation="eager"
@@ -201,7 +201,7 @@ def make_batched(
         return "llama"
     if device.type == "cpu":
         _tile_linears(module, packed)
-    module.set_attn_implementation(attention.IMPLEMENTATION)
+    module.set_attn_implementation(hf_attention.IMPLEMENTATION)
     return "generic"
 
 
