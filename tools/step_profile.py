@@ -26,7 +26,7 @@ from adapters.torch_backend.attention import StepLayout
 from adapters.torch_backend.backend import TorchBackend
 from adapters.torch_backend.cpu_kernels import CpuKernels
 from adapters.torch_backend.kv_cache import SlotCache
-from adapters.torch_backend.linear import TiledLinear
+from adapters.torch_backend.linear import KernelLinear, TiledLinear
 from adapters.torch_backend.llama_forward import LlamaForward
 from adapters.torch_backend.packing import StepPacker
 from harness.manifest import utc_stamp
@@ -40,8 +40,9 @@ from services.strategies.base import StrategyConfig
 from services.wire import pack
 
 _STEP = "engine loop"
+_PRODUCTS = ("forward", "plus", "times", "swish")
 _PARTS: list[tuple[object, str, str]] = [
-    *((TiledLinear, name, "matrix products") for name in ("forward", "plus", "times", "swish")),
+    *((kind, name, "matrix products") for kind in (TiledLinear, KernelLinear) for name in _PRODUCTS),
     (StepLayout, "_attend_stored", "attention"),
     (CpuKernels, "rotate_and_store", "rotation, cache writes"),
     (SlotCache, "write", "rotation, cache writes"),
