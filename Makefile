@@ -10,6 +10,9 @@ SERVICE ?= continuous
 ARGS ?=
 UV_VERSION := 0.13.8
 
+# Some images set it; without cached bytecode every start of a service takes 4 s longer.
+unexport PYTHONDONTWRITEBYTECODE
+
 # uv from the PATH, else one of our own beside the environment; never a Python of its own.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SYNC := $(UV) sync --frozen --inexact --quiet
