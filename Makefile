@@ -62,12 +62,15 @@ model: .venv/.lab-base ## make a seeded model now: MODEL=lab-26m
 prompts: .venv/.lab-base ## write data/prompts.jsonl anew
 	@$(LAB) prompts $(ARGS)
 
-.PHONY: dev test check format clean
+.PHONY: dev test load check format clean
 dev: .venv/.dev ## install everything a developer needs, pre-commit hooks included
 	@.venv/bin/pre-commit install 2>/dev/null || true
 
 test: .venv/.dev ## install what the tests need and pass them
 	@.venv/bin/python -m pytest $(ARGS)
+
+load: .venv/.dev ## minutes of load with the figures of docs/reliability.md, on a quiet machine
+	@.venv/bin/python -m pytest -m load -s --timeout 600 tests/services/load $(ARGS)
 
 check: .venv/.dev ## ruff, mypy, import-linter, corpus drift
 	.venv/bin/ruff check .
