@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 GIVE_UP_S = 60.0
@@ -23,6 +23,8 @@ class Ending:
     sent_s: float = 0.0
     headers_s: float = 0.0
     first_s: float = 0.0
+    pieces_s: list[float] = field(default_factory=list)
+    """When each piece of a stream came."""
     end_s: float = 0.0
     num_frames: int = 0
     body: bytes = b""
@@ -84,8 +86,8 @@ class Connection:
             piece = await reader.read(1 << 16)
             if not piece:
                 raise asyncio.IncompleteReadError(b"", None)
-            if not ending.first_s:
-                ending.first_s = time.monotonic()
+            ending.pieces_s.append(time.monotonic())
+            ending.first_s = ending.pieces_s[0]
             ending.num_frames += piece.count(b"data: {")
             tail = (tail + piece)[-4096:]
             if tail.endswith(b"0\r\n\r\n"):
