@@ -72,7 +72,7 @@ model: $(if $(filter llama_cpp,$(BACKEND)),$(INSTALLED),.venv/.lab-base) ## make
 prompts: .venv/.lab-base ## write data/prompts.jsonl anew
 	@$(LAB) prompts $(ARGS)
 
-.PHONY: dev test test-fast check format clean
+.PHONY: dev test test-fast load check format clean
 dev: .venv/.dev ## install everything a developer needs, pre-commit hooks included
 	@.venv/bin/pre-commit install 2>/dev/null || true
 
@@ -81,6 +81,9 @@ test: .venv/.dev .venv/.lab-llama ## install what the tests need and pass them; 
 
 test-fast: .venv/.dev ## the tests that need no llama.cpp
 	@.venv/bin/python -m pytest -m "not llama" $(ARGS)
+
+load: .venv/.dev ## minutes of load with the figures of docs/reliability.md, on a quiet machine
+	@.venv/bin/python -m pytest -m load -s --timeout 600 tests/services/load $(ARGS)
 
 check: .venv/.dev ## ruff, mypy, import-linter, corpus drift
 	.venv/bin/ruff check .

@@ -16,6 +16,8 @@ from adapters.base import SamplingParams, Sequence
 
 _MASK = (1 << 64) - 1
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_LEAST_TEMPERATURE = 1e-5
+"""Dividing by less overflows, and nothing but the likeliest token has a chance there anyway."""
 
 
 def mix64(value: int) -> int:
@@ -42,7 +44,8 @@ def sample_token(
     prompt_token_ids: Seq[int] = (),
     output_token_ids: Seq[int] = (),
 ) -> int:
-    """Choose the `index`-th output token from `logits (vocabulary,)`; temperature 0 takes the likeliest.
+    """Choose the `index`-th output token from `logits (vocabulary,)`; temperature 0, or nearly, takes the
+    likeliest.
 
     Penalties first (they need the tokens so far), then temperature, then top_k, then top_p over what top_k
     left, then min_p (the order of Hugging Face's samplers), then the inverse of the cumulative distribution
@@ -51,7 +54,7 @@ def sample_token(
     scores = logits.astype(np.float64)
     if params.has_penalties:
         penalize(scores, params, prompt_token_ids, output_token_ids)
-    if params.temperature == 0:
+    if params.temperature < _LEAST_TEMPERATURE:
         return int(scores.argmax())
     scores /= params.temperature
     if 0 < params.top_k < len(scores):

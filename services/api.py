@@ -104,7 +104,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/steps", response_model=contract.Steps, responses={s: ERRORS[s] for s in (401, 422)})
-    async def steps(after: Annotated[int, Query(ge=0)] = 0) -> Response:
+    async def steps(after: Annotated[int, Query(ge=0, lt=2**63)] = 0) -> Response:
         """The engine's steps from number `after` on."""
         return Response(service.steps.page(after), media_type="application/json")
 

@@ -133,17 +133,17 @@ def add_compat_routes(app: FastAPI, service: Service, intake: Intake) -> None:
         """One prompt, always as events."""
         return await answer(http, EventWriter, streams=True)
 
-    @app.post(**post("/basic_generate", GeneratedText, CompatRequest))
+    @app.post(**post("/basic_generate", GeneratedText, CompatRequest, streams=False))
     async def basic_generate(http: Request) -> Response:
         """One prompt, its text."""
         return await answer(http, TextWriter, streams=False)
 
-    @app.post(**post("/v1/generate_nobatch", GeneratedText, CompatRequest))
+    @app.post(**post("/v1/generate_nobatch", GeneratedText, CompatRequest, streams=False))
     async def generate_nobatch(http: Request) -> Response:
         """One prompt, its text; it shares no step with another request."""
         return await answer(http, TextWriter, streams=False, alone=True)
 
-    vllm = post("/generate_vllm", GeneratedTexts, CompatRequest)
+    vllm = post("/generate_vllm", GeneratedTexts, CompatRequest, streams=False)
     vllm["responses"][501] = {"model": contract.ErrorBody}
 
     @app.post(**vllm)

@@ -36,11 +36,16 @@ MakeWriter = Callable[[str, float], Writer]
 """From the request's id and its arrival."""
 
 
-def post(path: str, response_model: type[BaseModel], request_model: type[BaseModel]) -> dict[str, Any]:
+def post(
+    path: str, response_model: type[BaseModel], request_model: type[BaseModel], *, streams: bool = True
+) -> dict[str, Any]:
     """How a route that takes a body is declared: what it takes, what it gives, every way to say no."""
     schema = {"$ref": f"#/components/schemas/{request_model.__name__}"}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    responses = {200: {"model": response_model}, **ERRORS}
+    answer: dict[str, Any] = {"model": response_model}
+    if streams:
+        answer["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+    responses = {200: answer, **ERRORS}
     return {"path": path, "responses": responses, "openapi_extra": {"requestBody": body}}
 
 

@@ -138,3 +138,8 @@ def test_rows_of_a_torch_batch_are_chosen_one_by_one() -> None:
     sequences = [Sequence(i, [0], one, output_token_ids=[1, 4]) for i, one in enumerate(params)]
     logits = torch.tensor(np.stack([PENALIZED] * 4))
     assert choose_tokens(logits, sequences) == [choose_token(PENALIZED, seq) for seq in sequences]
+
+
+def test_a_temperature_near_zero_is_greedy_and_overflows_nothing() -> None:
+    with np.errstate(all="raise"):
+        assert {sample_token(LOGITS, SamplingParams(temperature=5e-324), index) for index in range(50)} == {1}

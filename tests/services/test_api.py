@@ -117,7 +117,9 @@ def test_steps_go_on_from_where_one_asked(served: Served) -> None:
         (0, 1),
     ]
     assert (steps.next, steps.num_dropped) == (first.next + 3, 0)
-    assert served.get(f"/steps?after={steps.next + 5}").json()["steps"] == []
+    for far in (steps.next + 5, 2**63 - 1):
+        assert served.get(f"/steps?after={far}").json()["steps"] == []
+    assert served.get(f"/steps?after={2**63}").status_code == 422
 
 
 def test_the_schema_knows_every_model(served: Served) -> None:

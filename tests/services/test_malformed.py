@@ -47,7 +47,7 @@ _BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({"5": 1}, [1], "x"),
     "min_tokens": (1, "1"),
     "min_p": (1.1, -0.1, "x", True),
-    "repetition_penalty": (0, -1, 11, "x"),
+    "repetition_penalty": (0, 1e-300, -1, 101, "x"),
     "response_format": ({"type": "json_object"}, "text"),
 }
 _UNKNOWN = (
