@@ -13,6 +13,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp as C
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from adapters.base import (
@@ -27,7 +28,7 @@ from adapters.base import (
 from adapters.gguf_store import resolve_gguf
 from adapters.llama_cpp_backend.batch import StepBatch
 from adapters.llama_cpp_backend.context import open_context, plan_context
-from adapters.llama_cpp_backend.loading import device_name, load_model
+from adapters.llama_cpp_backend.loading import device_name, load_model, pick_gpu_layers
 from adapters.llama_cpp_backend.slots import SlotTable, StepRows
 from adapters.sampling import sample_token
 
@@ -45,9 +46,9 @@ class LlamaCppBackend:
             ConfigError, UnsupportedModel, BackendError: with what to change.
         """
         file = resolve_gguf(config)
-        num_threads = config.num_threads or 1
-        num_gpu_layers = 0 if config.device == "cpu" else config.n_gpu_layers
-        self._model = load_model(file.path, num_gpu_layers=num_gpu_layers)
+        num_threads = config.num_threads or max(1, (psutil.cpu_count(logical=False) or 1) - 1)
+        layers = pick_gpu_layers(config.device, config.n_gpu_layers)
+        self._model = load_model(file.path, num_gpu_layers=layers)
         self.context: Any = None
         """llama.cpp's own; for tools that measure beside the adapter."""
         try:

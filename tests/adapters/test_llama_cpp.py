@@ -37,7 +37,7 @@ import llama_cpp.llama_cpp as C
 
 from adapters.llama_cpp_backend import context
 from adapters.llama_cpp_backend.backend import LlamaCppBackend
-from adapters.llama_cpp_backend.loading import load_model
+from adapters.llama_cpp_backend.loading import load_model, pick_gpu_layers
 
 pytestmark = pytest.mark.llama
 
@@ -367,16 +367,28 @@ def test_settings_that_cannot_work_are_named(changes: dict[str, Any], message: s
 
 
 def test_settings_reach_llama_cpp(artifacts: Path) -> None:
-    changes = {"num_threads": 2, "n_ubatch": 96, "n_batch": 2000, "kv_type": "q8_0", "n_gpu_layers": 3}
+    changes = {"num_threads": 2, "n_ubatch": 96, "n_batch": 2000, "kv_type": "q8_0"}
     backend = LlamaCppBackend(config("lab-26m", artifacts, **changes, max_model_len=None))
     info = backend.info
     assert (info.num_threads, info.details["n_threads_batch"]) == (2, 2)
     assert (info.details["n_ubatch"], info.details["n_batch"]) == (96, 2000)
     assert (info.details["kv_type"], info.details["kv_cache"]) == ("q8_0", "split")
-    assert info.details["n_gpu_layers"] in (0, 3)
     assert (info.max_model_len, info.kv_capacity_tokens) == (4096, 4 * 4096)
     assert len(answer(backend, list(range(300)), 3)) == 3
     backend.close()
+
+
+def test_layers_go_to_an_accelerator_where_the_build_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(C, "llama_supports_gpu_offload", lambda: True)
+    assert [pick_gpu_layers("auto", n) for n in (None, 0, 7)] == [-1, 0, 7]
+    assert pick_gpu_layers("cpu", None) == 0
+    monkeypatch.setattr(C, "llama_supports_gpu_offload", lambda: False)
+    assert (pick_gpu_layers("auto", None), pick_gpu_layers("auto", 0)) == (0, 0)
+    for device, asked, name in (("cuda", None, "DEVICE=cuda"), ("auto", 9, "N_GPU_LAYERS=9")):
+        with pytest.raises(
+            ConfigError, match=f"{name}, but this build of llama.cpp computes on the CPU only"
+        ):
+            pick_gpu_layers(device, asked)
 
 
 def test_a_failed_step_leaves_the_cache_as_it_was(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
