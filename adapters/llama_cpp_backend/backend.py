@@ -25,12 +25,13 @@ from adapters.base import (
     Sequence,
     StepOutput,
 )
-from adapters.gguf_store import resolve_gguf
+from adapters.gguf_store import GgufFile, resolve_gguf
 from adapters.llama_cpp_backend.batch import StepBatch
 from adapters.llama_cpp_backend.context import open_context, plan_context
-from adapters.llama_cpp_backend.loading import device_name, load_model, pick_gpu_layers
+from adapters.llama_cpp_backend.loading import LlamaModel, device_name, load_model, pick_gpu_layers
 from adapters.llama_cpp_backend.slots import SlotTable, StepRows
 from adapters.sampling import sample_token
+from adapters.tokenizer import HFTokenizer
 
 _NO_ROOM = 1
 """What `llama_decode` returns when it finds no place for the tokens in the cache."""
@@ -74,7 +75,7 @@ class LlamaCppBackend:
             device=device_name(self._model),
             dtype=self._model.file_format,
             vocab_size=vocab_size,
-            eos_token_ids=self._model.eos_token_ids,
+            eos_token_ids=_eos_token_ids(file, self._model),
             max_batch_size=config.max_batch_size,
             max_model_len=limits.max_model_len,
             kv_capacity_tokens=min(limits.num_cells, config.max_batch_size * limits.max_model_len),
@@ -147,6 +148,12 @@ class LlamaCppBackend:
         if status == _NO_ROOM:
             return CapacityError(f"the cache has no room for a step of {len(chunks)} rows: lower MAX_BATCH")
         return BackendError(f"llama_decode failed with status {status} in a step of {len(chunks)} rows")
+
+
+def _eos_token_ids(file: GgufFile, model: LlamaModel) -> tuple[int, ...]:
+    """What ends an answer; a file made from a Hugging Face folder ends it as that folder says."""
+    of_folder = HFTokenizer.from_folder(file.folder).eos_token_ids if file.folder else ()
+    return of_folder or model.eos_token_ids
 
 
 def _choose_tokens(logits: NDArray[np.float32], rows: StepRows) -> list[int]:
