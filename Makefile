@@ -44,7 +44,7 @@ help: ## list the commands
 
 INSTALLED := .venv/.lab-$(or $(EXTRA),base)
 
-.PHONY: bench compare yardsticks step-cost parity report run model stage prompts
+.PHONY: bench compare yardsticks profile step-cost parity report run model stage prompts
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
@@ -53,6 +53,9 @@ compare: $(INSTALLED) ## measure VARIANTS in interleaved blocks and print ratios
 
 yardsticks: .venv/.lab-torch ## the engine against generate(), transformers' batching and bare matrix products
 	@$(LAB) yardsticks $(ARGS)
+
+profile: .venv/.lab-torch ## where the time of a decode step goes: MODEL= ARGS="--rows 1 16 32 --context 128"
+	@$(LAB) profile $(ARGS)
 
 step-cost: .venv/.lab-llama ## what the llama.cpp adapter adds to a bare decode loop
 	@$(LAB) step-cost $(ARGS)

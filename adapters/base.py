@@ -64,6 +64,15 @@ class SamplingParams:
     top_k: int = 0
     seed: int = 0
     ignore_eos: bool = False
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest one are left out; 0 is off."""
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +86,8 @@ class Sequence:
     group_id: int = 0
     group_size: int = 1
     arrival_s: float = 0.0
+    alone: bool = False
+    """It wants to share no step with others."""
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     """Tokens, from position 0 on, whose keys and values are in the cache."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import tokenizers
 
@@ -19,7 +19,15 @@ from adapters.base import BackendConfig, ConfigError
 from adapters.chat_template import ChatTemplate, ChatTemplateError, load_chat_template, token_text
 from adapters.detokenizer import PieceDetokenizer, TokenStream, detokenizer_of
 
-__all__ = ["ByteTokenizer", "ChatTemplateError", "HFTokenizer", "TokenStream", "Tokenizer", "load_tokenizer"]
+__all__ = [
+    "ByteTokenizer",
+    "ChatTemplateError",
+    "HFTokenizer",
+    "TokenStream",
+    "Tokenizer",
+    "least_num_tokens",
+    "load_tokenizer",
+]
 
 
 class Tokenizer(Protocol):
@@ -52,11 +60,28 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
+class BoundedTokenizer(Protocol):
+    """One that knows how much text a token holds at most; not every tokenizer can."""
+
+    @property
+    def max_token_chars(self) -> int | None: ...
+
+
+def least_num_tokens(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> int:
+    """How many tokens a prompt has at least, told from its length alone."""
+    if not isinstance(prompt, str):
+        return len(prompt)
+    max_chars = tokenizer.max_token_chars if isinstance(tokenizer, BoundedTokenizer) else None
+    return 1 if max_chars is None else -(-len(prompt) // max_chars)
+
+
 class ByteTokenizer:
     """Ids 0-255 are bytes, 256 ends the answer. For the null backend, which has no model."""
 
     vocab_size = 257
     eos_token_ids: tuple[int, ...] = (256,)
+    max_token_chars: int | None = 1
 
     def __init__(self) -> None:
         self._detokenizer = PieceDetokenizer({**{i: bytes([i]) for i in range(256)}, 256: b""})
@@ -91,6 +116,7 @@ class HFTokenizer:
         self._chat_template = chat_template
         self.eos_token_ids = eos_token_ids
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.max_token_chars = _max_token_chars(tokenizer)
 
     @classmethod
     def from_folder(cls, folder: Path) -> HFTokenizer:
@@ -137,6 +163,14 @@ def load_tokenizer(config: BackendConfig) -> Tokenizer:
     from adapters.model_store import resolve_model
 
     return HFTokenizer.from_folder(resolve_model(config).folder)
+
+
+def _max_token_chars(tokenizer: tokenizers.Tokenizer) -> int | None:
+    """Where every byte of a text is spelled by one character of a token; None where text may shrink first."""
+    spells_bytes = isinstance(tokenizer.decoder, tokenizers.decoders.ByteLevel)
+    if not spells_bytes or tokenizer.normalizer is not None:
+        return None
+    return max(map(len, tokenizer.get_vocab(with_added_tokens=True)))
 
 
 def valid_unicode(text: str) -> str:

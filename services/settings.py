@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import psutil
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -26,6 +26,7 @@ from pydantic_settings import (
 from adapters.base import BackendConfig, ConfigError
 from adapters.registry import BACKENDS
 from services.engine_spec import EngineSpec
+from services.logs import LogFormat
 from services.strategies import VARIANTS, resolve_variant
 from services.strategies.base import StrategyConfig
 
@@ -41,6 +42,7 @@ ALIASES: dict[str, str] = {
 """Where both are set, the setting's own name counts; of several aliases, the first one listed here."""
 
 _DEFAULT_STEP_TOKENS = 512
+_SECRETS = ("api_key",)
 
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -107,6 +109,12 @@ class Settings(BaseSettings):
     schedule_tick_ms: Milliseconds = Field(0.0, description="Least time between the starts of two steps.")
 
     max_queue: int = Field(256, ge=1, le=1_000_000, description="Requests that may wait; more get a 429.")
+    max_queue_tokens: int = Field(
+        262_144, ge=1, le=1_000_000_000, description="Prompt tokens that may wait; beyond them a 429."
+    )
+    max_timeout_s: float = Field(
+        3600.0, gt=0, le=86_400, allow_inf_nan=False, description="Longest a request may take; then a 504."
+    )
     max_tokens: int = Field(128, ge=1, le=1_000_000, description="max_tokens where none is sent.")
     temperature: float = Field(
         0.0, ge=0, le=2, allow_inf_nan=False, description="temperature where none is sent; 0 is greedy."
@@ -120,6 +128,21 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0: a free one, logged.")
     engine_process: bool = Field(True, description="The engine runs in its own process; 0: inside the API's.")
+    heartbeat_timeout_s: Seconds = Field(
+        10.0, description="An engine process that is silent for this long is replaced; 0: never."
+    )
+    step_timeout_s: Seconds = Field(
+        300.0, description="So is one whose step takes longer than this; 0: steps may take any time."
+    )
+    slow_reader_timeout_s: Seconds = Field(
+        30.0, description="A stream is cut off when its client takes nothing for this long; 0: never."
+    )
+    max_unread_tokens: int = Field(
+        65_536, ge=0, description="... or when this many tokens wait for it; 0: any number."
+    )
+    api_key: SecretStr | None = Field(
+        None, min_length=8, description="Wanted as a bearer token on all paths but /health; unset: no key."
+    )
     drain_timeout_s: Seconds = Field(30.0, description="How long accepted requests may take after SIGTERM.")
     artifacts_dir: str = Field("artifacts", min_length=1, description="Where models are made and kept.")
     model_wait_s: Seconds | None = Field(
@@ -127,6 +150,7 @@ class Settings(BaseSettings):
         description="Longest wait for a local model to be staged; unset: 600 s if that goes on, else 0.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level logged.")
+    log_format: LogFormat = Field("console", description="console, or json: one object a line.")
 
     null_step_ms: Milliseconds = Field(0.0, description="null backend: fixed cost of a step.")
     null_row_ms: Milliseconds = Field(0.0, description="null backend: cost of each decode row.")
@@ -211,11 +235,16 @@ class Settings(BaseSettings):
             aging_s=self.aging_s,
             tick_s=self.schedule_tick_ms / 1000,
             log_level=self.log_level,
+            log_format=self.log_format,
+            silence_limit_s=self.heartbeat_timeout_s,
+            step_limit_s=self.step_timeout_s,
         )
 
     def resolved(self) -> dict[str, str | int | float | bool | None]:
-        """Every setting with the value in force; what is left to the model is None."""
-        return self.model_dump() | {"n_threads": self.num_threads, "max_step_tokens": self.step_tokens}
+        """Every setting with the value in force; what is left to the model is None, a secret is masked."""
+        masked = {name: "***" for name in _SECRETS if getattr(self, name) is not None}
+        derived = {"n_threads": self.num_threads, "max_step_tokens": self.step_tokens}
+        return self.model_dump() | derived | masked
 
 
 class _Environment(EnvSettingsSource):
@@ -267,7 +296,8 @@ def _by_setting(values: Mapping[str, Any]) -> dict[str, Any]:
 def _problem(item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"]).upper()
     message = item["msg"].replace("Input should be", "must be")
-    return f"{name} {message[:1].lower()}{message[1:]} (it is {item['input']!r})"
+    got = "" if name.lower() in _SECRETS else f" (it is {item['input']!r})"
+    return f"{name} {message[:1].lower()}{message[1:]}{got}"
 
 
 def _usable_cores() -> int:

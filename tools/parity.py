@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     }
     texts = [item.prompt for item in load_corpus(default_path()).prompts[: args.prompts]]
     tokenizer = load_tokenizer(BackendConfig(model=args.model, artifacts_dir=args.artifacts_dir))
-    prompts = [tokenizer.encode(text) for text in texts]
+    prompts = [tokenizer.encode(text) for text in texts if isinstance(text, str)]
     parity = measure(
         TorchBackend(BackendConfig(model=args.model, dtype="fp32", device="cpu", **limits)),
         LlamaCppBackend(

@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
     reference = _load_reference(config, backend)
     tokenizer = load_tokenizer(config)
     prompts = load_corpus(default_path()).prompts[: args.requests]
-    work = [Work(tokenizer.encode(p.prompt), p.max_tokens) for p in prompts]
+    texts = [(p.prompt, p.max_tokens) for p in prompts if isinstance(p.prompt, str)]
+    work = [Work(tokenizer.encode(text), max_tokens) for text, max_tokens in texts]
     contestants: dict[str, Callable[[list[Work]], None]] = {
         ONE_BY_ONE: lambda items: _run_engine(backend, "baseline", items),
         CONTINUOUS: lambda items: _run_engine(backend, "continuous", items),

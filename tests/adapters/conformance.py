@@ -29,6 +29,7 @@ CUT = 64
 
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=1.0, seed=11)
+PENALIZED = SamplingParams(repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.5)
 
 
 def null_backend() -> Backend:

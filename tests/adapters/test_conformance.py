@@ -14,6 +14,7 @@ from tests.adapters.conformance import (
     GREEDY,
     MAX_BATCH,
     MAX_MODEL_LEN,
+    PENALIZED,
     SAMPLED,
     Driver,
 )
@@ -49,7 +50,7 @@ def test_info_describes_a_usable_backend(backend: Backend) -> None:
     assert all(0 <= token_id < info.vocab_size for token_id in info.eos_token_ids)
 
 
-@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED, PENALIZED], ids=["greedy", "sampled", "penalized"])
 def test_batch_mates_change_nothing(driver: Driver, params: SamplingParams) -> None:
     together = [driver.start(length, params) for length in LENGTHS]
     driver.steps(6, *together)
