@@ -22,7 +22,6 @@ from adapters.base import (
     BackendInfo,
     CapacityError,
     ScheduledChunk,
-    Sequence,
     StepOutput,
 )
 from adapters.gguf_store import GgufFile, resolve_gguf
@@ -30,7 +29,7 @@ from adapters.llama_cpp_backend.batch import StepBatch
 from adapters.llama_cpp_backend.context import open_context, plan_context
 from adapters.llama_cpp_backend.loading import LlamaModel, device_name, load_model, pick_gpu_layers
 from adapters.llama_cpp_backend.slots import SlotTable, StepRows
-from adapters.sampling import sample_token
+from adapters.sampling import choose_token
 from adapters.tokenizer import HFTokenizer
 
 _NO_ROOM = 1
@@ -159,10 +158,6 @@ def _eos_token_ids(file: GgufFile, model: LlamaModel) -> tuple[int, ...]:
 def _choose_tokens(logits: NDArray[np.float32], rows: StepRows) -> list[int]:
     tokens: list[int] = logits.argmax(-1).tolist()
     for row, seq in enumerate(rows.sampled):
-        if seq.params.temperature > 0:
-            tokens[row] = _sample(logits[row], seq)
+        if seq.params.temperature > 0 or seq.params.has_penalties:
+            tokens[row] = choose_token(logits[row], seq)
     return tokens
-
-
-def _sample(logits: NDArray[np.float32], seq: Sequence) -> int:
-    return sample_token(logits, seq.params, len(seq.output_token_ids))
