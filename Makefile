@@ -47,7 +47,7 @@ help: ## list the commands
 
 INSTALLED := .venv/.lab-$(or $(EXTRA),base)
 
-.PHONY: bench compare yardsticks profile report run model prompts
+.PHONY: bench compare yardsticks profile step-cost parity report run model stage prompts
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
@@ -60,14 +60,26 @@ yardsticks: .venv/.lab-torch ## the engine against generate(), transformers' bat
 profile: .venv/.lab-torch ## where the time of a decode step goes: MODEL= ARGS="--rows 1 16 32 --context 128"
 	@$(LAB) profile $(ARGS)
 
+step-cost: .venv/.lab-llama ## what the llama.cpp adapter adds to a bare decode loop
+	@$(LAB) step-cost $(ARGS)
+
+parity: .venv/.lab-llama .venv/.lab-torch ## torch fp32 against llama.cpp f32: logits and greedy tokens
+	@$(LAB) parity $(ARGS)
+
 report: $(INSTALLED) ## print result files again: ARGS="results/..."
 	@$(LAB) report $(ARGS)
 
 run: $(INSTALLED) ## start one service: SERVICE=continuous PORT=8000
 	@$(LAB) serve --variant $(SERVICE) $(ARGS)
 
-model: $(if $(filter llama_cpp,$(BACKEND)),$(INSTALLED),.venv/.lab-base) ## make a seeded model now: MODEL=lab-26m
+# Making or staging a model needs packages only where llama.cpp has to write the file.
+FOR_MODELS := .venv/.lab-$(if $(filter llama_cpp,$(BACKEND)),llama,base)
+
+model: $(FOR_MODELS) ## make a seeded model now: MODEL=lab-26m (BACKEND=llama_cpp: as a GGUF file)
 	@$(LAB) model $(MODEL) $(ARGS)
+
+stage: $(FOR_MODELS) ## put a model into a folder of its own: MODEL=owner/name TO=artifacts/name
+	@$(LAB) model stage $(MODEL) --to $(TO) $(ARGS)
 
 prompts: .venv/.lab-base ## write data/prompts.jsonl anew
 	@$(LAB) prompts $(ARGS)
