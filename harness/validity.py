@@ -98,7 +98,9 @@ def _undelivered(rows: pd.DataFrame, manifest: Manifest) -> list[str]:
             problems.append(f"{where}too many requests were in flight, so some were not sent")
         if len(part) < num_planned:
             problems.append(f"{where}{num_planned - len(part)} of {num_planned} requests were never finished")
-        elif _digest_of(part, load) != manifest["schedule"]["digest"]:
+        elif _digest_of(part, load) != manifest["schedule"].get(
+            "part_digest", manifest["schedule"]["digest"]
+        ):
             problems.append(f"{where}what was sent is not the schedule that was planned (digests differ)")
         if load.is_open:
             problems.extend(where + problem for problem in _open_loop_problems(part, load))

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("harness.run_bench", "measure one strategy, or any server, and write the rows as parquet"),
     "compare": ("harness.compare", "measure several strategies in interleaved blocks and compare them"),
     "gate": ("harness.gate", "hold a new result file against an old one; non-zero exit on a regression"),
+    "merge": ("harness.merge", "make one result file of the files of all shards"),
     "report": ("harness.report", "print the table of results that were written before"),
     "model": ("tools.make_model", "make a seeded model preset"),
     "prompts": ("tools.make_prompts", "make the prompt corpus"),
