@@ -40,7 +40,7 @@ help: ## list the commands
 
 INSTALLED := .venv/.lab-$(if $(EXTRA),torch,base)
 
-.PHONY: bench compare yardsticks report run model prompts
+.PHONY: bench compare sweep gate yardsticks report run model prompts
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
@@ -50,7 +50,13 @@ compare: $(INSTALLED) ## measure VARIANTS in interleaved blocks and print ratios
 yardsticks: .venv/.lab-torch ## the engine against generate(), transformers' batching and bare matrix products
 	@$(LAB) yardsticks $(ARGS)
 
-report: $(INSTALLED) ## print result files again: ARGS="results/..."
+sweep: $(INSTALLED) ## one strategy over loads: VARIANT= ARGS="--rates 1 2 4 8 --slo ttft_p95_ms=500"
+	@$(LAB) sweep $(ARGS)
+
+gate: $(INSTALLED) ## hold a result file against an old one: ARGS="NEW --against OLD --max-regression 5%"
+	@$(LAB) gate $(ARGS)
+
+report: $(INSTALLED) ## print result files again and write an HTML page: ARGS="results/..."
 	@$(LAB) report $(ARGS)
 
 run: $(INSTALLED) ## start one service: SERVICE=continuous PORT=8000

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("services.main", "run one service: a model behind HTTP, batched by one strategy"),
     "bench": ("harness.run_bench", "measure one strategy, or any server, and write the rows as parquet"),
     "compare": ("harness.compare", "measure several strategies in interleaved blocks and compare them"),
+    "sweep": ("harness.sweep", "measure one strategy over several loads: knee, and highest load within SLOs"),
     "gate": ("harness.gate", "hold a new result file against an old one; non-zero exit on a regression"),
     "merge": ("harness.merge", "make one result file of the files of all shards"),
     "report": ("harness.report", "print the table of results that were written before"),
