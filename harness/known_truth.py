@@ -56,6 +56,7 @@ def measure_known(
 
     Raises:
         RuntimeError: a request failed.
+        KeyboardInterrupt: told to stop meanwhile.
     """
     schedule = make_schedule(
         [Prompt(id="p", prompt="a prompt", max_tokens=num_tokens)], num_requests, Load(arrivals, rate=rate), 1
@@ -68,8 +69,10 @@ def measure_known(
 
     with known_server(delays) as port, asyncio.Runner(loop_factory=loop_factory()) as runner:
         cpu_s, wall_s = process_time(), perf_counter()
-        runner.run(run(port))
+        end = runner.run(run(port))
         cpu_s, wall_s = process_time() - cpu_s, perf_counter() - wall_s
+    if end.was_interrupted:
+        raise KeyboardInterrupt
     failed = [answer.error for answer in answers if answer.error]
     if failed:
         raise RuntimeError(f"{len(failed)} requests failed: {failed[0]}")

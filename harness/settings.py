@@ -44,6 +44,7 @@ OPTIONS = (
     ("corpus", "prompts to replay (default data/prompts.jsonl), or synthetic:PROMPTxOUTPUT in tokens"),
     ("warmup", "warm-up prompts before the measured ones (default: concurrency, at most 16)"),
     ("request_timeout_s", "longest wait for one request (default 600)"),
+    ("floor", "0 skips measuring the harness against a server that answers at once, before the first run"),
     ("start_timeout_s", "longest wait for the service to be ready (default 900)"),
     ("processes", "processes of the harness that send the load together (default 1)"),
     ("shard", "send part i of N only, as 0/3; all parts merge into the whole with `lab merge`"),
@@ -81,6 +82,7 @@ class HarnessSettings(BaseSettings):
     corpus: Path | None = None
     warmup: int | None = Field(None, ge=0)
     request_timeout_s: float = Field(600.0, gt=0)
+    floor: bool = True
     start_timeout_s: float = Field(900.0, gt=0)
     max_in_flight: int = Field(1024, ge=1)
     processes: int = Field(1, ge=1, le=256)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from harness.floor import measure_floor
 from harness.known_server import Delays
 from harness.known_truth import STALL_S, distances, measure_known, stall_shown, within_bound
 
@@ -37,3 +38,10 @@ def test_the_bound() -> None:
     assert within_bound(50.9, 50.0)
     assert not within_bound(51.5, 50.0)
     assert within_bound(102.0, 100.0)
+
+
+def test_the_floor_is_measured_once_and_small() -> None:
+    floor = measure_floor()
+    assert floor is measure_floor()
+    assert floor.ttft_p50_ms is not None
+    assert 0 < floor.ttft_p50_ms < 50
