@@ -47,7 +47,7 @@ help: ## list the commands
 
 INSTALLED := .venv/.lab-$(or $(EXTRA),base)
 
-.PHONY: bench compare yardsticks profile step-cost parity report run model stage prompts
+.PHONY: bench compare sweep gate yardsticks profile step-cost parity report run model stage prompts
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
@@ -66,7 +66,13 @@ step-cost: .venv/.lab-llama ## what the llama.cpp adapter adds to a bare decode 
 parity: .venv/.lab-llama .venv/.lab-torch ## torch fp32 against llama.cpp f32: logits and greedy tokens
 	@$(LAB) parity $(ARGS)
 
-report: $(INSTALLED) ## print result files again: ARGS="results/..."
+sweep: $(INSTALLED) ## one strategy over loads: VARIANT= ARGS="--rates 1 2 4 8 --slo ttft_p95_ms=500"
+	@$(LAB) sweep $(ARGS)
+
+gate: $(INSTALLED) ## hold a result file against an old one: ARGS="NEW --against OLD --max-regression 5%"
+	@$(LAB) gate $(ARGS)
+
+report: $(INSTALLED) ## print result files again and write an HTML page: ARGS="results/..."
 	@$(LAB) report $(ARGS)
 
 run: $(INSTALLED) ## start one service: SERVICE=continuous PORT=8000
@@ -92,7 +98,7 @@ test: .venv/.dev .venv/.lab-llama ## install what the tests need and pass them; 
 	@.venv/bin/python -m pytest $(ARGS)
 
 test-fast: .venv/.dev ## the tests that need no llama.cpp
-	@.venv/bin/python -m pytest -m "not llama" $(ARGS)
+	@.venv/bin/python -m pytest -m "not llama and not load" $(ARGS)
 
 load: .venv/.dev ## minutes of load with the figures of docs/reliability.md, on a quiet machine
 	@.venv/bin/python -m pytest -m load -s --timeout 600 tests/services/load $(ARGS)
