@@ -10,10 +10,16 @@ SERVICE ?= continuous
 ARGS ?=
 UV_VERSION := 0.13.8
 
+# Some images set it; without cached bytecode every start of a service takes 4 s longer.
+unexport PYTHONDONTWRITEBYTECODE
+
 # uv from the PATH, else one of our own beside the environment; never a Python of its own.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SYNC := $(UV) sync --frozen --inexact --quiet
-EXTRA := $(if $(filter torch,$(BACKEND)),--extra torch)
+# The extra that brings a backend's packages; none for null, and for a server that already runs.
+EXTRA_OF_torch := torch
+EXTRA_OF_llama_cpp := llama
+EXTRA := $(EXTRA_OF_$(BACKEND))
 LAB := .venv/bin/lab
 
 .PHONY: help
@@ -30,7 +36,8 @@ help: ## list the commands
 # One stamp for each set of packages, so that a second run starts at once.
 .venv/.lab-%: pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
 	@echo "installing packages ($*)"
-	@$(SYNC) --no-dev $(if $(filter torch,$*),--extra torch)
+	@$(if $(filter llama,$*),echo "its first build takes about 6 minutes on 2 cores; later installs take it from the cache")
+	@$(SYNC) --no-dev $(if $(filter-out base,$*),--extra $*)
 	@touch $@
 
 .venv/.dev: pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
@@ -38,9 +45,9 @@ help: ## list the commands
 	@$(SYNC) --extra torch
 	@touch $@ .venv/.lab-torch .venv/.lab-base
 
-INSTALLED := .venv/.lab-$(if $(EXTRA),torch,base)
+INSTALLED := .venv/.lab-$(or $(EXTRA),base)
 
-.PHONY: bench compare sweep gate yardsticks report run model prompts
+.PHONY: bench compare sweep gate yardsticks profile step-cost parity report run model stage prompts
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
@@ -49,6 +56,15 @@ compare: $(INSTALLED) ## measure VARIANTS in interleaved blocks and print ratios
 
 yardsticks: .venv/.lab-torch ## the engine against generate(), transformers' batching and bare matrix products
 	@$(LAB) yardsticks $(ARGS)
+
+profile: .venv/.lab-torch ## where the time of a decode step goes: MODEL= ARGS="--rows 1 16 32 --context 128"
+	@$(LAB) profile $(ARGS)
+
+step-cost: .venv/.lab-llama ## what the llama.cpp adapter adds to a bare decode loop
+	@$(LAB) step-cost $(ARGS)
+
+parity: .venv/.lab-llama .venv/.lab-torch ## torch fp32 against llama.cpp f32: logits and greedy tokens
+	@$(LAB) parity $(ARGS)
 
 sweep: $(INSTALLED) ## one strategy over loads: VARIANT= ARGS="--rates 1 2 4 8 --slo ttft_p95_ms=500"
 	@$(LAB) sweep $(ARGS)
@@ -62,18 +78,30 @@ report: $(INSTALLED) ## print result files again and write an HTML page: ARGS="r
 run: $(INSTALLED) ## start one service: SERVICE=continuous PORT=8000
 	@$(LAB) serve --variant $(SERVICE) $(ARGS)
 
-model: .venv/.lab-base ## make a seeded model now: MODEL=lab-26m
+# Making or staging a model needs packages only where llama.cpp has to write the file.
+FOR_MODELS := .venv/.lab-$(if $(filter llama_cpp,$(BACKEND)),llama,base)
+
+model: $(FOR_MODELS) ## make a seeded model now: MODEL=lab-26m (BACKEND=llama_cpp: as a GGUF file)
 	@$(LAB) model $(MODEL) $(ARGS)
+
+stage: $(FOR_MODELS) ## put a model into a folder of its own: MODEL=owner/name TO=artifacts/name
+	@$(LAB) model stage $(MODEL) --to $(TO) $(ARGS)
 
 prompts: .venv/.lab-base ## write data/prompts.jsonl anew
 	@$(LAB) prompts $(ARGS)
 
-.PHONY: dev test check format clean
+.PHONY: dev test test-fast load check format clean
 dev: .venv/.dev ## install everything a developer needs, pre-commit hooks included
 	@.venv/bin/pre-commit install 2>/dev/null || true
 
-test: .venv/.dev ## install what the tests need and pass them
+test: .venv/.dev .venv/.lab-llama ## install what the tests need and pass them; builds llama.cpp the first time
 	@.venv/bin/python -m pytest $(ARGS)
+
+test-fast: .venv/.dev ## the tests that need no llama.cpp
+	@.venv/bin/python -m pytest -m "not llama and not load" $(ARGS)
+
+load: .venv/.dev ## minutes of load with the figures of docs/reliability.md, on a quiet machine
+	@.venv/bin/python -m pytest -m load -s --timeout 600 tests/services/load $(ARGS)
 
 check: .venv/.dev ## ruff, mypy, import-linter, corpus drift
 	.venv/bin/ruff check .

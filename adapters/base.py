@@ -64,6 +64,15 @@ class SamplingParams:
     top_k: int = 0
     seed: int = 0
     ignore_eos: bool = False
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest one are left out; 0 is off."""
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +86,8 @@ class Sequence:
     group_id: int = 0
     group_size: int = 1
     arrival_s: float = 0.0
+    alone: bool = False
+    """It wants to share no step with others."""
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     """Tokens, from position 0 on, whose keys and values are in the cache."""
@@ -190,7 +201,19 @@ class BackendConfig:
     """Prompts are cut at multiples of this; a backend may rely on it for what it computes together."""
     max_model_len: int | None = None
     artifacts_dir: str = "artifacts"
+    model_wait_s: float | None = None
+    """How long to wait for a local model that is not there yet; None: only while somebody stages it."""
+    cpu_kernels: bool = True
+    """torch on a CPU: compile the small operators with the system's C++ compiler, if there is one."""
     kv_memory_fraction: float = 0.8
+    n_gpu_layers: int | None = None
+    """llama_cpp: layers on the accelerator; None: all where the build has one, as Metal on Apple silicon."""
+    n_batch: int | None = None
+    """llama_cpp: tokens of one `llama_decode`; never less than a step can have."""
+    n_ubatch: int | None = None
+    """llama_cpp: tokens computed together; None: 512."""
+    kv_type: str = "auto"
+    """llama_cpp: number format of keys and values; auto: f16, and f32 for f32 weights."""
     null_step_s: float = 0.0
     null_row_s: float = 0.0
     null_prompt_token_s: float = 0.0

@@ -16,6 +16,8 @@ from array import array
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+import numpy as np
+
 from adapters.base import (
     BackendConfig,
     BackendError,
@@ -25,7 +27,7 @@ from adapters.base import (
     Sequence,
     StepOutput,
 )
-from adapters.sampling import mix64, uniform_draw
+from adapters.sampling import choose_token, mix64, uniform_draw
 
 EOS_TOKEN_ID = 256
 _ALPHABET = b"eeeeeetttttaaaaooooiiinnnssshhhrrrdddlluucmwfgypbvkETAOIN        "
@@ -137,9 +139,23 @@ class NullBackend:
 def _next_token(seq: Sequence, slot: _Slot) -> int:
     """The prefix has `_NUM_CHOICES` equally likely successors; greedy takes the first of them."""
     params, choice = seq.params, 0
+    if params.has_penalties or params.min_p:
+        return choose_token(_logits(slot), seq)
     if params.temperature > 0:
         num_choices = min(params.top_k or _NUM_CHOICES, math.ceil(params.top_p * _NUM_CHOICES))
         choice = int(uniform_draw(params.seed, len(seq.output_token_ids)) * num_choices)
+    return _successor(slot, choice)
+
+
+def _logits(slot: _Slot) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """The same successors as scores, for sampling that needs some; each is a little behind the one before."""
+    logits = np.full(EOS_TOKEN_ID + 1, -50.0, dtype=np.float32)
+    for choice in reversed(range(_NUM_CHOICES)):
+        logits[_successor(slot, choice)] = 1.0 - choice / _NUM_CHOICES / 10
+    return logits
+
+
+def _successor(slot: _Slot, choice: int) -> int:
     bits = mix64(mix64(slot.num_tokens << 32 | slot.digest) + choice)
     if (bits >> 32) % _EOS_ONE_IN == 0:
         return EOS_TOKEN_ID

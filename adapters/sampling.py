@@ -7,13 +7,17 @@ else is in the batch, on how often a step is repeated or on which device it runs
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+
 import numpy as np
 import numpy.typing as npt
 
-from adapters.base import SamplingParams
+from adapters.base import SamplingParams, Sequence
 
 _MASK = (1 << 64) - 1
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_LEAST_TEMPERATURE = 1e-5
+"""Dividing by less overflows, and nothing but the likeliest token has a chance there anyway."""
 
 
 def mix64(value: int) -> int:
@@ -32,13 +36,27 @@ def uniform_draw(seed: int, index: int) -> float:
     return (mix64(mix64(seed) + (index + 1) * _GOLDEN_GAMMA) >> 11) * 2.0**-53
 
 
-def sample_token(logits: npt.NDArray[np.float32], params: SamplingParams, index: int) -> int:
-    """Draw the `index`-th output token from `logits (vocabulary,)`; temperature must be above 0.
+def sample_token(
+    logits: npt.NDArray[np.float32],
+    params: SamplingParams,
+    index: int,
+    *,
+    prompt_token_ids: Seq[int] = (),
+    output_token_ids: Seq[int] = (),
+) -> int:
+    """Choose the `index`-th output token from `logits (vocabulary,)`; temperature 0, or nearly, takes the
+    likeliest.
 
-    Temperature first, then top_k, then top_p over what top_k left (the order of Hugging Face's and vLLM's
-    samplers), then the inverse of the cumulative distribution at the draw.
+    Penalties first (they need the tokens so far), then temperature, then top_k, then top_p over what top_k
+    left, then min_p (the order of Hugging Face's samplers), then the inverse of the cumulative distribution
+    at the draw.
     """
-    scores = logits.astype(np.float64) / params.temperature
+    scores = logits.astype(np.float64)
+    if params.has_penalties:
+        penalize(scores, params, prompt_token_ids, output_token_ids)
+    if params.temperature < _LEAST_TEMPERATURE:
+        return int(scores.argmax())
+    scores /= params.temperature
     if 0 < params.top_k < len(scores):
         scores[np.argsort(-scores, kind="stable")[params.top_k :]] = -np.inf
     weights = np.exp(scores - scores.max())
@@ -47,7 +65,41 @@ def sample_token(logits: npt.NDArray[np.float32], params: SamplingParams, index:
         ranked = weights[order] / weights.sum()
         before = np.cumsum(ranked) - ranked
         weights[order[before >= params.top_p]] = 0.0
+    if params.min_p > 0.0:
+        weights[weights < params.min_p] = 0.0  # the likeliest one weighs 1
     cumulative = np.cumsum(weights)
     place = np.searchsorted(cumulative, uniform_draw(params.seed, index) * cumulative[-1], side="right")
     # Rounding can put the draw at the very end; the last token that has any weight is meant then.
     return int(min(place, np.flatnonzero(weights)[-1]))
+
+
+def choose_token(logits: npt.NDArray[np.float32], seq: Sequence) -> int:
+    """The next token of `seq` from its `logits (vocabulary,)`, greedy or drawn, with all its penalties."""
+    return sample_token(
+        logits,
+        seq.params,
+        len(seq.output_token_ids),
+        prompt_token_ids=seq.prompt_token_ids,
+        output_token_ids=seq.output_token_ids,
+    )
+
+
+def penalize(
+    scores: npt.NDArray[np.float64],
+    params: SamplingParams,
+    prompt_token_ids: Seq[int],
+    output_token_ids: Seq[int],
+) -> None:
+    """Change `scores (vocabulary,)` in place by what was said already.
+
+    The repetition penalty divides positive scores (and multiplies negative ones) of tokens in the prompt or
+    the output; the other two subtract, for tokens of the output alone, once and for each time it came.
+    Source: CTRL (Keskar et al., 2019); the presence and frequency penalties of the OpenAI API.
+    """
+    if params.repetition_penalty != 1.0:
+        seen = np.unique(np.array([*prompt_token_ids, *output_token_ids], dtype=np.int64))
+        old, penalty = scores[seen], params.repetition_penalty
+        scores[seen] = np.where(old > 0, old / penalty, old * penalty)
+    if output_token_ids and (params.presence_penalty or params.frequency_penalty):
+        said, counts = np.unique(np.array(output_token_ids, dtype=np.int64), return_counts=True)
+        scores[said] -= params.presence_penalty + params.frequency_penalty * counts

@@ -2,7 +2,7 @@
 
 What enters are a `BackendConfig` (which model) and then text, ids or chat messages; what leaves are ids and
 text. A model folder is read with the light `tokenizers` package, so that a process that only talks HTTP
-never loads torch; the null backend gets plain bytes.
+never loads torch. A foreign GGUF file brings its own, which llama.cpp reads; the null backend gets bytes.
 Knows nothing of requests, stop strings or sampling.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import tokenizers
 
@@ -19,7 +19,15 @@ from adapters.base import BackendConfig, ConfigError
 from adapters.chat_template import ChatTemplate, ChatTemplateError, load_chat_template, token_text
 from adapters.detokenizer import PieceDetokenizer, TokenStream, detokenizer_of
 
-__all__ = ["ByteTokenizer", "ChatTemplateError", "HFTokenizer", "TokenStream", "Tokenizer", "load_tokenizer"]
+__all__ = [
+    "ByteTokenizer",
+    "ChatTemplateError",
+    "HFTokenizer",
+    "TokenStream",
+    "Tokenizer",
+    "least_num_tokens",
+    "load_tokenizer",
+]
 
 
 class Tokenizer(Protocol):
@@ -52,17 +60,34 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
+class BoundedTokenizer(Protocol):
+    """One that knows how much text a token holds at most; not every tokenizer can."""
+
+    @property
+    def max_token_chars(self) -> int | None: ...
+
+
+def least_num_tokens(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> int:
+    """How many tokens a prompt has at least, told from its length alone."""
+    if not isinstance(prompt, str):
+        return len(prompt)
+    max_chars = tokenizer.max_token_chars if isinstance(tokenizer, BoundedTokenizer) else None
+    return 1 if max_chars is None else -(-len(prompt) // max_chars)
+
+
 class ByteTokenizer:
     """Ids 0-255 are bytes, 256 ends the answer. For the null backend, which has no model."""
 
     vocab_size = 257
     eos_token_ids: tuple[int, ...] = (256,)
+    max_token_chars: int | None = 1
 
     def __init__(self) -> None:
         self._detokenizer = PieceDetokenizer({**{i: bytes([i]) for i in range(256)}, 256: b""})
 
     def encode(self, text: str) -> list[int]:
-        return list(_valid_unicode(text).encode())
+        return list(valid_unicode(text).encode())
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._detokenizer.decode(token_ids)
@@ -91,6 +116,7 @@ class HFTokenizer:
         self._chat_template = chat_template
         self.eos_token_ids = eos_token_ids
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.max_token_chars = _max_token_chars(tokenizer)
 
     @classmethod
     def from_folder(cls, folder: Path) -> HFTokenizer:
@@ -104,7 +130,7 @@ class HFTokenizer:
         return cls(tokenizer, _eos_token_ids(folder, tokenizer, config), load_chat_template(folder, config))
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(_valid_unicode(text)).ids
+        return self._tokenizer.encode(valid_unicode(text)).ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._detokenizer.decode(token_ids)
@@ -115,7 +141,7 @@ class HFTokenizer:
     def apply_chat_template(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
         if self._chat_template is None:
             raise ChatTemplateError("this model has no chat template; send a prompt to /v1/completions")
-        text = _valid_unicode(self._chat_template.render(messages))
+        text = valid_unicode(self._chat_template.render(messages))
         return self._tokenizer.encode(text, add_special_tokens=False).ids  # the template spells out the first
 
 
@@ -127,12 +153,27 @@ def load_tokenizer(config: BackendConfig) -> Tokenizer:
     """
     if config.backend == "null":
         return ByteTokenizer()
+    if config.backend == "llama_cpp":
+        from adapters.gguf_store import find_gguf, is_gguf_name
+
+        if is_gguf_name(config.model):
+            from adapters.llama_cpp_backend.tokenizer import GgufTokenizer
+
+            return GgufTokenizer.from_file(find_gguf(config.model))
     from adapters.model_store import resolve_model
 
     return HFTokenizer.from_folder(resolve_model(config).folder)
 
 
-def _valid_unicode(text: str) -> str:
+def _max_token_chars(tokenizer: tokenizers.Tokenizer) -> int | None:
+    """Where every byte of a text is spelled by one character of a token; None where text may shrink first."""
+    spells_bytes = isinstance(tokenizer.decoder, tokenizers.decoders.ByteLevel)
+    if not spells_bytes or tokenizer.normalizer is not None:
+        return None
+    return max(map(len, tokenizer.get_vocab(with_added_tokens=True)))
+
+
+def valid_unicode(text: str) -> str:
     """JSON can carry half a surrogate pair, which no encoder takes: U+FFFD instead."""
     try:
         text.encode()

@@ -15,7 +15,7 @@ from typing import Protocol
 from adapters.base import Sequence
 from services.frames import Ending, News
 from services.messages import SequenceTimings, SequenceUpdate
-from services.refusals import Refusal, backend_failed
+from services.refusals import Refusal, backend_failed, slow_reader
 
 _NO_TIMINGS = SequenceTimings(0.0, 0.0, 0.0, 0.0, 0, 0.0)
 
@@ -64,6 +64,7 @@ class Answer:
     """The answer to one prompt, on the API's side of the line."""
 
     __slots__ = (
+        "_lead",
         "_news",
         "_num_output_tokens",
         "_stop",
@@ -79,8 +80,15 @@ class Answer:
     )
 
     def __init__(
-        self, live: LiveRequest, index: int, seq: Sequence, stream: TextStream, stops: Seq[str]
+        self,
+        live: LiveRequest,
+        index: int,
+        seq: Sequence,
+        stream: TextStream,
+        stops: Seq[str],
+        lead: str = "",
     ) -> None:
+        """`lead` stands before the first piece of text: the prompt, where that is to be echoed."""
         self.live = live
         self.index = index
         self.seq_id = seq.seq_id
@@ -89,6 +97,7 @@ class Answer:
         self.stopped = False
         """A stop string was seen; the engine has yet to confirm the end."""
         self.ending: Ending | None = None
+        self._lead = lead
         self.first_write_s: float | None = None
         """When its first token was taken for writing, on the clock of `live.arrival_s`."""
         self._stream = stream
@@ -123,6 +132,8 @@ class Answer:
 
     def _add(self, token_ids: Seq[int], text: str) -> None:
         self._num_output_tokens += len(token_ids)
+        if self._lead:
+            text, self._lead = self._lead + text, ""
         news = self._news
         if news is None:
             self._news = News(self.index, text, list(token_ids))
@@ -145,6 +156,8 @@ class Answer:
                 if not self.stopped:
                     text += self._stop.flush()
             self._add([], text)
+        elif self._lead:
+            self._add([], "")
         reason = "stop" if self.stopped else update.finish_reason
         assert reason is not None
         num_output, timings = self._num_output_tokens, update.timings or _NO_TIMINGS
@@ -165,22 +178,36 @@ class LiveRequest:
         stops: Seq[str],
         *,
         streamed: bool,
+        leads: Seq[str] = (),
+        max_unread_tokens: int = 0,
     ) -> None:
+        """`leads` are the texts to echo, one a prompt. A reader who leaves more than `max_unread_tokens`
+        unread has left (0: any number may wait)."""
         self.request_id = request_id
         self.arrival_s = sequences[0].arrival_s
         self.answers = [
-            Answer(self, index, seq, stream, stops)
-            for index, (seq, stream) in enumerate(zip(sequences, streams, strict=True))
+            Answer(self, index, seq, stream, stops, lead)
+            for index, (seq, stream, lead) in enumerate(
+                zip(sequences, streams, leads or [""] * len(sequences), strict=True)
+            )
         ]
+        self.num_prompt_tokens = sum(seq.num_prompt_tokens for seq in sequences)
         self.num_open = len(self.answers)
         self.has_begun = False
-        """Whether any of its answers has a token."""
+        """Whether any of its answers has a token; kept by `InFlight`."""
         self.is_gone = False
         """Whether the client went away."""
         self.failure: Refusal | None = None
         self._streamed = streamed
+        self._max_unread_tokens = max_unread_tokens if streamed else 0
+        self._num_unread_tokens = 0
         self._changed: list[Answer] = []
         self._wake = asyncio.Event()
+
+    @property
+    def was_aborted(self) -> bool:
+        """Whether an answer was ended by a cancel."""
+        return any(answer.ending is not None and answer.ending.reason == "abort" for answer in self.answers)
 
     @property
     def is_over(self) -> bool:
@@ -193,7 +220,9 @@ class LiveRequest:
         answer.take(update)
         if not is_marked and answer.has_news:
             self._changed.append(answer)
-        self.has_begun = True
+        self._num_unread_tokens += len(update.token_ids)
+        if self._max_unread_tokens and self._num_unread_tokens > self._max_unread_tokens:
+            self.fail(slow_reader(f"left {self._num_unread_tokens} tokens unread"))
         if update.finish_reason is not None:
             self.num_open -= 1
             if update.finish_reason == "error":
@@ -216,6 +245,7 @@ class LiveRequest:
         while not self._changed and not self.is_over:
             self._wake.clear()
             await self._wake.wait()
+        self._num_unread_tokens = 0
         changed, self._changed = self._changed, []
         now_s = time.monotonic()
         return [news for answer in changed if (news := answer.collect(now_s)) is not None]

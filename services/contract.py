@@ -20,6 +20,7 @@ MAX_TOKENS_LIMIT = 1_000_000
 MAX_SEED = 2**63 - 1
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
+MAX_CHOICES = 128
 MAX_NAMED_UNKNOWN = 5
 """Of more unknown fields than this, the rest is not even looked at."""
 
@@ -115,8 +116,11 @@ def _only(*neutral: object) -> AfterValidator:
 
 
 class StreamOptions(BaseModel):
+    """`include_obfuscation` would add padding to frames; there is none here, so it changes nothing."""
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     include_usage: bool = False
+    include_obfuscation: bool = False
 
 
 class SamplingFields(BaseModel):
@@ -130,6 +134,11 @@ class SamplingFields(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] = 0.0
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     seed: Annotated[int | list[int] | None, BeforeValidator(_int_or_ints(0, MAX_SEED))] = None
     stop: Annotated[tuple[str, ...], BeforeValidator(_check_stop)] = ()
     ignore_eos: bool = False
@@ -145,15 +154,11 @@ class SamplingFields(BaseModel):
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
 
-    n: Annotated[Any, _only(1)] = None
     best_of: Annotated[Any, _only(1)] = None
-    frequency_penalty: Annotated[Any, _only(0)] = None
-    presence_penalty: Annotated[Any, _only(0)] = None
-    repetition_penalty: Annotated[Any, _only(1)] = None
     logit_bias: Annotated[Any, _only({})] = None
     min_tokens: Annotated[Any, _only(0)] = None
-    min_p: Annotated[Any, _only(0)] = None
     response_format: Annotated[Any, _only({"type": "text"})] = None
 
     @model_validator(mode="before")
@@ -181,22 +186,40 @@ class SamplingFields(BaseModel):
 
 
 class GenerateRequest(SamplingFields):
-    """`POST /generate` and `POST /v1/completions`. Lists in `max_tokens` and `seed` go by prompt."""
+    """`POST /generate` and `POST /v1/completions`. Lists in `max_tokens` and `seed` go by prompt.
+
+    With `n` above 1 each prompt has that many choices side by side, `index` counting through all of them.
+    """
 
     other_names: ClassVar[dict[str, str]] = {"max_new_tokens": "max_tokens", "prompts": "prompt"}
 
     prompt: Annotated[
         list[str] | list[list[int]], BeforeValidator(_check_prompt, json_schema_input_type=Prompt)
     ]
-    echo: Annotated[Any, _only(False)] = None
+    echo: bool = False
     logprobs: Annotated[Any, _only()] = None
     suffix: Annotated[Any, _only("")] = None
+
+
+def _join_text_parts(value: Any) -> Any:
+    """A list of parts of the type text is their text; anything else is left to the field's own check."""
+    is_text = isinstance(value, list) and value and all(_is_text_part(part) for part in value)
+    return "".join(part["text"] for part in value) if is_text else value
+
+
+def _is_text_part(part: object) -> bool:
+    return (
+        isinstance(part, dict)
+        and part.keys() == {"type", "text"}
+        and part["type"] == "text"
+        and isinstance(part["text"], str)
+    )
 
 
 class ChatMessage(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+    content: Annotated[str, Field(max_length=MAX_PROMPT_CHARS), BeforeValidator(_join_text_parts)]
     name: str | None = None
 
 
@@ -213,6 +236,7 @@ class ChatRequest(SamplingFields):
     top_logprobs: Annotated[Any, _only(0)] = None
     tools: Annotated[Any, _only([])] = None
     tool_choice: Annotated[Any, _only("none")] = None
+    parallel_tool_calls: Any = None
     modalities: Annotated[Any, _only(["text"])] = None
 
 
@@ -319,6 +343,13 @@ class ErrorBody(BaseModel):
     """Every error answer, and the last frame of a stream that failed."""
 
     error: ErrorDetail
+
+
+class Cancelled(BaseModel):
+    """`DELETE /requests/{id}`: their answers end with `finish_reason` "abort" and what they had."""
+
+    request_id: str
+    num_prompts: int
 
 
 class Health(BaseModel):

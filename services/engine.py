@@ -77,6 +77,7 @@ class Engine:
         self._clock = clock
         self._tick_s = tick_s
         self._next_step_s = -math.inf
+        self._step_began_s: float | None = None
         self._num_steps = 0
 
     def run(self, inbox: Inbox) -> None:
@@ -84,6 +85,11 @@ class Engine:
         idle_s: float | None = 0.0
         while self._take_messages(inbox, idle_s):
             idle_s = self._turn()
+
+    def busy_s(self) -> float:
+        """How long the present step has been computing; 0 between steps. May be called from any thread."""
+        began_s = self._step_began_s
+        return 0.0 if began_s is None else self._clock() - began_s
 
     def _take_messages(self, inbox: Inbox, idle_s: float | None) -> bool:
         """Wait up to `idle_s` for a message, act on all there are; False after `Stop`."""
@@ -119,7 +125,9 @@ class Engine:
         plan = self._scheduler.plan(start_s)
         if not plan.chunks:
             return None if plan.recheck_at_s is None else max(0.0, plan.recheck_at_s - start_s)
+        self._step_began_s = start_s
         outcome, done_s = self._compute(plan)
+        self._step_began_s = None
         self._publish(self._report(outcome.updates, self._record(plan, start_s, done_s)))
         if outcome.released_seq_ids:
             self._backend.release(outcome.released_seq_ids)
@@ -153,5 +161,10 @@ class Engine:
     def _report(self, updates: list[SequenceUpdate], record: StepRecord | None) -> StepReport:
         scheduler = self._scheduler
         return StepReport(
-            updates, record, scheduler.num_running, scheduler.queue_depth, scheduler.kv_used_tokens
+            updates,
+            record,
+            scheduler.num_running,
+            scheduler.queue_depth,
+            scheduler.kv_used_tokens,
+            scheduler.num_prefilling,
         )

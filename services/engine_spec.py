@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from adapters.base import Backend, BackendConfig, BackendInfo
 from services.engine import Engine
 from services.limits import SchedulerLimits
+from services.logs import LogFormat
 from services.messages import StepReport
 from services.scheduler import Scheduler
 from services.strategies import VARIANTS
@@ -30,6 +31,11 @@ class EngineSpec:
     aging_s: float = 10.0
     tick_s: float = 0.0
     log_level: str = "INFO"
+    log_format: LogFormat = "console"
+    silence_limit_s: float = 10.0
+    """An engine process that lets nothing hear for this long is replaced; 0: never."""
+    step_limit_s: float = 300.0
+    """So is one that computes at one step for this long; 0: never."""
 
     def limits(self, info: BackendInfo) -> SchedulerLimits:
         """The scheduler's limits for what the backend has loaded."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from adapters.base import FinishReason
 from services.messages import SequenceTimings
 
 Shape = Literal["completions", "chat"]
 
-DONE = b"data: [DONE]\n\n"
+_DONE = b"data: [DONE]\n\n"
 _quote = json.JSONEncoder().encode
 _OBJECTS = {
     "completions": ("text_completion", "text_completion"),
@@ -50,13 +50,43 @@ class News:
     first_write_s: float | None = None
 
 
+class Writer(Protocol):
+    """How one request is answered: piece by piece, or as a whole."""
+
+    def frame(self, news: Iterable[News]) -> bytes:
+        """One frame with an entry for each prompt that has news."""
+        ...
+
+    def end(self, endings: Sequence[Ending]) -> bytes:
+        """What follows the last frame; `endings` are those of all prompts, in order."""
+        ...
+
+    def whole(self, answers: Sequence[News]) -> bytes:
+        """The body of an answer that is not streamed; each of `answers` has its ending."""
+        ...
+
+
 class FrameWriter:
-    """Writes one request's frames, or its whole answer; what all frames share is encoded once."""
+    """Writes the shapes of the OpenAI API; what all frames share is encoded once.
 
-    __slots__ = ("_chunk_head", "_is_greeted", "_shape", "_whole_head")
+    `num_choices` is `n`: as many answers share a prompt, which counts once.
+    """
 
-    def __init__(self, shape: Shape, request_id: str, created: int, model: str) -> None:
+    __slots__ = ("_chunk_head", "_is_greeted", "_num_choices", "_shape", "_whole_head", "_with_usage")
+
+    def __init__(
+        self,
+        shape: Shape,
+        request_id: str,
+        created: int,
+        model: str,
+        *,
+        num_choices: int = 1,
+        with_usage: bool = False,
+    ) -> None:
         self._shape = shape
+        self._num_choices = num_choices
+        self._with_usage = with_usage
         self._is_greeted = shape != "chat"
         whole, chunk = (
             f'{{"id":{_quote(request_id)},"object":"{name}","created":{created},"model":{_quote(model)},"choices":['
@@ -66,17 +96,19 @@ class FrameWriter:
         self._whole_head = whole
 
     def frame(self, news: Iterable[News]) -> bytes:
-        """One frame with an entry for each prompt that has news."""
         entries = ",".join([self._entry(item) for item in news])
         return f"{self._chunk_head}{entries}]}}\n\n".encode()
 
-    def usage_frame(self, endings: Sequence[Ending]) -> bytes:
-        return f'{self._chunk_head}],"usage":{_usage(endings)}}}\n\n'.encode()
+    def end(self, endings: Sequence[Ending]) -> bytes:
+        if not self._with_usage:
+            return _DONE
+        usage = _usage(endings, self._num_choices)
+        return f'{self._chunk_head}],"usage":{usage}}}\n\n'.encode() + _DONE
 
     def whole(self, answers: Sequence[News]) -> bytes:
-        """The body of an answer that is not streamed; each of `answers` has its ending."""
         entries = ",".join([self._whole_entry(answer) for answer in answers])
-        usage = _usage([answer.ending for answer in answers if answer.ending is not None])
+        endings = [answer.ending for answer in answers if answer.ending is not None]
+        usage = _usage(endings, self._num_choices)
         return f'{self._whole_head}{entries}],"usage":{usage}}}'.encode()
 
     def _entry(self, news: News) -> str:
@@ -118,11 +150,9 @@ def _instant(at_s: float | None) -> str:
     return "null" if at_s is None else repr(at_s)
 
 
-def _usage(endings: Iterable[Ending]) -> str:
-    num_prompt = num_output = 0
-    for ending in endings:
-        num_prompt += ending.num_prompt_tokens
-        num_output += ending.num_output_tokens
+def _usage(endings: Sequence[Ending], num_choices: int) -> str:
+    num_prompt = sum(ending.num_prompt_tokens for ending in endings[::num_choices])
+    num_output = sum(ending.num_output_tokens for ending in endings)
     return (
         f'{{"prompt_tokens":{num_prompt},"completion_tokens":{num_output},'
         f'"total_tokens":{num_prompt + num_output}}}'

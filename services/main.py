@@ -14,16 +14,18 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from adapters.base import ConfigError, LabError
 from adapters.registry import BACKENDS
 from services import refusals
 from services.api import create_app
+from services.live_response import ABORT
+from services.logs import set_up_logs
 from services.service import Service
 from services.settings import read_settings
 from services.strategies import VARIANTS
@@ -32,7 +34,7 @@ logger = logging.getLogger("lab")
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+_PEER_TIMEOUT_MS = 60_000
 
 ResultT = TypeVar("ResultT")
 
@@ -60,13 +62,13 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: a setting cannot work, or the port cannot be had.
     """
     settings = read_settings(_overrides(args))
-    logging.basicConfig(level=settings.log_level, stream=sys.stderr, format=_LOG_FORMAT)
+    set_up_logs(settings.log_level, settings.log_format)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would compete with the engine's
     with listen_on(settings.host, settings.port) as listener:
         service = Service(settings)
         config = uvicorn.Config(
             create_app(service),
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="off",
             access_log=False,
@@ -84,8 +86,7 @@ async def _serve(service: Service, server: uvicorn.Server, listener: socket.sock
     signals = _Signals()
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    resolved = " ".join(f"{name}={value}" for name, value in service.settings.resolved().items())
-    logger.info("settings: %s", resolved)
+    logger.info("settings", extra={"fields": service.settings.resolved()})
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     serving.add_done_callback(lambda _: signals.first.set())  # without a server there is nothing to wait for
     try:
@@ -127,6 +128,14 @@ class _Signals:
 
     def _catch(self) -> None:
         (self.second if self.first.is_set() else self.first).set()
+
+
+class Connection(HttpToolsProtocol):
+    """Gives each request a way to drop its connection, unsent bytes and all."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
 
 
 class _Server(uvicorn.Server):
@@ -175,6 +184,8 @@ def listen_on(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY only where TCP is named
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # the last resort for a peer that takes nothing at all
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _PEER_TIMEOUT_MS)
             listener.bind(address)
             listener.listen(_BACKLOG)
         except BaseException:

@@ -1,7 +1,7 @@
 """What crosses the line between the API and the engine, whether that is a pipe or a queue.
 
-API -> engine: `Submit`, `Cancel`, `Drain`, `Stop`. Engine -> API: `Ready`, one `StepReport` a step,
-`EngineFailed`. Plain picklable dataclasses; the line itself is in `services.worker`.
+API -> engine: `Submit`, `Cancel`, `Drain`, `Stop`. Engine -> API: `Ready`, one `StepReport` a step, `Beat`s
+between them, `EngineFailed`. Plain picklable dataclasses; the lines themselves are in `services.lines`.
 """
 
 from __future__ import annotations
@@ -93,6 +93,15 @@ class StepReport:
     num_running: int = 0
     queue_depth: int = 0
     kv_used_tokens: int = 0
+    num_prefilling: int = 0
+    """Of the running ones, those that have no token yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The engine's process lives. `busy_s`: how long its present step has run so far, 0 between steps."""
+
+    busy_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

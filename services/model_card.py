@@ -12,7 +12,10 @@ from services.contract import MAX_PROMPTS, ModelCard
 from services.settings import Settings
 from services.strategies import VARIANTS
 
-_NOT_OF_THE_ENGINE = {"host", "port", "log_level", "drain_timeout_s", "artifacts_dir"}
+_NOT_OF_THE_ENGINE = {
+    *("host", "port", "api_key", "log_level", "log_format", "drain_timeout_s", "artifacts_dir"),
+    *("heartbeat_timeout_s", "step_timeout_s", "slow_reader_timeout_s", "max_unread_tokens"),
+}
 
 
 def lab_version() -> str:

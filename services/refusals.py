@@ -3,9 +3,9 @@
 What enters are failed checks and states of the service; what leaves are `Refusal` exceptions that carry
 the HTTP status with them. A refusal that comes in mid-stream is sent as the last frame instead.
 
-400 a body that is not JSON, or a request that can never fit; 404 a model that is not loaded; 413 a body
-that is too large; 422 a field; 429 the queue is full; 500 the backend failed; 503 starting, draining or
-the engine was lost; 504 `timeout_s` is over.
+400 a body that is not JSON, or a request that can never fit; 401 the API key; 404 a model that is not
+loaded, or an id that is not in flight; 408, 413 a body that is too slow or too large; 422 a field; 429 the
+queue is full; 500 the backend failed; 503 starting, draining or the engine was lost; 504 out of time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 _TYPES = {
+    401: "authentication_error",
     429: "rate_limit_error",
     500: "server_error",
     503: "service_unavailable_error",
@@ -92,6 +93,11 @@ def queue_full(max_queue: int, retry_after_s: int) -> Refusal:
     return Refusal(429, message, code="queue_full", retry_after_s=retry_after_s)
 
 
+def queue_tokens_full(max_tokens: int, retry_after_s: int) -> Refusal:
+    message = f"The queue is full ({max_tokens} prompt tokens may wait); try again in {retry_after_s} s."
+    return Refusal(429, message, code="queue_full", retry_after_s=retry_after_s)
+
+
 def starting() -> Refusal:
     return Refusal(503, "The model is still loading; try again soon.", code="starting", retry_after_s=1)
 
@@ -118,8 +124,28 @@ def backend_failed(detail: str) -> Refusal:
 
 
 def timed_out(timeout_s: float) -> Refusal:
-    message = f"The request did not finish within timeout_s = {timeout_s:g} s."
+    message = f"The request did not finish within its time, {timeout_s:g} s (timeout_s, or MAX_TIMEOUT_S)."
     return Refusal(504, message, code="timeout", param="timeout_s")
+
+
+def slow_reader(what: str) -> Refusal:
+    """Counted rather than told: the client does not read."""
+    return Refusal(503, f"The client was cut off because it {what}.", code="slow_reader")
+
+
+def body_too_slow(timeout_s: float) -> Refusal:
+    message = f"The body did not arrive within {timeout_s:g} s."
+    return Refusal(408, message, code="body_too_slow")
+
+
+def unauthorized() -> Refusal:
+    message = "This service wants its API key, as the header `Authorization: Bearer KEY`."
+    return Refusal(401, message, code="invalid_api_key")
+
+
+def unknown_request(request_id: str) -> Refusal:
+    message = f"No request with the id {request_id!r} is in flight."
+    return Refusal(404, message, code="request_not_found", param="request_id")
 
 
 def from_validation(error: ValidationError) -> Refusal:

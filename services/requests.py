@@ -18,9 +18,11 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from adapters.base import BackendInfo, RequestTooLong, SamplingParams, Sequence
-from adapters.tokenizer import ChatTemplateError, Tokenizer
+from adapters.sampling import mix64
+from adapters.tokenizer import ChatTemplateError, Tokenizer, least_num_tokens
 from services import refusals
-from services.contract import ChatRequest, GenerateRequest, SamplingFields
+from services.answers import LiveRequest
+from services.contract import MAX_PROMPTS, ChatRequest, GenerateRequest, SamplingFields
 from services.limits import SchedulerLimits
 from services.settings import Settings
 
@@ -65,13 +67,33 @@ class SequenceMaker:
     seq_ids: Iterator[int] = field(default_factory=lambda: count(1))
     group_ids: Iterator[int] = field(default_factory=lambda: count(1))
 
-    async def make(self, request: GenerateRequest | ChatRequest, arrival_s: float) -> list[Sequence]:
-        """One sequence a prompt, in order.
+    def check_before_tokenizing(self, request: GenerateRequest | ChatRequest) -> None:
+        """What costs nothing to see, so that it is said even when the queue is full.
 
         Raises:
-            Refusal: 404 for another model, 422 for a field, 400 for what can never fit.
+            Refusal: 404 for another model, 422 for a field, 400 for what surely never fits.
         """
-        self._check_model(request.model)
+        served = self.loaded.info.model
+        if request.model is not None and request.model not in (served, self.settings.model):
+            raise refusals.unknown_model(request.model, served)
+        if isinstance(request, ChatRequest):
+            return
+        if len(request.prompt) * request.n > MAX_PROMPTS:
+            raise refusals.bad_field("n", f"times the number of prompts must not exceed {MAX_PROMPTS}")
+        room = min(self.loaded.limits.max_model_len, self.loaded.limits.kv_capacity_tokens)
+        least = max(least_num_tokens(self.loaded.tokenizer, prompt) for prompt in request.prompt)
+        if least >= room:
+            problem = f"the prompt has at least {least} tokens, at most {room} fit with the answer"
+            raise refusals.too_long(f"{problem}: shorten it", "prompt")
+
+    async def make(
+        self, request: GenerateRequest | ChatRequest, arrival_s: float, *, alone: bool = False
+    ) -> list[Sequence]:
+        """One sequence a prompt, in order, or `n` of them.
+
+        Raises:
+            Refusal: 422 for a field, 400 for what can never fit.
+        """
         param = "prompt" if isinstance(request, GenerateRequest) else "messages"
         prompts = await self._token_ids(request)
         budgets = _per_prompt(request.max_tokens, len(prompts), "max_tokens")
@@ -81,13 +103,15 @@ class SequenceMaker:
             Sequence(
                 seq_id=next(self.seq_ids),
                 prompt_token_ids=prompt,
-                params=self._sampling(request, budget, seed, len(prompt)),
+                params=self._sampling(request, budget, _seed_of(seed, choice), len(prompt)),
                 priority=request.priority,
                 group_id=group_id,
-                group_size=len(prompts),
+                group_size=len(prompts) * request.n,
                 arrival_s=arrival_s,
+                alone=alone,
             )
             for prompt, budget, seed in zip(prompts, budgets, seeds, strict=True)
+            for choice in range(request.n)
         ]
         try:
             self.loaded.limits.check(sequences, together=self.loaded.takes_groups)
@@ -95,10 +119,24 @@ class SequenceMaker:
             raise refusals.too_long(str(error), param) from None
         return sequences
 
-    def _check_model(self, asked: str | None) -> None:
-        served = self.loaded.info.model
-        if asked is not None and asked not in (served, self.settings.model):
-            raise refusals.unknown_model(asked, served)
+    def live_request(
+        self, request: GenerateRequest | ChatRequest, request_id: str, sequences: list[Sequence]
+    ) -> LiveRequest:
+        """What gathers the answers of `sequences`, which `make` made of this request."""
+        tokenizer = self.loaded.tokenizer
+        leads: list[str] = []
+        if isinstance(request, GenerateRequest) and request.echo:
+            texts = [item if isinstance(item, str) else tokenizer.decode(item) for item in request.prompt]
+            leads = [text for text in texts for _ in range(request.n)]
+        return LiveRequest(
+            request_id,
+            sequences,
+            [tokenizer.stream() for _ in sequences],
+            request.stop,
+            streamed=request.stream,
+            leads=leads,
+            max_unread_tokens=self.settings.max_unread_tokens,
+        )
 
     async def _token_ids(self, request: GenerateRequest | ChatRequest) -> list[list[int]]:
         if isinstance(request, ChatRequest):
@@ -142,7 +180,16 @@ class SequenceMaker:
             top_k=settings.top_k if request.top_k is None else request.top_k,
             seed=seed,
             ignore_eos=request.ignore_eos,
+            min_p=request.min_p,
+            repetition_penalty=request.repetition_penalty,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
         )
+
+
+def _seed_of(seed: int | None, choice: int) -> int | None:
+    """The first of `n` choices gets what a request with one choice gets."""
+    return seed if seed is None or choice == 0 else mix64(seed + choice) >> 1
 
 
 async def _off_the_loop(num_chars: int, encode: Callable[[], list[list[int]]]) -> list[list[int]]:

@@ -5,7 +5,8 @@ is an `Outcome`: what to tell the clients and which cache space to free. It is p
 is given), no asyncio, no torch. *How many* join is the strategy's answer, *who* is the queue's.
 
 KV is reserved on admission, so nobody is ever preempted. Decode rows go first and prompts are cut at
-multiples of `prefill_chunk`, so a long prompt holds up nobody's next token for more than one step.
+multiples of `prefill_chunk`, so a long prompt holds up nobody's next token for more than one step; short
+prompts go before long ones, so it holds up their first token no longer either.
 """
 
 from __future__ import annotations
@@ -65,6 +66,11 @@ class Scheduler:
     def num_running(self) -> int:
         """Sequences that are being answered; dead rows are not."""
         return self._batch.num_live
+
+    @property
+    def num_prefilling(self) -> int:
+        """Of the running ones, those that have no token yet."""
+        return sum(seq.first_token_s is None and seq.state is not _FINISHED for seq in self._batch.sequences)
 
     @property
     def queue_depth(self) -> int:
@@ -156,7 +162,7 @@ class Scheduler:
         """Ask the strategy, cut its answer at what fits, and note whom it held back."""
         waiting, running = self._waiting.sequences, self._batch.sequences
         admission = self._strategy.admit(waiting, running, now_s=now_s, draining=self._draining)
-        num_fitting = self._batch.num_fitting(waiting)
+        num_fitting = _num_in_company(waiting[: self._batch.num_fitting(waiting)], running)
         count = min(max(admission.count, 0), len(waiting))
         if count > num_fitting:
             waits_until_all_fit = self._strategy.takes_groups and running
@@ -167,16 +173,22 @@ class Scheduler:
         self._held_back = list(waiting[: num_fitting - count])
         return admission.recheck_at_s
 
-    def _add_prompt_chunks(self, chunks: list[ScheduledChunk], prompts: Iterable[Sequence]) -> int:
-        """Fill the rest of the step with `prompts`, first admitted first; returns the tokens added."""
+    def _add_prompt_chunks(self, chunks: list[ScheduledChunk], prompts: list[Sequence]) -> int:
+        """Fill the rest of the step with `prompts`, fewest tokens left first; returns the tokens added.
+
+        So a short prompt does not wait for all of a long one. One chunk is kept for the prompt that was
+        admitted first, so that it moves at each step and none starves.
+        """
         room = free = self.limits.max_step_tokens - len(chunks)
-        for seq in prompts:
-            start = seq.num_computed_tokens
-            num_tokens = len(seq.prompt_token_ids) - start
-            if num_tokens > free:
-                num_tokens = free - free % self.limits.prefill_chunk
+        kept = min(self.limits.prefill_chunk, _num_left(prompts[0])) if prompts else 0
+        for seq in sorted(prompts, key=_num_left):
+            if seq is prompts[0]:
+                kept = 0
+            num_tokens = _num_left(seq)
+            if num_tokens > free - kept:
+                num_tokens = free - kept - (free - kept) % self.limits.prefill_chunk
             if num_tokens:
-                chunks.append(ScheduledChunk(seq, start, num_tokens))
+                chunks.append(ScheduledChunk(seq, seq.num_computed_tokens, num_tokens))
                 free -= num_tokens
         return room - free
 
@@ -205,6 +217,20 @@ class Scheduler:
         for seq in self._held_back:
             seq.batch_wait_s += now_s - self._held_since_s
         self._held_since_s = now_s
+
+
+def _num_left(seq: Sequence) -> int:
+    """Tokens of its prompt that are still to be computed."""
+    return len(seq.prompt_token_ids) - seq.num_computed_tokens
+
+
+def _num_in_company(fitting: Seq[Sequence], running: Seq[Sequence]) -> int:
+    """How many of these may join as far as company goes: who wants to be alone waits for an empty batch."""
+    if not fitting or any(seq.alone for seq in running):
+        return 0
+    if fitting[0].alone:
+        return 0 if running else 1
+    return next((place for place, seq in enumerate(fitting) if seq.alone), len(fitting))
 
 
 def _finish(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import psutil
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -26,6 +26,7 @@ from pydantic_settings import (
 from adapters.base import BackendConfig, ConfigError
 from adapters.registry import BACKENDS
 from services.engine_spec import EngineSpec
+from services.logs import LogFormat
 from services.strategies import VARIANTS, resolve_variant
 from services.strategies.base import StrategyConfig
 
@@ -41,6 +42,7 @@ ALIASES: dict[str, str] = {
 """Where both are set, the setting's own name counts; of several aliases, the first one listed here."""
 
 _DEFAULT_STEP_TOKENS = 512
+_SECRETS = ("api_key",)
 
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -54,12 +56,30 @@ class Settings(BaseSettings):
     model: str = Field(
         "lab-26m",
         min_length=1,
-        description="A preset (lab-26m, lab-110m, lab-1b, lab-8b), a hub id or a local folder.",
+        description="A preset (lab-26m, lab-110m, lab-1b, lab-8b), a hub id, a local folder or a .gguf file.",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    dtype: str = Field("auto", description="auto, fp32, bf16 or fp16; auto: what the device does natively.")
+    dtype: str = Field(
+        "auto",
+        description="auto, fp32, bf16 or fp16; auto: what the device does natively, q4_k_m for llama_cpp.",
+    )
     n_threads: int | None = Field(
         None, ge=1, le=1024, description="Engine threads; unset: physical cores - 1, at least one."
+    )
+    n_gpu_layers: int | None = Field(
+        None, ge=-1, description="llama_cpp: layers on the accelerator; unset: all, where the build has one."
+    )
+    n_batch: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="llama_cpp: tokens of one decode call; raised to what a step needs.",
+    )
+    n_ubatch: int | None = Field(
+        None, ge=1, le=1_000_000, description="llama_cpp: tokens computed together; unset: 512."
+    )
+    kv_type: Literal["auto", "f32", "f16", "bf16", "q8_0", "q4_0"] = Field(
+        "auto", description="llama_cpp: number format of keys and values; auto: f16, or f32 for f32 weights."
     )
 
     max_batch: int = Field(16, ge=1, le=4096, description="Sequences that run together.")
@@ -77,6 +97,9 @@ class Settings(BaseSettings):
     max_model_len: int | None = Field(
         None, ge=2, le=10_000_000, description="Longest prompt and answer in tokens; unset: the model's."
     )
+    cpu_kernels: bool = Field(
+        True, description="torch on a CPU: compile the small operators if there is a C++ compiler."
+    )
     kv_memory_fraction: float = Field(
         0.8, gt=0, le=1, allow_inf_nan=False, description="Share of free memory for keys and values."
     )
@@ -86,6 +109,12 @@ class Settings(BaseSettings):
     schedule_tick_ms: Milliseconds = Field(0.0, description="Least time between the starts of two steps.")
 
     max_queue: int = Field(256, ge=1, le=1_000_000, description="Requests that may wait; more get a 429.")
+    max_queue_tokens: int = Field(
+        262_144, ge=1, le=1_000_000_000, description="Prompt tokens that may wait; beyond them a 429."
+    )
+    max_timeout_s: float = Field(
+        3600.0, gt=0, le=86_400, allow_inf_nan=False, description="Longest a request may take; then a 504."
+    )
     max_tokens: int = Field(128, ge=1, le=1_000_000, description="max_tokens where none is sent.")
     temperature: float = Field(
         0.0, ge=0, le=2, allow_inf_nan=False, description="temperature where none is sent; 0 is greedy."
@@ -99,9 +128,29 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0: a free one, logged.")
     engine_process: bool = Field(True, description="The engine runs in its own process; 0: inside the API's.")
+    heartbeat_timeout_s: Seconds = Field(
+        10.0, description="An engine process that is silent for this long is replaced; 0: never."
+    )
+    step_timeout_s: Seconds = Field(
+        300.0, description="So is one whose step takes longer than this; 0: steps may take any time."
+    )
+    slow_reader_timeout_s: Seconds = Field(
+        30.0, description="A stream is cut off when its client takes nothing for this long; 0: never."
+    )
+    max_unread_tokens: int = Field(
+        65_536, ge=0, description="... or when this many tokens wait for it; 0: any number."
+    )
+    api_key: SecretStr | None = Field(
+        None, min_length=8, description="Wanted as a bearer token on all paths but /health; unset: no key."
+    )
     drain_timeout_s: Seconds = Field(30.0, description="How long accepted requests may take after SIGTERM.")
     artifacts_dir: str = Field("artifacts", min_length=1, description="Where models are made and kept.")
+    model_wait_s: Seconds | None = Field(
+        None,
+        description="Longest wait for a local model to be staged; unset: 600 s if that goes on, else 0.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level logged.")
+    log_format: LogFormat = Field("console", description="console, or json: one object a line.")
 
     null_step_ms: Milliseconds = Field(0.0, description="null backend: fixed cost of a step.")
     null_row_ms: Milliseconds = Field(0.0, description="null backend: cost of each decode row.")
@@ -169,7 +218,13 @@ class Settings(BaseSettings):
                 prefill_chunk=self.prefill_chunk,
                 max_model_len=self.max_model_len,
                 artifacts_dir=self.artifacts_dir,
+                model_wait_s=self.model_wait_s,
+                cpu_kernels=self.cpu_kernels,
                 kv_memory_fraction=self.kv_memory_fraction,
+                n_gpu_layers=self.n_gpu_layers,
+                n_batch=self.n_batch,
+                n_ubatch=self.n_ubatch,
+                kv_type=self.kv_type,
                 null_step_s=self.null_step_ms / 1000,
                 null_row_s=self.null_row_ms / 1000,
                 null_prompt_token_s=self.null_prompt_token_ms / 1000,
@@ -180,11 +235,16 @@ class Settings(BaseSettings):
             aging_s=self.aging_s,
             tick_s=self.schedule_tick_ms / 1000,
             log_level=self.log_level,
+            log_format=self.log_format,
+            silence_limit_s=self.heartbeat_timeout_s,
+            step_limit_s=self.step_timeout_s,
         )
 
     def resolved(self) -> dict[str, str | int | float | bool | None]:
-        """Every setting with the value in force; what is left to the model is None."""
-        return self.model_dump() | {"n_threads": self.num_threads, "max_step_tokens": self.step_tokens}
+        """Every setting with the value in force; what is left to the model is None, a secret is masked."""
+        masked = {name: "***" for name in _SECRETS if getattr(self, name) is not None}
+        derived = {"n_threads": self.num_threads, "max_step_tokens": self.step_tokens}
+        return self.model_dump() | derived | masked
 
 
 class _Environment(EnvSettingsSource):
@@ -236,7 +296,8 @@ def _by_setting(values: Mapping[str, Any]) -> dict[str, Any]:
 def _problem(item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"]).upper()
     message = item["msg"].replace("Input should be", "must be")
-    return f"{name} {message[:1].lower()}{message[1:]} (it is {item['input']!r})"
+    got = "" if name.lower() in _SECRETS else f" (it is {item['input']!r})"
+    return f"{name} {message[:1].lower()}{message[1:]}{got}"
 
 
 def _usable_cores() -> int:

@@ -15,7 +15,7 @@ from typing import Literal
 from adapters.base import BackendInfo, LabError
 from services.engine import Message
 from services.engine_spec import EngineSpec
-from services.worker import EngineLine, MakeLine, OnLost, OnReport
+from services.lines import EngineLine, MakeLine, OnLost, OnReport
 
 WorkerState = Literal["running", "starting", "restarting", "failed"]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pickle
 
-from services.messages import EngineFailed, Ready, SequenceUpdate, StepReport
+from services.messages import Beat, EngineFailed, Ready, SequenceUpdate, StepReport
 
-ToApi = Ready | StepReport | EngineFailed
+ToApi = Ready | StepReport | Beat | EngineFailed
 
 
 def pack(message: ToApi) -> bytes:
@@ -23,7 +23,7 @@ def pack(message: ToApi) -> bytes:
         else (update.seq_id, update.token_ids, update.finish_reason, update.timings, update.error)
         for update in message.updates
     ]
-    counts = (message.num_running, message.queue_depth, message.kv_used_tokens)
+    counts = (message.num_running, message.queue_depth, message.kv_used_tokens, message.num_prefilling)
     return pickle.dumps((updates, message.record, *counts), pickle.HIGHEST_PROTOCOL)
 
 
@@ -33,5 +33,5 @@ def unpack(data: bytes) -> ToApi:
     if isinstance(message, tuple):
         updates, *rest = message
         return StepReport([SequenceUpdate(*update) for update in updates], *rest)
-    assert isinstance(message, Ready | EngineFailed)
+    assert isinstance(message, Ready | Beat | EngineFailed)
     return message

@@ -1,10 +1,9 @@
 """Attention of one mixed step over the slot cache, with the same bits for a row whatever the batch.
 
 What enters are the new queries, keys and values of packed rows `(T, heads, head_dim)`; they are written to
-the cache and attended in place. Decode rows of neighbouring slots run as one batch, prompt chunks
-one by one, grouped query heads as extra query rows of their key head. How far a row is padded depends on
-its own length only, unless padding was measured to be neutral. Knows no model; `register` gives the Hugging
-Face models access to it.
+the cache and attended in place. Decode rows run in the compiled kernels, or else as batches of neighbouring
+slots, padded by a rule that knows only the row's own length unless padding was measured to be neutral.
+Prompt chunks run one by one, grouped query heads as extra query rows of their key head. Knows no model.
 """
 
 from __future__ import annotations
@@ -12,18 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from adapters.base import UnsupportedModel
+from adapters.torch_backend.cpu_kernels import CpuKernels, KernelStep
 from adapters.torch_backend.kv_cache import SlotCache
 
 BLOCK = 64
 """Lengths are padded to multiples of this."""
-IMPLEMENTATION = "lab_slots"
 _CALL_COST = 4 * BLOCK
 """What one more attention call costs, in key places read (about 25 us at 1 KiB a place)."""
 
@@ -55,55 +52,108 @@ class StepLayout:
     cache: SlotCache
     slots: Tensor
     positions: Tensor
-    decode_runs: list[DecodeRun]
+    num_decode_rows: int
+    """They come first, sorted by slot; then the prompt blocks; then rows that only pad the step."""
     prompt_blocks: list[PromptBlock]
     num_used_rows: int
-    _place_index: dict[int, Tensor] = field(default_factory=dict)
+    tight: bool = False
+    """Padding was measured to be neutral."""
+    kernels: CpuKernels | None = None
+    """Where there are any, they attend for the decode rows."""
+    _runs: list[DecodeRun] | None = None
+    _place_index: Tensor | None = None
     _masks: dict[tuple[int, int, int, torch.dtype], Tensor] = field(default_factory=dict)
+    _steps: dict[tuple[int, ...], KernelStep] = field(default_factory=dict)
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None = None
     ) -> Tensor:
         """Store `k` and `v (T, kv_heads, D)`; return the attention of `q (T, heads, D)` in its shape."""
         k_cache, v_cache = self.cache.layer(layer, k, v)
-        kv_heads = k.shape[1]
-        if kv_heads not in self._place_index:
-            self._place_index[kv_heads] = self.cache.place_index(self.slots, self.positions, kv_heads)
-        SlotCache.write(k_cache, self._place_index[kv_heads], k)
-        SlotCache.write(v_cache, self._place_index[kv_heads], v)
+        if self._place_index is None:
+            self._place_index = self.cache.place_index(self.slots, self.positions)
+        SlotCache.write(k_cache, self._place_index, k)
+        SlotCache.write(v_cache, self._place_index, v)
+        return self._attend_stored(q, k_cache, v_cache, scaling, window or 0)
 
-        heads, v_dim = q.shape[1], v.shape[2]
-        repeat = heads // kv_heads
-        q = q.reshape(-1, kv_heads, repeat, q.shape[2])
-        parts: list[Tensor] = []
-        for run in self.decode_runs:
-            end, span = run.slot + run.count, run.padded_len
-            part = F.scaled_dot_product_attention(
-                q[run.row : run.row + run.count],
-                k_cache[run.slot : end, :, :span],
-                v_cache[run.slot : end, :, :span],
-                attn_mask=self._decode_mask(run, repeat, window or 0, q),
-                scale=scaling,
-            )
-            parts.append(part.reshape(run.count, heads, v_dim))
+    def rotate_and_attend(
+        self, layer: int, qkv: Tensor, heads: int, scaling: float, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """The same for rows `qkv (T, heads + 2 kv_heads, D)` that are not rotated yet; needs `kernels`."""
+        assert self.kernels is not None
+        kv_heads = (qkv.shape[1] - heads) // 2
+        k, v = qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
+        k_cache, v_cache = self.cache.layer(layer, k, v)
+        step = self._kernel_step(heads, k_cache, scaling, 0, rotary)
+        self.kernels.rotate_and_store(step, qkv, k_cache, v_cache)
+        return self._attend_stored(qkv[:, :heads], k_cache, v_cache, scaling, 0)
+
+    def _attend_stored(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scaling: float, window: int
+    ) -> Tensor:
+        """Attention of `q (T, heads, D)` over the cache, in q's shape; padding rows get zeros."""
+        heads, v_dim = q.shape[1], v_cache.shape[3]
+        out = q.new_empty(len(q), heads, v_dim)
+        out[self.num_used_rows :].zero_()
+        if self.num_decode_rows and self._kernels_cover(q, v_cache):
+            assert self.kernels is not None
+            step = self._kernel_step(heads, k_cache, scaling, window, None)
+            self.kernels.attend(step, q, k_cache, v_cache, out)
+        else:
+            self._attend_runs(q, k_cache, v_cache, scaling, window, out)
+        repeat = heads // k_cache.shape[2]
         for block in self.prompt_blocks:
-            slot, span, count = block.slot, block.padded_len, block.count
-            rows = (
-                q[block.row : block.row + count].permute(1, 2, 0, 3).reshape(1, kv_heads, repeat * count, -1)
-            )
+            rows, slot = slice(block.row, block.row + block.count), slice(block.slot, block.slot + 1)
+            # Grouped query heads become extra query rows of their key head.
+            grouped = q[rows].reshape(block.count, -1, repeat, q.shape[2]).permute(1, 2, 0, 3)
             part = F.scaled_dot_product_attention(
-                rows,
-                k_cache[slot : slot + 1, :, :span],
-                v_cache[slot : slot + 1, :, :span],
-                attn_mask=self._block_mask(block, repeat, window or 0, q),
+                grouped.reshape(1, -1, repeat * block.count, q.shape[2]),
+                k_cache[slot, : block.padded_len].transpose(1, 2),
+                v_cache[slot, : block.padded_len].transpose(1, 2),
+                attn_mask=self._block_mask(block, repeat, window, q),
                 scale=scaling,
             )
-            part = part.view(kv_heads, repeat, count, v_dim).permute(2, 0, 1, 3)
-            parts.append(part.reshape(count, heads, v_dim))
-        num_padding = len(self.slots) - self.num_used_rows
-        if num_padding:
-            parts.append(q.new_zeros(num_padding, heads, v_dim))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            part = part.view(-1, repeat, block.count, v_dim).permute(2, 0, 1, 3)
+            out[rows] = part.reshape(block.count, heads, v_dim)
+        return out
+
+    def _attend_runs(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scaling: float, window: int, out: Tensor
+    ) -> None:
+        """The decode rows with torch's attention, run by run, into `out`."""
+        repeat = q.shape[1] // k_cache.shape[2]
+        if self._runs is None:
+            slots, positions = (t[: self.num_decode_rows].tolist() for t in (self.slots, self.positions))
+            self._runs = decode_runs(slots, positions, tight=self.tight)
+        for run in self._runs:
+            rows, end = slice(run.row, run.row + run.count), run.slot + run.count
+            part = F.scaled_dot_product_attention(
+                q[rows].reshape(run.count, -1, repeat, q.shape[2]),
+                k_cache[run.slot : end, : run.padded_len].transpose(1, 2),
+                v_cache[run.slot : end, : run.padded_len].transpose(1, 2),
+                attn_mask=self._decode_mask(run, repeat, window, q),
+                scale=scaling,
+            )
+            out[rows] = part.flatten(1, 2)
+
+    def _kernels_cover(self, q: Tensor, v_cache: Tensor) -> bool:
+        kernels = self.kernels
+        return (
+            kernels is not None and kernels.dtype == q.dtype and kernels.covers(q.shape[2], v_cache.shape[3])
+        )
+
+    def _kernel_step(
+        self, heads: int, k_cache: Tensor, scaling: float, window: int, rotary: tuple[Tensor, Tensor] | None
+    ) -> KernelStep:
+        assert self.kernels is not None
+        _, max_len, kv_heads, dim = k_cache.shape
+        key = (heads, kv_heads, dim, window, rotary is not None)
+        if key not in self._steps:
+            shape = (heads, kv_heads, dim)
+            self._steps[key] = self.kernels.step(
+                self.slots, self.positions, self.num_decode_rows, rotary, shape, max_len, scaling, window
+            )
+        return self._steps[key]
 
     def _decode_mask(self, run: DecodeRun, repeat: int, window: int, like: Tensor) -> Tensor:
         """Additive mask `(count, 1, repeat, padded_len)`."""
@@ -176,15 +226,15 @@ def padding_is_neutral(heads: int, kv_heads: int, head_dim: int, dtype: torch.dt
     """Measure on the CPU whether longer padding and batch mates leave a decode row's bits alone."""
     generator = torch.Generator().manual_seed(0)
     longest = 24 * BLOCK
-    shape = (4, kv_heads, longest, head_dim)
+    shape = (4, longest, kv_heads, head_dim)
     k, v = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
     q = torch.randn(4, kv_heads, heads // kv_heads, head_dim, generator=generator).to(dtype)
 
     def rows(num_rows: int, length: int, span: int) -> Tensor:
         mask = _additive_mask(torch.full((num_rows, 1), length - 1), span, 0, q)[:, None, None]
         mask = mask.expand(-1, 1, q.shape[2], -1)
-        kv = (k[:num_rows, :, :span], v[:num_rows, :, :span])
-        return F.scaled_dot_product_attention(q[:num_rows], *kv, attn_mask=mask)
+        keys, values = (t[:num_rows, :span].transpose(1, 2) for t in (k, v))
+        return F.scaled_dot_product_attention(q[:num_rows], keys, values, attn_mask=mask)
 
     for length in (3, 64, 100, 200, 282, 317, 450, 512, 700, 906, 1300):
         own = -(-length // BLOCK) * BLOCK
@@ -193,36 +243,3 @@ def padding_is_neutral(heads: int, kv_heads: int, head_dim: int, dtype: torch.dt
         if any(not torch.equal(rows(n, length, span)[0], want) for n in (1, 4) for span in spans):
             return False
     return True
-
-
-def _attention_of_packed_rows(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    lab_layout: StepLayout | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """What transformers calls in each layer: `(1, heads, T, D)` in, `(1, T, heads, D)` out."""
-    if lab_layout is None:
-        raise UnsupportedModel(f"{type(module).__name__} does not pass extra arguments on to its attention")
-    if softcap is not None or s_aux is not None:
-        what = "soft-capped scores" if softcap is not None else "attention sinks"
-        raise UnsupportedModel(f"{type(module).__name__} uses {what}, which the batched attention cannot do")
-    layer = module.layer_idx
-    assert isinstance(layer, int)
-    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
-    scale = q.shape[2] ** -0.5 if scaling is None else scaling
-    return lab_layout.attend(layer, q, k, v, scale, sliding_window)[None], None
-
-
-def register() -> None:
-    """Make the attention known to transformers under `IMPLEMENTATION`; calling it again changes nothing."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(IMPLEMENTATION, _attention_of_packed_rows)

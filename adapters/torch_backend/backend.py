@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Sequence as Seq
+from pathlib import Path
 
 import torch
 
@@ -26,6 +27,7 @@ from adapters.base import (
 from adapters.model_store import resolve_model
 from adapters.torch_backend import loading
 from adapters.torch_backend.attention import own_padded_len, padding_is_neutral
+from adapters.torch_backend.cpu_kernels import load_kernels
 from adapters.torch_backend.kv_cache import SlotCache
 from adapters.torch_backend.linear import common_row_range
 from adapters.torch_backend.packing import StepPacker
@@ -64,16 +66,18 @@ class TorchBackend:
         # Room for the padding of the longest row, which is rounded up to a power of two.
         cache = SlotCache(config.max_batch_size, own_padded_len(max_len))
         self._packer = StepPacker(cache, max_len, config.prefill_chunk, self._device)
+        kernels = None
+        if self._device.type == "cpu" and config.cpu_kernels:
+            kernels = load_kernels(Path(config.artifacts_dir) / "kernels", dtype, num_threads)
         with torch.inference_mode():
-            loaded = loading.load_model(files.folder, model_config, dtype, self._device)
-            path, error = self._prepare(loaded, dtype, fast=True)
-            if error > _TOLERANCE[dtype] and path != "generic":
-                logger.warning(
-                    "the %s path is off by %.1e on %s: using the generic one", path, error, files.name
-                )
+            for fast in (True, False):
+                self._packer.kernels = kernels if fast else None
                 loaded = loading.load_model(files.folder, model_config, dtype, self._device)
-                path, error = self._prepare(loaded, dtype, fast=False)
-            if error > _TOLERANCE[dtype]:
+                path, error = self._prepare(loaded, dtype, fast=fast)
+                if error <= _TOLERANCE[dtype]:
+                    break
+                logger.warning("the %s path is off by %.1e on %s", path, error, files.name)
+            else:
                 raise UnsupportedModel(
                     f"{files.name} is not supported: its batched pass is off by {error:.1e} (relative root "
                     f"mean square) from its own forward, more than the {_TOLERANCE[dtype]:.0e} of rounding"
@@ -97,9 +101,9 @@ class TorchBackend:
             details={
                 "torch": torch.__version__,
                 "forward": path,
+                "cpu_kernels": self._packer.kernels is not None,
                 "self_test_error": float(f"{error:.1e}"),
-                "same_bits_min_rows": self._packer.rows.min_rows,
-                "same_bits_max_rows": min(self._packer.rows.max_rows, 512),
+                "same_bits_rows": self._packer.rows.described(),
                 "attention_padding": "neutral" if self._packer.tight else "by own length",
             },
         )
@@ -134,7 +138,9 @@ class TorchBackend:
         generator = torch.Generator().manual_seed(0)
         ids: list[int] = torch.randint(loaded.config.vocab_size, (num_tokens,), generator=generator).tolist()
         want = loaded.reference(torch.tensor(ids, device=self._device)).float()
-        path = loading.make_batched(loaded, self._device, dtype, fast=fast)
+        path = loading.make_batched(
+            loaded, self._device, dtype, fast=fast, kernels=self._packer.kernels, max_len=self._packer.max_len
+        )
         if self._device.type == "cpu":
             self._packer.rows = common_row_range(loaded.module)
             text = loaded.config.get_text_config()

@@ -7,6 +7,7 @@ path stays the reference: the backend compares the two before it trusts this one
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapters.torch_backend.attention import StepLayout
-from adapters.torch_backend.linear import TiledLinear
+from adapters.torch_backend.cpu_kernels import CpuKernels
+from adapters.torch_backend.linear import Linear, make_linear
 
 _FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
@@ -23,12 +25,12 @@ _FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2"
 @dataclass(slots=True)
 class _Layer:
     input_norm: Tensor
-    qkv: TiledLinear
-    out: TiledLinear
+    qkv: Linear
+    out: Linear
     mlp_norm: Tensor
-    gate: TiledLinear
-    up: TiledLinear
-    down: TiledLinear
+    gate: Linear
+    up: Linear
+    down: Linear
 
 
 def is_llama_shaped(model: nn.Module) -> bool:
@@ -44,7 +46,10 @@ def is_llama_shaped(model: nn.Module) -> bool:
 class LlamaForward(nn.Module):
     """Logits of packed rows. Takes the weights out of `model`, which cannot be used afterwards."""
 
-    def __init__(self, model: nn.Module, *, packed: bool) -> None:
+    def __init__(
+        self, model: nn.Module, *, packed: bool, kernels: CpuKernels | None = None, max_len: int = 0
+    ) -> None:
+        """`kernels` take over what they cover, for positions below `max_len`."""
         super().__init__()
         config: Any = model.config
         inner: Any = model.model
@@ -56,19 +61,32 @@ class LlamaForward(nn.Module):
         self.embed = inner.embed_tokens
         self.rotary = inner.rotary_emb
         self.norm = inner.norm.weight
-        self.head = TiledLinear(model.lm_head.weight, None, packed=packed)  # type: ignore[union-attr,arg-type]
-        self.layers = [self._take(layer, packed) for layer in inner.layers]
+        self._kernels = (
+            kernels if kernels and kernels.covers(self.head_dim, hidden_size=config.hidden_size) else None
+        )
+        self._rotary_table = self._make_rotary_table(max_len) if self._kernels else None
+        head: Any = model.lm_head
+        self.head = make_linear(head.weight, None, packed=packed, kernels=kernels)
+        self.layers = [self._take(layer, packed, kernels) for layer in inner.layers]
         self.linears = nn.ModuleList(
             [self.head, *(m for x in self.layers for m in (x.qkv, x.out, x.gate, x.up, x.down))]
         )
 
+    def _make_rotary_table(self, max_len: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines `(max_len, D / 2)` in fp32."""
+        like = torch.empty(0, dtype=torch.float32)
+        cos, sin = self.rotary(like, torch.arange(max_len)[None])
+        half = self.head_dim // 2
+        return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+
     @staticmethod
-    def _take(layer: Any, packed: bool) -> _Layer:
+    def _take(layer: Any, packed: bool, kernels: CpuKernels | None) -> _Layer:
         attn, mlp = layer.self_attn, layer.mlp
 
-        def joined(*parts: nn.Linear) -> TiledLinear:
+        def joined(*parts: nn.Linear) -> Linear:
             bias = torch.cat([p.bias for p in parts]) if parts[0].bias is not None else None
-            linear = TiledLinear(torch.cat([p.weight for p in parts]), bias, packed=packed)
+            weight = torch.cat([p.weight for p in parts])
+            linear = make_linear(weight, bias, packed=packed, kernels=kernels)
             for part in parts:
                 del part.weight
             return linear
@@ -85,21 +103,45 @@ class LlamaForward(nn.Module):
 
     def forward(self, input_ids: Tensor, layout: StepLayout, logit_rows: Tensor) -> Tensor:
         """`input_ids (T,)` at `layout.positions`; returns logits `(len(logit_rows), vocabulary)`."""
-        num_rows, heads, kv_heads, dim = len(input_ids), self.num_heads, self.num_kv_heads, self.head_dim
         x = self.embed(input_ids)
-        size, rotated = (x.shape[1],), heads + kv_heads
+        attend = self._attention_of_step(x, layout)
+        for index, layer in enumerate(self.layers):
+            qkv = layer.qkv(self._normed(x, layer.input_norm))
+            x = layer.out.plus(attend(index, qkv), x)
+            h = self._normed(x, layer.mlp_norm)
+            x = layer.down.plus(layer.up.times(h, layer.gate.swish(h)), x)
+        logits: Tensor = self.head(self._normed(x[logit_rows], self.norm))
+        return logits
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self._kernels is not None:
+            return self._kernels.norm(x, weight, self.eps)
+        return F.rms_norm(x, (x.shape[1],), weight, self.eps)
+
+    def _attention_of_step(self, x: Tensor, layout: StepLayout) -> Callable[[int, Tensor], Tensor]:
+        """A function from a layer's number and its `qkv (T, all heads * D)` to attention `(T, heads * D)`."""
+        num_rows, heads, kv_heads, dim = len(x), self.num_heads, self.num_kv_heads, self.head_dim
+        shape = (num_rows, heads + 2 * kv_heads, dim)
+        if self._rotary_table is not None:
+            table = self._rotary_table
+
+            def attend_with_kernels(index: int, qkv: Tensor) -> Tensor:
+                out = layout.rotate_and_attend(index, qkv.view(shape), heads, self.scaling, table)
+                return out.view(num_rows, -1)
+
+            return attend_with_kernels
+
+        rotated = heads + kv_heads
         cos, sin = (t.view(num_rows, 1, dim) for t in self.rotary(x, layout.positions[None]))
         # x * cos + rotate_half(x) * sin, with the halves swapped and the sign moved into the sine.
         sin = torch.cat((-sin[..., : dim // 2], sin[..., dim // 2 :]), dim=-1)
-        for index, layer in enumerate(self.layers):
-            h = F.rms_norm(x, size, layer.input_norm, self.eps)
-            qkv = layer.qkv(h).view(num_rows, heads + 2 * kv_heads, dim)
+
+        def attend(index: int, qkv: Tensor) -> Tensor:
+            qkv = qkv.view(shape)
             qk = qkv[:, :rotated]
-            swapped = qk.unflatten(2, (2, dim // 2)).flip(2).flatten(2)
+            swapped = qk.view(num_rows, rotated, 2, dim // 2).flip(2).flatten(2)
             qk.mul_(cos).addcmul_(swapped, sin)
-            h = layout.attend(index, qk[:, :heads], qk[:, heads:], qkv[:, rotated:], self.scaling)
-            x = layer.out.plus(h.reshape(num_rows, -1), x)
-            h = F.rms_norm(x, size, layer.mlp_norm, self.eps)
-            x = layer.down.plus(layer.up.times(h, layer.gate.swish(h)), x)
-        logits: Tensor = self.head(F.rms_norm(x[logit_rows], size, self.norm, self.eps))
-        return logits
+            out = layout.attend(index, qk[:, :heads], qk[:, heads:], qkv[:, rotated:], self.scaling)
+            return out.reshape(num_rows, -1)
+
+        return attend

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from adapters.base import BackendError, ScheduledChunk, Sequence
-from adapters.torch_backend.attention import DecodeRun, PromptBlock, StepLayout, decode_runs, prompt_blocks
+from adapters.torch_backend.attention import PromptBlock, StepLayout, prompt_blocks
+from adapters.torch_backend.cpu_kernels import CpuKernels
 from adapters.torch_backend.kv_cache import SlotAllocator, SlotCache
 from adapters.torch_backend.linear import ANY_ROWS
 
@@ -29,14 +30,15 @@ class PackedStep:
 
 
 class StepPacker:
-    """Gives sequences their slots and steps their layout; `rows` and `tight` are set by what was measured."""
+    """Gives sequences their slots and steps their layout; `rows`, `tight`, `kernels`: as found at start."""
 
     def __init__(self, cache: SlotCache, max_len: int, prefill_chunk: int, device: torch.device) -> None:
         self.cache = cache
         self.slots = SlotAllocator(cache.scratch_slot)
         self.rows = ANY_ROWS
         self.tight = False
-        self._max_len = max_len
+        self.kernels: CpuKernels | None = None
+        self.max_len = max_len
         self._prefill_chunk = prefill_chunk
         self._device = device
 
@@ -45,8 +47,8 @@ class StepPacker:
         decodes: list[tuple[int, ScheduledChunk]] = []
         prompts: list[tuple[int, ScheduledChunk]] = []
         for chunk in chunks:
-            if chunk.start + chunk.num_tokens > self._max_len:
-                raise BackendError(f"sequence {chunk.seq.seq_id} outgrew its {self._max_len} places")
+            if chunk.start + chunk.num_tokens > self.max_len:
+                raise BackendError(f"sequence {chunk.seq.seq_id} outgrew its {self.max_len} places")
             slot = self.slots.slot_for(chunk.seq.seq_id, chunk.start)
             (decodes if chunk.dead or chunk.is_decode else prompts).append((slot, chunk))
         decodes.sort(key=lambda item: item[0])
@@ -56,14 +58,11 @@ class StepPacker:
         positions: list[int] = []
         logit_rows: list[int] = []
         sampled: list[Sequence] = []
-        runs: list[DecodeRun] = []
         blocks: list[PromptBlock] = []
         for slot, chunk in decodes:
             ids.append(chunk.seq.token_at(chunk.start))
             slots.append(slot)
             positions.append(chunk.start)
-        if decodes:
-            runs = decode_runs(slots, positions, tight=self.tight)
         for row, (_, chunk) in enumerate(decodes):
             if chunk.samples:
                 logit_rows.append(row)
@@ -85,6 +84,8 @@ class StepPacker:
         if logit_rows:
             logit_rows += [logit_rows[0]] * (self.rows.padded(len(logit_rows)) - len(logit_rows))
         where = torch.tensor((ids, slots, positions), device=self._device)
-        layout = StepLayout(self.cache, where[1], where[2], runs, blocks, num_rows)
+        layout = StepLayout(
+            self.cache, where[1], where[2], len(decodes), blocks, num_rows, self.tight, self.kernels
+        )
         rows = torch.tensor(logit_rows, dtype=torch.long, device=self._device)
         return PackedStep(where[0], layout, rows, sampled)

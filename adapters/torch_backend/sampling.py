@@ -1,8 +1,8 @@
 """From logits to the next token of each row.
 
 What enters are logits `(n, vocabulary)` and the sequences they belong to; what leaves is one token id a row.
-Greedy rows are an argmax. Each sampled row is worked out alone, from its own seed and place, so that a token
-never depends on who shares the batch.
+Plain greedy rows are an argmax. Each other row is worked out alone, from its own seed, place and tokens, so
+that a token never depends on who shares the batch.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import numpy as np
 from torch import Tensor
 
 from adapters.base import Sequence
-from adapters.sampling import sample_token
+from adapters.sampling import choose_token
 
 
 def choose_tokens(logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
     """One token id for each row; `logits` may have padding rows behind those of `sequences`."""
     logits = logits[: len(sequences)].float()
-    sampled = [row for row, seq in enumerate(sequences) if seq.params.temperature > 0]
+    sampled = [
+        row for row, seq in enumerate(sequences) if seq.params.temperature > 0 or seq.params.has_penalties
+    ]
     if logits.device.type != "cpu":
         tokens: list[int] = logits.argmax(-1).tolist()
         rows = logits[sampled].cpu().numpy() if sampled else np.empty((0, 0), dtype=np.float32)
@@ -30,6 +32,5 @@ def choose_tokens(logits: Tensor, sequences: Seq[Sequence]) -> list[int]:
         tokens = values.argmax(-1).tolist()
         scores = {row: values[row] for row in sampled}
     for row, score in scores.items():
-        seq = sequences[row]
-        tokens[row] = sample_token(score, seq.params, len(seq.output_token_ids))
+        tokens[row] = choose_token(score, sequences[row])
     return tokens

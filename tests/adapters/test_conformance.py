@@ -14,6 +14,7 @@ from tests.adapters.conformance import (
     GREEDY,
     MAX_BATCH,
     MAX_MODEL_LEN,
+    PENALIZED,
     SAMPLED,
     Driver,
 )
@@ -22,7 +23,10 @@ NO_ROOM = (BackendError, CapacityError)
 LENGTHS = [1, CUT - 1, CUT, 2 * CUT + 5]
 
 
-@pytest.fixture(scope="module", params=FACTORIES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.llama] * name.startswith("llama")) for name in FACTORIES],
+)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     backend = FACTORIES[request.param]()
     yield backend
@@ -46,7 +50,7 @@ def test_info_describes_a_usable_backend(backend: Backend) -> None:
     assert all(0 <= token_id < info.vocab_size for token_id in info.eos_token_ids)
 
 
-@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED, PENALIZED], ids=["greedy", "sampled", "penalized"])
 def test_batch_mates_change_nothing(driver: Driver, params: SamplingParams) -> None:
     together = [driver.start(length, params) for length in LENGTHS]
     driver.steps(6, *together)
@@ -130,6 +134,13 @@ def test_prompts_and_seeds_matter(driver: Driver) -> None:
         ]
     ]
     assert len({tuple(answer) for answer in answers}) == len(answers)
+
+
+def test_penalties_reach_greedy_rows_too(driver: Driver) -> None:
+    strong = replace(GREEDY, repetition_penalty=50.0, presence_penalty=2.0)
+    plain, penalized = (driver.alone(driver.start(40, params), 12) for params in (GREEDY, strong))
+    assert plain != penalized
+    assert len(set(penalized)) >= len(set(plain))
 
 
 def test_greedy_ignores_the_seed(driver: Driver) -> None:
@@ -221,3 +232,32 @@ def test_all_slots_of_full_length_fit_in_the_capacity_that_is_named(driver: Driv
     for seq in sequences:
         driver.step(seq)
     assert all(len(seq.output_token_ids) == 1 for seq in sequences)
+
+
+def test_a_prompt_cancelled_between_its_chunks_leaves_nothing_behind(driver: Driver) -> None:
+    mate, cancelled = driver.start(17), driver.start(3 * CUT + 1, SAMPLED)
+    driver.step(mate, (cancelled, CUT))
+    driver.step(mate, (cancelled, CUT))
+    driver.release(cancelled)
+    heir = driver.start(2 * CUT + 3, SAMPLED, salt=1)
+    driver.step(mate, (heir, CUT))
+    driver.steps(4, mate, heir)
+
+    for seq in (mate, heir):
+        assert seq.output_token_ids == driver.alone(seq)
+
+
+def test_gaps_between_slots_change_nothing(driver: Driver) -> None:
+    residents = [driver.start(20 + salt, SAMPLED, salt=salt) for salt in range(MAX_BATCH)]
+    driver.steps(2, *residents)
+    driver.release(*residents[1:-1])
+    ends = [residents[0], residents[-1]]
+    driver.steps(9, *ends)  # long enough for a backend that closes gaps
+    late = driver.start(CUT + 2, salt=9)
+    driver.step(*ends, (late, CUT))
+    driver.steps(3, *ends, late)
+    driver.release(residents[0])
+    driver.steps(9, late, residents[-1])
+
+    for seq in (*ends, late):
+        assert seq.output_token_ids == driver.alone(seq)

@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from adapters.base import SamplingParams
-from adapters.sampling import mix64, sample_token, uniform_draw
+from adapters.base import SamplingParams, Sequence
+from adapters.sampling import choose_token, mix64, penalize, sample_token, uniform_draw
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], dtype=np.float32))
 
@@ -70,3 +70,76 @@ def test_sampled_tokens_follow_the_distribution(params: SamplingParams, shares: 
     for token_id, share in enumerate(shares):
         assert (counts[token_id] == 0) == (share == 0)
         assert counts[token_id] / num_draws == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("params", "shares"),
+    [
+        (SamplingParams(temperature=1.0, min_p=0.6), [0, 4 / 7, 0, 3 / 7]),
+        (SamplingParams(temperature=1.0, min_p=1.0), [0, 1, 0, 0]),
+        (SamplingParams(temperature=0.5, min_p=0.3), [0, 16 / 25, 0, 9 / 25]),
+        (SamplingParams(temperature=1.0, top_k=3, min_p=0.1), [0, 4 / 9, 2 / 9, 3 / 9]),
+    ],
+)
+def test_min_p_is_a_share_of_the_likeliest(params: SamplingParams, shares: list[float]) -> None:
+    counts = Counter(sample_token(LOGITS, params, index) for index in range(6000))
+    for token_id, share in enumerate(shares):
+        assert counts[token_id] / 6000 == pytest.approx(share, abs=0.025)
+        assert share > 0 or counts[token_id] == 0
+
+
+PENALIZED = np.array([4.0, 2.0, -2.0, 0.0, 1.0], dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        # Prompt tokens 0 and 2, output tokens 1, 1, 4.
+        (SamplingParams(repetition_penalty=2.0), [2.0, 1.0, -4.0, 0.0, 0.5]),
+        (SamplingParams(repetition_penalty=0.5), [8.0, 4.0, -1.0, 0.0, 2.0]),
+        (SamplingParams(presence_penalty=0.5), [4.0, 1.5, -2.0, 0.0, 0.5]),
+        (SamplingParams(frequency_penalty=0.5), [4.0, 1.0, -2.0, 0.0, 0.5]),
+        (SamplingParams(presence_penalty=1.0, frequency_penalty=-0.5), [4.0, 2.0, -2.0, 0.0, 0.5]),
+        (SamplingParams(repetition_penalty=2.0, presence_penalty=1.0), [2.0, 0.0, -4.0, 0.0, -0.5]),
+        (SamplingParams(), [4.0, 2.0, -2.0, 0.0, 1.0]),
+    ],
+)
+def test_penalties_by_hand(params: SamplingParams, expected: list[float]) -> None:
+    scores = PENALIZED.astype(np.float64)
+    penalize(scores, params, [0, 2], [1, 1, 4])
+    assert scores.tolist() == expected
+
+
+def test_penalties_reach_greedy_choices_and_leave_the_logits_alone() -> None:
+    logits = PENALIZED.copy()
+    seq = Sequence(1, [0], SamplingParams(repetition_penalty=4.0))
+    assert choose_token(logits, seq) == 1
+    seq.output_token_ids.append(1)
+    assert choose_token(logits, seq) == 0  # 4 / 4 and 2 / 4 against the 1 of token 4: the first of equals
+    assert logits.tolist() == PENALIZED.tolist()
+
+
+def test_without_penalties_the_tokens_so_far_change_nothing() -> None:
+    params = SamplingParams(temperature=0.8, top_p=0.9, seed=5)
+    for index in range(200):
+        plain = sample_token(LOGITS, params, index)
+        assert plain == sample_token(LOGITS, params, index, prompt_token_ids=[1], output_token_ids=[0, 3])
+
+
+def test_rows_of_a_torch_batch_are_chosen_one_by_one() -> None:
+    torch = pytest.importorskip("torch", reason="needs the torch extra")
+    from adapters.torch_backend.sampling import choose_tokens
+
+    params = [
+        SamplingParams(),
+        SamplingParams(repetition_penalty=4.0),
+        SamplingParams(temperature=1.0, min_p=0.3, presence_penalty=0.5, seed=3),
+    ]
+    sequences = [Sequence(i, [0], one, output_token_ids=[1, 4]) for i, one in enumerate(params)]
+    logits = torch.tensor(np.stack([PENALIZED] * 4))
+    assert choose_tokens(logits, sequences) == [choose_token(PENALIZED, seq) for seq in sequences]
+
+
+def test_a_temperature_near_zero_is_greedy_and_overflows_nothing() -> None:
+    with np.errstate(all="raise"):
+        assert {sample_token(LOGITS, SamplingParams(temperature=5e-324), index) for index in range(50)} == {1}

@@ -24,16 +24,16 @@ transformers = pytest.importorskip("transformers", reason="needs the torch extra
 from adapters.torch_backend.backend import TorchBackend
 
 VOCAB = 199
-SHAPE = {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPE = {"vocab_size": VOCAB, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 GQA = {**SHAPE, "intermediate_size": 96, "num_key_value_heads": 2}
 FAMILIES: dict[str, dict[str, Any]] = {
     "LlamaConfig": GQA,
     "Qwen2Config": GQA,
-    "Qwen3Config": {**GQA, "head_dim": 16},
+    "Qwen3Config": {**GQA, "head_dim": 32},
     "MistralConfig": {**GQA, "sliding_window": 24},
     "Gemma3TextConfig": {**GQA, "head_dim": 16, "sliding_window": 24},
     "SmolLM3Config": {**GQA, "pad_token_id": 0},
-    "GPT2Config": {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 2, "n_head": 4},
+    "GPT2Config": {"vocab_size": VOCAB, "n_embd": 128, "n_layer": 2, "n_head": 4},
     "GPTNeoXConfig": {**SHAPE, "intermediate_size": 96},
     "OPTConfig": {**SHAPE, "ffn_dim": 96, "word_embed_proj_dim": 64},
     "PhiConfig": {**SHAPE, "intermediate_size": 96},
@@ -93,8 +93,9 @@ def load(folder: Path, **changes: Any) -> TorchBackend:
     return TorchBackend(BackendConfig(model=str(folder), **options))
 
 
+@pytest.mark.parametrize("cpu_kernels", [True, False], ids=["kernels", "operators"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_same_greedy_tokens_as_generate(family: str, tmp_path: Path) -> None:
+def test_same_greedy_tokens_as_generate(family: str, cpu_kernels: bool, tmp_path: Path) -> None:
     folder = make_model(tmp_path, family)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     want = []
@@ -104,7 +105,8 @@ def test_same_greedy_tokens_as_generate(family: str, tmp_path: Path) -> None:
         )
         want.append(out[0, len(ids) :].tolist())
     assert len({tuple(tokens) for tokens in want}) > 1, "the model says the same to everyone: a useless test"
-    assert run_together(load(folder), sequences_of(prompts(5)), start_gap=2) == want
+    backend = load(folder, cpu_kernels=cpu_kernels)
+    assert run_together(backend, sequences_of(prompts(5)), start_gap=2) == want
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +114,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("llama"), "LlamaConfig")
 
 
+@pytest.mark.parametrize("cpu_kernels", [True, False], ids=["kernels", "operators"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("family", ["LlamaConfig", "MistralConfig", "GPT2Config"])
-def test_logits_have_the_same_bits_in_every_batch(family: str, dtype: str, tmp_path: Path) -> None:
-    backend = load(make_model(tmp_path, family), dtype=dtype)
+def test_logits_have_the_same_bits_in_every_batch(
+    family: str, dtype: str, cpu_kernels: bool, tmp_path: Path
+) -> None:
+    backend = load(make_model(tmp_path, family), dtype=dtype, cpu_kernels=cpu_kernels)
     seen: dict[tuple[int, int], Any] = {}
     forward = backend._forward
     watched: list[Sequence] = []

@@ -8,6 +8,7 @@ from adapters.base import BackendInfo, Sequence
 from adapters.null_backend import NullBackend
 from services.engine import Message
 from services.engine_spec import EngineSpec
+from services.lines import OnLost, OnReport
 from services.messages import (
     Cancel,
     SequenceTimings,
@@ -16,7 +17,6 @@ from services.messages import (
     StepReport,
     Submit,
 )
-from services.worker import OnLost, OnReport
 
 TIMINGS = SequenceTimings(0.25, 0.5, 0.001, 0.002, 3, 1.0)
 
@@ -53,12 +53,12 @@ class ScriptedEngine:
     def cancelled(self) -> list[int]:
         return [i for message in self.messages if isinstance(message, Cancel) for i in message.seq_ids]
 
-    def step(self, *updates: SequenceUpdate, num_running: int = 0, queue_depth: int = 0) -> None:
+    def step(self, *updates: SequenceUpdate, num_running: int = 0, num_prefilling: int = 0) -> None:
         """Report one step."""
         begin_s = self.start_s + self.num_steps * self.step_s
-        record = StepRecord(self.num_steps, begin_s, self.step_s, len(updates), 5, 1, 2, queue_depth)
+        record = StepRecord(self.num_steps, begin_s, self.step_s, len(updates), 5, 1, 2, 0)
         self.num_steps += 1
-        self.on_report(StepReport(list(updates), record, num_running, queue_depth, 64))
+        self.on_report(StepReport(list(updates), record, num_running, 0, 64, num_prefilling))
 
 
 def last(seq_id: int, token_ids: list[int]) -> SequenceUpdate:

@@ -19,10 +19,10 @@ import httpx
 import uvicorn
 
 from services.api import create_app
-from services.main import listen_on
+from services.lines import MakeLine
+from services.main import Connection, listen_on
 from services.service import Service
 from services.settings import read_settings
-from services.worker import MakeLine
 
 DEADLINE_S = 20.0
 CLIENT = httpx.Client(timeout=DEADLINE_S, verify=False)  # making one costs more than most tests
@@ -58,7 +58,7 @@ def serving(make_line: MakeLine | None = None, *, load: bool = True, **settings:
     names = {"BACKEND": "null", "ENGINE_PROCESS": False, **settings}
     service = Service(read_settings(names, env_file=None), make_line)
     config = uvicorn.Config(
-        create_app(service), http="httptools", ws="none", lifespan="off", log_config=None, log_level="warning"
+        create_app(service), http=Connection, ws="none", lifespan="off", log_config=None, log_level="warning"
     )
     server = uvicorn.Server(config)
     listener = listen_on("127.0.0.1", 0)

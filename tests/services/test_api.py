@@ -117,7 +117,9 @@ def test_steps_go_on_from_where_one_asked(served: Served) -> None:
         (0, 1),
     ]
     assert (steps.next, steps.num_dropped) == (first.next + 3, 0)
-    assert served.get(f"/steps?after={steps.next + 5}").json()["steps"] == []
+    for far in (steps.next + 5, 2**63 - 1):
+        assert served.get(f"/steps?after={far}").json()["steps"] == []
+    assert served.get(f"/steps?after={2**63}").status_code == 422
 
 
 def test_the_schema_knows_every_model(served: Served) -> None:
@@ -169,7 +171,7 @@ def test_a_full_queue_refuses_at_once_but_names_what_never_fits() -> None:
         assert served.post(prompt=5).status_code == 422
 
         first, second = (seq.seq_id for seq in engine.submitted)
-        served.call(lambda: engine.step(num_running=1))
+        served.call(lambda: engine.step(num_running=1, num_prefilling=1))
         third = Background(served, prompt="a")
         until(lambda: len(engine.submitted) == 3)
         served.call(lambda: engine.step(*(last(seq.seq_id, [97]) for seq in engine.submitted)))

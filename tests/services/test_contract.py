@@ -58,7 +58,7 @@ def test_null_counts_as_left_out(name: str) -> None:
         {"user": "me", "metadata": {"a": 1}, "store": True, "service_tier": "auto"},
         {"n": 1, "best_of": 1, "echo": False, "suffix": "", "logit_bias": {}, "frequency_penalty": 0.0},
         {"response_format": {"type": "text"}, "min_tokens": 0, "repetition_penalty": 1.0},
-        {"stream": True, "stream_options": {"include_usage": True}},
+        {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
         {"timeout_s": 5, "request_id": "r-1"},
     ],
 )
@@ -121,7 +121,9 @@ def test_an_entry_in_the_middle_has_no_empty_fields() -> None:
 
 
 def test_the_usage_frame() -> None:
-    frame = parsed(FrameWriter("completions", "r", 5, "m").usage_frame([ENDING, ENDING]))
+    frames = FrameWriter("completions", "r", 5, "m", with_usage=True).end([ENDING, ENDING])
+    assert frames.endswith(b"data: [DONE]\n\n")
+    frame = parsed(frames.removesuffix(b"data: [DONE]\n\n"))
     chunk = contract.StreamChunk.model_validate(frame, strict=True)
     assert chunk.choices == []
     assert chunk.usage == contract.Usage(prompt_tokens=14, completion_tokens=6, total_tokens=20)

@@ -41,7 +41,7 @@ def test_a_prompt_is_cut_at_multiples(max_step_tokens: int, prompt: int, chunks:
     assert seen == chunks
 
 
-def test_prompts_share_a_step_in_order_of_admission_after_decode_rows() -> None:
+def test_prompts_share_a_step_shortest_first_after_decode_rows() -> None:
     lab = VirtualLab("continuous", limits=replace(LIMITS, max_step_tokens=26))
     lab.submit(9, prompt=2)
     lab.step()
@@ -51,10 +51,22 @@ def test_prompts_share_a_step_in_order_of_admission_after_decode_rows() -> None:
 
     steps = [[(c.seq.seq_id, c.start, c.num_tokens) for c in lab.step().chunks] for _ in range(3)]
     assert steps == [
-        [(0, 2, 1), (1, 0, 20), (3, 0, 4)],  # no whole chunk of 2 is left room for, but 3 fits
-        [(0, 3, 1), (1, 20, 1), (3, 4, 1), (2, 0, 12)],
-        [(0, 4, 1), (1, 21, 1), (2, 12, 1), (3, 5, 1)],
+        [(0, 2, 1), (3, 0, 4), (2, 0, 12), (1, 0, 8)],  # of 1, whole chunks only
+        [(0, 3, 1), (2, 12, 1), (3, 4, 1), (1, 8, 12)],
+        [(0, 4, 1), (1, 20, 1), (2, 13, 1), (3, 5, 1)],
     ]
+
+
+def test_a_short_prompt_does_not_wait_for_all_of_a_long_one_and_that_one_moves() -> None:
+    lab = VirtualLab("continuous", limits=replace(LIMITS, max_step_tokens=20))
+    (long,) = lab.submit(1, prompt=200)
+    lab.step()
+    for _ in range(5):
+        before = long.num_computed_tokens
+        (short,) = lab.submit(1, prompt=7)
+        lab.step()
+        assert short.output_token_ids
+        assert long.num_computed_tokens >= before + LIMITS.prefill_chunk
 
 
 def test_a_long_prompt_does_not_hold_up_the_next_token() -> None:

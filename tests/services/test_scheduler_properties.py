@@ -22,6 +22,7 @@ class Arrive:
     budgets: list[int]
     priority: int
     ignore_eos: bool
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ ARRIVALS = st.builds(
     budgets=st.lists(st.integers(1, MAX_BUDGET), min_size=1, max_size=7),
     priority=st.integers(0, 2),
     ignore_eos=st.booleans(),
+    alone=st.sampled_from([False] * 5 + [True]),
 )
 PASSES = st.builds(Pass, st.integers(1, 6))
 QUIET = st.lists(ARRIVALS | PASSES, min_size=1, max_size=25)
@@ -86,12 +88,13 @@ def replay(variant: str, limits: SchedulerLimits, events: list[Event]) -> Virtua
     lab = VirtualLab(variant, limits=limits, batch_wait_s=2.0, step_s=0.5, model=model)
     for event in events:
         match event:
-            case Arrive(prompt, budgets, priority, ignore_eos):
+            case Arrive(prompt, budgets, priority, ignore_eos, alone):
                 fitting = lab.limits.kv_capacity_tokens // (prompt + MAX_BUDGET)
                 lab.submit(
                     *budgets[:fitting],
                     prompt=prompt,
                     priority=priority,
+                    alone=alone,
                     params=SamplingParams(ignore_eos=ignore_eos),
                 )
             case Pass(num_steps):
@@ -148,6 +151,26 @@ def test_cancels_and_failures_leave_nothing_behind(
     variant: str, limits: SchedulerLimits, events: list[Event]
 ) -> None:
     assert_all_is_accounted_for(replay(variant, limits, events))
+
+
+@given(LIMITS_OF_ALL_SIZES, QUIET)
+@settings(max_examples=100, deadline=None)
+def test_no_prompt_starves_in_the_batch(limits: SchedulerLimits, events: list[Event]) -> None:
+    """At the latest, its first token comes when all admitted before it have been computed chunk by chunk."""
+    lab = replay("continuous", limits, events)
+    sequences = [(seq, seq.admitted_s, seq.first_token_s) for seq in lab.sequences.values()]
+    for _, admitted_s, first_token_s in sequences:
+        assert admitted_s is not None
+        assert first_token_s is not None
+        before = [
+            other
+            for other, other_admitted_s, other_first_s in sequences
+            if other_admitted_s is not None
+            and other_first_s is not None
+            and other_admitted_s <= admitted_s < other_first_s
+        ]
+        most_steps = sum(-(-other.num_prompt_tokens // limits.prefill_chunk) for other in before)
+        assert round((first_token_s - admitted_s) / lab.step_s) <= most_steps
 
 
 @given(LIMITS_OF_ALL_SIZES, QUIET)

@@ -143,7 +143,7 @@ def test_frames_merge_for_a_slow_reader() -> None:
     num_prompts, num_tokens = 8, 12_000  # more than the socket buffers hold
     fields = {"prompt": ["a"] * num_prompts, "max_tokens": num_tokens, "ignore_eos": True, "stream": True}
     body = b""
-    service = serving(MAX_BATCH=num_prompts, MAX_MODEL_LEN=100_000)
+    service = serving(MAX_BATCH=num_prompts, MAX_MODEL_LEN=100_000, MAX_UNREAD_TOKENS=0)
     with service as served, raw_request(served, **fields) as connection:
         until(lambda: len(served.get(f"/steps?after={num_tokens - 1}").json()["steps"]) > 0)
         while not body.endswith(b"\r\n0\r\n\r\n"):

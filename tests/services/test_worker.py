@@ -20,7 +20,9 @@ from adapters.base import BackendConfig, BackendError, BackendInfo, LabError, Sa
 from adapters.null_backend import NullBackend
 from services import supervisor as supervisor_module
 from services.engine import Message
+from services.engine_process import EngineProcess
 from services.engine_spec import EngineSpec
+from services.lines import EngineThread, MakeLine, OnLost, OnReport
 from services.messages import (
     EngineFailed,
     Ready,
@@ -32,7 +34,6 @@ from services.messages import (
 )
 from services.supervisor import FAILED_AFTER, Supervisor
 from services.wire import pack, unpack
-from services.worker import EngineProcess, EngineThread, MakeLine, OnLost, OnReport
 from tests.services.scripted_engine import ScriptedEngine
 from tests.services.served import CLIENT, DEADLINE_S, LabProcess, events, lab_serve, serving, until
 from tools import cli

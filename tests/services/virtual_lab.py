@@ -60,6 +60,7 @@ class VirtualLab:
         priority: int = 1,
         params: SamplingParams | None = None,
         at_s: float | None = None,
+        alone: bool = False,
     ) -> list[Sequence]:
         """One request with a prompt of `prompt` tokens for each of `budgets` (their max_tokens)."""
         self._num_groups += 1
@@ -72,6 +73,7 @@ class VirtualLab:
                 group_id=self._num_groups,
                 group_size=len(budgets),
                 arrival_s=self.now_s if at_s is None else at_s,
+                alone=alone,
             )
             for index, budget in enumerate(budgets)
         ]
@@ -147,6 +149,8 @@ class VirtualLab:
         assert all(chunk.seq in holders for chunk in plan.chunks)
         assert plan.num_dead_rows == sum(chunk.dead for chunk in plan.chunks)
         assert plan.num_rows == len(plan.chunks) - plan.num_dead_rows
+        if any(seq.alone for seq in holders):
+            assert len(holders) == 1, "it wanted to be alone"
         assert bool(plan.num_rows) == bool(plan.chunks), "a step of dead rows only"
         is_row = [chunk.dead or chunk.is_decode for chunk in plan.chunks]
         assert is_row == sorted(is_row, reverse=True), "decode goes first"

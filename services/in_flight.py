@@ -1,0 +1,100 @@
+"""The requests in flight, and what is known of their load.
+
+Requests enter and leave; step reports bring each of their answers what is new. What leaves are sequences
+whose stop string came, counts for the queue limit and the gauges, and observations for the metrics.
+All on the event loop's thread; nothing here knows HTTP, or how the engine is reached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from services.answers import Answer, LiveRequest
+from services.messages import StepReport
+from services.metrics import Metrics
+from services.refusals import Refusal
+
+
+@dataclass(slots=True)
+class InFlight:
+    live: set[LiveRequest] = field(default_factory=set)
+    _answers: dict[int, Answer] = field(default_factory=dict)
+    _num_running: int = 0
+    _num_prefilling: int = 0
+    _num_without_token: int = 0
+    waiting_tokens: int = 0
+    """Prompt tokens of the requests that have no token yet."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a token, less those whose prompt is being computed."""
+        return max(0, self._num_without_token - self._num_prefilling)
+
+    @property
+    def queue_depth(self) -> int:
+        """Prompts without a place in the batch, those on their way to the engine included."""
+        return max(0, len(self._answers) - self._num_running)
+
+    def add(self, live: LiveRequest) -> None:
+        self.live.add(live)
+        self._num_without_token += 1
+        self.waiting_tokens += live.num_prompt_tokens
+        for answer in live.answers:
+            self._answers[answer.seq_id] = answer
+
+    def drop(self, live: LiveRequest) -> list[int]:
+        """Take no more updates for it; returns the sequences that the engine may still work on."""
+        if not live.has_begun:
+            self._begin(live)
+        return [a.seq_id for a in live.answers if self._answers.pop(a.seq_id, None) and a.ending is None]
+
+    def take(self, report: StepReport, metrics: Metrics) -> tuple[list[int], int]:
+        """Bring each update to its request; sequences that nobody waits for any more are passed over.
+
+        Returns the sequences whose stop string just came, and how many requests got their first token.
+        """
+        self._num_running = report.num_running
+        self._num_prefilling = report.num_prefilling
+        record = report.record
+        now_s = 0.0 if record is None else record.start_s + record.duration_s
+        stopped: list[int] = []
+        num_started = 0
+        for update in report.updates:
+            answer = self._answers.get(update.seq_id)
+            if answer is None:
+                continue
+            live, was_stopped = answer.live, answer.stopped
+            if not live.has_begun:
+                self._begin(live)
+                num_started += 1
+            if not was_stopped:
+                _book_tokens(metrics, answer, len(update.token_ids), now_s)
+            live.take(answer, update)
+            if answer.ending is not None:
+                metrics.answer_ended(answer.ending.timings)
+                del self._answers[answer.seq_id]
+            elif answer.stopped and not was_stopped:
+                stopped.append(answer.seq_id)
+        return stopped, num_started
+
+    def lose(self, refusal: Refusal) -> None:
+        """The engine is gone, and what it worked on with it."""
+        self._answers.clear()
+        self._num_running = self._num_prefilling = 0
+        for live in self.live:
+            live.fail(refusal)
+
+    def _begin(self, live: LiveRequest) -> None:
+        live.has_begun = True
+        self._num_without_token -= 1
+        self.waiting_tokens -= live.num_prompt_tokens
+
+
+def _book_tokens(metrics: Metrics, answer: Answer, num_tokens: int, now_s: float) -> None:
+    if not num_tokens:
+        return
+    if answer.last_token_s is None:
+        metrics.first_token(now_s - answer.live.arrival_s)
+    else:
+        metrics.next_tokens(now_s - answer.last_token_s, num_tokens)
+    answer.last_token_s = now_s

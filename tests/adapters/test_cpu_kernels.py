@@ -1,0 +1,197 @@
+"""The compiled kernels against torch, row by row and bit by bit, and how they come to be built."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the torch extra")
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from adapters.torch_backend import cpu_kernels
+from adapters.torch_backend.cpu_kernels import CpuKernels, load_kernels
+
+MAX_LEN, NUM_SLOTS = 320, 5
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+def kernels(folder: Path, dtype: torch.dtype, num_threads: int = 1) -> CpuKernels:
+    found = load_kernels(folder, dtype, num_threads)
+    if found is None:
+        pytest.skip("no C++ compiler")
+    return found
+
+
+def drawn(seed: int, *shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    return 2e-6 if dtype is torch.float32 else 1e-2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [16, 512, 2048])
+def test_norm(folder: Path, dtype: torch.dtype, size: int) -> None:
+    x, weight = drawn(1, 5, size, dtype=dtype), drawn(2, size, dtype=dtype)
+    got = kernels(folder, dtype).norm(x, weight, 1e-5)
+    want = F.rms_norm(x.double(), (size,), weight.double(), 1e-5)
+    torch.testing.assert_close(got.double(), want, rtol=tolerance(dtype), atol=tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [0, 24])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 32), (8, 4, 64), (6, 2, 96), (8, 1, 128)])
+def test_attention(
+    folder: Path, dtype: torch.dtype, window: int, heads: int, kv_heads: int, dim: int
+) -> None:
+    """Lengths around every edge: one place, full vectors of places, one more, the last place of a slot."""
+    positions = [0, 15, 16, 63, 100, 255, MAX_LEN - 1]
+    keys, values = (drawn(s, NUM_SLOTS, MAX_LEN, kv_heads, dim, dtype=dtype) for s in (3, 4))
+    q = drawn(5, len(positions), heads, dim, dtype=dtype)
+    slots = [i % (NUM_SLOTS - 1) for i in range(len(positions))]
+    got = attend(kernels(folder, dtype), q, keys, values, slots, positions, window)
+    for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
+        first = max(0, position + 1 - window) if window else 0
+        k, v = (t[slot, first : position + 1].transpose(0, 1).double() for t in (keys, values))
+        repeat = heads // kv_heads
+        k, v = k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0)
+        want = F.scaled_dot_product_attention(q[row, :, None].double(), k, v)[:, 0]
+        torch.testing.assert_close(got[row].double(), want, rtol=tolerance(dtype), atol=tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_row_has_the_same_bits_in_any_company(folder: Path, dtype: torch.dtype, num_threads: int) -> None:
+    keys, values = (drawn(s, NUM_SLOTS, MAX_LEN, 2, 64, dtype=dtype) for s in (6, 7))
+    q = drawn(8, 4, 4, 64, dtype=dtype)
+    positions = [7, 200, 64, 299]
+    together = attend(kernels(folder, dtype, num_threads), q, keys, values, [0, 1, 2, 3], positions)
+    for row, position in enumerate(positions):
+        # Alone, after copying its slot elsewhere, with other garbage behind its last place.
+        keys[3 - row, : position + 1] = keys[row, : position + 1].clone()
+        values[3 - row, : position + 1] = values[row, : position + 1].clone()
+        alone = attend(kernels(folder, dtype), q[row : row + 1], keys, values, [3 - row], [position])
+        if row < 2:  # later rows' own slots were overwritten
+            assert torch.equal(alone[0], together[row])
+
+
+def test_huge_scores_and_garbage_behind_the_end(folder: Path) -> None:
+    """A softmax over scores of any size sums to one, and places past the end do not count, NaN or not."""
+    keys, values = torch.full((2, 32, 1, 32), torch.nan), torch.full((2, 32, 1, 32), torch.nan)
+    keys[0, :3], values[0, :3] = torch.tensor([1e4, -1e4, 9e3])[:, None, None], 1.0
+    q = torch.ones(1, 1, 32)
+    got = attend(kernels(folder, torch.float32), q, keys, values, [0], [2])
+    assert torch.equal(got, torch.ones(1, 1, 32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rotation_and_cache_writes(folder: Path, dtype: torch.dtype) -> None:
+    heads, kv_heads, dim = 4, 2, 32
+    slots, positions = torch.tensor([2, 0, 2]), torch.tensor([5, 0, 6])
+    qkv = drawn(9, 3, heads + 2 * kv_heads, dim, dtype=dtype)
+    before = qkv.double()
+    angles = torch.arange(MAX_LEN)[:, None] * (10_000 ** -(torch.arange(dim // 2) / (dim // 2)))
+    cos, sin = angles.cos(), angles.sin()
+    keys, values = (torch.zeros(NUM_SLOTS, MAX_LEN, kv_heads, dim, dtype=dtype) for _ in range(2))
+    lab = kernels(folder, dtype)
+    step = lab.step(slots, positions, 0, (cos, sin), (heads, kv_heads, dim), MAX_LEN, 1.0)
+    lab.rotate_and_store(step, qkv, keys, values)
+    a, b = before[..., : dim // 2], before[..., dim // 2 :]
+    c, s = (t[positions][:, None].double() for t in (cos, sin))
+    rotated = torch.cat((a * c - b * s, b * c + a * s), dim=-1)
+    for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
+        close = {"rtol": tolerance(dtype), "atol": tolerance(dtype)}
+        torch.testing.assert_close(qkv[row, :heads].double(), rotated[row, :heads], **close)
+        got = keys[slot, position].double()
+        torch.testing.assert_close(got, rotated[row, heads : heads + kv_heads], **close)
+        assert torch.equal(values[slot, position].double(), before[row, heads + kv_heads :])
+    assert keys.count_nonzero() == values.count_nonzero() == 3 * kv_heads * dim
+
+
+@pytest.mark.parametrize("epilogue", ["none", "swish", "add", "mul"])
+@pytest.mark.parametrize(("out_features", "in_features"), [(16, 2), (48, 66), (208, 512)])
+def test_linear_layers(folder: Path, epilogue: str, out_features: int, in_features: int) -> None:
+    """Every remainder of panels and rows, with and without a bias, and the same bits for every row count."""
+    lab = linear_kernels(folder)
+    weight = drawn(10, out_features, in_features, dtype=torch.bfloat16)
+    x = drawn(11, 33, in_features, dtype=torch.bfloat16)
+    other = drawn(12, 33, out_features, dtype=torch.bfloat16)
+    for bias in (None, drawn(13, out_features, dtype=torch.bfloat16)):
+        panels = lab.pack_weight(weight)
+        layer = lab.layer(panels, bias)
+        got = lab.linear(layer, x, epilogue, other)
+        want = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+        after = {"none": want, "swish": F.silu(want), "add": want + other, "mul": want * other}
+        scale = in_features**0.5
+        torch.testing.assert_close(got.double(), after[epilogue].double(), rtol=1e-2, atol=1e-3 * scale)
+        for count in (1, 2, 3, 5, 6, 7, 13, 32):
+            assert torch.equal(lab.linear(layer, x[:count], epilogue, other[:count]), got[:count])
+
+
+def test_threads_share_a_linear_layer(folder: Path) -> None:
+    weight, x = (drawn(s, n, 64, dtype=torch.bfloat16) for s, n in ((14, 208), (15, 9)))
+    one, two = (linear_kernels(folder, num_threads) for num_threads in (1, 2))
+    panels = one.pack_weight(weight)
+    got = [lab.linear(lab.layer(panels, None), x, "none") for lab in (one, two)]
+    assert torch.equal(*got)
+
+
+def linear_kernels(folder: Path, num_threads: int = 1) -> CpuKernels:
+    lab = kernels(folder, torch.bfloat16, num_threads)
+    if not lab.has_linear:
+        pytest.skip("this CPU has no pairwise bf16 products, or a matrix unit that is faster")
+    return lab
+
+
+def test_what_is_built_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels(folder, torch.float32)
+    monkeypatch.setattr(cpu_kernels.subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
+    kernels(folder, torch.bfloat16)
+
+
+@pytest.mark.parametrize("cause", ["no compiler", "compiler fails"])
+def test_without_a_compiler_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, cause: str
+) -> None:
+    if cause == "compiler fails":
+        fake = tmp_path / "bin" / "c++"
+        fake.parent.mkdir()
+        fake.write_text("#!/bin/sh\necho 'this compiler is broken' >&2\nexit 1\n")
+        fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with caplog.at_level(logging.WARNING):
+        assert load_kernels(tmp_path / "out", torch.float32, 1) is None
+    assert ("no C++ compiler" if cause == "no compiler" else "is broken") in caplog.text
+    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+
+
+def test_other_dtypes_are_left_to_torch(folder: Path) -> None:
+    assert load_kernels(folder, torch.float16, 1) is None
+
+
+def attend(
+    lab: CpuKernels,
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: list[int],
+    positions: list[int],
+    window: int = 0,
+) -> Tensor:
+    heads, dim = q.shape[1:]
+    where = torch.tensor(slots), torch.tensor(positions)
+    shape = (heads, keys.shape[2], dim)
+    step = lab.step(*where, len(slots), None, shape, keys.shape[1], dim**-0.5, window)
+    out = torch.empty_like(q)
+    lab.attend(step, q, keys, values, out)
+    return out
