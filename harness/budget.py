@@ -21,7 +21,7 @@ TERMS: tuple[tuple[str, str], ...] = (
     ("queue_ms", "server queue"),
     ("batch_wait_ms", "batch wait (the strategy's choice)"),
     ("prefill_ms", "prefill"),
-    ("delivery_ms", "from the engine to the API's write"),
+    ("delivery_ms", "delivery (engine to the API's write)"),
 )
 """In the order in which a request meets them, the way back apart."""
 

@@ -1,11 +1,14 @@
 """Calls beside the measured ones: is the server ready, what does it run, what did its steps look like.
 
 What enters is a base URL; what leaves are the wire types of the service, or None where a server is not
-ours. Uses httpx, outside the hot loop and never while answers stream. Times nothing.
+ours. Uses httpx, outside the hot loop and never while answers stream. Times nothing but round trips of the
+idle server.
 """
 
 from __future__ import annotations
 
+from statistics import median
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +17,8 @@ from pydantic import ValidationError
 
 from adapters.base import LabError
 from services.contract import Health, ModelCard, StepLine, Steps
+
+_NUM_ROUND_TRIPS = 5
 
 
 class Control:
@@ -38,6 +43,18 @@ class Control:
             return Health.model_validate(self._client.get("/health", timeout=2.0).json())
         except (httpx.HTTPError, ValueError):
             return None
+
+    def round_trip_s(self) -> float | None:
+        """The median of a few calls that cost the server next to nothing; None where they fail."""
+        times: list[float] = []
+        try:
+            for _ in range(_NUM_ROUND_TRIPS + 1):
+                started_s = perf_counter()
+                self._client.get("/health")
+                times.append(perf_counter() - started_s)
+        except httpx.HTTPError:
+            return None
+        return median(times[1:])  # the first one opened the connection
 
     def model_card(self) -> ModelCard | None:
         """What a service of ours runs; None for a foreign server.

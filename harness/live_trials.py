@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A/A trials against a running server")
     parser.add_argument("--url", required=True)
     parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--requests", type=int, default=64)
     args = parser.parse_args()
@@ -35,7 +36,7 @@ def main() -> None:
     num_different = 0
     arms = [Arm(None, "first"), Arm(None, "second")]
     with tempfile.TemporaryDirectory() as folder:
-        for trial in range(args.trials):
+        for trial in range(args.first_seed, args.first_seed + args.trials):
             asked: dict[str, Any] = {
                 "url": args.url,
                 "requests": args.requests,
@@ -53,7 +54,10 @@ def main() -> None:
             found = contrasts(pd.concat(frames), ["first", "second"], "first", is_open=False)
             told = [contrast.judgement.word for contrast in found if contrast.judgement]
             words.update(told)
-            num_different += any(word in ("better", "worse") for word in told)
+            different = [c for c in found if c.judgement and c.judgement.word in ("better", "worse")]
+            num_different += bool(different)
+            for contrast in different:
+                print(f"seed {trial}: {contrast.metric.name} {contrast.text()}", flush=True)
     print(f"{num_different} of {args.trials} trials called any of the metrics different")
     print(", ".join(f"{count} x {word}" for word, count in words.most_common()))
 

@@ -90,6 +90,7 @@ def _measure_repeat(
     problem = service.problem() if service else None
     summary = summarise_steps(result.steps, result.num_dropped_steps)
     entry = describe_repeat(repeat, result.end, result.use, summary, server.card, problem)
+    entry["round_trip_s"] = result.round_trip_s
     file.end_repeat(entry, step_rows(result.steps, file.run_id, repeat))
     return entry
 

@@ -37,6 +37,8 @@ class ReplayResult:
     use: MachineUse
     steps: list[StepLine]
     num_dropped_steps: int
+    round_trip_s: float | None
+    """Of the idle server, before the replay."""
 
 
 def replay(
@@ -64,6 +66,7 @@ def replay(
             announce("warming up")
             runner.run(_warm_up(client, server, settings.num_warmup))
         first_step = control.next_step() if server.card else None
+        round_trip_s = control.round_trip_s()
         begin()
         before = MachineSample.take(server.pid)
         start_s = _shared_start(settings.start_at)
@@ -84,7 +87,7 @@ def replay(
         use = MachineSample.take(server.pid).use_since(before)
         use = replace(use, harness_cpu_share=use.harness_cpu_share / settings.processes)
         steps, num_dropped = ([], 0) if first_step is None else control.steps_since(first_step)
-        return ReplayResult(end, use, steps, num_dropped)
+        return ReplayResult(end, use, steps, num_dropped, round_trip_s)
 
 
 def _shared_start(start_at: float | None) -> float | None:

@@ -8,10 +8,12 @@ decides nothing about how requests are sent or judged.
 from __future__ import annotations
 
 import argparse
+import sys
 
 from harness.arm_file import Arm, Measurement
 from harness.measure import measure
 from harness.metrics import Slo
+from harness.openmetrics import push, write_openmetrics
 from harness.plan import plan
 from harness.progress import make_reporter
 from harness.report import render_report
@@ -49,6 +51,9 @@ def run(args: argparse.Namespace) -> int:
     print(
         render_report(measurement.rows, measurement.manifest, measurement.verdict, measurement.path, args.slo)
     )
+    write_openmetrics(measurement.path, measurement.rows, measurement.manifest)
+    if (problem := push(measurement.rows, measurement.manifest)) is not None:
+        print(f"warning: {problem}", file=sys.stderr)
     return exit_status(measurement)
 
 

@@ -74,6 +74,7 @@ def test_a_service_of_ours_at_a_url(tmp_path: Path, capsys: pytest.CaptureFixtur
     # Eight warm-up prompts in two chunks came first, and are in no row.
     assert [len(as_list(json.loads(body)["prompt"])) for body in server.bodies[:2]] == [4, 4]
     assert len(rows) == 20
+    assert 0 < manifest["repeats"][0]["round_trip_s"] < 1
     shown = capsys.readouterr().out
     assert "TTFT, from schedule (ms)" in shown
     assert str(path) in shown
