@@ -13,7 +13,10 @@ UV_VERSION := 0.13.8
 # uv from the PATH, else one of our own beside the environment; never a Python of its own.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SYNC := $(UV) sync --frozen --inexact --quiet
-EXTRA := $(if $(filter torch,$(BACKEND)),--extra torch)
+# The extra that brings a backend's packages; none for null, and for a server that already runs.
+EXTRA_OF_torch := torch
+EXTRA_OF_llama_cpp := llama
+EXTRA := $(EXTRA_OF_$(BACKEND))
 LAB := .venv/bin/lab
 
 .PHONY: help
@@ -30,7 +33,8 @@ help: ## list the commands
 # One stamp for each set of packages, so that a second run starts at once.
 .venv/.lab-%: pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
 	@echo "installing packages ($*)"
-	@$(SYNC) --no-dev $(if $(filter torch,$*),--extra torch)
+	@$(if $(filter llama,$*),echo "its first build takes about 6 minutes on 2 cores; later installs take it from the cache")
+	@$(SYNC) --no-dev $(if $(filter-out base,$*),--extra $*)
 	@touch $@
 
 .venv/.dev: pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
@@ -38,9 +42,9 @@ help: ## list the commands
 	@$(SYNC) --extra torch
 	@touch $@ .venv/.lab-torch .venv/.lab-base
 
-INSTALLED := .venv/.lab-$(if $(EXTRA),torch,base)
+INSTALLED := .venv/.lab-$(or $(EXTRA),base)
 
-.PHONY: bench compare yardsticks report run model prompts
+.PHONY: bench compare yardsticks profile report run model prompts
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
@@ -50,27 +54,33 @@ compare: $(INSTALLED) ## measure VARIANTS in interleaved blocks and print ratios
 yardsticks: .venv/.lab-torch ## the engine against generate(), transformers' batching and bare matrix products
 	@$(LAB) yardsticks $(ARGS)
 
+profile: .venv/.lab-torch ## where the time of a decode step goes: MODEL= ARGS="--rows 1 16 32 --context 128"
+	@$(LAB) profile $(ARGS)
+
 report: $(INSTALLED) ## print result files again: ARGS="results/..."
 	@$(LAB) report $(ARGS)
 
 run: $(INSTALLED) ## start one service: SERVICE=continuous PORT=8000
 	@$(LAB) serve --variant $(SERVICE) $(ARGS)
 
-model: .venv/.lab-base ## make a seeded model now: MODEL=lab-26m
+model: $(if $(filter llama_cpp,$(BACKEND)),$(INSTALLED),.venv/.lab-base) ## make a seeded model now: MODEL=lab-26m
 	@$(LAB) model $(MODEL) $(ARGS)
 
 prompts: .venv/.lab-base ## write data/prompts.jsonl anew
 	@$(LAB) prompts $(ARGS)
 
-.PHONY: dev test load check format clean
+.PHONY: dev test test-fast load check format clean
 dev: .venv/.dev ## install everything a developer needs, pre-commit hooks included
 	@.venv/bin/pre-commit install 2>/dev/null || true
 
-test: .venv/.dev ## install what the tests need and pass them
+test: .venv/.dev .venv/.lab-llama ## install what the tests need and pass them; builds llama.cpp the first time
 	@.venv/bin/python -m pytest $(ARGS)
 
 load: .venv/.dev ## minutes of load with the figures of docs/reliability.md, on a quiet machine
 	@.venv/bin/python -m pytest -m load -s --timeout 600 tests/services/load $(ARGS)
+
+test-fast: .venv/.dev ## the tests that need no llama.cpp
+	@.venv/bin/python -m pytest -m "not llama and not load" $(ARGS)
 
 check: .venv/.dev ## ruff, mypy, import-linter, corpus drift
 	.venv/bin/ruff check .

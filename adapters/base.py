@@ -201,9 +201,19 @@ class BackendConfig:
     """Prompts are cut at multiples of this; a backend may rely on it for what it computes together."""
     max_model_len: int | None = None
     artifacts_dir: str = "artifacts"
+    model_wait_s: float | None = None
+    """How long to wait for a local model that is not there yet; None: only while somebody stages it."""
     cpu_kernels: bool = True
     """torch on a CPU: compile the small operators with the system's C++ compiler, if there is one."""
     kv_memory_fraction: float = 0.8
+    n_gpu_layers: int | None = None
+    """llama_cpp: layers on the accelerator; None: all where the build has one, as Metal on Apple silicon."""
+    n_batch: int | None = None
+    """llama_cpp: tokens of one `llama_decode`; never less than a step can have."""
+    n_ubatch: int | None = None
+    """llama_cpp: tokens computed together; None: 512."""
+    kv_type: str = "auto"
+    """llama_cpp: number format of keys and values; auto: f16, and f32 for f32 weights."""
     null_step_s: float = 0.0
     null_row_s: float = 0.0
     null_prompt_token_s: float = 0.0

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adapters.seeded_model import CORPUS_PATH, PRESETS, RECIPE
 
 MANIFEST = "lab_model.json"
+_NOT_OF_THE_MODEL = {MANIFEST, "lab_staged.json"}
 _SAMPLED_ABOVE_BYTES = 256 << 20
 _SAMPLE_BYTES = 1 << 20
 
@@ -25,21 +27,26 @@ def write_manifest(preset_name: str, folder: Path) -> str:
     It is the digest of what `sha256sum *` prints for the folder, the manifest left out.
     """
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _file_sha256(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.iterdir())
     }
-    listing = "".join(f"{entry['sha256']}  {name}\n" for name, entry in files.items())
-    digest = f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
+    digest = listing_digest(files)
     manifest = {
         "name": preset_name,
         "digest": digest,
         "num_parameters": PRESETS[preset_name].num_parameters,
         "recipe": RECIPE,
-        "corpus_sha256": _file_sha256(CORPUS_PATH),
+        "corpus_sha256": file_sha256(CORPUS_PATH),
         "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
     return digest
+
+
+def listing_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """The digest of what `sha256sum` prints for these files, which are given with the digest of each."""
+    listing = "".join(f"{entry['sha256']}  {name}\n" for name, entry in files.items())
+    return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -56,7 +63,7 @@ def is_current(folder: Path) -> bool:
     manifest = read_manifest(folder)
     if manifest.get("recipe") != RECIPE:
         return False
-    if CORPUS_PATH.is_file() and manifest.get("corpus_sha256") != _file_sha256(CORPUS_PATH):
+    if CORPUS_PATH.is_file() and manifest.get("corpus_sha256") != file_sha256(CORPUS_PATH):
         return False
     sizes = {folder / name: entry["bytes"] for name, entry in manifest.get("files", {}).items()}
     return bool(sizes) and all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
@@ -68,7 +75,7 @@ def changed_files(folder: Path) -> list[str]:
     return [
         name
         for name, entry in recorded.items()
-        if not (folder / name).is_file() or _file_sha256(folder / name) != entry["sha256"]
+        if not (folder / name).is_file() or file_sha256(folder / name) != entry["sha256"]
     ]
 
 
@@ -76,15 +83,22 @@ def folder_digest(folder: Path) -> str:
     """A digest of all files of a folder. Very large ones are only sampled, and the prefix says so."""
     digest = hashlib.sha256()
     is_sampled = False
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != MANIFEST):
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name not in _NOT_OF_THE_MODEL):
         is_large = path.stat().st_size > _SAMPLED_ABOVE_BYTES
         is_sampled |= is_large
-        content = _sampled_sha256(path) if is_large else _file_sha256(path)
+        content = _sampled_sha256(path) if is_large else file_sha256(path)
         digest.update(f"{content}  {path.name}\n".encode())
     return f"{'sampled-' if is_sampled else ''}sha256:{digest.hexdigest()}"
 
 
-def _file_sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """A digest of one file; a very large one is only sampled, and the prefix says so."""
+    if path.stat().st_size > _SAMPLED_ABOVE_BYTES:
+        return f"sampled-sha256:{_sampled_sha256(path)}"
+    return f"sha256:{file_sha256(path)}"
+
+
+def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

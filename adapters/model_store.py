@@ -24,6 +24,7 @@ from adapters.base import BackendConfig, ConfigError
 from adapters.hub_model import fetch_from_hub, looks_like_hub_id
 from adapters.model_manifest import folder_digest, is_current, read_manifest, write_manifest
 from adapters.seeded_model import PRESETS, Progress, write_model
+from adapters.staging import wait_until_staged
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def resolve_model(config: BackendConfig) -> ModelFiles:
     Raises:
         ConfigError: there is no such model, or it cannot be fetched or written; says what to do.
     """
-    name, suffix = _split_format(config.model, config.backend)
+    name, suffix = split_format(config.model, config.backend)
     if name in PRESETS:
         folder = preset_folder(name, config.artifacts_dir)
         if not is_current(folder):
@@ -58,6 +59,7 @@ def resolve_model(config: BackendConfig) -> ModelFiles:
     if name.endswith(".gguf"):
         raise ConfigError(f"MODEL={name} is a GGUF file, which BACKEND={config.backend} cannot read")
     local = Path(name).expanduser()
+    wait_for_local(name, config)
     if local.is_dir():
         if not (local / "config.json").is_file():
             raise ConfigError(f"MODEL={name} has no config.json, so it is not a Hugging Face model folder")
@@ -68,6 +70,18 @@ def resolve_model(config: BackendConfig) -> ModelFiles:
         )
     snapshot = fetch_from_hub(name)
     return ModelFiles(snapshot, name, suffix, f"hub:{snapshot.name}")
+
+
+def wait_for_local(name: str, config: BackendConfig) -> None:
+    """Where MODEL is a place on this disk that is still being staged: wait for it.
+
+    Raises:
+        ConfigError: it did not appear in time.
+    """
+    path = Path(name).expanduser()
+    in_artifacts = path.parts[:1] == Path(config.artifacts_dir).parts[:1]
+    if path.is_absolute() or name.startswith(".") or in_artifacts or path.parent.is_dir():
+        wait_until_staged(path, config.model_wait_s)
 
 
 def preset_folder(name: str, artifacts_dir: str) -> Path:
@@ -136,7 +150,12 @@ def _log_progress(name: str) -> Progress:
     return progress
 
 
-def _split_format(model: str, backend: str) -> tuple[str, str | None]:
+def split_format(model: str, backend: str) -> tuple[str, str | None]:
+    """The name, and the format behind its last colon in the backend's spelling.
+
+    Raises:
+        ConfigError: the backend has no such format.
+    """
     name, _, suffix = model.rpartition(":")
     if not name or (suffix not in TORCH_FORMATS.keys() | GGUF_FORMATS and name not in PRESETS):
         return model, None

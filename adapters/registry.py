@@ -13,11 +13,15 @@ from adapters.base import Backend, BackendConfig, ConfigError
 
 BACKENDS: dict[str, str] = {
     "torch": "adapters.torch_backend.backend:TorchBackend",
+    "llama_cpp": "adapters.llama_cpp_backend.backend:LlamaCppBackend",
     "null": "adapters.null_backend:NullBackend",
 }
 
-_EXTRAS = {"torch": ("torch", "transformers", "safetensors")}
-"""The extra of this project that brings a backend's own packages."""
+_EXTRAS = {
+    "torch": ("torch", ("torch", "transformers", "safetensors")),
+    "llama_cpp": ("llama", ("llama_cpp", "gguf")),
+}
+"""The extra of this project that brings a backend's own packages, and these packages."""
 
 
 def create_backend(config: BackendConfig) -> Backend:
@@ -35,10 +39,11 @@ def create_backend(config: BackendConfig) -> Backend:
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name in _EXTRAS.get(config.backend, ()):
+        extra, packages = _EXTRAS.get(config.backend, ("", ()))
+        if error.name in packages:
             raise ConfigError(
                 f"BACKEND={config.backend} needs the package {error.name}: "
-                f"install the extra with `uv sync --extra {config.backend}`"
+                f"install the extra with `uv sync --extra {extra}`"
             ) from error
         raise
     make = cast(Callable[[BackendConfig], Backend], getattr(module, class_name))

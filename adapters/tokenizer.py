@@ -2,7 +2,7 @@
 
 What enters are a `BackendConfig` (which model) and then text, ids or chat messages; what leaves are ids and
 text. A model folder is read with the light `tokenizers` package, so that a process that only talks HTTP
-never loads torch; the null backend gets plain bytes.
+never loads torch. A foreign GGUF file brings its own, which llama.cpp reads; the null backend gets bytes.
 Knows nothing of requests, stop strings or sampling.
 """
 
@@ -87,7 +87,7 @@ class ByteTokenizer:
         self._detokenizer = PieceDetokenizer({**{i: bytes([i]) for i in range(256)}, 256: b""})
 
     def encode(self, text: str) -> list[int]:
-        return list(_valid_unicode(text).encode())
+        return list(valid_unicode(text).encode())
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._detokenizer.decode(token_ids)
@@ -130,7 +130,7 @@ class HFTokenizer:
         return cls(tokenizer, _eos_token_ids(folder, tokenizer, config), load_chat_template(folder, config))
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(_valid_unicode(text)).ids
+        return self._tokenizer.encode(valid_unicode(text)).ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._detokenizer.decode(token_ids)
@@ -141,7 +141,7 @@ class HFTokenizer:
     def apply_chat_template(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
         if self._chat_template is None:
             raise ChatTemplateError("this model has no chat template; send a prompt to /v1/completions")
-        text = _valid_unicode(self._chat_template.render(messages))
+        text = valid_unicode(self._chat_template.render(messages))
         return self._tokenizer.encode(text, add_special_tokens=False).ids  # the template spells out the first
 
 
@@ -153,6 +153,13 @@ def load_tokenizer(config: BackendConfig) -> Tokenizer:
     """
     if config.backend == "null":
         return ByteTokenizer()
+    if config.backend == "llama_cpp":
+        from adapters.gguf_store import find_gguf, is_gguf_name
+
+        if is_gguf_name(config.model):
+            from adapters.llama_cpp_backend.tokenizer import GgufTokenizer
+
+            return GgufTokenizer.from_file(find_gguf(config.model))
     from adapters.model_store import resolve_model
 
     return HFTokenizer.from_folder(resolve_model(config).folder)
@@ -166,7 +173,7 @@ def _max_token_chars(tokenizer: tokenizers.Tokenizer) -> int | None:
     return max(map(len, tokenizer.get_vocab(with_added_tokens=True)))
 
 
-def _valid_unicode(text: str) -> str:
+def valid_unicode(text: str) -> str:
     """JSON can carry half a surrogate pair, which no encoder takes: U+FFFD instead."""
     try:
         text.encode()

@@ -14,7 +14,10 @@ from typing import Any
 
 from harness.arrivals import PlannedRequest
 
-TIMING_FIELDS = ("queue_s", "batch_wait_s", "prefill_s", "decode_s", "num_steps", "mean_batch_size")
+TIMING_FIELDS = (
+    *("queue_s", "batch_wait_s", "prefill_s", "decode_s", "num_steps", "mean_batch_size"),
+    *("received_s", "first_token_s", "first_write_s"),
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +30,8 @@ class Answer:
     group_size: int = 1
     body_sha256: str | None = None
     sent_s: float | None = None
+    written_s: float | None = None
+    """When a connection was there and the request was handed to it; `sent_s` is when one was asked for."""
     chunk_s: list[float] = field(default_factory=list)
     chunk_tokens: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
@@ -37,6 +42,8 @@ class Answer:
     finish_reason: str | None = None
     num_prompt_tokens: int | None = None
     num_output_tokens: int | None = None
+    num_cached_tokens: int | None = None
+    """Prompt tokens that the server says it took from a prefix cache."""
     timings: dict[str, Any] = field(default_factory=dict)
     server_request_id: str | None = None
     error: str | None = None
@@ -79,6 +86,9 @@ class Answer:
             self.num_prompt_tokens = usage.get("prompt_tokens")
         if self.num_output_tokens is None:
             self.num_output_tokens = usage.get("completion_tokens")
+        details = usage.get("prompt_tokens_details")
+        if isinstance(details, dict):
+            self.num_cached_tokens = details.get("cached_tokens")
 
     def close(self, now_s: float, problem: str | None) -> None:
         """The stream is over; whatever is still missing is an error, named in `problem` or here."""

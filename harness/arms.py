@@ -1,7 +1,8 @@
 """Which arms a comparison has, and in which order each block measures them.
 
-What enters are names of variants; what leaves are arms with their settings. A strategy that keeps
-finished rows becomes two arms, one for each value of PAD_FINISHED. Measures nothing.
+What enters are names of variants, each with settings of its own if wanted; what leaves are arms. A strategy
+that keeps finished rows becomes two arms, one for each value of PAD_FINISHED, unless it says which.
+Measures nothing.
 """
 
 from __future__ import annotations
@@ -17,40 +18,77 @@ from harness.service_process import ServiceLaunch, running_service
 from harness.settings import HarnessSettings
 
 
-def find_arms(names: Sequence[str], pad: str, settings: HarnessSettings, reporter: Reporter) -> list[Arm]:
+def parse_arm(text: str) -> tuple[str, dict[str, str]]:
+    """`continuous@MAX_BATCH=8,MODEL=lab-110m` -> the name and its settings.
+
+    Raises:
+        ConfigError: it is spelled otherwise.
+    """
+    name, _, listed = text.partition("@")
+    env: dict[str, str] = {}
+    for item in filter(None, listed.split(",")):
+        setting, equals, value = item.partition("=")
+        if not equals or not setting.isidentifier():
+            raise ConfigError(f"{text!r}: settings of an arm are written NAME@SETTING=VALUE,SETTING=VALUE")
+        env[setting.upper()] = value
+    if not name:
+        raise ConfigError(f"{text!r} names no strategy before its @")
+    return name, env
+
+
+def split_names(words: Sequence[str]) -> list[str]:
+    """Names may be separated by blanks or commas; a comma after @ separates settings."""
+    return [n for word in words for n in ([word] if "@" in word else word.replace(",", " ").split())]
+
+
+def find_arms(words: Sequence[str], pad: str, settings: HarnessSettings, reporter: Reporter) -> list[Arm]:
     """The arms of these variants: each once, and those that keep finished rows with it on, off or both.
 
     Starts each service for a moment, without a model, to learn its canonical name and whether it pads;
-    a name that does not exist so fails before anything is measured.
+    a name or setting that does not exist so fails before anything is measured.
 
     Raises:
         ConfigError: there are no names.
     """
+    names = split_names(words)
     if not names:
         raise ConfigError("name at least one strategy to compare")
     arms: dict[str, Arm] = {}
-    for name in names:
-        reporter.announce(f"looking at {name}")
-        launch = ServiceLaunch(name, {"BACKEND": "null", "PAD_FINISHED": "1"})
+    for text in names:
+        name, env = parse_arm(text)
+        reporter.announce(f"looking at {text}")
+        launch = ServiceLaunch(name, {"PAD_FINISHED": "1", **env, "BACKEND": "null"})
         with running_service(
             launch, start_timeout_s=settings.start_timeout_s, announce=lambda _: None
         ) as service:
             card = find_server(service.url, settings, service.process.pid).card
             assert card is not None, "a service that was started has a card"
-        if not card.strategy.get("pad_finished"):
-            arms[card.variant] = Arm(card.variant, card.variant)
+        chosen = "".join(f" {setting}={value}" for setting, value in env.items())
+        label = f"{card.variant}{chosen}"
+        if "PAD_FINISHED" in env or not card.strategy.get("pad_finished"):
+            arms[label] = Arm(card.variant, label, env)
             continue
         if pad in ("on", "both"):
-            arms[card.variant] = Arm(card.variant, card.variant, {"PAD_FINISHED": "1"})
+            arms[label] = Arm(card.variant, label, {**env, "PAD_FINISHED": "1"})
         if pad in ("off", "both"):
-            label = f"{card.variant} PAD_FINISHED=0"
-            arms[label] = Arm(card.variant, label, {"PAD_FINISHED": "0"})
+            unpadded = f"{label} PAD_FINISHED=0"
+            arms[unpadded] = Arm(card.variant, unpadded, {**env, "PAD_FINISHED": "0"})
     return list(arms.values())
 
 
-def arm_order(arms: Sequence[Arm], block: int, num_blocks: int, seed: int) -> list[Arm]:
-    """The order of one block: a seeded permutation, rotated so that positions are spread over blocks."""
+def arm_order(arms: Sequence[Arm], block: int, seed: int) -> list[Arm]:
+    """The order of one block: a row of a Williams design over a seeded permutation of the arms.
+
+    Over n blocks (2n for an odd number of arms) every arm stands in every position equally often and
+    directly follows every other equally often; two arms give AB BA. Source: Williams (1949).
+    """
     keys = [derive_seed(seed, f"arm/{arm.name}") for arm in arms]
     shuffled = [arms[i] for i in sorted(range(len(arms)), key=keys.__getitem__)]
-    shift = block * max(1, len(arms) // num_blocks) % len(arms)
-    return shuffled[shift:] + shuffled[:shift]
+    return [shuffled[i] for i in williams_row(len(arms), block)]
+
+
+def williams_row(num: int, block: int) -> list[int]:
+    # 0, 1, n-1, 2, n-2, ...: neighbours differ by every distance once.
+    first = [(place + 1) // 2 if place % 2 else (num - place // 2) % num for place in range(num)]
+    row = [(item + block) % num for item in first]
+    return row[::-1] if num % 2 and block % (2 * num) >= num else row

@@ -115,6 +115,9 @@ class _Exchange:
     async def run(self, connection: Connection, request: bytes) -> None:
         self._connection = connection
         self._ended = asyncio.get_running_loop().create_future()
+        written_s = perf_counter()
+        for answer in self._answers:
+            answer.written_s = written_s
         connection.send(request, self)
         await self._ended
 

@@ -1,7 +1,7 @@
 """What several arms, measured in interleaved blocks, say about each other.
 
 What enters are all rows and a manifest that holds one manifest per run; what leaves are figures per arm
-and block, ratios to a reference arm paired by block, and the share of outputs that agree token for token.
+and block, the verdicts on each arm, and the share of outputs that agree token for token.
 Starts nothing and writes nothing.
 """
 
@@ -14,11 +14,13 @@ from typing import Any
 
 import pandas as pd
 
+from harness.headline import HEADLINES, Contrast, contrasts, in_words, more_blocks, primary
 from harness.metrics import throughput
 from harness.record import Manifest
-from harness.stats import MIN_SAMPLES, Ratio, paired_ratio, percentile
-from harness.table import MISSING, number, render_table, share
+from harness.stats import MIN_SAMPLES, percentile
+from harness.table import number, render_table, share
 from harness.validity import Verdict, load_of
+from harness.verdict import DEFAULT_MARGIN
 
 Value = Callable[["BlockFigures"], float | None]
 
@@ -112,17 +114,11 @@ def agreement_of_all(rows: pd.DataFrame) -> tuple[int, int]:
     return int(same.sum()), len(same)
 
 
-def ratio_to(reference: str, arm: str, figures: Sequence[BlockFigures], value: Value) -> Ratio | None:
-    """Ratios of the blocks in which both arms have the figure; None where there is no such block."""
-    theirs = {f.block: value(f) for f in figures if f.arm == reference}
-    pairs = [(value(f), theirs.get(f.block)) for f in figures if f.arm == arm]
-    whole = [(ours, other) for ours, other in pairs if ours and other]
-    return paired_ratio([ours for ours, _ in whole], [other for _, other in whole]) if whole else None
-
-
-def render_comparison(rows: pd.DataFrame, manifest: Manifest) -> str:
-    """The text of a comparison: medians over blocks, then ratios with their spread, then the verdict."""
+def render_comparison(rows: pd.DataFrame, manifest: Manifest, margin: float = DEFAULT_MARGIN) -> str:
+    """The text of a comparison: medians over blocks, ratios with intervals, verdicts in words, validity."""
     figures, reference = compare_arms(rows, manifest), manifest["reference"]
+    is_open = load_of(manifest["runs"][0]).is_open
+    found = contrasts(rows, manifest["arms"], reference, is_open=is_open, margin=margin)
     num_same, num_planned = agreement_of_all(rows)
     verdict = manifest["validity"]
     reasons = Verdict(tuple(verdict["invalid"]), tuple(verdict["caution"])).lines()
@@ -132,14 +128,30 @@ def render_comparison(rows: pd.DataFrame, manifest: Manifest) -> str:
             "",
             _figure_table(figures, manifest["arms"], reference),
             "",
-            f"Ratios to {reference}: median [lowest-highest] of the blocks, and the 95% t interval.",
+            f"Ratios to {reference}, the same requests paired; the intervals of an arm hold together at 95%.",
             "",
-            _ratio_table(figures, manifest["arms"], reference),
+            _ratio_table(found),
+            "",
+            *_verdicts(found, is_open),
             "",
             f"All arms gave the same output for {num_same} of {num_planned} prompts.",
             *reasons,
         ]
     )
+
+
+def _ratio_table(found: Sequence[Contrast]) -> str:
+    arms = list(dict.fromkeys(contrast.arm for contrast in found))
+    lines = [[arm, *(c.text() for c in found if c.arm == arm)] for arm in arms]
+    return render_table(["arm", *(metric.name for metric in HEADLINES)], lines)
+
+
+def _verdicts(found: Sequence[Contrast], is_open: bool) -> list[str]:
+    arms = list(dict.fromkeys(contrast.arm for contrast in found))
+    lines = [f"{arm}: {in_words(found, arm)}" for arm in arms]
+    if missing := more_blocks(found, is_open):
+        lines.append(f"{missing} more blocks would decide {primary(is_open).name} (--blocks).")
+    return lines
 
 
 def _headline(manifest: Manifest) -> str:
@@ -168,18 +180,6 @@ def _figure_table(figures: Sequence[BlockFigures], arms: Sequence[str], referenc
         )
     names = [name for name, _, _ in COLUMNS]
     return render_table(["arm", *names, "mean batch", "dead rows", f"same as {reference}"], lines)
-
-
-def _ratio_table(figures: Sequence[BlockFigures], arms: Sequence[str], reference: str) -> str:
-    lines: list[list[str]] = []
-    for arm in arms:
-        if arm == reference:
-            continue
-        ratios = [ratio_to(reference, arm, figures, value) for _, value, _ in COLUMNS]
-        cells = [MISSING if ratio is None else ratio.text() for ratio in ratios]
-        lines.append([arm, *cells, MISSING if ratios[0] is None else ratios[0].interval_text()])
-    names = [name.removesuffix(" (ms)") for name, _, _ in COLUMNS]
-    return render_table(["arm", *names, "tok/s, 95%"], lines)
 
 
 def _median(values: Sequence[float | None]) -> float | None:

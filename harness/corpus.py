@@ -24,7 +24,8 @@ class Prompt(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str = Field(min_length=1)
-    prompt: str = Field(min_length=1)
+    prompt: str | tuple[int, ...] = Field(min_length=1)
+    """Text, or token ids."""
     max_tokens: int = Field(ge=1)
     category: str = ""
 

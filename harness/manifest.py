@@ -78,8 +78,9 @@ def make_manifest(
             "arrivals": load.arrivals.value,
             "concurrency": None if load.is_open else load.concurrency,
             "rate": load.rate,
+            "shape": load.shape,
         },
-        "git": _git_state(),
+        "git": git_state(),
         "uv_lock_sha256": _sha256_of(REPOSITORY / "uv.lock"),
         "packages": _package_versions(),
         "event_loop": loop_name(),
@@ -126,7 +127,7 @@ def loop_name() -> str:
     return str(loop_factory().__module__.partition(".")[0])
 
 
-def _git_state() -> dict[str, Any]:
+def git_state() -> dict[str, Any]:
     sha = _git("rev-parse", "HEAD")
     status = _git("status", "--porcelain") if sha else None
     return {"sha": sha, "is_dirty": None if status is None else bool(status)}

@@ -167,6 +167,10 @@ class Slo:
                 raise ValueError(f"the limit of {name} must be above 0")
         return cls(**limits)
 
+    def text(self) -> str:
+        limits = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ", ".join(f"{name}={limit:g}" for name, limit in limits.items() if limit is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class Goodput:

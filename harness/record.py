@@ -46,6 +46,7 @@ SCHEMA = pa.schema(
         ("body_sha256", pa.string()),
         ("scheduled_s", pa.float64()),
         ("sent_s", pa.float64()),
+        ("written_s", pa.float64()),
         ("chunk_s", pa.list_(pa.float64())),
         ("chunk_tokens", pa.list_(pa.int32())),
         ("finish_s", pa.float64()),
@@ -59,6 +60,7 @@ SCHEMA = pa.schema(
         # what the server said
         ("num_prompt_tokens", pa.int32()),
         ("num_output_tokens", pa.int32()),
+        ("num_cached_tokens", pa.int32()),
         ("finish_reason", pa.string()),
         ("error", pa.string()),
         ("output_sha256", pa.string()),
@@ -71,6 +73,10 @@ SCHEMA = pa.schema(
         ("decode_s", pa.float64()),
         ("num_steps", pa.int32()),
         ("mean_batch_size", pa.float64()),
+        # instants on the server's clock, which is the client's where both share a machine
+        ("received_s", pa.float64()),
+        ("first_token_s", pa.float64()),
+        ("first_write_s", pa.float64()),
     ]
 )
 
@@ -118,11 +124,13 @@ def make_row(labels: ReplayLabels, answer: Answer) -> Row:
         "body_sha256": answer.body_sha256,
         "scheduled_s": answer.scheduled_s,
         "sent_s": answer.sent_s,
+        "written_s": answer.written_s,
         "chunk_s": answer.chunk_s,
         "chunk_tokens": chunk_tokens,
         "finish_s": answer.finish_s,
         "num_prompt_tokens": answer.num_prompt_tokens,
         "num_output_tokens": answer.num_output_tokens,
+        "num_cached_tokens": answer.num_cached_tokens,
         "finish_reason": answer.finish_reason,
         "error": answer.error,
         "output_sha256": answer.output_sha256,

@@ -1,8 +1,8 @@
-"""Prints what a file of rows says: one table, the throughput, the verdict.
+"""`lab report`: prints what result files say, and writes one HTML page that opens offline.
 
 What enters are files of this harness (parquet, or a journal that a killed run left behind); what leaves is
-text that is also Markdown. `--recover` turns a journal into the parquet it would have become. Derives
-nothing that `metrics` does not define.
+text, a page, Markdown or PNG charts. `--recover` turns a journal into the parquet it would have become.
+Derives nothing that `metrics` does not define.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pandas as pd
 
 from adapters.base import LabError
 from harness.comparison import render_comparison
+from harness.cost import read_price
 from harness.metrics import Slo, goodput, throughput, token_gaps
 from harness.record import (
     JOURNAL_SUFFIX,
@@ -25,9 +26,12 @@ from harness.record import (
     to_frame,
     write_parquet,
 )
+from harness.report_files import load_report, to_markdown, write_charts, write_html
+from harness.share_of import parse_share
 from harness.stats import mean_of, percentile
 from harness.table import MISSING, number, render_table, share, spread
 from harness.validity import Verdict, judge, load_of
+from harness.verdict import DEFAULT_MARGIN
 
 LATENCIES = (
     ("ttft_ms", "TTFT, from send"),
@@ -44,11 +48,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recover", action="store_true", help=f"turn *{JOURNAL_SUFFIX} of killed runs into parquet first"
     )
     parser.add_argument("--slo", type=Slo.parse, metavar="LIMITS", help="goodput, as ttft_ms=500,tpot_ms=50")
+    parser.add_argument(
+        "--html", type=Path, metavar="PATH", help="where the page goes (default: beside FILE)"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print Markdown for a pull request, no page")
+    parser.add_argument("--png", type=Path, metavar="FOLDER", help="write every chart as PNG as well")
+    parser.add_argument("--baseline", metavar="NAME", help="arm that ratios refer to")
+    parser.add_argument(
+        "--margin", type=parse_share, default=DEFAULT_MARGIN, metavar="SHARE", help="default 5%%"
+    )
+    for name, of in (
+        ("price-per-hour-usd", "of this machine"),
+        ("price-per-token-usd", "of an output token"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=float, metavar="USD", help=f"price {of}, for the cost per million"
+        )
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 1 when a file is INVALID, 2 when one cannot be read."""
     status = 0
+    readable: list[Path] = []
     for path in args.files:
         try:
             shown = recover(path) if args.recover else path
@@ -57,16 +78,38 @@ def run(args: argparse.Namespace) -> int:
             print(f"error: {error}", file=sys.stderr)
             status = 2
             continue
-        if manifest.get("kind") == "comparison":
-            print(render_comparison(rows, manifest), end="\n\n")
-            level = manifest["validity"]["level"]
-        else:
-            verdict = judge(rows, manifest)
-            print(render_report(rows, manifest, verdict, shown, args.slo), end="\n\n")
-            level = verdict.level
+        if not shown.name.endswith(JOURNAL_SUFFIX):
+            readable.append(shown)
+        if not args.markdown:
+            print(_text_of(shown, manifest, rows, args), end="\n\n")
+        level = (manifest["validity"] or judge(rows, manifest).as_dict())["level"]
         if level == "INVALID":
             status = max(status, 1)
+    if readable:
+        _write_report(readable, args)
     return status
+
+
+def _text_of(path: Path, manifest: Manifest, rows: pd.DataFrame, args: argparse.Namespace) -> str:
+    if manifest.get("kind") == "comparison":
+        return render_comparison(rows, manifest, args.margin)
+    return render_report(rows, manifest, judge(rows, manifest), path, args.slo)
+
+
+def _write_report(paths: list[Path], args: argparse.Namespace) -> None:
+    price = read_price(args.price_per_hour_usd, args.price_per_token_usd)
+    data = load_report(paths, slo=args.slo, price=price, reference=args.baseline, margin=args.margin)
+    if not data.manifest["runs"] or not any(len(arm.ttft_ms) for arm in data.arms):
+        return
+    if args.markdown:
+        print(to_markdown(data))
+    else:
+        page = args.html or paths[0].with_suffix(".html")
+        write_html(data, page)
+        print(f"report: {page}")
+    if args.png:
+        charts = write_charts(data, args.png)
+        print(f"{len(charts)} charts: {args.png}", file=sys.stderr)
 
 
 def read_rows(path: Path) -> tuple[Manifest, pd.DataFrame]:

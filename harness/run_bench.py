@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 
 from harness.arm_file import Arm, Measurement
-from harness.arrivals import Schedule, make_load, make_schedule
-from harness.corpus import Corpus, default_path, load_corpus
 from harness.measure import measure
 from harness.metrics import Slo
+from harness.plan import plan
 from harness.progress import make_reporter
 from harness.report import render_report
-from harness.settings import HarnessSettings, add_setting_options, read_settings
+from harness.settings import add_setting_options, read_settings
 
 INTERRUPTED_STATUS = 130
 
@@ -51,13 +50,6 @@ def run(args: argparse.Namespace) -> int:
         render_report(measurement.rows, measurement.manifest, measurement.verdict, measurement.path, args.slo)
     )
     return exit_status(measurement)
-
-
-def plan(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tuple[Corpus, Schedule]:
-    """The corpus and the schedule that the settings ask for."""
-    load = make_load(concurrency=settings.concurrency, rate=settings.rate, arrivals=settings.arrivals)
-    corpus = load_corpus(settings.corpus or default_path(), allow_changed=allow_changed_corpus)
-    return corpus, make_schedule(corpus.prompts, settings.requests, load, settings.seed)
 
 
 def exit_status(measurement: Measurement) -> int:

@@ -25,13 +25,23 @@ OPTIONS = (
     ("requests", "prompts to send (default 64)"),
     ("concurrency", "virtual users of the closed loop (default 16)"),
     ("rate", "requests a second; makes the loop open"),
-    ("arrivals", "poisson (default) or constant, for an open loop"),
+    (
+        "arrivals",
+        "of an open loop: poisson (default), constant, gamma (CV), onoff (ON_S, OFF_S), ramp (RATE_FROM)",
+    ),
+    ("cv", "gamma: coefficient of variation of the gaps; 1 is Poisson, above it bursts"),
+    ("on_s", "onoff: seconds of a burst"),
+    ("off_s", "onoff: seconds of silence after it"),
+    ("rate_from", "ramp: where the rate begins (default 0); RATE is its mean"),
+    ("trace", "replay the arrivals and lengths of a trace: Azure CSV, Mooncake JSON lines, BurstGPT CSV"),
+    ("time_scale", "trace: multiply its times (default 1; 0.1 is ten times as fast)"),
+    ("trace_max_tokens", "trace: leave out rows of more tokens than this"),
     ("seed", "seed of arrival times and sampling (default 0)"),
     ("repeats", "replays of the same schedule, each against a fresh service (default 1)"),
     ("out", "folder of the results (default results)"),
     ("url", "measure a server that already runs (any OpenAI-compatible one) instead of starting ours"),
     ("temperature", "0 is greedy (default)"),
-    ("corpus", "prompts to replay (default data/prompts.jsonl)"),
+    ("corpus", "prompts to replay (default data/prompts.jsonl), or synthetic:PROMPTxOUTPUT in tokens"),
     ("warmup", "warm-up prompts before the measured ones (default: concurrency, at most 16)"),
     ("request_timeout_s", "longest wait for one request (default 600)"),
     ("start_timeout_s", "longest wait for the service to be ready (default 900)"),
@@ -53,6 +63,13 @@ class HarnessSettings(BaseSettings):
     concurrency: int = Field(16, ge=1)
     rate: float | None = None
     arrivals: str | None = None
+    cv: float | None = None
+    on_s: float | None = None
+    off_s: float | None = None
+    rate_from: float | None = None
+    trace: Path | None = None
+    time_scale: float = Field(1.0, gt=0)
+    trace_max_tokens: int | None = Field(None, ge=2)
     seed: int = Field(0, ge=0)
     repeats: int = Field(1, ge=1)
     out: Path = Path("results")

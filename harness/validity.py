@@ -56,7 +56,7 @@ def judge(rows: pd.DataFrame, manifest: Manifest) -> Verdict:
 
 def load_of(manifest: Manifest) -> Load:
     plan = manifest["schedule"]
-    return Load(Arrivals(plan["arrivals"]), plan["concurrency"] or 1, plan["rate"])
+    return Load(Arrivals(plan["arrivals"]), plan["concurrency"] or 1, plan["rate"], **plan.get("shape", {}))
 
 
 # INVALID
@@ -183,6 +183,10 @@ def _server_doubts(rows: pd.DataFrame, manifest: Manifest) -> list[str]:
         doubts.append(f"{differs} answers streamed another number of tokens than the server counted")
     if len(done) and done["chunk_tokens"].isna().any():
         doubts.append("the server sends no token ids: gaps are between chunks, which may hold several tokens")
+    cached = int(done["num_cached_tokens"].fillna(0).sum()) if "num_cached_tokens" in done else 0
+    if cached:
+        of_all = cached / max(1, int(done["num_prompt_tokens"].sum()))
+        doubts.append(f"the server took {cached} prompt tokens ({of_all:.0%}) from a prefix cache")
     for entry in manifest["repeats"]:
         steps = entry["steps"]
         if steps and steps["num_dropped"]:

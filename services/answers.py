@@ -8,6 +8,7 @@ One event loop thread touches this; nothing here knows HTTP or how the engine is
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence as Seq
 from typing import Protocol
 
@@ -69,6 +70,7 @@ class Answer:
         "_stop",
         "_stream",
         "ending",
+        "first_write_s",
         "index",
         "last_token_s",
         "live",
@@ -96,6 +98,8 @@ class Answer:
         """A stop string was seen; the engine has yet to confirm the end."""
         self.ending: Ending | None = None
         self._lead = lead
+        self.first_write_s: float | None = None
+        """When its first token was taken for writing, on the clock of `live.arrival_s`."""
         self._stream = stream
         self._stop = StopMatcher(stops) if stops else None
         self._num_output_tokens = 0
@@ -116,9 +120,14 @@ class Answer:
     def has_news(self) -> bool:
         return self._news is not None
 
-    def collect(self) -> News | None:
-        """What came since the last call; it is the caller's from then on."""
+    def collect(self, write_s: float | None = None) -> News | None:
+        """What came since the last call; it is the caller's from then on, to be written at `write_s`."""
         news, self._news = self._news, None
+        if news is not None:
+            if self.first_write_s is None and news.token_ids:
+                self.first_write_s = write_s
+            if news.ending is not None:
+                news.received_s, news.first_write_s = self.live.arrival_s, self.first_write_s
         return news
 
     def _add(self, token_ids: Seq[int], text: str) -> None:
@@ -238,7 +247,8 @@ class LiveRequest:
             await self._wake.wait()
         self._num_unread_tokens = 0
         changed, self._changed = self._changed, []
-        return [news for answer in changed if (news := answer.collect()) is not None]
+        now_s = time.monotonic()
+        return [news for answer in changed if (news := answer.collect(now_s)) is not None]
 
     async def whole(self) -> list[News]:
         """Wait for the end; every prompt's whole answer in order, unless it failed or the client left."""

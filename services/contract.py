@@ -241,7 +241,11 @@ class ChatRequest(SamplingFields):
 
 
 class Timings(BaseModel):
-    """`batch_wait_s`: slot and KV were free but the strategy held back; `queue_s`: the rest of the wait."""
+    """`batch_wait_s`: slot and KV were free but the strategy held back; `queue_s`: the rest of the wait.
+
+    The last three are instants on the server's monotonic clock, which a client on the same machine shares:
+    when the request came, when its first token was computed, and when that was taken to be written.
+    """
 
     queue_s: float
     batch_wait_s: float
@@ -249,6 +253,9 @@ class Timings(BaseModel):
     decode_s: float
     num_steps: int
     mean_batch_size: float
+    received_s: float | None = None
+    first_token_s: float | None = None
+    first_write_s: float | None = None
 
 
 class StreamChoice(BaseModel):

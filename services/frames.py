@@ -37,12 +37,17 @@ class Ending:
 
 @dataclass(slots=True)
 class News:
-    """What one prompt's answer gained since the last frame; `ending` with its last piece."""
+    """What one prompt's answer gained since the last frame; `ending` with its last piece.
+
+    With the ending come the API's own stamps, on the engine's clock: receipt and first write.
+    """
 
     index: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     ending: Ending | None = None
+    received_s: float | None = None
+    first_write_s: float | None = None
 
 
 class Writer(Protocol):
@@ -126,17 +131,23 @@ class FrameWriter:
 def _choice(news: News, content: str) -> str:
     token_ids = ",".join(map(str, news.token_ids))
     head = f'{{"index":{news.index},{content},"token_ids":[{token_ids}],"finish_reason":'
-    return head + ("null}" if news.ending is None else _ending(news.ending))
+    return head + ("null}" if news.ending is None else _ending(news.ending, news))
 
 
-def _ending(ending: Ending) -> str:
+def _ending(ending: Ending, news: News) -> str:
     t = ending.timings
     return (
         f'"{ending.reason}","num_prompt_tokens":{ending.num_prompt_tokens},'
         f'"num_output_tokens":{ending.num_output_tokens},"timings":{{"queue_s":{t.queue_s!r},'
         f'"batch_wait_s":{t.batch_wait_s!r},"prefill_s":{t.prefill_s!r},"decode_s":{t.decode_s!r},'
-        f'"num_steps":{t.num_steps},"mean_batch_size":{t.mean_batch_size!r}}}}}'
+        f'"num_steps":{t.num_steps},"mean_batch_size":{t.mean_batch_size!r},'
+        f'"received_s":{_instant(news.received_s)},"first_token_s":{_instant(t.first_token_s)},'
+        f'"first_write_s":{_instant(news.first_write_s)}}}}}'
     )
+
+
+def _instant(at_s: float | None) -> str:
+    return "null" if at_s is None else repr(at_s)
 
 
 def _usage(endings: Sequence[Ending], num_choices: int) -> str:

@@ -53,6 +53,8 @@ class SequenceTimings:
     decode_s: float
     num_steps: int
     mean_batch_size: float
+    first_token_s: float | None = field(default=None, compare=False)
+    """When the step that made it was done, on the engine's clock."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,12 +56,30 @@ class Settings(BaseSettings):
     model: str = Field(
         "lab-26m",
         min_length=1,
-        description="A preset (lab-26m, lab-110m, lab-1b, lab-8b), a hub id or a local folder.",
+        description="A preset (lab-26m, lab-110m, lab-1b, lab-8b), a hub id, a local folder or a .gguf file.",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    dtype: str = Field("auto", description="auto, fp32, bf16 or fp16; auto: what the device does natively.")
+    dtype: str = Field(
+        "auto",
+        description="auto, fp32, bf16 or fp16; auto: what the device does natively, q4_k_m for llama_cpp.",
+    )
     n_threads: int | None = Field(
         None, ge=1, le=1024, description="Engine threads; unset: physical cores - 1, at least one."
+    )
+    n_gpu_layers: int | None = Field(
+        None, ge=-1, description="llama_cpp: layers on the accelerator; unset: all, where the build has one."
+    )
+    n_batch: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="llama_cpp: tokens of one decode call; raised to what a step needs.",
+    )
+    n_ubatch: int | None = Field(
+        None, ge=1, le=1_000_000, description="llama_cpp: tokens computed together; unset: 512."
+    )
+    kv_type: Literal["auto", "f32", "f16", "bf16", "q8_0", "q4_0"] = Field(
+        "auto", description="llama_cpp: number format of keys and values; auto: f16, or f32 for f32 weights."
     )
 
     max_batch: int = Field(16, ge=1, le=4096, description="Sequences that run together.")
@@ -127,6 +145,10 @@ class Settings(BaseSettings):
     )
     drain_timeout_s: Seconds = Field(30.0, description="How long accepted requests may take after SIGTERM.")
     artifacts_dir: str = Field("artifacts", min_length=1, description="Where models are made and kept.")
+    model_wait_s: Seconds | None = Field(
+        None,
+        description="Longest wait for a local model to be staged; unset: 600 s if that goes on, else 0.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level logged.")
     log_format: LogFormat = Field("console", description="console, or json: one object a line.")
 
@@ -196,8 +218,13 @@ class Settings(BaseSettings):
                 prefill_chunk=self.prefill_chunk,
                 max_model_len=self.max_model_len,
                 artifacts_dir=self.artifacts_dir,
+                model_wait_s=self.model_wait_s,
                 cpu_kernels=self.cpu_kernels,
                 kv_memory_fraction=self.kv_memory_fraction,
+                n_gpu_layers=self.n_gpu_layers,
+                n_batch=self.n_batch,
+                n_ubatch=self.n_ubatch,
+                kv_type=self.kv_type,
                 null_step_s=self.null_step_ms / 1000,
                 null_row_s=self.null_row_ms / 1000,
                 null_prompt_token_s=self.null_prompt_token_ms / 1000,

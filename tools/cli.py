@@ -18,10 +18,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("services.main", "run one service: a model behind HTTP, batched by one strategy"),
     "bench": ("harness.run_bench", "measure one strategy, or any server, and write the rows as parquet"),
     "compare": ("harness.compare", "measure several strategies in interleaved blocks and compare them"),
+    "gate": ("harness.gate", "hold a new result file against an old one; non-zero exit on a regression"),
     "report": ("harness.report", "print the table of results that were written before"),
-    "model": ("tools.make_model", "make a seeded model preset"),
+    "model": ("tools.make_model", "make a model, or stage it into a folder of its own"),
     "prompts": ("tools.make_prompts", "make the prompt corpus"),
+    "import-prompts": (
+        "tools.import_prompts",
+        "make a corpus of ShareGPT, OpenAI messages or plain JSON lines",
+    ),
     "yardsticks": ("tools.yardsticks", "measure the engine against generate() and its own arithmetic"),
+    "profile": ("tools.step_profile", "measure where the time of a decode step goes, part by part"),
+    "parity": ("tools.parity", "compare logits and greedy tokens of torch fp32 and llama.cpp f32"),
+    "step-cost": ("tools.step_cost", "measure what the llama.cpp adapter adds to a bare decode loop"),
 }
 
 _OURS = {"adapters", "services", "harness", "tools"}
@@ -47,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if not package or package in _OURS:
             raise
-        print(f"lab {asked}: needs {package}; install it with `uv sync --extra torch`", file=sys.stderr)
+        extra = "llama" if package in ("llama_cpp", "gguf") else "torch"
+        print(f"lab {asked}: needs {package}; install it with `uv sync --extra {extra}`", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
     return 2

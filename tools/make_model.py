@@ -1,8 +1,8 @@
 """Makes a seeded model preset, or fetches another model, before it is needed.
 
-What enters is a model's name, by default the one the settings give; what leaves is its folder under the
-artifacts directory and a line with size, digest and the seconds it took. `lab serve` does the same by
-itself when the model is missing.
+What enters is a model's name, by default the one the settings give; what leaves is its folder (or its GGUF
+file) under the artifacts directory and a line with size, digest and the seconds it took. `lab serve` does the
+same by itself when the model is missing. `lab model stage` is in `tools/stage_model.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from adapters.base import BackendConfig
+from adapters.base import BackendConfig, ConfigError
+from adapters.gguf_store import resolve_gguf
 from adapters.model_manifest import changed_files, is_current, read_manifest
 from adapters.model_store import make_preset, preset_folder, resolve_model
 from adapters.seeded_model import PRESETS
@@ -22,8 +23,15 @@ from services.settings import read_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="a preset, a local folder or a hub id")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="[stage] NAME",
+        help="a preset, a local folder, a .gguf file or a hub id; `stage` puts it into the folder of --to",
+    )
     parser.add_argument("--artifacts-dir", help="where presets are kept")
+    parser.add_argument("--backend", help="whose files are wanted: llama_cpp makes or stages a GGUF file")
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="where `stage` puts the model")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--list", action="store_true", help="show the presets and which of them are made")
     action.add_argument("--force", action="store_true", help="make the preset anew even if it is there")
@@ -32,10 +40,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings = read_settings({"model": args.name, "artifacts_dir": args.artifacts_dir})
+    is_staged = args.words[:1] == ["stage"]
+    names = args.words[is_staged:]
+    if len(names) > 1:
+        raise ConfigError(f"one model at a time: {' '.join(names)}")
+    if is_staged != (args.to is not None):
+        raise ConfigError("write it as `lab model stage MODEL --to FOLDER`")
+    settings = read_settings(
+        {
+            "model": names[0] if names else None,
+            "artifacts_dir": args.artifacts_dir,
+            "backend": args.backend,
+        }
+    )
     config = settings.engine_spec().backend
     if config.backend == "null":  # it needs no model, but one was asked for
         config = replace(config, backend="torch")
+    if is_staged:
+        from tools import stage_model
+
+        return stage_model.run(config, args.to)
     if args.list:
         return _list(config.artifacts_dir)
     started = time.monotonic()
@@ -48,6 +72,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _resolve(config: BackendConfig, started: float) -> int:
+    if config.backend == "llama_cpp":
+        file = resolve_gguf(config)
+        print(f"{file.name}: {file.path}")
+        size = file.path.stat().st_size
+        print(f"{size / 1e6:,.1f} MB, {file.digest}, {time.monotonic() - started:.1f} s")
+        return 0
     files = resolve_model(config)
     print(f"{files.name}: {files.folder}")
     print(f"{_num_bytes(files.folder) / 1e6:,.1f} MB, {files.digest}, {time.monotonic() - started:.1f} s")

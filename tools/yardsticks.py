@@ -32,7 +32,7 @@ from adapters.base import BackendConfig, SamplingParams, ScheduledChunk, Sequenc
 from adapters.model_store import resolve_model
 from adapters.tokenizer import load_tokenizer
 from adapters.torch_backend.backend import TorchBackend
-from adapters.torch_backend.linear import TiledLinear
+from adapters.torch_backend.linear import KernelLinear, TiledLinear
 from harness.corpus import default_path, load_corpus
 from harness.machine import describe_host
 from harness.manifest import utc_stamp
@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
     reference = _load_reference(config, backend)
     tokenizer = load_tokenizer(config)
     prompts = load_corpus(default_path()).prompts[: args.requests]
-    work = [Work(tokenizer.encode(p.prompt), p.max_tokens) for p in prompts]
+    texts = [(p.prompt, p.max_tokens) for p in prompts if isinstance(p.prompt, str)]
+    work = [Work(tokenizer.encode(text), max_tokens) for text, max_tokens in texts]
     contestants: dict[str, Callable[[list[Work]], None]] = {
         ONE_BY_ONE: lambda items: _run_engine(backend, "baseline", items),
         CONTINUOUS: lambda items: _run_engine(backend, "continuous", items),
@@ -185,7 +186,7 @@ def _time_step(backend: TorchBackend, model: Any, num_rows: int) -> Iterator[dic
         (output,) = backend.step([ScheduledChunk(seq, 0, _STEP_CONTEXT)])
         seq.output_token_ids += output.token_ids
     chunks = [ScheduledChunk(seq, _STEP_CONTEXT, 1) for seq in sequences]
-    packed = [m for m in backend.module.modules() if isinstance(m, TiledLinear)]
+    packed = [m for m in backend.module.modules() if isinstance(m, TiledLinear | KernelLinear)]
     packed = list(dict.fromkeys(packed))
     plain = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
     inputs = {n: torch.randn(num_rows, n, dtype=packed[0].dtype) for n in {m.in_features for m in packed}}

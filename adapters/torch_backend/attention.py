@@ -1,10 +1,9 @@
 """Attention of one mixed step over the slot cache, with the same bits for a row whatever the batch.
 
 What enters are the new queries, keys and values of packed rows `(T, heads, head_dim)`; they are written to
-the cache and attended in place. Decode rows of neighbouring slots run as one batch, prompt chunks
-one by one, grouped query heads as extra query rows of their key head. How far a row is padded depends on
-its own length only, unless padding was measured to be neutral. Knows no model; `register` gives the Hugging
-Face models access to it.
+the cache and attended in place. Decode rows run in the compiled kernels, or else as batches of neighbouring
+slots, padded by a rule that knows only the row's own length unless padding was measured to be neutral.
+Prompt chunks run one by one, grouped query heads as extra query rows of their key head. Knows no model.
 """
 
 from __future__ import annotations
@@ -12,19 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from adapters.base import UnsupportedModel
 from adapters.torch_backend.cpu_kernels import CpuKernels, KernelStep
 from adapters.torch_backend.kv_cache import SlotCache
 
 BLOCK = 64
 """Lengths are padded to multiples of this."""
-IMPLEMENTATION = "lab_slots"
 _CALL_COST = 4 * BLOCK
 """What one more attention call costs, in key places read (about 25 us at 1 KiB a place)."""
 
@@ -247,36 +243,3 @@ def padding_is_neutral(heads: int, kv_heads: int, head_dim: int, dtype: torch.dt
         if any(not torch.equal(rows(n, length, span)[0], want) for n in (1, 4) for span in spans):
             return False
     return True
-
-
-def _attention_of_packed_rows(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    lab_layout: StepLayout | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """What transformers calls in each layer: `(1, heads, T, D)` in, `(1, T, heads, D)` out."""
-    if lab_layout is None:
-        raise UnsupportedModel(f"{type(module).__name__} does not pass extra arguments on to its attention")
-    if softcap is not None or s_aux is not None:
-        what = "soft-capped scores" if softcap is not None else "attention sinks"
-        raise UnsupportedModel(f"{type(module).__name__} uses {what}, which the batched attention cannot do")
-    layer = module.layer_idx
-    assert isinstance(layer, int)
-    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
-    scale = q.shape[2] ** -0.5 if scaling is None else scaling
-    return lab_layout.attend(layer, q, k, v, scale, sliding_window)[None], None
-
-
-def register() -> None:
-    """Make the attention known to transformers under `IMPLEMENTATION`; calling it again changes nothing."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(IMPLEMENTATION, _attention_of_packed_rows)

@@ -103,8 +103,7 @@ class TorchBackend:
                 "forward": path,
                 "cpu_kernels": self._packer.kernels is not None,
                 "self_test_error": float(f"{error:.1e}"),
-                "same_bits_min_rows": self._packer.rows.min_rows,
-                "same_bits_max_rows": min(self._packer.rows.max_rows, 512),
+                "same_bits_rows": self._packer.rows.described(),
                 "attention_padding": "neutral" if self._packer.tight else "by own length",
             },
         )

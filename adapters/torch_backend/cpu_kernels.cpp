@@ -1,9 +1,13 @@
-// The small operators of a decode step on the CPU: norm, rotary embedding with cache write, attention of
-// single rows. Each would be half a dozen torch operators, or attention padded to the longest row.
+// A decode step on the CPU: norm, rotary embedding with cache write, attention of single rows, and linear
+// layers in bf16. The first would be half a dozen torch operators each, or attention padded to the longest row.
 //
 // A row's result depends on that row alone: its loops run over its own length in a fixed order, and threads
 // share out whole rows. Everything is computed in fp32 and rounded once. Compiled by cpu_kernels.py with the
 // system's compiler; written with the vector extension that gcc and clang share, for any CPU.
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 #include <cmath>
 #include <cstdint>
@@ -352,6 +356,104 @@ static int attend_any(
         default: return 1;
     }
 }
+
+// --- Linear layers in bf16, where the CPU multiplies pairs of bf16 and has no matrix unit for it ---------------
+//
+// One sum per output, over the inputs in their order, however many rows there are: a row's bits are the same
+// in every batch, and one row costs one pass over the weights. The weights lie in panels of kLanes outputs,
+// the inputs in pairs: panel, pair, output, member of the pair.
+
+struct Linear {  // mirrors `KernelLayer` in cpu_kernels.py
+    const bf16* panels;
+    const bf16* bias;  // or null
+    int64_t out_features, in_features;
+    int32_t threads;
+};
+
+enum Epilogue { kNone, kSwish, kPlus, kTimes };
+
+#if defined(__AVX512BF16__)
+
+// Sums of kTile rows and kPanels panels fill the registers; these panels stay in the cache for all rows.
+constexpr int kTile = 6, kPanels = 4;
+
+static inline f32v swish(f32v x) {
+    f32v e = exp_of(larger(x < 0.0f ? x : -x, f32v{} - 200.0f));
+    return (x < 0.0f ? x * e : x) / (1.0f + e);
+}
+
+// Rows `x .. x + M - 1` times V neighbouring panels, and what follows the product.
+template <int M, int V>
+static void product_tile(
+    const Linear& l, int64_t panel, const bf16* x, const bf16* other, bf16* out, Epilogue epilogue
+) {
+    int64_t pairs = l.in_features / 2, panel_size = l.in_features * kLanes;
+    const bf16* weights = l.panels + panel * panel_size;
+    __m512 acc[M][V];
+    for (int m = 0; m < M; m++)
+        for (int v = 0; v < V; v++) acc[m][v] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < pairs; k++) {
+        __m512bh w[V];
+        for (int v = 0; v < V; v++) w[v] = (__m512bh)_mm512_loadu_si512(weights + v * panel_size + k * 2 * kLanes);
+        for (int m = 0; m < M; m++) {
+            auto pair = (__m512bh)_mm512_set1_epi32(load_as<int32_t>(x + m * l.in_features + 2 * k));
+            for (int v = 0; v < V; v++) acc[m][v] = _mm512_dpbf16_ps(acc[m][v], w[v], pair);
+        }
+    }
+    for (int m = 0; m < M; m++) {
+        for (int v = 0; v < V; v++) {
+            int64_t column = (panel + v) * kLanes, at = m * l.out_features + column;
+            f32v y = (f32v)acc[m][v];
+            if (l.bias) y += load(l.bias + column);
+            if (epilogue == kSwish) y = swish(y);
+            if (epilogue == kPlus) y += load(other + at);
+            if (epilogue == kTimes) y *= load(other + at);
+            store(out + at, y);
+        }
+    }
+}
+
+template <int M>
+static void product_rows(
+    const Linear& l, int64_t panel, int64_t last, const bf16* x, const bf16* other, bf16* out, Epilogue epilogue
+) {
+    for (; panel + kPanels <= last; panel += kPanels) product_tile<M, kPanels>(l, panel, x, other, out, epilogue);
+    for (; panel < last; panel++) product_tile<M, 1>(l, panel, x, other, out, epilogue);
+}
+
+template <int M = kTile>
+static void product_rest(
+    int64_t rows, const Linear& l, int64_t panel, int64_t last, const bf16* x, const bf16* other, bf16* out,
+    Epilogue epilogue
+) {
+    if constexpr (M > 0) {
+        if (rows == M) return product_rows<M>(l, panel, last, x, other, out, epilogue);
+        product_rest<M - 1>(rows, l, panel, last, x, other, out, epilogue);
+    }
+}
+
+extern "C" int lab_has_linear() { return 1; }
+
+extern "C" void lab_linear_bfloat16(
+    const Linear* l, const bf16* x, int64_t rows, const bf16* other, bf16* out, int32_t epilogue
+) {
+    int64_t panels = l->out_features / kLanes;
+#pragma omp parallel for num_threads(l->threads) schedule(static) if (l->threads > 1)
+    for (int64_t panel = 0; panel < panels; panel += kPanels) {
+        int64_t last = panel + kPanels < panels ? panel + kPanels : panels;
+        for (int64_t row = 0; row < rows; row += kTile) {
+            int64_t count = rows - row < kTile ? rows - row : kTile, at = row * l->out_features;
+            const bf16* rest = other ? other + at : nullptr;
+            product_rest(
+                count, *l, panel, last, x + row * l->in_features, rest, out + at, (Epilogue)epilogue
+            );
+        }
+    }
+}
+#else
+extern "C" int lab_has_linear() { return 0; }
+extern "C" void lab_linear_bfloat16(const Linear*, const bf16*, int64_t, const bf16*, bf16*, int32_t) {}
+#endif
 
 #define LAB_KERNELS(T, name)                                                                                   \
     extern "C" void lab_norm_##name(const T* x, const T* w, T* y, int64_t rows, int64_t size, float eps) {     \

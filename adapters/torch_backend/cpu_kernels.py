@@ -1,4 +1,4 @@
-"""The compiled operators of `cpu_kernels.cpp`: built once with the system's compiler, called through ctypes.
+"""The compiled kernels of `cpu_kernels.cpp`: built once with the system's compiler, called through ctypes.
 
 What enters are torch tensors on the CPU, fp32 or bf16; what leaves is written in place or into a new tensor.
 An option, not a requirement: without a compiler, or for shapes the kernels do not cover, `load_kernels` and
@@ -31,7 +31,8 @@ _COMPILE_TIMEOUT_S = 120
 
 _HEAD_DIMS = {32, 64, 96, 128}
 _LANES = 16
-_INT, _PTR = ctypes.c_int64, ctypes.c_void_p
+_INT, _I32, _PTR = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p
+_EPILOGUES = {"none": 0, "swish": 1, "add": 2, "mul": 3}
 
 
 class KernelStep(ctypes.Structure):
@@ -41,7 +42,19 @@ class KernelStep(ctypes.Structure):
         *((name, _PTR) for name in ("slots", "positions", "cosines", "sines")),
         *((name, _INT) for name in ("rows", "decode_rows", "heads", "kv_heads", "dim", "max_len", "window")),
         ("scale", ctypes.c_float),
-        ("threads", ctypes.c_int32),
+        ("threads", _I32),
+    )
+
+
+class KernelLayer(ctypes.Structure):
+    """A linear layer's packed weight; `Linear` in the source."""
+
+    _fields_ = (
+        ("panels", _PTR),
+        ("bias", _PTR),
+        ("out_features", _INT),
+        ("in_features", _INT),
+        ("threads", _I32),
     )
 
 
@@ -62,6 +75,12 @@ class CpuKernels:
         self._attend = getattr(library, f"lab_attend_{name}")
         self._attend.argtypes = (step, _PTR, _INT, _INT, _PTR, _PTR, _PTR)
         self._attend.restype = ctypes.c_int
+        # A CPU with a matrix unit (AMX) multiplies several times faster through torch.
+        has_matrix_unit = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        self.has_linear = dtype is torch.bfloat16 and bool(library.lab_has_linear()) and not has_matrix_unit
+        self._linear = library.lab_linear_bfloat16
+        self._linear.argtypes = (ctypes.POINTER(KernelLayer), _PTR, _INT, _PTR, _PTR, _I32)
+        self._linear.restype = None
 
     @staticmethod
     def covers(head_dim: int, v_dim: int | None = None, hidden_size: int = _LANES) -> bool:
@@ -105,6 +124,31 @@ class CpuKernels:
         caches = k_cache.data_ptr(), v_cache.data_ptr()
         failed = self._attend(step, q.data_ptr(), q.stride(0), q.stride(1), *caches, out.data_ptr())
         assert not failed, "callers ask `covers` first"
+
+    def covers_linear(self, weight: Tensor) -> bool:
+        """True where `linear` can take the place of a layer with this weight `(out, in)`."""
+        out_features, in_features = weight.shape
+        return self.has_linear and out_features % _LANES == 0 and in_features % 2 == 0
+
+    @staticmethod
+    def pack_weight(weight: Tensor) -> Tensor:
+        """`(out, in)` as `(panels, in / 2, 16, 2)`: what `linear` reads is one stream."""
+        out_features, in_features = weight.shape
+        panels = weight.view(out_features // _LANES, _LANES, in_features // 2, 2)
+        return panels.permute(0, 2, 1, 3).contiguous()
+
+    def layer(self, panels: Tensor, bias: Tensor | None) -> KernelLayer:
+        """Describes a packed weight to `linear`; both tensors must outlive it."""
+        num_panels, pairs, lanes, _ = panels.shape
+        at = None if bias is None else bias.data_ptr()
+        return KernelLayer(panels.data_ptr(), at, num_panels * lanes, 2 * pairs, self.num_threads)
+
+    def linear(self, layer: KernelLayer, x: Tensor, epilogue: str, other: Tensor | None = None) -> Tensor:
+        """`x (T, in)` to `(T, out)`; `epilogue` is none, swish, or add or mul with `other (T, out)`."""
+        out = x.new_empty(x.shape[0], layer.out_features)
+        others = None if other is None else other.data_ptr()
+        self._linear(layer, x.data_ptr(), x.shape[0], others, out.data_ptr(), _EPILOGUES[epilogue])
+        return out
 
 
 def load_kernels(folder: Path, dtype: torch.dtype, num_threads: int) -> CpuKernels | None:

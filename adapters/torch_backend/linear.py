@@ -1,9 +1,10 @@
 """Linear layers whose rows have the same bits whatever the batch, with weights packed once for the CPU.
 
 What enters is a weight as the model holds it; what leaves is a module that maps `(T, in)` to `(T, out)`.
-A matrix library picks its kernel by the number of rows, and kernels differ in the last bit. So the row
-counts that agree with one another are measured at start, and only those are ever used: more rows run in
-several tiles, fewer are padded (by the caller, once for all layers). Knows no model and no cache.
+A matrix library picks its kernel by the number of rows, and kernels differ in the last bit. So either our own
+kernel runs, which sums in one order, or the row counts that agree with one another are measured at start
+and only those are used: more rows run in several tiles, fewer are padded (by the caller, once for all
+layers). Knows no model and no cache.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from adapters.torch_backend.cpu_kernels import CpuKernels
 
 ANCHOR_ROWS = 16
 """The row count whose bits the others must reproduce: a full default batch of decode rows."""
@@ -32,10 +35,13 @@ class RowRange:
     def __and__(self, other: RowRange) -> RowRange:
         return RowRange(max(self.min_rows, other.min_rows), min(self.max_rows, other.max_rows))
 
+    def described(self) -> str:
+        return "any" if self == ANY_ROWS else f"{self.min_rows}-{self.max_rows}"
+
     def padded(self, num_rows: int) -> int:
         """The smallest count of at least `num_rows` that splits into tiles which were all probed."""
         full, rest = divmod(num_rows, self.max_rows)
-        if rest == 0:
+        if rest == 0 or self == ANY_ROWS:
             return num_rows
         tile: int = next(rows for rows in _CANDIDATE_ROWS if rows >= max(rest, self.min_rows))
         return full * self.max_rows + min(tile, self.max_rows)
@@ -96,6 +102,45 @@ class TiledLinear(nn.Module):
             return product(*operands)
         tiles = zip(*(torch.split(operand, self.max_rows) for operand in operands), strict=True)
         return torch.cat([product(*tile) for tile in tiles])
+
+
+class KernelLinear(nn.Module):
+    """The same in the compiled kernels, where every number of rows gives a row the same bits."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, kernels: CpuKernels) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.dtype = weight.dtype
+        self.weight = kernels.pack_weight(weight)
+        self.bias = bias
+        self._kernels = kernels
+        self._layer = kernels.layer(self.weight, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features).contiguous()
+        return self._kernels.linear(self._layer, rows, "none").view(*x.shape[:-1], self.out_features)
+
+    def swish(self, x: Tensor) -> Tensor:
+        """`silu(linear(x))` for `(T, in)`."""
+        return self._kernels.linear(self._layer, x, "swish")
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """`linear(x) + other` for `(T, in)` and `(T, out)`."""
+        return self._kernels.linear(self._layer, x, "add", other)
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """`linear(x) * other` for `(T, in)` and `(T, out)`."""
+        return self._kernels.linear(self._layer, x, "mul", other)
+
+
+Linear = TiledLinear | KernelLinear
+
+
+def make_linear(weight: Tensor, bias: Tensor | None, *, packed: bool, kernels: CpuKernels | None) -> Linear:
+    """The fastest layer there is for this weight; `packed` says whether torch's can be packed."""
+    if kernels is not None and kernels.covers_linear(weight):
+        return KernelLinear(weight, bias, kernels)
+    return TiledLinear(weight, bias, packed=packed)
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:

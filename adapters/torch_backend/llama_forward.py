@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from adapters.torch_backend.attention import StepLayout
 from adapters.torch_backend.cpu_kernels import CpuKernels
-from adapters.torch_backend.linear import TiledLinear
+from adapters.torch_backend.linear import Linear, make_linear
 
 _FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
@@ -25,12 +25,12 @@ _FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2"
 @dataclass(slots=True)
 class _Layer:
     input_norm: Tensor
-    qkv: TiledLinear
-    out: TiledLinear
+    qkv: Linear
+    out: Linear
     mlp_norm: Tensor
-    gate: TiledLinear
-    up: TiledLinear
-    down: TiledLinear
+    gate: Linear
+    up: Linear
+    down: Linear
 
 
 def is_llama_shaped(model: nn.Module) -> bool:
@@ -49,7 +49,7 @@ class LlamaForward(nn.Module):
     def __init__(
         self, model: nn.Module, *, packed: bool, kernels: CpuKernels | None = None, max_len: int = 0
     ) -> None:
-        """`kernels` take over norms and rotation, for positions below `max_len`."""
+        """`kernels` take over what they cover, for positions below `max_len`."""
         super().__init__()
         config: Any = model.config
         inner: Any = model.model
@@ -65,8 +65,9 @@ class LlamaForward(nn.Module):
             kernels if kernels and kernels.covers(self.head_dim, hidden_size=config.hidden_size) else None
         )
         self._rotary_table = self._make_rotary_table(max_len) if self._kernels else None
-        self.head = TiledLinear(model.lm_head.weight, None, packed=packed)  # type: ignore[union-attr,arg-type]
-        self.layers = [self._take(layer, packed) for layer in inner.layers]
+        head: Any = model.lm_head
+        self.head = make_linear(head.weight, None, packed=packed, kernels=kernels)
+        self.layers = [self._take(layer, packed, kernels) for layer in inner.layers]
         self.linears = nn.ModuleList(
             [self.head, *(m for x in self.layers for m in (x.qkv, x.out, x.gate, x.up, x.down))]
         )
@@ -79,12 +80,13 @@ class LlamaForward(nn.Module):
         return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
 
     @staticmethod
-    def _take(layer: Any, packed: bool) -> _Layer:
+    def _take(layer: Any, packed: bool, kernels: CpuKernels | None) -> _Layer:
         attn, mlp = layer.self_attn, layer.mlp
 
-        def joined(*parts: nn.Linear) -> TiledLinear:
+        def joined(*parts: nn.Linear) -> Linear:
             bias = torch.cat([p.bias for p in parts]) if parts[0].bias is not None else None
-            linear = TiledLinear(torch.cat([p.weight for p in parts]), bias, packed=packed)
+            weight = torch.cat([p.weight for p in parts])
+            linear = make_linear(weight, bias, packed=packed, kernels=kernels)
             for part in parts:
                 del part.weight
             return linear

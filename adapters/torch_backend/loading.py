@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from adapters.base import BackendError, ConfigError, UnsupportedModel
-from adapters.torch_backend import attention
+from adapters.torch_backend import hf_attention
 from adapters.torch_backend.attention import StepLayout
 from adapters.torch_backend.cpu_kernels import CpuKernels
-from adapters.torch_backend.linear import TiledLinear, can_pack
+from adapters.torch_backend.linear import can_pack, make_linear
 from adapters.torch_backend.llama_forward import LlamaForward, is_llama_shaped
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.devi
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    attention.register()
+    hf_attention.register()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, attn_implementation="eager"
@@ -200,27 +200,22 @@ def make_batched(
         loaded.forward = loaded.module.forward
         return "llama"
     if device.type == "cpu":
-        _tile_linears(module, packed)
-    module.set_attn_implementation(attention.IMPLEMENTATION)
+        _replace_linears(module, packed, kernels)
+    module.set_attn_implementation(hf_attention.IMPLEMENTATION)
     return "generic"
 
 
-def _tile_linears(module: nn.Module, packed: bool) -> None:
-    """Put a `TiledLinear` in the place of every linear layer, GPT-2's transposed kind included."""
+def _replace_linears(module: nn.Module, packed: bool, kernels: CpuKernels | None) -> None:
+    """Put one of our layers in the place of every linear layer, GPT-2's transposed kind included."""
     from transformers.pytorch_utils import Conv1D
 
     for name, child in module.named_children():
-        if type(child) is nn.Linear:
-            setattr(module, name, TiledLinear(child.weight.data, _data(child.bias), packed=packed))
-        elif isinstance(child, Conv1D):
-            weight = child.weight.data.t().contiguous()
-            setattr(module, name, TiledLinear(weight, _data(child.bias), packed=packed))
+        if type(child) is nn.Linear or isinstance(child, Conv1D):
+            weight = child.weight.data if type(child) is nn.Linear else child.weight.data.t().contiguous()
+            bias = None if child.bias is None else child.bias.data
+            setattr(module, name, make_linear(weight, bias, packed=packed, kernels=kernels))
         else:
-            _tile_linears(child, packed)
-
-
-def _data(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.data
+            _replace_linears(child, packed, kernels)
 
 
 def _as_ids(value: int | list[int] | None) -> list[int]:

@@ -7,12 +7,16 @@ factory for one with `MAX_BATCH` slots of `MAX_MODEL_LEN` tokens to `FACTORIES`.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import count
+from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
+import psutil
 import pytest
 
 from adapters.base import Backend, BackendConfig, SamplingParams, ScheduledChunk, Sequence
@@ -33,29 +37,76 @@ def null_backend() -> Backend:
 
 
 @cache
-def _tiny_llama() -> str:
+def tiny_llama() -> str:
     """A folder with a random model, made once and left to the system's temporary files."""
     transformers = pytest.importorskip("transformers", reason="needs the torch extra")
     torch = pytest.importorskip("torch", reason="needs the torch extra")
     torch.manual_seed(0)
     shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 128, "intermediate_size": 96}
     config = transformers.LlamaConfig(
-        vocab_size=257, num_hidden_layers=2, eos_token_id=256, initializer_range=0.2, **shape
+        vocab_size=258, num_hidden_layers=2, eos_token_id=257, initializer_range=0.2, **shape
     )
     folder = mkdtemp(prefix="lab-tiny-llama-")
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    write_byte_tokenizer(folder)
     return folder
 
 
+def write_byte_tokenizer(folder: str) -> None:
+    """One token a byte, one pair of bytes and the end: llama.cpp loads no model without a tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocab = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocab["ab"] = len(vocab)
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(f"{folder}/tokenizer.json")
+    (Path(folder) / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+
+
 def torch_backend() -> Backend:
-    folder = _tiny_llama()
+    folder = tiny_llama()
     from adapters.torch_backend.backend import TorchBackend
 
     limits = {"max_batch_size": MAX_BATCH, "max_model_len": MAX_MODEL_LEN}
     return TorchBackend(BackendConfig(model=folder, num_threads=1, **limits))
 
 
-FACTORIES: dict[str, Callable[[], Backend]] = {"null": null_backend, "torch": torch_backend}
+def llama_cpp_backend(**settings: Any) -> Backend:
+    pytest.importorskip("llama_cpp", reason="needs the llama extra")
+    folder = tiny_llama()
+    from adapters.llama_cpp_backend.backend import LlamaCppBackend
+
+    limits = {"max_batch_size": MAX_BATCH, "max_model_len": MAX_MODEL_LEN}
+    return LlamaCppBackend(
+        BackendConfig(
+            backend="llama_cpp",
+            model=f"{folder}:f32",
+            artifacts_dir=mkdtemp(prefix="lab-gguf-"),
+            num_threads=1,
+            **limits,
+            **settings,
+        )
+    )
+
+
+def llama_cpp_with_a_shared_cache() -> Backend:
+    """So little memory that the slots share one cache, which holds two sequences of full length and more."""
+    bytes_per_cell = 2 * 2 * 2 * 32 * 4  # layers, keys and values, heads, width, fp32
+    wanted = 5.5 * 256 * bytes_per_cell
+    backend = llama_cpp_backend(kv_memory_fraction=wanted / psutil.virtual_memory().available)
+    assert backend.info.details["kv_cache"] == "unified"
+    assert backend.info.kv_capacity_tokens < MAX_BATCH * MAX_MODEL_LEN
+    return backend
+
+
+FACTORIES: dict[str, Callable[[], Backend]] = {
+    "null": null_backend,
+    "torch": torch_backend,
+    "llama_cpp": llama_cpp_backend,
+    "llama_cpp unified": llama_cpp_with_a_shared_cache,
+}
 
 _next_seq_id = count(1)
 

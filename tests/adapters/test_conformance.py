@@ -23,7 +23,10 @@ NO_ROOM = (BackendError, CapacityError)
 LENGTHS = [1, CUT - 1, CUT, 2 * CUT + 5]
 
 
-@pytest.fixture(scope="module", params=FACTORIES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.llama] * name.startswith("llama")) for name in FACTORIES],
+)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     backend = FACTORIES[request.param]()
     yield backend
@@ -222,3 +225,32 @@ def test_all_slots_of_full_length_fit_in_the_capacity_that_is_named(driver: Driv
     for seq in sequences:
         driver.step(seq)
     assert all(len(seq.output_token_ids) == 1 for seq in sequences)
+
+
+def test_a_prompt_cancelled_between_its_chunks_leaves_nothing_behind(driver: Driver) -> None:
+    mate, cancelled = driver.start(17), driver.start(3 * CUT + 1, SAMPLED)
+    driver.step(mate, (cancelled, CUT))
+    driver.step(mate, (cancelled, CUT))
+    driver.release(cancelled)
+    heir = driver.start(2 * CUT + 3, SAMPLED, salt=1)
+    driver.step(mate, (heir, CUT))
+    driver.steps(4, mate, heir)
+
+    for seq in (mate, heir):
+        assert seq.output_token_ids == driver.alone(seq)
+
+
+def test_gaps_between_slots_change_nothing(driver: Driver) -> None:
+    residents = [driver.start(20 + salt, SAMPLED, salt=salt) for salt in range(MAX_BATCH)]
+    driver.steps(2, *residents)
+    driver.release(*residents[1:-1])
+    ends = [residents[0], residents[-1]]
+    driver.steps(9, *ends)  # long enough for a backend that closes gaps
+    late = driver.start(CUT + 2, salt=9)
+    driver.step(*ends, (late, CUT))
+    driver.steps(3, *ends, late)
+    driver.release(residents[0])
+    driver.steps(9, late, residents[-1])
+
+    for seq in (*ends, late):
+        assert seq.output_token_ids == driver.alone(seq)

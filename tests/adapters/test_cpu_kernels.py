@@ -118,6 +118,41 @@ def test_rotation_and_cache_writes(folder: Path, dtype: torch.dtype) -> None:
     assert keys.count_nonzero() == values.count_nonzero() == 3 * kv_heads * dim
 
 
+@pytest.mark.parametrize("epilogue", ["none", "swish", "add", "mul"])
+@pytest.mark.parametrize(("out_features", "in_features"), [(16, 2), (48, 66), (208, 512)])
+def test_linear_layers(folder: Path, epilogue: str, out_features: int, in_features: int) -> None:
+    """Every remainder of panels and rows, with and without a bias, and the same bits for every row count."""
+    lab = linear_kernels(folder)
+    weight = drawn(10, out_features, in_features, dtype=torch.bfloat16)
+    x = drawn(11, 33, in_features, dtype=torch.bfloat16)
+    other = drawn(12, 33, out_features, dtype=torch.bfloat16)
+    for bias in (None, drawn(13, out_features, dtype=torch.bfloat16)):
+        panels = lab.pack_weight(weight)
+        layer = lab.layer(panels, bias)
+        got = lab.linear(layer, x, epilogue, other)
+        want = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+        after = {"none": want, "swish": F.silu(want), "add": want + other, "mul": want * other}
+        scale = in_features**0.5
+        torch.testing.assert_close(got.double(), after[epilogue].double(), rtol=1e-2, atol=1e-3 * scale)
+        for count in (1, 2, 3, 5, 6, 7, 13, 32):
+            assert torch.equal(lab.linear(layer, x[:count], epilogue, other[:count]), got[:count])
+
+
+def test_threads_share_a_linear_layer(folder: Path) -> None:
+    weight, x = (drawn(s, n, 64, dtype=torch.bfloat16) for s, n in ((14, 208), (15, 9)))
+    one, two = (linear_kernels(folder, num_threads) for num_threads in (1, 2))
+    panels = one.pack_weight(weight)
+    got = [lab.linear(lab.layer(panels, None), x, "none") for lab in (one, two)]
+    assert torch.equal(*got)
+
+
+def linear_kernels(folder: Path, num_threads: int = 1) -> CpuKernels:
+    lab = kernels(folder, torch.bfloat16, num_threads)
+    if not lab.has_linear:
+        pytest.skip("this CPU has no pairwise bf16 products, or a matrix unit that is faster")
+    return lab
+
+
 def test_what_is_built_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels(folder, torch.float32)
     monkeypatch.setattr(cpu_kernels.subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))

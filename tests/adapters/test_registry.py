@@ -17,20 +17,27 @@ def test_a_name_becomes_a_loaded_backend() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'cuda'.*must be one of torch, null"):
+    with pytest.raises(ConfigError, match=r"'cuda'.*must be one of torch, llama_cpp, null"):
         registry.create_backend(BackendConfig(backend="cuda"))
 
 
-@pytest.mark.parametrize(("missing", "error"), [("torch", ConfigError), ("adapters.x", ModuleNotFoundError)])
+@pytest.mark.parametrize(
+    ("backend", "missing", "error", "words"),
+    [
+        ("torch", "torch", ConfigError, "needs the package torch: .*--extra torch"),
+        ("llama_cpp", "llama_cpp", ConfigError, "needs the package llama_cpp: .*--extra llama`"),
+        ("torch", "adapters.x", ModuleNotFoundError, "adapters.x"),
+    ],
+)
 def test_a_missing_extra_is_named(
-    monkeypatch: pytest.MonkeyPatch, missing: str, error: type[Exception]
+    monkeypatch: pytest.MonkeyPatch, backend: str, missing: str, error: type[Exception], words: str
 ) -> None:
     def fail(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
 
     monkeypatch.setattr(registry, "import_module", fail)
-    with pytest.raises(error, match=missing):
-        registry.create_backend(BackendConfig(backend="torch"))
+    with pytest.raises(error, match=words):
+        registry.create_backend(BackendConfig(backend=backend))
 
 
 def test_every_entry_points_at_a_module_of_ours() -> None:

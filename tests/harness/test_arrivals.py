@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from adapters.base import ConfigError
+from harness.arrival_times import arrival_times
 from harness.arrivals import Arrivals, Load, Schedule, make_load, make_schedule, schedule_digest
 from harness.corpus import Prompt
 
@@ -120,3 +122,65 @@ def test_impossible_loads_are_refused_by_name(
 def test_no_requests_are_refused() -> None:
     with pytest.raises(ConfigError, match="REQUESTS"):
         make_schedule(PROMPTS, 0, CLOSED, 0)
+
+
+NUM_DRAWS = 20_000
+
+
+def gaps(load: Load, num: int = NUM_DRAWS, seed: int = 5) -> np.ndarray:
+    return np.diff(np.array([0.0, *arrival_times(num, load, seed)]))
+
+
+@pytest.mark.parametrize(
+    ("load", "cv"),
+    [
+        (Load(Arrivals.POISSON, rate=50.0), 1.0),
+        (Load(Arrivals.GAMMA, rate=50.0, cv=0.5), 0.5),
+        (Load(Arrivals.GAMMA, rate=50.0, cv=1.0), 1.0),
+        (Load(Arrivals.GAMMA, rate=50.0, cv=3.0), 3.0),
+    ],
+)
+def test_mean_and_spread_are_those_of_the_distribution(load: Load, cv: float) -> None:
+    found = gaps(load)
+    assert found.mean() == pytest.approx(1 / 50, rel=4 * max(cv, 0.3) / NUM_DRAWS**0.5)
+    assert found.std() / found.mean() == pytest.approx(cv, rel=0.08)
+
+
+def test_bursts_hold_the_mean_rate_and_nothing_comes_between_them() -> None:
+    load = Load(Arrivals.ONOFF, rate=20.0, on_s=1.0, off_s=3.0)
+    times = np.array(arrival_times(4000, load, 3))
+    assert (times % 4.0 <= 1.0).all()
+    assert len(times) / times[-1] == pytest.approx(20, rel=0.05)
+
+
+@pytest.mark.parametrize("start", [0.0, 10.0, 40.0])
+def test_a_ramp_goes_where_it_should(start: float) -> None:
+    load = Load(Arrivals.RAMP, rate=20.0, rate_from=start)
+    times = np.array(arrival_times(8000, load, 3))
+    assert (np.diff(times) >= 0).all()
+    length_s, quarter_s = 400.0, 100.0
+    first = float((times < quarter_s).sum()) / quarter_s
+    last = float(((times >= length_s - quarter_s) & (times < length_s)).sum()) / quarter_s
+    slope = (40.0 - 2 * start) / length_s
+    assert first == pytest.approx(start + slope * quarter_s / 2, rel=0.1, abs=0.5)
+    assert last == pytest.approx(start + slope * (length_s - quarter_s / 2), rel=0.1, abs=0.5)
+
+
+def test_shapes_are_in_the_digest() -> None:
+    one, two = (Load(Arrivals.GAMMA, rate=5.0, cv=cv) for cv in (1.0, 2.0))
+    assert schedule_digest(one, []) != schedule_digest(two, [])
+    assert one.shape == {"cv": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"arrivals": "gamma"}, "CV"),
+        ({"arrivals": "onoff", "on_s": 1.0}, "OFF_S"),
+        ({"arrivals": "ramp", "rate_from": 9.0}, "RATE_FROM"),
+        ({"arrivals": "trace"}, "TRACE="),
+    ],
+)
+def test_a_shape_needs_its_numbers(fields: dict[str, Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        make_load(concurrency=1, rate=4.0, **fields)

@@ -31,8 +31,10 @@ GOLDEN = {
     "total_sched_ms": "double", "num_prompt_tokens": "int32", "num_output_tokens": "int32",
     "finish_reason": "string", "error": "string", "output_sha256": "string", "text_sha256": "string",
     "output_token_ids": "list<element: int32>", "server_request_id": "string", "queue_s": "double",
-    "batch_wait_s": "double", "prefill_s": "double", "decode_s": "double", "num_steps": "int32",
-    "mean_batch_size": "double",
+    "batch_wait_s": "double",
+    "num_cached_tokens": "int32", "prefill_s": "double", "decode_s": "double", "num_steps": "int32",
+    "mean_batch_size": "double", "written_s": "double", "received_s": "double", "first_token_s": "double",
+    "first_write_s": "double",
 }  # fmt: skip
 
 

@@ -109,7 +109,7 @@ def test_frames_parse_to_the_model(text: str, token_ids: list[int], is_last: boo
     if is_last:
         assert first.timings is not None
         assert first.timings.model_dump() == {
-            name: getattr(TIMINGS, name) for name in contract.Timings.model_fields
+            name: getattr(TIMINGS, name, None) for name in contract.Timings.model_fields
         }
         assert (first.num_prompt_tokens, first.num_output_tokens) == (7, 3)
 

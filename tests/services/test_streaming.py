@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,6 +50,7 @@ def active(served: Served) -> int:
 
 
 def test_a_stream_is_in_order_and_ends_with_done(served: Served) -> None:
+    started_s = time.monotonic()
     frames = stream(served.url, prompt="hello", max_tokens=40, ignore_eos=True)
     assert frames[-1] == "[DONE]"
     chunks = [StreamChunk.model_validate(frame, strict=True) for frame in frames[:-1]]
@@ -61,6 +63,13 @@ def test_a_stream_is_in_order_and_ends_with_done(served: Served) -> None:
     assert final.num_prompt_tokens == len("hello")
     assert final.timings is not None
     assert final.timings.num_steps == 40
+    received_s, first_write_s = final.timings.received_s, final.timings.first_write_s
+    assert received_s is not None
+    assert first_write_s is not None
+    waited_s = final.timings.queue_s + final.timings.batch_wait_s + final.timings.prefill_s
+    assert started_s <= received_s
+    assert final.timings.first_token_s == pytest.approx(received_s + waited_s)
+    assert received_s + waited_s <= first_write_s <= time.monotonic()
     assert bytes(token_ids).decode() == "".join(chunk.choices[0].text for chunk in chunks)
 
 

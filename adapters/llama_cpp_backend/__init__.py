@@ -1,0 +1,1 @@
+"""llama.cpp through the low-level interface of llama-cpp-python."""

@@ -1,0 +1,184 @@
+"""Runs put side by side: one frame of rows and one manifest that holds a manifest for each run.
+
+What enters are measurements, or result files (of other settings, backends, models or commits); what leaves
+is a comparison as `comparison` and `report_data` read it, with the worst verdict of all its runs.
+Runs whose figures cannot be compared are refused or marked. Measures nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adapters.base import ConfigError
+from harness.arm_file import Measurement
+from harness.manifest import utc_stamp
+from harness.record import Manifest, read_parquet, write_table
+from harness.validity import Verdict
+
+_MUST_AGREE = (
+    ("schedules", lambda m: m["schedule"]["digest"]),
+    ("corpora", lambda m: m["corpus"]["sha256"]),
+)
+_SHOULD_AGREE = (
+    ("models", lambda m: m["model_digest"]),
+    ("kinds of scheduling (lab, engine)", lambda m: (m["service"] or {}).get("scheduling")),
+    ("machines", lambda m: (m["host"].get("cpu_model"), m["host"].get("physical_cores"))),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    rows: pd.DataFrame
+    manifest: Manifest
+
+
+def comparison_manifest(
+    runs: Sequence[Manifest], arms: Sequence[str], reference: str, num_blocks: int, verdict: Verdict
+) -> Manifest:
+    return {
+        "kind": "comparison",
+        "schema_version": runs[0]["schema_version"],
+        "started_at": runs[0]["started_at"],
+        "arms": list(arms),
+        "reference": reference,
+        "num_blocks": num_blocks,
+        "runs": list(runs),
+        "validity": verdict.as_dict(),
+    }
+
+
+def choose_reference(names: Sequence[str], asked: str | None) -> str:
+    """The arm that ratios refer to.
+
+    Raises:
+        ConfigError: the one asked for is not there.
+    """
+    if asked is None:
+        return "baseline" if "baseline" in names else names[0]
+    if asked not in names:
+        raise ConfigError(f"--baseline {asked} is not among the arms: {', '.join(names)}")
+    return asked
+
+
+def verdict_of(runs: Sequence[Manifest], num_planned: int) -> Verdict:
+    """The worst of all runs, each reason once with the arms it holds for, and what only all show."""
+    invalid: list[str] = []
+    if len(runs) < num_planned:
+        invalid.append(f"{len(runs)} of {num_planned} runs were made")
+    invalid += [
+        f"the runs had different {name}: they cannot be compared" for name in _differing(_MUST_AGREE, runs)
+    ]
+    caution = [f"the runs had different {name}" for name in _differing(_SHOULD_AGREE, runs)]
+    told = [(m["arm"], m["validity"]) for m in runs if m.get("validity")]
+    return Verdict(
+        (*invalid, *merged_reasons([(arm, v["invalid"]) for arm, v in told])),
+        (*caution, *merged_reasons([(arm, v["caution"]) for arm, v in told])),
+    )
+
+
+def _differing(facts: Sequence[tuple[str, Any]], runs: Sequence[Manifest]) -> list[str]:
+    return [name for name, of in facts if len({of(run) for run in runs}) > 1]
+
+
+def merged_reasons(reasons: Sequence[tuple[str, Sequence[str]]]) -> tuple[str, ...]:
+    """Reasons that differ in their figures only are told once, in the words of the first."""
+    arms_of: dict[str, list[str]] = {}
+    first_words: dict[str, str] = {}
+    for arm, sentences in reasons:
+        for sentence in sentences:
+            kind = re.sub(r"[0-9.,]+", "#", sentence)
+            first_words.setdefault(kind, sentence)
+            named = arms_of.setdefault(kind, [])
+            if arm not in named:
+                named.append(arm)
+    num_arms = len({arm for arm, _ in reasons})
+    told: list[str] = []
+    for kind, sentence in first_words.items():
+        who = "all arms" if len(arms_of[kind]) == num_arms > 1 else ", ".join(arms_of[kind])
+        told.append(f"{who}: {sentence}")
+    return tuple(told)
+
+
+def write_comparison(folder: Path, measurements: Sequence[Measurement], manifest: Manifest) -> Path:
+    """One file with the rows of all runs, as they stand in the files of these runs."""
+    tables = [pq.read_table(m.path).replace_schema_metadata(None) for m in measurements]
+    stem, number = utc_stamp(), 1
+    while (path := folder / (f"{stem}.parquet" if number == 1 else f"{stem}-{number}.parquet")).exists():
+        number += 1
+    write_table(path, pa.concat_tables(tables), manifest)
+    return path
+
+
+def read_runs(paths: Sequence[Path], *, allow_invalid: bool) -> tuple[list[Manifest], pd.DataFrame]:
+    """All runs of these files, and their rows. Arms of one name and load are told apart by commit or file.
+
+    Raises:
+        ConfigError: a file is INVALID and `allow_invalid` is not set.
+        LabError: a file cannot be read.
+    """
+    runs: list[Manifest] = []
+    frames: list[pd.DataFrame] = []
+    taken: set[tuple[str, str]] = set()
+    for path in paths:
+        manifest, rows = read_parquet(path)
+        verdict = manifest["validity"] or {"level": "INVALID", "invalid": ["unfinished"]}
+        if verdict["level"] == "INVALID" and not allow_invalid:
+            raise ConfigError(f"{path} is INVALID ({verdict['invalid'][0]}); --allow-invalid takes it anyway")
+        own_runs = manifest["runs"] if manifest.get("kind") == "comparison" else [manifest]
+        digest = str(own_runs[0]["schedule"]["digest"])
+        names = {
+            arm: _free_name(arm, path, own_runs[0], {name for name, load in taken if load == digest})
+            for arm in dict.fromkeys(m["arm"] for m in own_runs)
+        }
+        taken |= {(name, digest) for name in names.values()}
+        frames.append(rows.assign(arm=rows["arm"].map(names)))
+        runs += [
+            m
+            | {
+                "arm": names[m["arm"]],
+                "own_arm": m["arm"],
+                "file": str(path),
+                "path": m.get("path", str(path)),
+            }
+            for m in own_runs
+        ]
+    return runs, pd.concat(frames, ignore_index=True)
+
+
+def compare_files(
+    paths: Sequence[Path], *, asked_reference: str | None = None, allow_invalid: bool = False
+) -> Comparison:
+    """Several result files as one comparison; blocks are paired by number of repeat.
+
+    Raises:
+        ConfigError: as `read_runs`, or there is nothing to compare.
+        LabError: a file cannot be read.
+    """
+    runs, rows = read_runs(paths, allow_invalid=allow_invalid)
+    arms = list(dict.fromkeys(m["arm"] for m in runs))
+    if len(arms) < 2:
+        raise ConfigError("name at least two result files, or a comparison of two arms")
+    verdict = verdict_of(runs, len(runs))
+    if len(paths) > 1:
+        note = "the files were not measured in turns: what the machine did in between is in the ratios"
+        verdict = Verdict(verdict.invalid, (note, *verdict.caution))
+    num_blocks = int(rows["repeat"].nunique())
+    reference = choose_reference(arms, asked_reference)
+    return Comparison(rows, comparison_manifest(runs, arms, reference, num_blocks, verdict))
+
+
+def _free_name(arm: str, path: Path, run: Manifest, taken: set[str]) -> str:
+    """The arm's own name, else with the commit, else with the file it stands in."""
+    sha = (run["git"].get("sha") or "")[:8] if run.get("git") else ""
+    for name in (arm, f"{arm} {sha}" if sha else arm, f"{arm} {path.stem}", f"{arm} {path}"):
+        if name not in taken:
+            return name
+    return f"{arm} {len(taken)}"

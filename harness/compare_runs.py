@@ -1,0 +1,105 @@
+"""The runs of a comparison, in a balanced order, and a ledger by which an interrupted one goes on.
+
+What enters are arms and a number of blocks; what leaves are their measurements. A run that the ledger holds
+for the same plan (arms, settings, schedule, corpus, commit) is read back instead of made again, so the same
+call with more blocks extends a comparison. Decides no figure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapters.base import LabError
+from harness.arm_file import Arm, Measurement
+from harness.arms import arm_order
+from harness.arrivals import Schedule
+from harness.corpus import Corpus
+from harness.manifest import git_state
+from harness.measure import measure
+from harness.progress import Reporter
+from harness.record import read_parquet
+from harness.settings import HarnessSettings
+from harness.validity import Verdict
+
+
+class Ledger:
+    """Which run of which block and arm is in which file; each line is on disk before the next run."""
+
+    def __init__(self, folder: Path, plan: str, *, resume: bool) -> None:
+        self.path = folder / f"{plan[:12]}.runs.jsonl"
+        self._done: dict[tuple[int, str], Path] = {}
+        if resume and self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                entry = json.loads(line)
+                self._done[entry["block"], entry["arm"]] = Path(entry["path"])
+        elif self.path.exists():
+            self.path.unlink()
+
+    def __len__(self) -> int:
+        return len(self._done)
+
+    def add(self, block: int, measurement: Measurement) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        entry = {"block": block, "arm": measurement.manifest["arm"], "path": str(measurement.path)}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def read(self, block: int, arm: Arm) -> Measurement | None:
+        """The run of an earlier call; None where it was not made, failed, or its file is gone."""
+        path = self._done.get((block, str(arm.name)))
+        if path is None:
+            return None
+        try:
+            manifest, rows = read_parquet(path)
+        except LabError:
+            return None
+        told = manifest["validity"]
+        verdict = Verdict(tuple(told["invalid"]), tuple(told["caution"]))
+        return None if verdict.invalid else Measurement(path, rows, manifest, verdict)
+
+
+def plan_digest(arms: Sequence[Arm], settings: HarnessSettings, corpus: Corpus, schedule: Schedule) -> str:
+    content = {
+        "arms": [[arm.variant, arm.name, sorted(arm.env.items())] for arm in arms],
+        "settings": settings.recorded(),
+        "corpus": corpus.sha256,
+        "schedule": schedule.digest,
+        "git": git_state()["sha"],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def measure_blocks(
+    arms: Sequence[Arm],
+    num_blocks: int,
+    settings: HarnessSettings,
+    corpus: Corpus,
+    schedule: Schedule,
+    reporter: Reporter,
+    ledger: Ledger,
+) -> list[Measurement]:
+    """Every arm once in every block; what was measured until an interrupt is returned.
+
+    Raises:
+        KeyboardInterrupt: told to stop before the first run.
+    """
+    measurements: list[Measurement] = []
+    for block in range(num_blocks):
+        for arm in arm_order(arms, block, settings.seed):
+            if (kept := ledger.read(block, arm)) is not None:
+                measurements.append(kept)
+                continue
+            reporter.announce(f"block {block + 1} of {num_blocks}: {arm.name}")
+            try:
+                measurements.append(measure(arm, settings, corpus, schedule, reporter, [block]))
+            except KeyboardInterrupt:
+                if not measurements:
+                    raise
+                return measurements
+            if measurements[-1].was_interrupted:
+                return measurements
+            ledger.add(block, measurements[-1])
+    return measurements

@@ -1,0 +1,61 @@
+"""What a run will do, decided before it starts: which prompts, when.
+
+What enters are settings; what leaves are a corpus and a schedule. Prompts come from the recorded corpus,
+from a file that was given, from a trace, or are made up; times from a load or a trace. Sends nothing.
+"""
+
+from __future__ import annotations
+
+from adapters.base import ConfigError
+from harness.arrivals import Schedule, derive_seed, make_schedule
+from harness.corpus import Corpus, default_path, load_corpus
+from harness.load import Arrivals, Load, make_load
+from harness.settings import HarnessSettings
+from harness.traces import load_trace, synthetic_corpus, trace_corpus
+
+_SYNTHETIC = "synthetic:"
+
+
+def plan(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tuple[Corpus, Schedule]:
+    """The corpus and the schedule that the settings ask for.
+
+    Raises:
+        ConfigError: they cannot be had, or contradict each other.
+    """
+    if settings.trace is not None:
+        return _plan_trace(settings)
+    load = make_load(
+        concurrency=settings.concurrency,
+        rate=settings.rate,
+        arrivals=settings.arrivals,
+        cv=settings.cv,
+        on_s=settings.on_s,
+        off_s=settings.off_s,
+        rate_from=settings.rate_from,
+    )
+    asked = str(settings.corpus or "")
+    if asked.startswith(_SYNTHETIC):
+        spec, seed = asked.removeprefix(_SYNTHETIC), derive_seed(settings.seed, "prompts")
+        corpus = synthetic_corpus(spec, settings.requests, seed)
+    else:
+        corpus = load_corpus(settings.corpus or default_path(), allow_changed=allow_changed_corpus)
+    return corpus, make_schedule(corpus.prompts, settings.requests, load, settings.seed)
+
+
+def _plan_trace(settings: HarnessSettings) -> tuple[Corpus, Schedule]:
+    """At most REQUESTS rows, at the trace's own times; its mean rate is what counts as asked for."""
+    assert settings.trace is not None
+    if settings.rate is not None or settings.corpus is not None or settings.arrivals not in (None, "trace"):
+        raise ConfigError("TRACE brings arrivals and lengths of its own: leave out RATE, ARRIVALS and CORPUS")
+    trace = load_trace(
+        settings.trace,
+        num_rows=settings.requests,
+        time_scale=settings.time_scale,
+        max_tokens=settings.trace_max_tokens,
+    )
+    corpus = trace_corpus(trace, settings.trace, derive_seed(settings.seed, "prompts"))
+    offsets_s = [row.offset_s for row in trace.rows]
+    rate = (len(offsets_s) - 1) / offsets_s[-1] if offsets_s[-1] > 0 else float(len(offsets_s))
+    load = Load(Arrivals.TRACE, rate=rate, trace_sha256=trace.sha256, time_scale=settings.time_scale)
+    schedule = make_schedule(corpus.prompts, len(trace.rows), load, settings.seed, offsets_s=offsets_s)
+    return corpus, schedule

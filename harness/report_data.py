@@ -1,0 +1,211 @@
+"""What a report says, as numbers: one `ArmData` for each arm and load, and the contrasts between arms.
+
+What enters are result files (a comparison, or several files); what leaves are frozen objects that charts and
+page draw from. Every figure is defined in `metrics`, `headline`, `budget` or `timeline`; nothing is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from harness.budget import Budget, latency_budget
+from harness.cost import Price
+from harness.headline import Contrast, contrasts
+from harness.metrics import Slo, goodput, throughput, token_gaps
+from harness.record import Manifest
+from harness.stats import Percentile, percentile
+from harness.timeline import Timeline, batch_timeline
+from harness.validity import load_of
+from harness.verdict import DEFAULT_MARGIN
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ArmData:
+    """One arm under one load, all its blocks together. Latencies are sorted, in ms."""
+
+    name: str
+    load: str
+    offered: float
+    """Requests a second, or users of a closed loop."""
+    tokens_per_s: list[float]
+    """One a block."""
+    ttft_p50_ms: list[float]
+    """One a block, from schedule."""
+    ttft_ms: Floats
+    total_ms: Floats
+    itl_ms: Floats
+    itl_is_per_token: bool
+    percentiles: dict[str, Percentile]
+    goodput_per_s: float | None
+    goodput_share: float | None
+    budget: Budget | None
+    timeline: Timeline | None
+    mean_batch_size: float | None
+    dead_row_share: float | None
+    usd_per_million_tokens: float | None
+    num_failed: int
+
+    @property
+    def middle_tokens_per_s(self) -> float:
+        return float(np.median(self.tokens_per_s)) if self.tokens_per_s else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    arms: list[ArmData]
+    found: list[Contrast]
+    against_next: list[Contrast]
+    """The winner of the deciding metric against the arm that comes next."""
+    winner: str | None
+    runner_up: str | None
+    reference: str | None
+    is_open: bool
+    num_blocks: int
+    num_same: tuple[int, int]
+    slo: Slo | None
+    price: Price
+    manifest: Manifest
+
+    @property
+    def loads(self) -> list[str]:
+        return list(dict.fromkeys(arm.load for arm in self.arms))
+
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(arm.name for arm in self.arms))
+
+
+def gather(
+    rows: pd.DataFrame,
+    manifest: Manifest,
+    *,
+    slo: Slo | None,
+    price: Price,
+    margin: float = DEFAULT_MARGIN,
+    num_same: tuple[int, int] = (0, 0),
+) -> ReportData:
+    """All figures of a comparison (one run alone is a comparison of one arm)."""
+    runs = manifest["runs"]
+    groups: dict[tuple[str, str], list[Manifest]] = {}
+    for run in runs:
+        groups.setdefault((run["arm"], load_text(run)), []).append(run)
+    arms = [_arm_data(name, load, own, rows, slo, price) for (name, load), own in groups.items()]
+    is_open = load_of(runs[0]).is_open
+    names = [name for name in manifest["arms"] if any(arm.name == name for arm in arms)]
+    one_load = len({arm.load for arm in arms}) == 1
+    reference = manifest["reference"] if len(names) > 1 and one_load else None
+    winner, runner_up = _ranking(arms, is_open) if reference else (None, None)
+    found = contrasts(rows, names, reference, is_open=is_open, margin=margin) if reference else []
+    against_next = []
+    if winner and runner_up:
+        against_next = contrasts(rows, [runner_up, winner], runner_up, is_open=is_open, margin=margin)
+    return ReportData(
+        arms=arms,
+        found=found,
+        against_next=against_next,
+        winner=winner,
+        runner_up=runner_up,
+        reference=reference,
+        is_open=is_open,
+        num_blocks=manifest["num_blocks"],
+        num_same=num_same,
+        slo=slo,
+        price=price,
+        manifest=manifest,
+    )
+
+
+def load_text(run: Manifest) -> str:
+    plan = run["schedule"]
+    if plan["rate"] is None and plan["concurrency"] is not None:
+        return f"{plan['concurrency']} users"
+    rate = f" {plan['rate']:g}/s" if plan["rate"] is not None else ""
+    return f"{plan['arrivals']}{rate}"
+
+
+def _offered(run: Manifest) -> float:
+    plan = run["schedule"]
+    return float(plan["rate"] if plan["rate"] is not None else plan["concurrency"] or 0)
+
+
+def _ranking(arms: Sequence[ArmData], is_open: bool) -> tuple[str | None, str | None]:
+    """The best two arms by the deciding metric."""
+    if is_open:
+        ordered = sorted(arms, key=lambda arm: float(arm.total_ms.mean()) if len(arm.total_ms) else np.inf)
+    else:
+        ordered = sorted(arms, key=lambda arm: -arm.middle_tokens_per_s)
+    names = [arm.name for arm in ordered]
+    return (names[0], names[1]) if len(names) > 1 else (None, None)
+
+
+def _arm_data(
+    name: str, load: str, runs: Sequence[Manifest], rows: pd.DataFrame, slo: Slo | None, price: Price
+) -> ArmData:
+    ids = {run["run_id"] for run in runs}
+    own = rows[rows["run_id"].isin(ids)]
+    done = own[own["error"].isna()]
+    is_open = load_of(runs[0]).is_open
+    parts = [part for _, part in own.groupby(["run_id", "repeat"])]
+    rates = [(part, rate) for part in parts if (rate := throughput(part, is_open=is_open)) is not None]
+    tokens_per_s = [rate.output_tokens_per_s for _, rate in rates]
+    good = [goodput(part, slo, rate.window_s) for part, rate in rates] if slo else []
+    gaps = token_gaps(done)
+    steps = [entry["steps"] for run in runs for entry in run["repeats"] if entry["steps"]]
+    ttft_ms, total_ms = (_sorted(done[column]) for column in ("ttft_sched_ms", "total_sched_ms"))
+    round_trips = [entry.get("round_trip_s") for run in runs for entry in run["repeats"]]
+    return ArmData(
+        name=name,
+        load=load,
+        offered=_offered(runs[0]),
+        tokens_per_s=tokens_per_s,
+        ttft_p50_ms=[float(part["ttft_sched_ms"].median()) for part, _ in rates],
+        ttft_ms=ttft_ms,
+        total_ms=total_ms,
+        itl_ms=np.sort(np.repeat(gaps.gap_ms, gaps.weights.astype(int))),
+        itl_is_per_token=gaps.is_per_token,
+        percentiles={
+            **{f"TTFT p{q}": percentile(ttft_ms, q) for q in (50, 95, 99)},
+            **{f"TPOT p{q}": percentile(done["tpot_ms"].to_numpy(dtype=float), q) for q in (50, 95)},
+            **{f"total p{q}": percentile(total_ms, q) for q in (50, 95, 99)},
+        },
+        goodput_per_s=float(np.median([g.requests_per_s for g in good])) if good else None,
+        goodput_share=float(np.median([g.share for g in good])) if good else None,
+        budget=latency_budget(own, next((trip for trip in round_trips if trip is not None), None)),
+        timeline=_timeline(runs[0], own),
+        mean_batch_size=_mean([float(entry["mean_batch_size"]) for entry in steps]),
+        dead_row_share=_mean([float(entry["dead_row_share"]) for entry in steps]),
+        usd_per_million_tokens=price.per_million_tokens(float(np.median(tokens_per_s)))
+        if tokens_per_s
+        else None,
+        num_failed=int(own["error"].notna().sum()),
+    )
+
+
+def _timeline(run: Manifest, own: pd.DataFrame) -> Timeline | None:
+    """Of the first replay; the step log lies beside the rows of its run."""
+    path = Path(run.get("path", "")).with_suffix(".steps.parquet")
+    first = int(min(run["planned_repeats"], default=0))
+    if not run.get("path") or not path.is_file():
+        return None
+    steps = pq.read_table(path).to_pandas()
+    rows = own[(own["run_id"] == run["run_id"]) & (own["repeat"] == first)]
+    slots: Any = (run["service"] or {}).get("strategy", {}).get("max_batch") or 0
+    return batch_timeline(rows, steps[steps["repeat"] == first], int(slots))
+
+
+def _sorted(values: pd.Series[float]) -> Floats:
+    return np.sort(values.dropna().to_numpy(dtype=float))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None

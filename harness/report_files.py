@@ -1,0 +1,107 @@
+"""Result files as one report: HTML, Markdown or single charts.
+
+What enters are paths of result files and where to write; what leaves are files. One schedule in all files
+makes a comparison with a reference, several make curves over load. Derives no figure itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapters.base import ConfigError
+from harness.combine import choose_reference, comparison_manifest, read_runs, verdict_of
+from harness.comparison import agreement_of_all
+from harness.cost import Price
+from harness.metrics import Slo
+from harness.record import read_parquet
+from harness.report_data import ReportData, gather
+from harness.report_page import make_charts, render_page
+from harness.report_words import (
+    arm_table,
+    budget_table,
+    contrast_sentences,
+    contrast_table,
+    setting_lines,
+    verdict_sentences,
+)
+from harness.table import render_table
+from harness.validity import Verdict
+
+
+def load_report(
+    paths: Sequence[Path], *, slo: Slo | None, price: Price, reference: str | None, margin: float
+) -> ReportData:
+    """Everything that these files say. INVALID ones are shown, and marked.
+
+    Raises:
+        LabError: a file cannot be read, or the reference is not in them.
+    """
+    runs, rows = read_runs(paths, allow_invalid=True)
+    digests = {run["schedule"]["digest"] for run in runs}
+    kept = read_parquet(paths[0])[0] if len(paths) == 1 else {}
+    # Runs stand in the order in which they were measured, arms in the one in which they were asked for.
+    arms = kept.get("arms") or list(dict.fromkeys(run["arm"] for run in runs))
+    runs.sort(key=lambda run: arms.index(run["arm"]))
+    chosen = choose_reference(arms, reference or kept.get("reference"))
+    verdict = verdict_of(runs, len(runs))
+    if len(digests) > 1:
+        different = "the runs had different schedules"
+        verdict = Verdict(tuple(r for r in verdict.invalid if not r.startswith(different)), verdict.caution)
+    num_blocks = int(rows.groupby("arm")["repeat"].nunique().max())
+    manifest = comparison_manifest(runs, arms, chosen, num_blocks, verdict)
+    same = agreement_of_all(rows) if len(digests) == 1 else (0, 0)
+    return gather(rows, manifest, slo=slo, price=price, margin=margin, num_same=same)
+
+
+def write_html(data: ReportData, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_page(data, _title(data)), encoding="utf-8")
+
+
+def write_charts(data: ReportData, folder: Path) -> list[Path]:
+    """Every chart as PNG, 2 pixels a unit.
+
+    Raises:
+        ConfigError: the package that draws them is not installed.
+    """
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise ConfigError("--png needs one more package: uv sync --inexact --extra png") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for name, svg in make_charts(data).items():
+        path = folder / f"{name}.png"
+        path.write_bytes(bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=2)))
+        written.append(path)
+    return written
+
+
+def to_markdown(data: ReportData) -> str:
+    """For a pull request: the answer, the tables, the doubts."""
+    validity = data.manifest["validity"]
+    parts = [f"### {_title(data)}", f"**{validity['level']}.** " + " ".join(verdict_sentences(data))]
+    parts.append(render_table(*arm_table(data)))
+    if data.found:
+        parts.append(f"Ratios to {data.reference}; intervals hold together at 95%.")
+        parts.append(render_table(*contrast_table(data.found)))
+        parts.append("\n".join(f"- {sentence}" for sentence in contrast_sentences(data.found)))
+    headers, lines = budget_table(data)
+    if lines:
+        parts.append(render_table(headers, lines))
+    parts.append("\n".join(f"- {line}" for line in setting_lines(data)))
+    reasons = [
+        *(f"INVALID: {r}" for r in validity["invalid"]),
+        *(f"caution: {r}" for r in validity["caution"]),
+    ]
+    if reasons:
+        parts.append("\n".join(f"- {reason}" for reason in reasons))
+    return "\n\n".join(parts)
+
+
+def _title(data: ReportData) -> str:
+    model = data.manifest["runs"][0]["model"]
+    return (
+        f"{', '.join(data.names)} on {model}" if len(data.names) < 7 else f"{len(data.names)} arms on {model}"
+    )

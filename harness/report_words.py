@@ -1,0 +1,179 @@
+"""The report in sentences: who wins, by how much, how sure that is, and why.
+
+What enters is `ReportData`; what leaves are plain sentences and tables of text, which the page, the Markdown
+and the terminal share. Every claim names its figure. Draws nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.budget import TERMS
+from harness.headline import HEADLINES, Contrast, decision, in_words, more_blocks, primary
+from harness.report_data import ArmData, ReportData
+from harness.table import MISSING, number, share
+
+
+def verdict_sentences(data: ReportData) -> list[str]:
+    """First the answer, then how sure it is, then why."""
+    if data.winner is None or data.runner_up is None:
+        return [_only_arm(arm) for arm in data.arms]
+    name, next_name = data.winner, data.runner_up
+    metric = primary(data.is_open)
+    found = decision(data.against_next, name, data.is_open)
+    judgement = found.judgement if found else None
+    if found is None or judgement is None:
+        return [f"{name} comes first in {metric.name}, but too few answers stand behind it."]
+    is_sure = judgement.word == "better"
+    sentences = [
+        f"{name} wins: {found.text()} the {metric.name} of the next, {next_name}."
+        if is_sure
+        else f"No winner is sure: {name} and {next_name} come first ({metric.name} {found.text()})."
+    ]
+    reference = decision(data.found, name, data.is_open)
+    if reference is not None and reference.judgement is not None and data.reference != next_name:
+        sentences.append(f"Against {data.reference} it is {reference.text()}.")
+    sentences.append(_how_sure(data, found, is_sure))
+    return [*sentences, *why(data)]
+
+
+def _only_arm(arm: ArmData) -> str:
+    ttft = arm.percentiles["TTFT p50"]
+    return (
+        f"{arm.name} at {arm.load}: {number(arm.middle_tokens_per_s)} output tok/s, "
+        f"TTFT p50 {ttft.text()} ms from schedule."
+    )
+
+
+def _how_sure(data: ReportData, found: Contrast, is_sure: bool) -> str:
+    judgement = found.judgement
+    assert judgement is not None
+    blocks = f"{judgement.num_blocks} blocks, the same requests paired"
+    level = data.manifest["validity"]["level"]
+    standing = {
+        "VALID": "nothing speaks against the runs",
+        "CAUTION": "with reasons for caution (below)",
+        "INVALID": "but the runs are INVALID (below), so this does not count",
+    }[level]
+    if is_sure:
+        return f"How sure: the interval holds at {judgement.confidence:.1%} over {blocks}; {standing}."
+    missing = more_blocks(data.against_next, data.is_open)
+    ask = f"; {missing} more blocks would tell" if missing else ""
+    return f"How sure: {judgement.text()} over {blocks}{ask}; {standing}."
+
+
+def why(data: ReportData) -> list[str]:
+    """What the step log and the budgets say about the winner and the reference."""
+    sentences: list[str] = []
+    shown = [
+        arm for name in (data.winner, data.runner_up, data.reference) for arm in data.arms if arm.name == name
+    ]
+    shown = list({arm.name: arm for arm in shown}.values())
+    spent = [
+        f"{arm.name} {arm.timeline.live_share:.0%} live, {arm.timeline.dead_share:.0%} dead rows, "
+        f"{arm.timeline.idle_share:.0%} empty"
+        for arm in shown
+        if arm.timeline
+    ]
+    if spent:
+        batches = ", ".join(f"{arm.name} {number(arm.mean_batch_size, 1)}" for arm in shown)
+        sentences.append(
+            f"Why: time of the batch's slots was spent so: {'; '.join(spent)} (live rows a step: {batches})."
+        )
+    waits = [f"{arm.name} {_largest_term(arm)}" for arm in shown if arm.budget]
+    if waits:
+        sentences.append(f"Where the first token waited longest: {'; '.join(waits)}.")
+    return sentences
+
+
+def _largest_term(arm: ArmData) -> str:
+    assert arm.budget is not None
+    means = arm.budget.means()
+    total = sum(means.values())
+    name = max(means, key=lambda term: means[term])
+    words = {**dict(TERMS), "residual_ms": "unaccounted"}[name]
+    return f"{words} ({means[name]:,.0f} of {total:,.0f} ms)"
+
+
+def arm_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
+    headers = [
+        "arm",
+        "load",
+        "output tok/s",
+        "TTFT p50",
+        "TTFT p95",
+        "TPOT p50",
+        "total p95",
+        "mean batch",
+        "dead rows",
+    ]
+    if data.slo is not None:
+        headers += ["goodput/s", "met SLO"]
+    headers.append("USD per 1M tokens")
+    lines: list[list[str]] = []
+    for arm in data.arms:
+        cells = [arm.name, arm.load, number(arm.middle_tokens_per_s)]
+        cells += [arm.percentiles[name].text() for name in ("TTFT p50", "TTFT p95", "TPOT p50", "total p95")]
+        cells += [number(arm.mean_batch_size, 2), share(arm.dead_row_share)]
+        if data.slo is not None:
+            cells += [number(arm.goodput_per_s, 2), share(arm.goodput_share)]
+        cells.append(number(arm.usd_per_million_tokens, 2))
+        lines.append(cells)
+    return headers, lines
+
+
+def contrast_table(found: Sequence[Contrast]) -> tuple[list[str], list[list[str]]]:
+    arms = list(dict.fromkeys(contrast.arm for contrast in found))
+    headers = ["arm", *(metric.name for metric in HEADLINES)]
+    lines = [[arm, *(c.text() for c in found if c.arm == arm)] for arm in arms]
+    return headers, lines
+
+
+def contrast_sentences(found: Sequence[Contrast]) -> list[str]:
+    arms = list(dict.fromkeys(contrast.arm for contrast in found))
+    return [f"{arm}: {in_words(found, arm)}." for arm in arms]
+
+
+def budget_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
+    names = [*(name for name, _ in TERMS), "residual_ms"]
+    labels = [words.partition(" (")[0].partition(",")[0] for _, words in TERMS]
+    headers = ["mean ms", *labels, "residual", "TTFT from schedule", "median |residual| / TTFT"]
+    lines: list[list[str]] = []
+    for arm in data.arms:
+        if arm.budget is None:
+            continue
+        means = arm.budget.means()
+        mean_ttft = float(arm.budget.terms["ttft_sched_ms"].mean())
+        lines.append(
+            [
+                arm.name,
+                *(number(means[n], 2) for n in names),
+                number(mean_ttft, 1),
+                share(arm.budget.residual_share),
+            ]
+        )
+    return headers, lines
+
+
+def setting_lines(data: ReportData) -> list[str]:
+    run = data.manifest["runs"][0]
+    plan, host, service = run["schedule"], run["host"], run["service"] or {}
+    memory = host.get("memory_bytes")
+    engine = (
+        f"{service.get('backend')} on {service.get('device')}, {service.get('dtype')}, "
+        f"{service.get('num_threads')} engine thread(s)"
+        if service
+        else f"a server at {run['settings'].get('url')}"
+    )
+    gpus = ", ".join(host.get("gpu") or []) or "none"
+    git = run.get("git") or {}
+    dirty = " with local changes" if git.get("is_dirty") else ""
+    return [
+        f"Model: {run['model']}; {engine}.",
+        f"Load: {', '.join(data.loads)}; {plan['num_requests']} requests a run, {data.num_blocks} block(s), "
+        f"seed {run['settings'].get('seed')}, corpus {run['corpus']['sha256'][:12]}.",
+        f"Machine: {host.get('cpu_model') or 'unknown CPU'}, {host.get('physical_cores')} cores"
+        + (f", {memory / 2**30:.0f} GiB" if memory else "")
+        + f", GPU {gpus}, governor {host.get('cpu_governor') or 'unknown'}, {host.get('platform', '')}.",
+        f"Started {run['started_at']}, commit {(git.get('sha') or MISSING)[:12]}{dirty}.",
+    ]

@@ -1,0 +1,120 @@
+"""The batch over time: which request held which slot, when it was live, and when its row was dead.
+
+What enters are rows with the server's stamps and the step log; what leaves are bars on lanes (one lane a
+slot), all in seconds since the first step, and how the time of all slots was spent. Slots carry no numbers
+on the wire: a request is drawn on the first lane that is free when it joins. Draws nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+_SAME_S = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Prompt from `joined_s`, tokens from `first_token_s`, dead from `finished_s` to `left_s`."""
+
+    lane: int
+    label: str
+    joined_s: float
+    first_token_s: float
+    finished_s: float
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """`steps`: time since the first step, live rows, dead rows and length of each step.
+
+    Shares are of slots x span: the row-steps spent on live rows, on dead ones, and the slots left empty.
+    """
+
+    bars: list[Bar]
+    steps: list[tuple[float, int, int, float]]
+    num_lanes: int
+    span_s: float
+    live_share: float
+    dead_share: float
+    idle_share: float
+    between_steps_share: float
+    """Of the span: no step was being computed."""
+
+
+def batch_timeline(rows: pd.DataFrame, steps: pd.DataFrame, num_slots: int) -> Timeline | None:
+    """The timeline of one replay; None where the server told no stamps or kept no step log."""
+    if steps.empty or "received_s" not in rows:
+        return None
+    needed = ["received_s", "queue_s", "batch_wait_s", "prefill_s", "decode_s"]
+    told = rows[rows[needed].notna().all(axis=1) & rows["error"].isna()]
+    if told.empty:
+        return None
+    start_s = float(steps["start_s"].min())
+    ends = steps["start_s"] + steps["duration_s"]
+    span_s = float(ends.max()) - start_s
+    joined = told["received_s"] + told["queue_s"] + told["batch_wait_s"] - start_s
+    first = joined + told["prefill_s"]
+    finished = first + told["decode_s"]
+    dead_until = _dead_until(steps.assign(end_s=ends - start_s))
+    bars: list[Bar] = []
+    free_at: list[float] = []
+    order = joined.sort_values().index
+    for index in order:
+        finished_s = float(finished[index])
+        left_s = dead_until(finished_s)
+        joined_s = float(joined[index])
+        lane = next((i for i, until in enumerate(free_at) if until <= joined_s + _SAME_S), len(free_at))
+        if lane == len(free_at):
+            free_at.append(0.0)
+        free_at[lane] = left_s
+        label = str(told.at[index, "prompt_id"])
+        bars.append(Bar(lane, label, joined_s, float(first[index]), finished_s, left_s))
+    num_lanes = max(num_slots, len(free_at))
+    room = num_lanes * span_s
+    live_s = float((steps["num_rows"] * steps["duration_s"]).sum())
+    dead_s = float((steps["num_dead_rows"] * steps["duration_s"]).sum())
+    return Timeline(
+        bars=bars,
+        steps=[
+            (start - start_s, int(live), int(dead), duration)
+            for start, live, dead, duration in zip(
+                steps["start_s"].tolist(),
+                steps["num_rows"].tolist(),
+                steps["num_dead_rows"].tolist(),
+                steps["duration_s"].tolist(),
+                strict=True,
+            )
+        ],
+        num_lanes=num_lanes,
+        span_s=span_s,
+        live_share=live_s / room,
+        dead_share=dead_s / room,
+        idle_share=max(0.0, 1 - (live_s + dead_s) / room),
+        between_steps_share=max(0.0, 1 - float(steps["duration_s"].sum()) / span_s),
+    )
+
+
+def _dead_until(steps: pd.DataFrame) -> Callable[[float], float]:
+    """A function: a row that finished then is computed as a dead one until when.
+
+    Dead rows leave with the last live one of their batch, so at the end of the run of steps with dead rows.
+    """
+    ordered = steps.sort_values("end_s")
+    ends = [float(end_s) for end_s in ordered["end_s"]]
+    batch_ends: list[float] = []
+    batch_end_s = 0.0
+    for end_s, num_dead in zip(reversed(ends), reversed(list(ordered["num_dead_rows"])), strict=True):
+        batch_end_s = (batch_end_s or end_s) if num_dead else 0.0
+        batch_ends.append(batch_end_s)
+    batch_ends.reverse()
+
+    def until(finished_s: float) -> float:
+        following = bisect_right(ends, finished_s + _SAME_S)
+        return max(finished_s, batch_ends[following]) if following < len(ends) else finished_s
+
+    return until

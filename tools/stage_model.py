@@ -1,0 +1,84 @@
+"""`lab model stage MODEL --to FOLDER`: a model in a folder of its own, ready before a server starts from it.
+
+What enters is whatever MODEL can be (a preset, a hub id, a .gguf of a hub repository, a local folder or
+file); what leaves is a folder with its files and a manifest, and a line with size and digest. Running it
+again does nothing; an interrupted run is continued.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from adapters.base import BackendConfig, ConfigError
+from adapters.gguf_store import is_gguf_name, resolve_gguf
+from adapters.hub_model import gguf_in_hub, looks_like_hub_id
+from adapters.hub_staging import HubCommit, download, list_commit
+from adapters.model_store import resolve_model, split_format
+from adapters.seeded_model import PRESETS
+from adapters.staging import STAGED_MANIFEST, Fill, Staged, stage
+
+
+def stage_model(config: BackendConfig, target: Path) -> Staged:
+    """Stage `config.model`; a llama_cpp configuration stages one GGUF file, others a Hugging Face folder.
+
+    Raises:
+        ConfigError: it cannot be found, fetched or written; the message says what to do.
+    """
+    name, _ = split_format(config.model, config.backend)
+    label = config.model
+    if config.backend == "llama_cpp" and not is_gguf_name(name):
+        label = f"{name} as GGUF {config.model.removeprefix(name).removeprefix(':') or config.dtype}"
+    return stage(label, target, _fill(config, name))
+
+
+def report(staged: Staged, seconds: float) -> str:
+    """What `lab model stage` prints."""
+    done = "was staged already" if staged.was_there else f"staged in {seconds:.1f} s"
+    return f"{staged.folder}: {staged.num_bytes / 1e6:,.1f} MB, {staged.digest}, {done}"
+
+
+def run(config: BackendConfig, target: Path) -> int:
+    started_s = time.monotonic()
+    print(report(stage_model(config, target), time.monotonic() - started_s))
+    return 0
+
+
+def _fill(config: BackendConfig, name: str) -> Fill:
+    """How the files come into the folder."""
+    in_hub = None if Path(name).expanduser().exists() else gguf_in_hub(name)
+    if name.endswith(".gguf") and in_hub is not None:
+        return lambda folder: _check_room_and_download(list_commit(*in_hub), folder)
+    if config.backend == "llama_cpp" or is_gguf_name(name):
+        return lambda folder: _copy_file(resolve_gguf(config).path, folder)
+    if name in PRESETS or Path(name).expanduser().is_dir() or not looks_like_hub_id(name):
+        return lambda folder: _copy_folder(resolve_model(config).folder, folder)
+    return lambda folder: _check_room_and_download(list_commit(name), folder)
+
+
+def _copy_file(source: Path, folder: Path) -> None:
+    _check_room(source.stat().st_size, folder)
+    shutil.copyfile(source, folder / source.name)
+
+
+def _copy_folder(source: Path, folder: Path) -> None:
+    """The files of a model folder; folders inside it are no part of a model."""
+    files = [path for path in source.iterdir() if path.is_file() and path.name != STAGED_MANIFEST]
+    _check_room(sum(path.stat().st_size for path in files), folder)
+    for path in files:
+        shutil.copyfile(path, folder / path.name)
+
+
+def _check_room_and_download(commit: HubCommit, folder: Path) -> None:
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    _check_room(sum(file.num_bytes for file in commit.files) - there, folder)
+    download(commit, folder)
+
+
+def _check_room(num_bytes: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise ConfigError(
+            f"{folder.parent} has {free / 1e9:.1f} GB free and {num_bytes / 1e9:.1f} GB are needed; make room"
+        )

@@ -1,0 +1,192 @@
+"""Where the time of a decode step goes, by part and number of rows.
+
+What enters are a model, row counts and a context length; what leaves is a table (also as Markdown, for the
+docs) and a parquet file with one row a part and step. The real engine loop runs, its reports pass through the
+pipe that they pass in the service, and each part's own time is taken without that of the parts it calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from adapters.base import BackendConfig, SamplingParams, Sequence
+from adapters.torch_backend import backend as torch_backend
+from adapters.torch_backend.attention import StepLayout
+from adapters.torch_backend.backend import TorchBackend
+from adapters.torch_backend.cpu_kernels import CpuKernels
+from adapters.torch_backend.kv_cache import SlotCache
+from adapters.torch_backend.linear import KernelLinear, TiledLinear
+from adapters.torch_backend.llama_forward import LlamaForward
+from adapters.torch_backend.packing import StepPacker
+from harness.manifest import utc_stamp
+from harness.table import render_table
+from services.engine import Engine, QueueInbox
+from services.limits import SchedulerLimits
+from services.messages import StepReport, Stop, Submit
+from services.scheduler import Scheduler
+from services.strategies import VARIANTS
+from services.strategies.base import StrategyConfig
+from services.wire import pack
+
+_STEP = "engine loop"
+_PRODUCTS = ("forward", "plus", "times", "swish")
+_PARTS: list[tuple[object, str, str]] = [
+    *((kind, name, "matrix products") for kind in (TiledLinear, KernelLinear) for name in _PRODUCTS),
+    (StepLayout, "_attend_stored", "attention"),
+    (CpuKernels, "rotate_and_store", "rotation, cache writes"),
+    (SlotCache, "write", "rotation, cache writes"),
+    (LlamaForward, "_normed", "norms"),
+    (StepPacker, "pack", "packing rows"),
+    (torch_backend, "choose_tokens", "sampling"),
+    (TorchBackend, "step", "other operators"),
+    (Scheduler, "plan", "scheduler"),
+    (Scheduler, "commit", "scheduler"),
+    (Engine, "_turn", _STEP),
+]
+OUTSIDE_THE_FORWARD = ("packing rows", "sampling", "scheduler", "messages", _STEP)
+
+
+class SelfTimes:
+    """Own time in s of each part since `take`; a call's time is not that of its caller."""
+
+    def __init__(self) -> None:
+        self._times: defaultdict[str, float] = defaultdict(float)
+        self._inner_s = [0.0]
+
+    def wrap(self, call: Callable[..., Any], part: str) -> Callable[..., Any]:
+        def timed(*args: Any, **options: Any) -> Any:
+            self._inner_s.append(0.0)
+            started_s = time.perf_counter()
+            try:
+                return call(*args, **options)
+            finally:
+                took_s = time.perf_counter() - started_s
+                self._times[part] += took_s - self._inner_s.pop()
+                self._inner_s[-1] += took_s
+
+        return timed
+
+    def take(self) -> dict[str, float]:
+        taken = dict(self._times)
+        self._times.clear()
+        return taken
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default=os.environ.get("MODEL", "lab-26m"), help="preset, folder or hub id"
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 32], help="rows of a step")
+    parser.add_argument("--context", type=int, default=128, help="tokens that each row has behind it")
+    parser.add_argument("--steps", type=int, default=64, help="steps to measure (default 64)")
+    parser.add_argument("--threads", type=int, default=None, help="engine threads (default: cores - 1)")
+    parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
+    parser.add_argument(
+        "--out", type=Path, default=Path(os.environ.get("OUT", "results")), help="result folder"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, write `OUT/profile/<UTC time>.parquet`."""
+    config = BackendConfig(
+        model=args.model,
+        dtype=args.dtype,
+        device="cpu",
+        num_threads=args.threads,
+        max_batch_size=max(args.rows),
+    )
+    times = SelfTimes()
+    backend = TorchBackend(config)
+    for owner, name, part in _PARTS:
+        setattr(owner, name, times.wrap(getattr(owner, name), part))
+    frames = []
+    for num_rows in args.rows:
+        print(f"{num_rows} rows ...", file=sys.stderr, flush=True)
+        frames.append(_profile(backend, times, num_rows, args.context, args.steps).assign(num_rows=num_rows))
+    frame = pd.concat(frames, ignore_index=True)
+    path = args.out / "profile" / f"{utc_stamp()}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_parquet(path)
+    info = backend.info
+    print(
+        f"{info.model}, {info.dtype}, {info.num_threads} engine thread(s), context {args.context}; ms a step"
+    )
+    print(_table(frame))
+    print(f"rows: {path}")
+    return 0
+
+
+def _profile(
+    backend: TorchBackend, times: SelfTimes, num_rows: int, context: int, num_steps: int
+) -> pd.DataFrame:
+    """One row a step and part, for the steps in which all rows decode."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=_swallow, args=(reader,), daemon=True)
+    process.start()
+    limits = SchedulerLimits(
+        backend.info.kv_capacity_tokens, backend.info.max_model_len, max_batch=num_rows, max_step_tokens=1024
+    )
+    scheduler = Scheduler(VARIANTS["continuous"](StrategyConfig(max_batch=num_rows)), limits)
+    inbox = QueueInbox()
+    rows: list[dict[str, Any]] = []
+
+    def send(report: StepReport) -> None:
+        writer.send_bytes(pack(report))
+
+    timed_send = times.wrap(send, "messages")
+
+    def publish(report: StepReport) -> None:
+        timed_send(report)
+        record = report.record
+        # The turn that publishes is not over: what is taken here is one turn, from publish to publish.
+        took = times.take()
+        if record and record.num_decode_tokens == num_rows:
+            rows.extend({"step": record.step, "part": part, "seconds": s} for part, s in took.items())
+        if record and not report.num_running:
+            inbox.put(Stop())
+
+    for seq_id in range(num_rows):
+        prompt = [(7 * seq_id + 13 * j) % 251 for j in range(context)]
+        params = SamplingParams(max_tokens=num_steps + 2, ignore_eos=True)
+        inbox.put(Submit([Sequence(seq_id, prompt, params, group_id=seq_id, arrival_s=time.monotonic())]))
+    Engine(backend, scheduler, publish=publish).run(inbox)
+    process.terminate()
+    process.join()
+    return pd.DataFrame(rows)
+
+
+def _swallow(reader: Connection) -> None:
+    """The other end of the pipe, in a process of its own as in the service."""
+    while True:
+        reader.recv_bytes()
+
+
+def _table(frame: pd.DataFrame) -> str:
+    """Medians over steps in ms; `outside the forward` is what is not torch's or the kernels' work."""
+    ms = frame.assign(ms=lambda f: f["seconds"] * 1e3)
+    steps = ms.pivot_table(index=["num_rows", "step"], columns="part", values="ms", aggfunc="sum").fillna(0.0)
+    parts = steps.groupby("num_rows").median()
+    order = list(parts.mean().sort_values(ascending=False).index)
+    whole = steps.sum(axis=1).groupby("num_rows").median()
+    outside = steps[[p for p in OUTSIDE_THE_FORWARD if p in steps]].sum(axis=1).groupby("num_rows").median()
+    lines = [[part, *(f"{parts.loc[n, part]:.2f}" for n in parts.index)] for part in order]
+    lines.append(["whole step", *(f"{whole[n]:.2f}" for n in parts.index)])
+    lines.append(
+        [
+            "step / matrix products",
+            *(f"{whole[n] / parts.loc[n, 'matrix products']:.2f}x" for n in parts.index),
+        ]
+    )
+    lines.append(["outside the forward", *(f"{outside[n] / whole[n]:.1%}" for n in parts.index)])
+    return render_table(["part", *(f"{n} rows" for n in parts.index)], lines)
