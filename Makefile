@@ -10,6 +10,9 @@ SERVICE ?= continuous
 ARGS ?=
 UV_VERSION := 0.13.8
 
+# Some images set it; without cached bytecode every start of a service takes 4 s longer.
+unexport PYTHONDONTWRITEBYTECODE
+
 # uv from the PATH, else one of our own beside the environment; never a Python of its own.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SYNC := $(UV) sync --frozen --inexact --quiet
@@ -44,7 +47,7 @@ help: ## list the commands
 
 INSTALLED := .venv/.lab-$(or $(EXTRA),base)
 
-.PHONY: bench compare yardsticks profile report run model prompts
+.PHONY: bench compare sweep gate yardsticks profile step-cost parity report run model stage prompts
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
@@ -57,14 +60,32 @@ yardsticks: .venv/.lab-torch ## the engine against generate(), transformers' bat
 profile: .venv/.lab-torch ## where the time of a decode step goes: MODEL= ARGS="--rows 1 16 32 --context 128"
 	@$(LAB) profile $(ARGS)
 
-report: $(INSTALLED) ## print result files again: ARGS="results/..."
+step-cost: .venv/.lab-llama ## what the llama.cpp adapter adds to a bare decode loop
+	@$(LAB) step-cost $(ARGS)
+
+parity: .venv/.lab-llama .venv/.lab-torch ## torch fp32 against llama.cpp f32: logits and greedy tokens
+	@$(LAB) parity $(ARGS)
+
+sweep: $(INSTALLED) ## one strategy over loads: VARIANT= ARGS="--rates 1 2 4 8 --slo ttft_p95_ms=500"
+	@$(LAB) sweep $(ARGS)
+
+gate: $(INSTALLED) ## hold a result file against an old one: ARGS="NEW --against OLD --max-regression 5%"
+	@$(LAB) gate $(ARGS)
+
+report: $(INSTALLED) ## print result files again and write an HTML page: ARGS="results/..."
 	@$(LAB) report $(ARGS)
 
 run: $(INSTALLED) ## start one service: SERVICE=continuous PORT=8000
 	@$(LAB) serve --variant $(SERVICE) $(ARGS)
 
-model: $(if $(filter llama_cpp,$(BACKEND)),$(INSTALLED),.venv/.lab-base) ## make a seeded model now: MODEL=lab-26m
+# Making or staging a model needs packages only where llama.cpp has to write the file.
+FOR_MODELS := .venv/.lab-$(if $(filter llama_cpp,$(BACKEND)),llama,base)
+
+model: $(FOR_MODELS) ## make a seeded model now: MODEL=lab-26m (BACKEND=llama_cpp: as a GGUF file)
 	@$(LAB) model $(MODEL) $(ARGS)
+
+stage: $(FOR_MODELS) ## put a model into a folder of its own: MODEL=owner/name TO=artifacts/name
+	@$(LAB) model stage $(MODEL) --to $(TO) $(ARGS)
 
 prompts: .venv/.lab-base ## write data/prompts.jsonl anew
 	@$(LAB) prompts $(ARGS)
@@ -76,11 +97,11 @@ dev: .venv/.dev ## install everything a developer needs, pre-commit hooks includ
 test: .venv/.dev .venv/.lab-llama ## install what the tests need and pass them; builds llama.cpp the first time
 	@.venv/bin/python -m pytest $(ARGS)
 
-load: .venv/.dev ## minutes of load with the figures of docs/reliability.md, on a quiet machine
-	@.venv/bin/python -m pytest -m load -s --timeout 600 tests/services/load $(ARGS)
-
 test-fast: .venv/.dev ## the tests that need no llama.cpp
 	@.venv/bin/python -m pytest -m "not llama and not load" $(ARGS)
+
+load: .venv/.dev ## minutes of load with the figures of docs/reliability.md, on a quiet machine
+	@.venv/bin/python -m pytest -m load -s --timeout 600 tests/services/load $(ARGS)
 
 check: .venv/.dev ## ruff, mypy, import-linter, corpus drift
 	.venv/bin/ruff check .

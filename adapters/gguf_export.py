@@ -8,6 +8,7 @@ disk one at a time. Quantizing is llama.cpp's own work, in `adapters.llama_cpp_b
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,7 @@ def export_gguf(folder: Path, target: Path, name: str) -> None:
     """
     config = _read_config(folder)
     tensors = list_tensors(folder)
+    logging.getLogger("gguf").setLevel(logging.WARNING)  # it tells of every file at INFO
     writer = gguf.GGUFWriter(target, "llama")
     try:
         writer.add_name(name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 from adapters.base import ConfigError
@@ -48,12 +48,43 @@ class PlannedRequest:
 class Schedule:
     load: Load
     requests: tuple[PlannedRequest, ...]
+    """Those of this shard."""
     seeds: dict[str, int]
     digest: str
+    """Of the whole schedule, whatever part this is."""
+    shard: tuple[int, int] = (0, 1)
+    """Which part of how many."""
 
     @property
     def last_offset_s(self) -> float:
         return self.requests[-1].offset_s or 0.0
+
+    @property
+    def num_users(self) -> int:
+        """Users of a closed loop that belong to this shard."""
+        index, of = self.shard
+        return self.load.concurrency // of + (index < self.load.concurrency % of)
+
+    @property
+    def part_digest(self) -> str:
+        return schedule_digest(self.load, [entry_of(request) for request in self.requests])
+
+    def part(self, index: int, of: int) -> Schedule:
+        """Every `of`-th request, from number `index` on. Parts of parts are parts of the whole.
+
+        Raises:
+            ConfigError: a closed loop has fewer users than there are parts.
+        """
+        outer_index, outer_of = self.shard
+        shard = (outer_index + index * outer_of, outer_of * of)
+        if not self.load.is_open and self.load.concurrency < shard[1]:
+            raise ConfigError(f"{self.load.concurrency} users cannot be split into {shard[1]} parts")
+        return replace(self, requests=self.requests[index::of], shard=shard)
+
+
+def entry_of(request: PlannedRequest) -> tuple[int, str, int, int, float | None]:
+    """What the digest covers of one request."""
+    return request.index, request.prompt_id, request.max_tokens, request.seed, request.offset_s
 
 
 def derive_seed(seed: int, dimension: str) -> int:
@@ -94,7 +125,7 @@ def make_schedule(
         )
         for index, prompt in enumerate(islice(cycle(prompts), num_requests))
     )
-    entries = [(r.index, r.prompt_id, r.max_tokens, r.seed, r.offset_s) for r in requests]
+    entries = [entry_of(request) for request in requests]
     return Schedule(load=load, requests=requests, seeds=seeds, digest=schedule_digest(load, entries))
 
 

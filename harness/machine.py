@@ -97,7 +97,7 @@ class MachineSample:
         busy_s = sum(getattr(times, name, 0.0) for name in counted)
         return cls(
             wall_s=perf_counter(),
-            harness_cpu_s=process_time(),
+            harness_cpu_s=process_time() + _ended_children_cpu_s(),
             service_cpu_s=_tree_cpu_s(pid),
             busy_s=busy_s,
             steal_s=getattr(times, "steal", None),
@@ -116,6 +116,12 @@ class MachineSample:
         if self.steal_s is not None and earlier.steal_s is not None:
             steal_share = max(0.0, (self.steal_s - earlier.steal_s) / machine_s)
         return MachineUse(steal_share, other_share, harness_s / wall_s)
+
+
+def _ended_children_cpu_s() -> float:
+    """Of the processes that sent parts of the schedule: a service is still there when this is asked."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _tree_cpu_s(pid: int | None) -> float:

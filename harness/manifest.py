@@ -79,6 +79,8 @@ def make_manifest(
             "concurrency": None if load.is_open else load.concurrency,
             "rate": load.rate,
             "shape": load.shape,
+            "shard": list(schedule.shard),
+            "part_digest": schedule.part_digest,
         },
         "git": git_state(),
         "uv_lock_sha256": _sha256_of(REPOSITORY / "uv.lock"),

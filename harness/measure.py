@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from types import FrameType
 from typing import Any
 
@@ -18,6 +19,7 @@ from harness.answer import Answer
 from harness.arm_file import Arm, ArmFile, Measurement
 from harness.arrivals import Schedule
 from harness.corpus import Corpus
+from harness.floor import measure_floor
 from harness.manifest import describe_repeat
 from harness.progress import Reporter
 from harness.replay import replay
@@ -44,10 +46,14 @@ def measure(
     file: ArmFile | None = None
     try:
         with _sigterm_interrupts():
+            if settings.floor:
+                reporter.announce("measuring the harness's own floor")
+            floor = asdict(measure_floor()) if settings.floor else None
             for repeat in repeats:
                 with _served(arm, settings, reporter) as (server, service):
                     if file is None:
                         file = ArmFile(arm, server, settings, corpus, schedule, repeats)
+                        file.manifest["floor"] = floor
                     entry = _measure_repeat(file, server, service, settings, schedule, reporter, repeat)
                 if entry["was_interrupted"]:
                     break
@@ -71,14 +77,14 @@ def _measure_repeat(
 ) -> dict[str, Any]:
     def on_complete(answer: Answer) -> None:
         file.add(repeat, answer)
-        reporter.advance(answer.num_output_tokens or 0)
+        reporter.advance(answer)
 
     result = replay(
         server,
         schedule,
         settings,
         announce=reporter.announce,
-        begin=lambda: reporter.begin(file.label(repeat), len(schedule.requests)),
+        begin=lambda: reporter.begin(file.label(repeat), schedule),
         on_complete=on_complete,
     )
     problem = service.problem() if service else None

@@ -17,11 +17,23 @@ _SYNTHETIC = "synthetic:"
 
 
 def plan(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tuple[Corpus, Schedule]:
-    """The corpus and the schedule that the settings ask for.
+    """The corpus and the schedule, or the part of it, that the settings ask for.
 
     Raises:
         ConfigError: they cannot be had, or contradict each other.
     """
+    corpus, schedule = _plan_whole(settings, allow_changed_corpus=allow_changed_corpus)
+    index, of = settings.which_shard()
+    if settings.start_at is not None and settings.repeats > 1:
+        raise ConfigError("START_AT is one instant: with REPEATS above 1 the second replay would be late")
+    if len(schedule.requests) < of * settings.processes:
+        raise ConfigError(
+            f"{len(schedule.requests)} requests are too few for {of * settings.processes} parts"
+        )
+    return corpus, schedule.part(index, of) if of > 1 else schedule
+
+
+def _plan_whole(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tuple[Corpus, Schedule]:
     if settings.trace is not None:
         return _plan_trace(settings)
     load = make_load(

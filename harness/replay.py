@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import perf_counter, time
 
 from adapters.base import LabError
 from harness.answer import Answer
@@ -22,13 +22,13 @@ from harness.client import StreamClient
 from harness.control import Control
 from harness.machine import MachineSample, MachineUse
 from harness.manifest import loop_factory
+from harness.play import play, stops
+from harness.processes import Part, play_in_processes
 from harness.runner import OnComplete, Replay, ReplayEnd
 from harness.server import Server
 from harness.settings import HarnessSettings
 from harness.warmup import make_warmup
 from services.contract import StepLine
-
-INTERRUPTED = "interrupted: the harness was told to stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,65 +65,71 @@ def replay(
             runner.run(_warm_up(client, server, settings.num_warmup))
         first_step = control.next_step() if server.card else None
         begin()
-        measured = Replay(
-            client,
-            schedule,
-            on_complete,
-            client_chunk=server.client_chunk,
-            max_in_flight=settings.max_in_flight,
-        )
         before = MachineSample.take(server.pid)
-        end = runner.run(_measure(client, measured))
+        start_s = _shared_start(settings.start_at)
+        if settings.processes == 1:
+            end = runner.run(
+                play(
+                    client,
+                    schedule,
+                    on_complete,
+                    client_chunk=server.client_chunk,
+                    max_in_flight=settings.max_in_flight,
+                    start_s=start_s,
+                )
+            )
+        else:
+            client.close()
+            end = play_in_processes(_parts(server, schedule, settings), on_complete, start_s)
         use = MachineSample.take(server.pid).use_since(before)
+        use = replace(use, harness_cpu_share=use.harness_cpu_share / settings.processes)
         steps, num_dropped = ([], 0) if first_step is None else control.steps_since(first_step)
         return ReplayResult(end, use, steps, num_dropped)
+
+
+def _shared_start(start_at: float | None) -> float | None:
+    """The wall-clock instant START_AT on the clock of the stamps.
+
+    Raises:
+        LabError: it has passed: the other shards are sending already.
+    """
+    if start_at is None:
+        return None
+    lead_s = start_at - time()
+    if lead_s < 0:
+        raise LabError(
+            f"this shard is {-lead_s:.1f} s late for START_AT={start_at:.3f}: start all of them anew"
+        )
+    return perf_counter() + lead_s
+
+
+def _parts(server: Server, schedule: Schedule, settings: HarnessSettings) -> list[Part]:
+    of = settings.processes
+    return [
+        Part(
+            target=replace(server.target, origin=replace(server.target.origin, tls=None)),
+            is_tls=server.target.origin.tls is not None,
+            schedule=schedule.part(index, of),
+            client_chunk=server.client_chunk,
+            max_in_flight=max(1, settings.max_in_flight // of),
+            timeout_s=settings.request_timeout_s,
+            group_step=of,
+            group_offset=index,
+        )
+        for index in range(of)
+    ]
 
 
 async def _warm_up(client: StreamClient, server: Server, num_requests: int) -> None:
     answers: list[Answer] = []
     warmup = Replay(client, make_warmup(num_requests), answers.append, client_chunk=server.client_chunk)
-    with _stops(warmup):
+    with stops(warmup):
         end = await warmup.run()
     if end.was_interrupted:
         raise KeyboardInterrupt
     errors = [answer.error for answer in answers if answer.error is not None]
     if len(errors) == num_requests:
         raise LabError(f"all {num_requests} warm-up requests failed, the first with: {errors[0]}")
-
-
-async def _measure(client: StreamClient, measured: Replay) -> ReplayEnd:
-    with _collector_off(), _stops(measured):
-        end = await measured.run()
-    client.close()
-    return end
-
-
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
-
-
-@contextmanager
-def _stops(running: Replay) -> Iterator[None]:
-    """While inside, SIGINT and SIGTERM end this replay instead of the process."""
-    loop = asyncio.get_running_loop()
-    watched: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.add_signal_handler(number, running.interrupt, INTERRUPTED)
-            watched.append(number)
-    try:
-        yield
-    finally:
-        for stopped in watched:
-            loop.remove_signal_handler(stopped)
 
 
 @contextmanager

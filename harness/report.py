@@ -208,6 +208,10 @@ def _rates(rows: pd.DataFrame, manifest: Manifest, slo: Slo | None) -> list[str]
         f"mean batch size  {mean_batch_size(rows, manifest)}",
         f"dead-row share   {dead_row_share(manifest)}",
     ]
+    floor = manifest.get("floor")
+    if floor and floor["ttft_p50_ms"] is not None:
+        told = f"TTFT p50 {floor['ttft_p50_ms']:.2f} ms, send lag p99 {floor['send_lag_p99_ms']:.2f} ms"
+        lines.append(f"harness floor    {told}, of a server that answers at once")
     if slo is not None and rates:
         good = [goodput(part, slo, rate.window_s) for part, rate in zip(parts, rates, strict=False)]
         met = spread([100 * item.share for item in good])

@@ -57,13 +57,14 @@ class Replay:
         self._hit_cap = False
         self._interrupted: str | None = None
 
-    async def run(self) -> ReplayEnd:
-        """Play the whole schedule and wait for the last answer."""
-        self._started_s = perf_counter()
+    async def run(self, start_s: float | None = None) -> ReplayEnd:
+        """Play the whole schedule, from `start_s` on if given, and wait for the last answer."""
+        self._started_s = perf_counter() if start_s is None else start_s
+        await asyncio.sleep(max(0.0, self._started_s - perf_counter()))
         if self._schedule.load.is_open:
             await pace(self._offsets(), self._started_s, self._arrive, lambda: self._interrupted is not None)
         else:
-            self._num_users = min(self._schedule.load.concurrency, len(self._schedule.requests))
+            self._num_users = min(self._schedule.num_users, len(self._schedule.requests))
             await asyncio.gather(*(self._user() for _ in range(self._num_users)))
         while self._requests:
             await asyncio.wait(tuple(self._requests))

@@ -44,7 +44,11 @@ OPTIONS = (
     ("corpus", "prompts to replay (default data/prompts.jsonl), or synthetic:PROMPTxOUTPUT in tokens"),
     ("warmup", "warm-up prompts before the measured ones (default: concurrency, at most 16)"),
     ("request_timeout_s", "longest wait for one request (default 600)"),
+    ("floor", "0 skips measuring the harness against a server that answers at once, before the first run"),
     ("start_timeout_s", "longest wait for the service to be ready (default 900)"),
+    ("processes", "processes of the harness that send the load together (default 1)"),
+    ("shard", "send part i of N only, as 0/3; all parts merge into the whole with `lab merge`"),
+    ("start_at", "instant at which every shard begins, in seconds since 1970 (see `date +%%s`)"),
     ("max_in_flight", "open loop: prompts in flight at which the run gives up as INVALID (default 1024)"),
 )
 
@@ -78,14 +82,37 @@ class HarnessSettings(BaseSettings):
     corpus: Path | None = None
     warmup: int | None = Field(None, ge=0)
     request_timeout_s: float = Field(600.0, gt=0)
+    floor: bool = True
     start_timeout_s: float = Field(900.0, gt=0)
     max_in_flight: int = Field(1024, ge=1)
+    processes: int = Field(1, ge=1, le=256)
+    shard: str | None = Field(None, pattern=r"^[0-9]+/[0-9]+$")
+    shards: int | None = Field(None, ge=1)
+    """With JOB_COMPLETION_INDEX, as an indexed job of Kubernetes sets it: this shard is INDEX/SHARDS."""
+    job_completion_index: int | None = Field(None, ge=0)
+    start_at: float | None = Field(None, gt=0)
     api_key: SecretStr | None = None
     """Sent as a bearer token; from the environment only, and never recorded."""
 
     @property
     def num_warmup(self) -> int:
         return min(16, self.concurrency) if self.warmup is None else self.warmup
+
+    def which_shard(self) -> tuple[int, int]:
+        """Which part of how many.
+
+        Raises:
+            ConfigError: there is no such part.
+        """
+        text = self.shard
+        if text is None and self.shards is not None and self.job_completion_index is not None:
+            text = f"{self.job_completion_index}/{self.shards}"
+        if text is None:
+            return 0, 1
+        index, of = map(int, text.split("/"))
+        if index >= of:
+            raise ConfigError(f"SHARD={text}: parts of {of} are numbered 0 to {of - 1}")
+        return index, of
 
     def recorded(self) -> dict[str, Any]:
         """The settings as the manifest keeps them."""

@@ -26,6 +26,8 @@ SHORT_RUN_S = 10.0
 MAX_STEAL_SHARE = 0.01
 MAX_OTHER_CPU_SHARE = 0.10
 MAX_HARNESS_CPU_SHARE = 0.70
+MAX_FLOOR_SHARE = 0.10
+"""Of the median TTFT: what the harness reports of a server that answers at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,12 @@ class Verdict:
 def judge(rows: pd.DataFrame, manifest: Manifest) -> Verdict:
     """Judge one file: all repeats of one arm."""
     invalid = [*_corpus_problems(manifest), *_failures(rows), *_undelivered(rows, manifest)]
-    caution = [*_sampling_doubts(rows, manifest), *_server_doubts(rows, manifest), *_machine_doubts(manifest)]
+    caution = [
+        *_sampling_doubts(rows, manifest),
+        *_server_doubts(rows, manifest),
+        *_floor_doubts(rows, manifest),
+        *_machine_doubts(manifest),
+    ]
     return Verdict(tuple(invalid), tuple(caution))
 
 
@@ -98,7 +105,9 @@ def _undelivered(rows: pd.DataFrame, manifest: Manifest) -> list[str]:
             problems.append(f"{where}too many requests were in flight, so some were not sent")
         if len(part) < num_planned:
             problems.append(f"{where}{num_planned - len(part)} of {num_planned} requests were never finished")
-        elif _digest_of(part, load) != manifest["schedule"]["digest"]:
+        elif _digest_of(part, load) != manifest["schedule"].get(
+            "part_digest", manifest["schedule"]["digest"]
+        ):
             problems.append(f"{where}what was sent is not the schedule that was planned (digests differ)")
         if load.is_open:
             problems.extend(where + problem for problem in _open_loop_problems(part, load))
@@ -192,6 +201,14 @@ def _server_doubts(rows: pd.DataFrame, manifest: Manifest) -> list[str]:
         if steps and steps["num_dropped"]:
             doubts.append(f"repeat {entry['repeat']}: the step log lost {steps['num_dropped']} steps")
     return doubts
+
+
+def _floor_doubts(rows: pd.DataFrame, manifest: Manifest) -> list[str]:
+    floor_ms = (manifest.get("floor") or {}).get("ttft_p50_ms")
+    ttft_ms = float(rows["ttft_ms"].median())
+    if floor_ms is None or not ttft_ms > 0 or floor_ms <= MAX_FLOOR_SHARE * ttft_ms:
+        return []
+    return [f"the harness's own floor is {floor_ms:.1f} ms of a median TTFT of {ttft_ms:.1f} ms"]
 
 
 def _machine_doubts(manifest: Manifest) -> list[str]:

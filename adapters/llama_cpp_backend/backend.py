@@ -13,6 +13,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp as C
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from adapters.base import (
@@ -21,15 +22,15 @@ from adapters.base import (
     BackendInfo,
     CapacityError,
     ScheduledChunk,
-    Sequence,
     StepOutput,
 )
-from adapters.gguf_store import resolve_gguf
+from adapters.gguf_store import GgufFile, resolve_gguf
 from adapters.llama_cpp_backend.batch import StepBatch
 from adapters.llama_cpp_backend.context import open_context, plan_context
-from adapters.llama_cpp_backend.loading import device_name, load_model
+from adapters.llama_cpp_backend.loading import LlamaModel, device_name, load_model, pick_gpu_layers
 from adapters.llama_cpp_backend.slots import SlotTable, StepRows
-from adapters.sampling import sample_token
+from adapters.sampling import choose_token
+from adapters.tokenizer import HFTokenizer
 
 _NO_ROOM = 1
 """What `llama_decode` returns when it finds no place for the tokens in the cache."""
@@ -45,9 +46,9 @@ class LlamaCppBackend:
             ConfigError, UnsupportedModel, BackendError: with what to change.
         """
         file = resolve_gguf(config)
-        num_threads = config.num_threads or 1
-        num_gpu_layers = 0 if config.device == "cpu" else config.n_gpu_layers
-        self._model = load_model(file.path, num_gpu_layers=num_gpu_layers)
+        num_threads = config.num_threads or max(1, (psutil.cpu_count(logical=False) or 1) - 1)
+        layers = pick_gpu_layers(config.device, config.n_gpu_layers)
+        self._model = load_model(file.path, num_gpu_layers=layers)
         self.context: Any = None
         """llama.cpp's own; for tools that measure beside the adapter."""
         try:
@@ -73,7 +74,7 @@ class LlamaCppBackend:
             device=device_name(self._model),
             dtype=self._model.file_format,
             vocab_size=vocab_size,
-            eos_token_ids=self._model.eos_token_ids,
+            eos_token_ids=_eos_token_ids(file, self._model),
             max_batch_size=config.max_batch_size,
             max_model_len=limits.max_model_len,
             kv_capacity_tokens=min(limits.num_cells, config.max_batch_size * limits.max_model_len),
@@ -148,13 +149,15 @@ class LlamaCppBackend:
         return BackendError(f"llama_decode failed with status {status} in a step of {len(chunks)} rows")
 
 
+def _eos_token_ids(file: GgufFile, model: LlamaModel) -> tuple[int, ...]:
+    """What ends an answer; a file made from a Hugging Face folder ends it as that folder says."""
+    of_folder = HFTokenizer.from_folder(file.folder).eos_token_ids if file.folder else ()
+    return of_folder or model.eos_token_ids
+
+
 def _choose_tokens(logits: NDArray[np.float32], rows: StepRows) -> list[int]:
     tokens: list[int] = logits.argmax(-1).tolist()
     for row, seq in enumerate(rows.sampled):
-        if seq.params.temperature > 0:
-            tokens[row] = _sample(logits[row], seq)
+        if seq.params.temperature > 0 or seq.params.has_penalties:
+            tokens[row] = choose_token(logits[row], seq)
     return tokens
-
-
-def _sample(logits: NDArray[np.float32], seq: Sequence) -> int:
-    return sample_token(logits, seq.params, len(seq.output_token_ids))

@@ -15,7 +15,6 @@ import llama_cpp.llama_cpp as C
 from adapters.base import BackendConfig, BackendError, ConfigError
 from adapters.llama_cpp_backend.loading import LlamaModel, cache_room, out_of_memory
 from adapters.llama_cpp_backend.log import errors_of
-from adapters.llama_cpp_backend.slots import MAX_GAP
 
 _DEFAULT_MODEL_LEN = 4096
 _CELLS = 256
@@ -75,7 +74,8 @@ def plan_context(config: BackendConfig, model: LlamaModel) -> Limits:
             num_cells, unified = int(room / per_cell) // _CELLS * _CELLS, True
         if num_cells < cells_of_slot:
             raise out_of_memory(cells_of_slot * per_cell, f"keys and values of {max_len} tokens")
-    batch = max(config.n_batch or 0, config.max_step_tokens + (MAX_GAP + 1) * config.max_batch_size)
+    # A step has MAX_STEP_TOKENS at most, and the rows that fill gaps between slots.
+    batch = max(config.n_batch or 0, config.max_step_tokens + config.max_batch_size)
     ubatch = config.n_ubatch or _DEFAULT_UBATCH
     # Flash attention reads fp32 caches as fp16, so full precision takes the plain path.
     return Limits(max_len, num_cells, unified, kv_type, kv_type != "f32", batch, min(ubatch, batch))

@@ -77,7 +77,7 @@ class LlamaModel:
         return buffer.value.decode("utf-8", "replace")
 
 
-def load_model(path: Path, *, num_gpu_layers: int | None = None, vocab_only: bool = False) -> LlamaModel:
+def load_model(path: Path, *, num_gpu_layers: int = 0, vocab_only: bool = False) -> LlamaModel:
     """Load a model, or only its tokenizer.
 
     Raises:
@@ -87,18 +87,17 @@ def load_model(path: Path, *, num_gpu_layers: int | None = None, vocab_only: boo
     """
     _check_file(path)
     _start()
-    layers = pick_gpu_layers(num_gpu_layers)
     num_bytes = path.stat().st_size
-    if not vocab_only and layers == 0 and num_bytes > cache_room(1.0):
+    if not vocab_only and num_gpu_layers == 0 and num_bytes > cache_room(1.0):
         raise out_of_memory(num_bytes, f"the weights of {path.name}")
     params = C.llama_model_default_params()
-    params.n_gpu_layers = layers
+    params.n_gpu_layers = num_gpu_layers
     params.vocab_only = vocab_only
     with errors_of() as errors:
         pointer = C.llama_model_load_from_file(str(path).encode(), params)
     if not pointer:
         raise _load_error(path, errors.summary())
-    model = LlamaModel(pointer, C.llama_model_get_vocab(pointer), path, layers)
+    model = LlamaModel(pointer, C.llama_model_get_vocab(pointer), path, num_gpu_layers)
     if not vocab_only:
         try:
             _check_kind(model)
@@ -108,11 +107,23 @@ def load_model(path: Path, *, num_gpu_layers: int | None = None, vocab_only: boo
     return model
 
 
-def pick_gpu_layers(asked: int | None) -> int:
-    """How many layers go to an accelerator: all where this build has one, unless told."""
-    if not C.llama_supports_gpu_offload():
+def pick_gpu_layers(device: str, asked: int | None) -> int:
+    """How many layers go to an accelerator: all where this build has one, unless told.
+
+    Raises:
+        ConfigError: an accelerator is asked for that this build of llama.cpp does not have.
+    """
+    if device == "cpu":
         return 0
-    return ALL_LAYERS if asked is None else asked
+    if C.llama_supports_gpu_offload():
+        return ALL_LAYERS if asked is None else asked
+    if device != "auto" or asked:
+        name = f"DEVICE={device}" if device != "auto" else f"N_GPU_LAYERS={asked}"
+        raise ConfigError(
+            f"{name}, but this build of llama.cpp computes on the CPU only; docs/llama-cpp.md says how to "
+            "build it for CUDA or Metal"
+        )
+    return 0
 
 
 def device_name(model: LlamaModel) -> str:

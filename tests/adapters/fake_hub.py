@@ -55,14 +55,26 @@ def fake_hub(**files: bytes) -> Iterator[FakeHub]:
         def log_message(self, *_: object) -> None:
             pass
 
+        def do_HEAD(self) -> None:
+            name = unquote(urlsplit(self.path).path).partition("/org/model/resolve/main/")[2]
+            if name not in hub.files:
+                self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+                return
+            etag = hashlib.sha256(hub.files[name]).hexdigest()
+            self.send_response(200)
+            self.send_header("ETag", f'"{etag}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Content-Length", str(len(hub.files[name])))
+            self.end_headers()
+
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
             if hub.statuses:
                 self._send(hub.statuses.pop(0), b'{"error": "told to"}')
             elif path.startswith("/api/models/org/model"):
                 self._send(200, json.dumps(hub.info()).encode())
-            elif path.startswith(f"/org/model/resolve/{COMMIT}/"):
-                self._send_file(path.split(COMMIT + "/")[1])
+            elif path.startswith("/org/model/resolve/"):
+                self._send_file(path.split("/", 5)[5])
             else:
                 self._send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
 

@@ -136,6 +136,13 @@ def test_prompts_and_seeds_matter(driver: Driver) -> None:
     assert len({tuple(answer) for answer in answers}) == len(answers)
 
 
+def test_penalties_reach_greedy_rows_too(driver: Driver) -> None:
+    strong = replace(GREEDY, repetition_penalty=50.0, presence_penalty=2.0)
+    plain, penalized = (driver.alone(driver.start(40, params), 12) for params in (GREEDY, strong))
+    assert plain != penalized
+    assert len(set(penalized)) >= len(set(plain))
+
+
 def test_greedy_ignores_the_seed(driver: Driver) -> None:
     answers = [driver.alone(driver.start(40, replace(GREEDY, seed=seed)), 8) for seed in (0, 1)]
     assert answers[0] == answers[1]

@@ -38,6 +38,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("CORPUS", str(write_corpus(tmp_path)))
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    monkeypatch.setenv("FLOOR", "0")
 
 
 def write_corpus(folder: Path, num: int = 40) -> Path:

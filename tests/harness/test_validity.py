@@ -195,3 +195,12 @@ def test_a_machine_far_away_is_not_judged_by_ours() -> None:
 @pytest.mark.parametrize("governor", ["performance", None])
 def test_a_fixed_or_unknown_governor_is_fine(governor: str | None) -> None:
     assert with_host(cpu_governor=governor).level == "VALID"
+
+
+def test_a_floor_that_is_much_of_the_latency_is_told() -> None:
+    rows = [made_row(i, sent_s=i, scheduled_s=i, chunk_s=(i + 0.01, i + 1.0)) for i in range(60)]
+    frame = made_frame(rows)
+    for floor_ms, is_told in ((0.5, False), (2.0, True)):
+        floor = {"ttft_p50_ms": floor_ms, "send_lag_p99_ms": 0.1}
+        told = " ".join(judge(frame, made_manifest(rows, floor=floor)).caution)
+        assert ("the harness's own floor is 2.0 ms of a median TTFT of 10.0 ms" in told) is is_told

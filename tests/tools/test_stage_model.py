@@ -94,6 +94,22 @@ def test_one_file_of_a_repository_can_be_staged(hub: FakeHub, tmp_path: Path) ->
     assert "org/model has no file none.gguf" in err
 
 
+@pytest.mark.llama
+def test_a_gguf_file_of_the_hub_is_a_model_by_its_name(hub: FakeHub, tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-m", "tools.cli", "model", "--backend", "llama_cpp"]
+    for name, status, words in (
+        ("org/model/model-q8_0.gguf", 0, "model-q8_0: "),
+        ("org/model/none.gguf", 2, "org/model has no such file"),
+        ("org/other/none.gguf", 2, "org/other"),
+    ):
+        result = subprocess.run(
+            [*command, name], env=environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == status, result.stderr
+        assert words in result.stdout + result.stderr
+
+
 def test_a_connection_that_breaks_goes_on_where_it_broke(hub: FakeHub, tmp_path: Path) -> None:
     hub.cut_after = [15_000_000]
     status, _, err = ended(start_staging(hub, tmp_path / "model"))

@@ -1,0 +1,136 @@
+"""A server whose every delay is known: what the harness itself is measured with.
+
+What enters are streaming requests; what leaves are tokens after delays that the server was told, constant or
+drawn. It tells the truth about itself: each token id is the instant of its sending in whole microseconds of
+the machine's monotonic clock, and the finishing entry carries receipt and first write. No model, no batching.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from time import perf_counter
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """Before the first token and between two; `is_random` draws exponentials of these means.
+
+    `stall_after_s`, `stall_s`: once, so long after its first request, the whole server stands still.
+    """
+
+    ttft_s: float = 0.0
+    gap_s: float = 0.0
+    is_random: bool = False
+    stall_after_s: float | None = None
+    stall_s: float = 0.0
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, delays: Delays, draw: random.Random) -> None:
+        self._delays = delays
+        self._draw = draw
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        received_s = perf_counter()
+        self._buffer += data
+        head, found, body = self._buffer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        if not head.startswith(b"POST"):
+            self._write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            self._buffer = b""
+            return
+        length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+        if len(body) >= length:
+            self._buffer = b""
+            num_tokens = int(json.loads(body[:length])["max_tokens"])
+            self._task = asyncio.get_running_loop().create_task(self._stream(num_tokens, received_s))
+
+    async def _stream(self, num_tokens: int, received_s: float) -> None:
+        first_s = 0.0
+        for position in range(num_tokens):
+            mean_s = self._delays.gap_s if position else self._delays.ttft_s
+            if mean_s:
+                await asyncio.sleep(self._draw.expovariate(1 / mean_s) if self._delays.is_random else mean_s)
+            now_s = perf_counter()
+            ending = "null"
+            if not position:
+                first_s = now_s
+            if position == num_tokens - 1:
+                ending = (
+                    f'"length","num_prompt_tokens":1,"num_output_tokens":{num_tokens},'
+                    f'"timings":{{"received_s":{received_s!r},"first_write_s":{first_s!r}}}'
+                )
+            event = _event(
+                '{"id":"cmpl-0123456789abcdef","object":"text_completion","created":1700000000,"model":"none",'
+                f'"choices":[{{"index":0,"text":" word","token_ids":[{int(now_s * 1e6)}],'
+                f'"finish_reason":{ending}}}]}}'
+            )
+            self._write(event if position else HEAD + event)
+        self._write(_event("[DONE]") + b"0\r\n\r\n")
+
+    def _write(self, data: bytes) -> None:
+        # uvloop's transports are no subclasses of this class, only alike.
+        self._transport.write(data)  # type: ignore[attr-defined]
+
+
+def _event(data: str) -> bytes:
+    event = f"data: {data}\n\n".encode()
+    return f"{len(event):x}\r\n".encode() + event + b"\r\n"
+
+
+def _serve(line: Connection, delays: Delays) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        draw = random.Random(1)
+        is_started = False
+
+        def connect() -> _Connection:
+            nonlocal is_started
+            if delays.stall_after_s is not None and not is_started:
+                loop.call_later(delays.stall_after_s, time.sleep, delays.stall_s)
+            is_started = True
+            return _Connection(delays, draw)
+
+        server = await loop.create_server(connect, "127.0.0.1", 0, backlog=4096)
+        line.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    with asyncio.Runner(loop_factory=_fast_loop()) as runner:
+        runner.run(main())
+
+
+def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+@contextmanager
+def known_server(delays: Delays) -> Iterator[int]:
+    """The port of a server in a process of its own, which ends with the block."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, delays), daemon=True)
+    process.start()
+    try:
+        yield int(ours.recv())
+    finally:
+        process.terminate()
+        process.join()
