@@ -44,7 +44,7 @@ def post(
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
     answer: dict[str, Any] = {"model": response_model}
     if streams:
-        answer["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+        answer["content"] = {"text/event-stream": {}}
     responses = {200: answer, **ERRORS}
     return {"path": path, "responses": responses, "openapi_extra": {"requestBody": body}}
 

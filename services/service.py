@@ -233,6 +233,8 @@ class Service:
 
     def _on_lost(self, reason: str) -> None:
         self._flight.lose(refusals.engine_lost(reason))
+        if self.metrics is not None:
+            self.metrics.step(StepReport())  # its cache went with it
 
     def _on_restart(self) -> None:
         if self.metrics is not None:

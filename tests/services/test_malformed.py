@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+from services import intake
 from services.contract import MAX_BODY_BYTES, ErrorBody
 from tests.services.served import DEADLINE_S, Served, serving
 
@@ -203,3 +205,10 @@ def test_bad_chats(client: httpx.Client, fields: dict[str, Any], param: str) -> 
     error = refused(client.post("/v1/chat/completions", json=fields), 422)
     assert error["param"] == param
     assert param in error["message"]
+
+
+def test_a_body_that_does_not_come(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "BODY_TIMEOUT_S", 0.2)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=DEADLINE_S) as connection:
+        connection.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 408 ")
