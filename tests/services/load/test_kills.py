@@ -66,7 +66,7 @@ class Run:
 )
 def test_every_request_ends(num_requests: int, num_kills: int, settings: dict[str, object]) -> None:
     with lab_serve(**settings) as lab:
-        lab.wait_ready()
+        lab.wait_ready(deadline_s=120)  # a first start compiles
         api = psutil.Process(lab.process.pid)
         run = Run(lab, num_requests, num_kills)
         rss_before = api.memory_info().rss
