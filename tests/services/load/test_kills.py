@@ -65,7 +65,7 @@ class Run:
     ],
 )
 def test_every_request_ends(num_requests: int, num_kills: int, settings: dict[str, object]) -> None:
-    with lab_serve(**settings) as lab:
+    with lab_serve(LOG_LEVEL="WARNING", **settings) as lab:  # nobody reads its log meanwhile
         lab.wait_ready(deadline_s=120)  # a first start compiles
         api = psutil.Process(lab.process.pid)
         run = Run(lab, num_requests, num_kills)
