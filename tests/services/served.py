@@ -89,8 +89,8 @@ class LabProcess:
     process: subprocess.Popen[str]
     url: str
 
-    def wait_ready(self) -> None:
-        until(lambda: self.status() == "ok")
+    def wait_ready(self, deadline_s: float = DEADLINE_S) -> None:
+        until(lambda: self.status() == "ok", deadline_s)
 
     def status(self) -> str | None:
         """What /health says; None while nothing listens."""

@@ -27,7 +27,7 @@ def gaps_s(talkers: list[Ending], from_s: float, to_s: float) -> list[float]:
 def measure(max_step_tokens: int) -> tuple[float, float, float, float]:
     """Longest gap with the long prompt, p99 without it; first token of the long and of a later short one."""
     with lab_serve(BACKEND="torch", MODEL="lab-26m", MAX_STEP_TOKENS=max_step_tokens) as lab:
-        lab.wait_ready()
+        lab.wait_ready(deadline_s=120)  # a first start compiles
         port = int(lab.url.rsplit(":", 1)[1])
 
         async def ask(prompt: list[int] | str, max_tokens: int) -> Ending:
