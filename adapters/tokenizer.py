@@ -18,6 +18,7 @@ import tokenizers
 from adapters.base import BackendConfig, ConfigError
 from adapters.chat_template import ChatTemplate, ChatTemplateError, load_chat_template, token_text
 from adapters.detokenizer import PieceDetokenizer, TokenStream, detokenizer_of
+from adapters.unicode_text import valid_unicode
 
 __all__ = [
     "ByteTokenizer",
@@ -171,15 +172,6 @@ def _max_token_chars(tokenizer: tokenizers.Tokenizer) -> int | None:
     if not spells_bytes or tokenizer.normalizer is not None:
         return None
     return max(map(len, tokenizer.get_vocab(with_added_tokens=True)))
-
-
-def valid_unicode(text: str) -> str:
-    """JSON can carry half a surrogate pair, which no encoder takes: U+FFFD instead."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 def _read_tokenizer(folder: Path) -> tokenizers.Tokenizer:

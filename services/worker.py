@@ -8,6 +8,7 @@ closes the pipe. How the API reaches it is in `services.engine_process`.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -67,7 +68,13 @@ def run_process(connection: Connection, spec: EngineSpec) -> None:
         except OSError:
             os._exit(0)  # nobody is left to tell
 
-    run_engine(spec, inbox, tell, lambda engine: start_beating(tell, engine.busy_s))
+    def on_built(engine: Engine) -> None:
+        # What is loaded stays: no collection in the middle of a step looks at it again.
+        gc.collect()
+        gc.freeze()
+        start_beating(tell, engine.busy_s)
+
+    run_engine(spec, inbox, tell, on_built)
 
 
 def _feed(connection: Connection, inbox: QueueInbox) -> None:

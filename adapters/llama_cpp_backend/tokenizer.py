@@ -16,7 +16,7 @@ from adapters.base import ConfigError
 from adapters.chat_template import ChatTemplate, ChatTemplateError
 from adapters.detokenizer import PieceDetokenizer, TokenStream
 from adapters.llama_cpp_backend.loading import LlamaModel, load_model
-from adapters.tokenizer import valid_unicode
+from adapters.unicode_text import valid_unicode
 
 _TEMPLATE_KEY = "tokenizer.chat_template"
 

@@ -1,0 +1,15 @@
+"""Text that every encoder takes.
+
+What enters is text as JSON carries it; what leaves is text without half characters. Knows no tokenizer.
+"""
+
+from __future__ import annotations
+
+
+def valid_unicode(text: str) -> str:
+    """JSON can carry half a surrogate pair, which no encoder takes: U+FFFD instead."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
