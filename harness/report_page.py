@@ -109,7 +109,7 @@ def render_page(data: ReportData, title: str) -> str:
         "<h2>Throughput and latency</h2>",
         '<div class="grid">' + _figure(charts, "throughput-latency", _points_note(data)),
         _figure(charts, "goodput", f"Requests a second that met {_slo_text(data)}.") + "</div>",
-        _table(arm_table(data), "Medians of the blocks for throughput, percentiles of all blocks together; ms, from schedule."),
+        _table(arm_table(data), "Throughput: median of blocks; latencies: all blocks, ms, from schedule."),
         _contrast_section(data),
         "<h2>Distributions</h2>",
         '<div class="grid">'
