@@ -90,7 +90,9 @@ class Sequence:
     """It wants to share no step with others."""
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
-    """Tokens, from position 0 on, whose keys and values are in the cache."""
+    """Tokens, from position 0 on, whose keys and values are cached, by a launched step at the latest."""
+    num_pending_tokens: int = 0
+    """Tokens that a launched step will give it, not in `output_token_ids` yet."""
     state: SequenceState = SequenceState.WAITING
     finish_reason: FinishReason | None = None
 
@@ -108,8 +110,8 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and output tokens known so far."""
-        return len(self.prompt_token_ids) + len(self.output_token_ids)
+        """Prompt and output tokens so far, with those that a launched step will give."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids) + self.num_pending_tokens
 
     @property
     def max_total_tokens(self) -> int:
@@ -150,6 +152,12 @@ class ScheduledChunk:
     def is_decode(self) -> bool:
         """True for a row whose input is a token that the model itself produced."""
         return self.start >= len(self.seq.prompt_token_ids)
+
+    @property
+    def follows_pending(self) -> bool:
+        """True for a decode row whose input a launched step has still to give: only the backend knows it."""
+        seq = self.seq
+        return self.start >= len(seq.prompt_token_ids) + len(seq.output_token_ids)
 
     @property
     def samples(self) -> bool:
@@ -244,4 +252,33 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the model. The backend is unusable afterwards."""
+        ...
+
+
+class PendingStep(Protocol):
+    """A step that was launched and may still be computing."""
+
+    def result(self) -> list[StepOutput]:
+        """Wait for the step; called once, in the order of launching.
+
+        Raises:
+            BackendError: the step failed; no sequence of it got a token.
+        """
+        ...
+
+
+@runtime_checkable
+class OverlappingBackend(Backend, Protocol):
+    """A backend that computes while its caller plans: a second step may be launched before the first ended.
+
+    Then a decode row of the second may follow a token that only the first one's result will tell
+    (`ScheduledChunk.follows_pending`). `release` may be called for sequences of a launched step.
+    """
+
+    def launch(self, chunks: Seq[ScheduledChunk]) -> PendingStep:
+        """Start a step and return at once; `step(chunks)` is `launch(chunks).result()`.
+
+        Raises:
+            BackendError: it could not be started; no sequence of it gets a token.
+        """
         ...
