@@ -1,8 +1,9 @@
 """One HTTP/1.1 connection that stamps time where the bytes arrive, and the pool it rests in.
 
 What enters is one request at a time; what leaves are calls on its `ResponseSink`, each with the instant
-at which the socket's bytes were handed over. httptools (C) parses; there is no queue, task or buffer
-between the socket and the stamp. Knows HTTP framing, nothing of SSE, JSON or prompts.
+at which the socket's bytes were handed over. Bytes are stamped as they come and read once every connection
+that had some is stamped: in a burst of tokens the last stamp does not wait for the others' parsing. httptools
+(C) parses. Knows HTTP framing, nothing of SSE, JSON or prompts.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Connection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = None
         self._sink: ResponseSink | None = None
         self._headers: dict[str, str] = {}
+        self._loop = asyncio.get_running_loop()
+        self._arrived: list[tuple[float, bytes]] = []
         self._now_s = 0.0
         self._is_open = False
         self._keep_alive = False
@@ -91,7 +94,24 @@ class Connection(asyncio.Protocol):
         self._keep_alive = True
 
     def data_received(self, data: bytes) -> None:
-        self._now_s = perf_counter()
+        if not self._arrived:
+            self._loop.call_soon(self._read_arrived)
+        self._arrived.append((perf_counter(), data))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        lost_s = perf_counter()
+        self._read_arrived()
+        self._is_open = False
+        self._now_s = lost_s
+        reason = f"connection lost: {exc}" if exc else "connection closed by the server"
+        self._finish(reason)
+
+    def _read_arrived(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        for self._now_s, data in arrived:
+            self._read(data)
+
+    def _read(self, data: bytes) -> None:
         self.got_bytes = True
         if self._parser is None:
             self.abort("the server sent bytes that no request asked for")
@@ -106,13 +126,7 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self.abort("the server wants to switch protocols")
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._is_open = False
-        self._now_s = perf_counter()
-        reason = f"connection lost: {exc}" if exc else "connection closed by the server"
-        self._finish(reason)
-
-    # httptools callbacks, all within data_received
+    # httptools callbacks, all within _read
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")

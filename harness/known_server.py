@@ -8,6 +8,7 @@ the machine's monotonic clock, and the finishing entry carries receipt and first
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import multiprocessing
 import random
@@ -94,6 +95,8 @@ def _event(data: str) -> bytes:
 
 
 def _serve(line: Connection, delays: Delays) -> None:
+    gc.disable()  # a collection would be a delay that it was not told
+
     async def main() -> None:
         loop = asyncio.get_running_loop()
         draw = random.Random(1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter, process_time
 
@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness.answer import Answer
-from harness.arrivals import Arrivals, Load, make_schedule
+from harness.arrivals import Arrivals, Load, Schedule, make_schedule
 from harness.client import StreamClient
 from harness.connection import Origin
 from harness.corpus import Prompt
@@ -31,9 +31,11 @@ from harness.runner import ReplayEnd
 from harness.stats import percentile
 from harness.table import number, render_table, share
 from harness.target import Target
+from harness.warmup import make_warmup
 
 QUANTILES = (50, 95, 99)
 STALL_S = 2.0
+_NUM_WARMUP = 16
 
 Floats = NDArray[np.float64]
 
@@ -63,13 +65,15 @@ def measure_known(
     )
     answers: list[Answer] = []
 
-    async def run(port: int) -> ReplayEnd:
+    async def run(port: int, plan: Schedule, on_complete: Callable[[Answer], None]) -> ReplayEnd:
         client = StreamClient(Target(Origin("127.0.0.1", port), "/generate"), timeout_s=60)
-        return await play(client, schedule, answers.append, client_chunk=1, max_in_flight=4096)
+        return await play(client, plan, on_complete, client_chunk=1, max_in_flight=4096)
 
     with known_server(delays) as port, asyncio.Runner(loop_factory=loop_factory()) as runner:
+        if not delays.stall_s:  # which counts from the server's first request
+            runner.run(run(port, make_warmup(_NUM_WARMUP), lambda answer: None))
         cpu_s, wall_s = process_time(), perf_counter()
-        end = runner.run(run(port))
+        end = runner.run(run(port, schedule, answers.append))
         cpu_s, wall_s = process_time() - cpu_s, perf_counter() - wall_s
     if end.was_interrupted:
         raise KeyboardInterrupt
@@ -136,7 +140,7 @@ def _lines(rates: Sequence[float], seconds: float) -> tuple[list[list[str]], lis
     num_beyond = 0
     for rate in rates:
         for is_random in (False, True):
-            num_tokens = 40 if rate >= 500 else 16
+            num_tokens = 44 if rate >= 500 else 16
             delays = Delays(ttft_s=0.05, gap_s=0.01, is_random=is_random)
             measured = measure_known(delays, rate, max(100, int(rate * seconds)), num_tokens)
             kind = "random" if is_random else "constant"

@@ -101,6 +101,11 @@ class StepLayout:
             self.kernels.attend(step, q, k_cache, v_cache, out)
         else:
             self._attend_runs(q, k_cache, v_cache, scaling, window, out)
+        if self.kernels is not None and self.kernels.has_linear and self._kernels_cover(q, v_cache):
+            step = self._kernel_step(heads, k_cache, scaling, window, None)
+            for block in self.prompt_blocks:
+                self.kernels.attend_prompt(step, block.row, block.count, q, k_cache, v_cache, out)
+            return out
         repeat = heads // k_cache.shape[2]
         for block in self.prompt_blocks:
             rows, slot = slice(block.row, block.row + block.count), slice(block.slot, block.slot + 1)

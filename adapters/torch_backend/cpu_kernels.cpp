@@ -1,9 +1,10 @@
-// A decode step on the CPU: norm, rotary embedding with cache write, attention of single rows, and linear
-// layers in bf16. The first would be half a dozen torch operators each, or attention padded to the longest row.
+// A step on the CPU: norm, rotary embedding with cache write, attention of single rows; and, where the CPU
+// multiplies pairs of bf16, linear layers and the attention of prompt rows. The first would be half a dozen
+// torch operators each, or attention padded to the longest row.
 //
 // A row's result depends on that row alone: its loops run over its own length in a fixed order, and threads
-// share out whole rows. Everything is computed in fp32 and rounded once. Compiled by cpu_kernels.py with the
-// system's compiler; written with the vector extension that gcc and clang share, for any CPU.
+// share out whole rows or heads. Sums are fp32. Compiled by cpu_kernels.py with the system's compiler; written
+// with the vector extension that gcc and clang share, for any CPU.
 
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
@@ -201,21 +202,36 @@ static void rotate_and_store(const Step& s, T* qkv, T* keys, T* values) {
     }
 }
 
-// Scores of R query heads (fp32, scaled, split) for the next kLanes places of their key head. Places past the
-// row's end may be read, and their scores are thrown away by the caller.
+// The products of 2 * kLanes numbers, added to the lanes of `sum`.
+static inline f32v plus_products(f32v sum, const float* a, const float* b) {
+    return sum + load(a) * load(b) + load(a + kLanes) * load(b + kLanes);
+}
+
+static inline f32v plus_products(f32v sum, const bf16* a, const bf16* b) {
+#if defined(__AVX512BF16__)
+    auto left = (__m512bh)_mm512_loadu_si512(a), right = (__m512bh)_mm512_loadu_si512(b);
+    return (f32v)_mm512_dpbf16_ps((__m512)sum, left, right);
+#else
+    Pair left = load_pair(a), right = load_pair(b);
+    return sum + left.a * right.a + left.b * right.b;
+#endif
+}
+
+// Scores of R query heads for the next kLanes places of their key head. Places past the row's end may be read,
+// and their scores are thrown away by the caller.
 template <typename T, int D, int R>
-static inline void score_block(const float* query, const T* keys, int64_t stride, float* scores, int64_t room) {
+static inline void score_block(
+    const T* query, int64_t head_stride, const T* keys, int64_t stride, float scale, float* scores, int64_t room
+) {
     constexpr int N = kLanes / R;  // places at a time, so that all sums of a round fill one vector
     for (int64_t j = 0; j < kLanes; j += N) {
         f32v dots[kLanes] = {};
-        for (int k = 0; k < N; k++) {
-            for (int i = 0; i < D; i += 2 * kLanes) {
-                Pair key = load_pair(keys + (j + k) * stride + i);
+        for (int k = 0; k < N; k++)
+            for (int i = 0; i < D; i += 2 * kLanes)
                 for (int r = 0; r < R; r++)
-                    dots[r * N + k] += load(query + r * D + i) * key.a + load(query + r * D + i + kLanes) * key.b;
-            }
-        }
-        f32v done = sums(dots);
+                    dots[r * N + k] =
+                        plus_products(dots[r * N + k], query + r * head_stride + i, keys + (j + k) * stride + i);
+        f32v done = sums(dots) * scale;
         for (int r = 0; r < R; r++) std::memcpy(scores + r * room + j, (const float*)&done + r * N, N * sizeof(float));
     }
 }
@@ -293,22 +309,18 @@ static void attend_row(
     int64_t base = (s.slots[row] * s.max_len + begin) * stride;
 
     static thread_local std::vector<float> space;
-    space.assign(s.heads * (2 * D), 0.0f);
-    space.resize(s.heads * (2 * D + room));
-    float *query = space.data(), *mix = query + s.heads * D, *scores = mix + s.heads * D;
-    for (int64_t h = first * repeat; h < last * repeat; h++) {
-        for (int i = 0; i < D; i += 2 * kLanes) {
-            Pair part = load_pair(q + h * head_stride + i);
-            store_pair(query + h * D + i, part.a * s.scale, part.b * s.scale);
-        }
-    }
+    space.assign(s.heads * D, 0.0f);
+    space.resize(s.heads * (D + room));
+    float *mix = space.data(), *scores = mix + s.heads * D;
 
     for (int64_t j = 0; j < room; j += kLanes)
         for_heads(first, last, repeat, [&](int64_t h, int64_t head, auto r) {
             const T* block = keys + base + j * stride + head * D;
             const T* next = j + kLanes < room ? keys + base + (j + kLanes) * stride : values + base;
             if (h == head * repeat) fetch_share<T, D>(next, head);
-            score_block<T, D, r.value>(query + h * D, block, stride, scores + h * room + j, room);
+            score_block<T, D, r.value>(
+                q + h * head_stride, head_stride, block, stride, s.scale, scores + h * room + j, room
+            );
         });
     for (int64_t h = first * repeat; h < last * repeat; h++) {
         float total = soften(scores + h * room, length, room);
@@ -382,28 +394,33 @@ static inline f32v swish(f32v x) {
     return (x < 0.0f ? x * e : x) / (1.0f + e);
 }
 
+// Adds M rows of `pairs` pairs of inputs times V neighbouring panels to `acc`.
+template <int M, int V>
+static inline void add_products(
+    const bf16* panels, int64_t panel_size, int64_t pairs, const bf16* x, int64_t stride, f32v (&acc)[M][V]
+) {
+    for (int64_t k = 0; k < pairs; k++) {
+        __m512bh w[V];
+        for (int v = 0; v < V; v++) w[v] = (__m512bh)_mm512_loadu_si512(panels + v * panel_size + k * 2 * kLanes);
+        for (int m = 0; m < M; m++) {
+            auto pair = (__m512bh)_mm512_set1_epi32(load_as<int32_t>(x + m * stride + 2 * k));
+            for (int v = 0; v < V; v++) acc[m][v] = (f32v)_mm512_dpbf16_ps((__m512)acc[m][v], w[v], pair);
+        }
+    }
+}
+
 // Rows `x .. x + M - 1` times V neighbouring panels, and what follows the product.
 template <int M, int V>
 static void product_tile(
     const Linear& l, int64_t panel, const bf16* x, const bf16* other, bf16* out, Epilogue epilogue
 ) {
-    int64_t pairs = l.in_features / 2, panel_size = l.in_features * kLanes;
-    const bf16* weights = l.panels + panel * panel_size;
-    __m512 acc[M][V];
-    for (int m = 0; m < M; m++)
-        for (int v = 0; v < V; v++) acc[m][v] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < pairs; k++) {
-        __m512bh w[V];
-        for (int v = 0; v < V; v++) w[v] = (__m512bh)_mm512_loadu_si512(weights + v * panel_size + k * 2 * kLanes);
-        for (int m = 0; m < M; m++) {
-            auto pair = (__m512bh)_mm512_set1_epi32(load_as<int32_t>(x + m * l.in_features + 2 * k));
-            for (int v = 0; v < V; v++) acc[m][v] = _mm512_dpbf16_ps(acc[m][v], w[v], pair);
-        }
-    }
+    int64_t panel_size = l.in_features * kLanes;
+    f32v acc[M][V] = {};
+    add_products<M, V>(l.panels + panel * panel_size, panel_size, l.in_features / 2, x, l.in_features, acc);
     for (int m = 0; m < M; m++) {
         for (int v = 0; v < V; v++) {
             int64_t column = (panel + v) * kLanes, at = m * l.out_features + column;
-            f32v y = (f32v)acc[m][v];
+            f32v y = acc[m][v];
             if (l.bias) y += load(l.bias + column);
             if (epilogue == kSwish) y = swish(y);
             if (epilogue == kPlus) y += load(other + at);
@@ -450,9 +467,224 @@ extern "C" void lab_linear_bfloat16(
         }
     }
 }
+
+// --- Attention of prompt rows --------------------------------------------------------------------------------
+//
+// The queries of one key head are the rows of two products a block of kBlock places: with the keys, and, once
+// softened, with the values; both are packed into panels first. The softmax goes along with the blocks: its
+// highest score and its sum are corrected as they grow. Blocks begin at multiples of kBlock, and one in which a
+// row sees nothing leaves it as it is, so that neither the chunk nor the tile a row is in changes its bits.
+
+constexpr int kBlock = kPanels * kLanes;
+
+// Lane i of vector j and lane j of vector i change places: in four rounds, squares of W lanes do.
+template <int W>
+static inline void exchange(__m512i* v) {
+    i32v lane{}, upper{};
+    for (int i = 0; i < kLanes; i++) lane[i] = i, upper[i] = i & W ? -1 : 0;
+    auto low = (__m512i)(upper ? (lane - W) | kLanes : lane);
+    auto high = (__m512i)(upper ? lane | kLanes : lane + W);
+    for (int i = 0; i < kLanes; i++) {
+        if (i & W) continue;
+        __m512i a = v[i], b = v[i + W];
+        v[i] = _mm512_permutex2var_epi32(a, low, b);
+        v[i + W] = _mm512_permutex2var_epi32(a, high, b);
+    }
+}
+
+// kBlock keys (one head, `stride` apart) as panels of kLanes places.
+template <int D>
+static void pack_keys(const bf16* keys, int64_t stride, bf16* panels) {
+    for (int64_t panel = 0; panel < kPanels; panel++) {
+        for (int64_t i = 0; i < D; i += 2 * kLanes) {
+            __m512i pairs[kLanes];
+            for (int j = 0; j < kLanes; j++) pairs[j] = _mm512_loadu_si512(keys + (panel * kLanes + j) * stride + i);
+            exchange<1>(pairs), exchange<2>(pairs), exchange<4>(pairs), exchange<8>(pairs);
+            std::memcpy(panels + (panel * D + i) * kLanes, pairs, sizeof(pairs));
+        }
+    }
+}
+
+// `count` values, and zeros up to kBlock, as panels of kLanes dimensions.
+template <int D>
+static void pack_values(const bf16* values, int64_t stride, int64_t count, bf16* panels) {
+    i32v lane{};
+    for (int i = 0; i < kLanes; i++) lane[i] = i;
+    auto low = (__m512i)(lane | (lane + 2 * kLanes) << 16);  // a lane each of the one and of the other
+    auto high = (__m512i)((lane + kLanes) | (lane + 3 * kLanes) << 16);
+    for (int64_t j = 0; j < kBlock; j += 2) {
+        for (int64_t i = 0; i < D; i += 2 * kLanes) {
+            __m512i a{}, b{};
+            if (j < count) a = _mm512_loadu_si512(values + j * stride + i);
+            if (j + 1 < count) b = _mm512_loadu_si512(values + (j + 1) * stride + i);
+            bf16* to = panels + i * kBlock + j * kLanes;
+            _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, low, b));
+            _mm512_storeu_si512(to + kLanes * kBlock, _mm512_permutex2var_epi16(a, high, b));
+        }
+    }
+}
+
+// What the softmax of a row knows so far.
+struct Softmax {
+    float highest;
+    f32v totals;
+};
+
+constexpr float kNothingSeen = -1e30f;
+
+// One row's kBlock scores to weights in bf16; of the places from `base` on it sees `first .. last`. Returns by
+// what its sums so far have to be multiplied.
+static inline float soften_block(
+    f32v* scores, float scale, int64_t base, int64_t first, int64_t last, Softmax& softmax, bf16* weights
+) {
+    f32v top = f32v{} + softmax.highest;
+    bool sees_all = first <= base && base + kBlock <= last + 1;
+    for (int v = 0; v < kPanels; v++) {
+        scores[v] *= scale;
+        if (!sees_all) {
+            i32v lane{};
+            for (int i = 0; i < kLanes; i++) lane[i] = i;
+            i32v at = lane + int32_t(base + v * kLanes - first);
+            scores[v] = (at >= 0) & (at <= int32_t(last - first)) ? scores[v] : f32v{} - INFINITY;
+        }
+        top = larger(top, scores[v]);
+    }
+    float highest = _mm512_reduce_max_ps((__m512)top), factor = 1.0f;
+    if (highest != softmax.highest) factor = exp_of(larger(f32v{} + (softmax.highest - highest), f32v{} - 200.0f))[0];
+    softmax.highest = highest;
+    softmax.totals *= factor;
+    for (int v = 0; v < kPanels; v++) {
+        f32v weight = exp_of(larger(scores[v] - highest, f32v{} - 200.0f));
+        softmax.totals += weight;
+        auto half = _mm512_cvtneps_pbh((__m512)weight);
+        std::memcpy(weights + v * kLanes, &half, sizeof(half));
+    }
+    return factor;
+}
+
+// M query rows and one block of places; `mix (M, D)` are their sums so far. Row m sees `first[m] .. last[m]`.
+template <int D, int M>
+static void attend_tile(
+    const bf16* q, const bf16* keys, const bf16* values, float scale, int64_t base, const int64_t* first,
+    const int64_t* last, Softmax* softmax, float* mix
+) {
+    f32v scores[M][kPanels] = {};
+    add_products<M, kPanels>(keys, D * kLanes, D / 2, q, D, scores);
+    alignas(64) bf16 weights[M][kBlock];
+    float factors[M];
+    for (int m = 0; m < M; m++)
+        factors[m] = soften_block(scores[m], scale, base, first[m], last[m], softmax[m], weights[m]);
+    constexpr int V = D % (kPanels * kLanes) ? 2 : kPanels;
+    for (int i = 0; i < D; i += V * kLanes) {
+        f32v acc[M][V];
+        for (int m = 0; m < M; m++)
+            for (int v = 0; v < V; v++) acc[m][v] = load(mix + m * D + i + v * kLanes) * factors[m];
+        add_products<M, V>(values + i * kBlock, kLanes * kBlock, kBlock / 2, weights[0], kBlock, acc);
+        for (int m = 0; m < M; m++)
+            for (int v = 0; v < V; v++) store(mix + m * D + i + v * kLanes, acc[m][v]);
+    }
+}
+
+template <int D, int M = kTile, typename... Rest>
+static void attend_rest(int64_t rows, Rest... rest) {
+    if constexpr (M > 0) {
+        if (rows == M) return attend_tile<D, M>(rest...);
+        attend_rest<D, M - 1>(rows, rest...);
+    }
+}
+
+// Rows `row .. row + count - 1`, neighbouring positions of one slot, and the query heads of the key heads
+// `head .. end_head - 1`: a block of all of them is one stretch of memory, and the next is fetched meanwhile.
+template <int D>
+static void attend_prompt_heads(
+    const Step& s, int64_t row, int64_t count, int64_t head, int64_t end_head, const bf16* q, int64_t row_stride,
+    int64_t head_stride, const bf16* keys, const bf16* values, bf16* out
+) {
+    int64_t repeat = s.heads / s.kv_heads, rows = repeat * count, stride = s.kv_heads * D;
+    int64_t start = s.positions[row], end = start + count, num_heads = end_head - head;
+    int64_t begin = s.window && start >= s.window ? (start - s.window + 1) / kBlock * kBlock : 0;
+    int64_t slot = s.slots[row] * s.max_len * stride + head * D;
+    int64_t num_tiles = (rows + kTile - 1) / kTile, share = (kBlock + num_tiles - 1) / num_tiles;
+
+    static thread_local std::vector<float> space;
+    space.assign(num_heads * rows * D, 0.0f);
+    float* mix = space.data();
+    static thread_local std::vector<bf16> copies;
+    copies.resize(num_heads * rows * D + 2 * kBlock * D);
+    bf16 *query = copies.data(), *key_panels = query + num_heads * rows * D, *value_panels = key_panels + kBlock * D;
+    std::vector<Softmax> softmax(num_heads * rows, Softmax{kNothingSeen, f32v{}});
+    std::vector<int64_t> first(rows), last(rows);
+    for (int64_t i = 0; i < rows; i++) {  // the heads of a token side by side: a tile spans few positions
+        last[i] = start + i / repeat;
+        first[i] = s.window && last[i] >= s.window ? last[i] - s.window + 1 : 0;
+        for (int64_t h = 0; h < num_heads; h++) {
+            const bf16* from = q + (row + i / repeat) * row_stride + ((head + h) * repeat + i % repeat) * head_stride;
+            std::memcpy(query + (h * rows + i) * D, from, D * sizeof(bf16));
+        }
+    }
+    for (int64_t base = begin; base < end; base += kBlock) {
+        for (int64_t h = 0; h < num_heads; h++) {
+            const bf16 *k = keys + slot + base * stride + h * D, *v = values + slot + base * stride + h * D;
+            pack_keys<D>(k, stride, key_panels);
+            pack_values<D>(v, stride, end - base, value_panels);
+            for (int64_t i = 0; i < rows; i += kTile) {
+                for (int64_t j = i / kTile * share; j < (i / kTile + 1) * share && j < kBlock; j++) {
+                    for (int64_t d = 0; d < D; d += 2 * kLanes) {
+                        __builtin_prefetch(k + (kBlock + j) * stride + d, 0, 2);
+                        __builtin_prefetch(v + (kBlock + j) * stride + d, 0, 2);
+                    }
+                }
+                int64_t tile = rows - i < kTile ? rows - i : kTile, at = h * rows + i;
+                if (last[i + tile - 1] < base || first[i] >= base + kBlock) continue;  // nobody sees this block
+                attend_rest<D>(
+                    tile, (const bf16*)query + at * D, (const bf16*)key_panels, (const bf16*)value_panels, s.scale,
+                    base, (const int64_t*)&first[i], (const int64_t*)&last[i], &softmax[at], mix + at * D
+                );
+            }
+        }
+    }
+    for (int64_t h = 0; h < num_heads; h++) {
+        for (int64_t i = 0; i < rows; i++) {
+            float scale = 1.0f / sum(softmax[h * rows + i].totals);
+            bf16* to = out + ((row + i / repeat) * s.heads + (head + h) * repeat + i % repeat) * D;
+            for (int d = 0; d < D; d += kLanes) store(to + d, load(mix + (h * rows + i) * D + d) * scale);
+        }
+    }
+}
+
+template <int D>
+static void attend_prompt(
+    const Step& s, int64_t row, int64_t count, const bf16* q, int64_t row_stride, int64_t head_stride,
+    const bf16* keys, const bf16* values, bf16* out
+) {
+    int64_t parts = s.threads < s.kv_heads ? s.threads : s.kv_heads;
+#pragma omp parallel for num_threads(s.threads) schedule(static) if (s.threads > 1)
+    for (int64_t part = 0; part < parts; part++) {
+        int64_t first = part * s.kv_heads / parts, last = (part + 1) * s.kv_heads / parts;
+        attend_prompt_heads<D>(s, row, count, first, last, q, row_stride, head_stride, keys, values, out);
+    }
+}
+
+extern "C" int lab_attend_prompt_bfloat16(
+    const Step* s, int64_t row, int64_t count, const bf16* q, int64_t row_stride, int64_t head_stride,
+    const bf16* keys, const bf16* values, bf16* out
+) {
+    switch (s->dim) {
+        case 32: attend_prompt<32>(*s, row, count, q, row_stride, head_stride, keys, values, out); return 0;
+        case 64: attend_prompt<64>(*s, row, count, q, row_stride, head_stride, keys, values, out); return 0;
+        case 96: attend_prompt<96>(*s, row, count, q, row_stride, head_stride, keys, values, out); return 0;
+        case 128: attend_prompt<128>(*s, row, count, q, row_stride, head_stride, keys, values, out); return 0;
+        default: return 1;
+    }
+}
 #else
 extern "C" int lab_has_linear() { return 0; }
 extern "C" void lab_linear_bfloat16(const Linear*, const bf16*, int64_t, const bf16*, bf16*, int32_t) {}
+extern "C" int lab_attend_prompt_bfloat16(
+    const Step*, int64_t, int64_t, const bf16*, int64_t, int64_t, const bf16*, const bf16*, bf16*
+) {
+    return 1;
+}
 #endif
 
 #define LAB_KERNELS(T, name)                                                                                   \

@@ -75,6 +75,9 @@ class CpuKernels:
         self._attend = getattr(library, f"lab_attend_{name}")
         self._attend.argtypes = (step, _PTR, _INT, _INT, _PTR, _PTR, _PTR)
         self._attend.restype = ctypes.c_int
+        self._attend_prompt = library.lab_attend_prompt_bfloat16
+        self._attend_prompt.argtypes = (step, _INT, _INT, _PTR, _INT, _INT, _PTR, _PTR, _PTR)
+        self._attend_prompt.restype = ctypes.c_int
         # A CPU with a matrix unit (AMX) multiplies several times faster through torch.
         has_matrix_unit = bool(torch.cpu.get_capabilities().get("amx_bf16"))
         self.has_linear = dtype is torch.bfloat16 and bool(library.lab_has_linear()) and not has_matrix_unit
@@ -123,6 +126,23 @@ class CpuKernels:
         """Attention of the decode rows `q[:n] (n, heads, D)`, of any row and head stride, into `out[:n]`."""
         caches = k_cache.data_ptr(), v_cache.data_ptr()
         failed = self._attend(step, q.data_ptr(), q.stride(0), q.stride(1), *caches, out.data_ptr())
+        assert not failed, "callers ask `covers` first"
+
+    def attend_prompt(
+        self,
+        step: KernelStep,
+        row: int,
+        count: int,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        out: Tensor,
+    ) -> None:
+        """Attention of `q[row : row + count]`, neighbouring positions of one slot, into `out`; needs
+        `has_linear`. Reads the cache up to the next multiple of 64 places."""
+        where = q.data_ptr(), q.stride(0), q.stride(1)
+        caches = k_cache.data_ptr(), v_cache.data_ptr()
+        failed = self._attend_prompt(step, row, count, *where, *caches, out.data_ptr())
         assert not failed, "callers ask `covers` first"
 
     def covers_linear(self, weight: Tensor) -> bool:

@@ -146,6 +146,53 @@ def test_threads_share_a_linear_layer(folder: Path) -> None:
     assert torch.equal(*got)
 
 
+@pytest.mark.parametrize("window", [0, 24, 100])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 32), (8, 4, 64), (6, 2, 96), (8, 1, 128)])
+def test_prompt_attention(folder: Path, window: int, heads: int, kv_heads: int, dim: int) -> None:
+    """All of a prompt in chunks of several sizes: near the truth, and the same bits whatever the chunk."""
+    lab, length = linear_kernels(folder), 230
+    keys, values = (drawn(s, 3, MAX_LEN, kv_heads, dim, dtype=torch.bfloat16) for s in (16, 17))
+    values[1, length:] = torch.nan
+    q = drawn(18, length, heads, dim, dtype=torch.bfloat16)
+    got = attend_prompt(lab, q, keys, values, slot=1, sizes=[length], window=window)
+
+    k, v = (
+        t[1, :length].transpose(0, 1).double().repeat_interleave(heads // kv_heads, 0) for t in (keys, values)
+    )
+    row, place = torch.arange(length)[:, None], torch.arange(length)
+    seen = (place <= row) & (place > row - window if window else torch.tensor(True))
+    want = F.scaled_dot_product_attention(q.transpose(0, 1).double(), k, v, attn_mask=seen).transpose(0, 1)
+    torch.testing.assert_close(got.double(), want, rtol=1e-2, atol=1e-2)
+
+    for sizes in ([64, 64, 64, 38], [1, 5, 6, 7, 45, 1, 63, 102], [32] * 7 + [6], [227, 3]):
+        again = attend_prompt(lab, q, keys, values, slot=1, sizes=sizes, window=window)
+        assert torch.equal(again, got), sizes
+    twice = linear_kernels(folder, num_threads=2)
+    assert torch.equal(attend_prompt(twice, q, keys, values, slot=1, sizes=[length], window=window), got)
+
+
+def attend_prompt(
+    lab: CpuKernels, q: Tensor, keys: Tensor, values: Tensor, *, slot: int, sizes: list[int], window: int
+) -> Tensor:
+    """Chunk by chunk, each behind two rows of another kind."""
+    heads, dim = q.shape[1:]
+    assert sum(sizes) == len(q)
+    parts: list[Tensor] = []
+    start = 0
+    for size in sizes:
+        slots = torch.tensor([0, 0, *[slot] * size])
+        positions = torch.tensor([3, 4, *range(start, start + size)])
+        shape = (heads, keys.shape[2], dim)
+        step = lab.step(slots, positions, 2, None, shape, keys.shape[1], dim**-0.5, window)
+        rows = torch.cat((q[:2], q[start : start + size]))
+        out = torch.full_like(rows, 7.0)
+        lab.attend_prompt(step, 2, size, rows, keys, values, out)
+        assert (out[:2] == 7.0).all()
+        parts.append(out[2:])
+        start += size
+    return torch.cat(parts)
+
+
 def linear_kernels(folder: Path, num_threads: int = 1) -> CpuKernels:
     lab = kernels(folder, torch.bfloat16, num_threads)
     if not lab.has_linear:

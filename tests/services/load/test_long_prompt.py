@@ -1,8 +1,9 @@
-"""What a long prompt does to the tokens of others, cut into chunks and in one piece."""
+"""What long prompts do to the tokens of others, cut into chunks and in one piece."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 import pytest
 
@@ -10,8 +11,23 @@ from tests.services.load_client import Connection, Ending, ms, quantile
 from tests.services.served import lab_serve
 
 pytestmark = pytest.mark.load
-NUM_TALKERS = 8
-LONG = [7] * 3500
+NUM_TALKERS = 16
+NUM_LONG = 3
+LONG = [7] * 2000
+
+
+@dataclass(frozen=True)
+class Felt:
+    """In s: gaps between a talker's tokens without and with long prompts, and first tokens of others."""
+
+    calm_s: list[float]
+    during_s: list[float]
+    long_s: float
+    short_s: float
+
+    @property
+    def p99_ratio(self) -> float:
+        return quantile(self.during_s, 0.99) / quantile(self.calm_s, 0.99)
 
 
 def gaps_s(talkers: list[Ending], from_s: float, to_s: float) -> list[float]:
@@ -24,9 +40,10 @@ def gaps_s(talkers: list[Ending], from_s: float, to_s: float) -> list[float]:
     ]
 
 
-def measure(max_step_tokens: int) -> tuple[float, float, float, float]:
-    """Longest gap with the long prompt, p99 without it; first token of the long and of a later short one."""
-    with lab_serve(BACKEND="torch", MODEL="lab-26m", MAX_STEP_TOKENS=max_step_tokens) as lab:
+def measure(prefill_chunk: int, max_step_tokens: int) -> Felt:
+    """Sixteen streams; after a while long prompts come, each when the one before has its first token."""
+    settings = {"PREFILL_CHUNK": prefill_chunk, "MAX_STEP_TOKENS": max_step_tokens, "MAX_BATCH": 20}
+    with lab_serve(BACKEND="torch", MODEL="lab-26m", **settings) as lab:
         lab.wait_ready(deadline_s=120)  # a first start compiles
         port = int(lab.url.rsplit(":", 1)[1])
 
@@ -35,30 +52,37 @@ def measure(max_step_tokens: int) -> tuple[float, float, float, float]:
                 prompt=prompt, max_tokens=max_tokens, ignore_eos=True, stream=True
             )
 
-        async def scenario() -> tuple[list[Ending], Ending, Ending]:
-            await ask(LONG, 1)  # first use of each shape
-            talkers = [asyncio.create_task(ask(f"talker {i}", 550)) for i in range(NUM_TALKERS)]
-            await asyncio.sleep(1.5)
-            long = asyncio.create_task(ask(LONG, 1))
+        async def scenario() -> tuple[list[Ending], list[Ending], Ending]:
+            await asyncio.gather(*(ask(LONG, 2) for _ in range(20)))  # first use of each shape and slot
+            talkers = [asyncio.create_task(ask(f"talker {i}", 600)) for i in range(NUM_TALKERS)]
+            await asyncio.sleep(2.0)
+            first = asyncio.create_task(ask(LONG, 1))
             await asyncio.sleep(0.05)
             short = asyncio.create_task(ask("short", 1))
-            return await asyncio.gather(*talkers), await long, await short
+            long = [await first] + [await ask(LONG, 1) for _ in range(NUM_LONG - 1)]
+            return await asyncio.gather(*talkers), long, await short
 
         talkers, long, short = asyncio.run(scenario())
-        assert all(ending.is_whole for ending in (*talkers, long, short))
-        during = gaps_s(talkers, long.sent_s, long.end_s)
-        before = gaps_s(talkers, long.sent_s - 1.0, long.sent_s)
-        return max(during), quantile(before, 0.99), long.first_s - long.sent_s, short.first_s - short.sent_s
+        assert all(ending.is_whole for ending in (*talkers, *long, short))
+        assert all(talker.end_s > long[-1].end_s for talker in talkers), "a talker fell silent too early"
+        began_s = long[0].sent_s
+        return Felt(
+            gaps_s(talkers, began_s - 1.2, began_s),
+            gaps_s(talkers, began_s, long[-1].end_s),
+            long[0].first_s - long[0].sent_s,
+            short.first_s - short.sent_s,
+        )
 
 
 def test_chunks_keep_the_others_talking() -> None:
-    longest = {}
-    for max_step_tokens in (80, 256, 512, 4096):
-        gap_s, calm_s, long_s, short_s = measure(max_step_tokens)
-        longest[max_step_tokens] = gap_s
+    felt = {}
+    for sizes in ((16, 36), (32, 52), (64, 84), (64, 512), (64, 4096)):
+        felt[sizes] = found = measure(*sizes)
+        calm, during = (quantile(gaps, 0.99) for gaps in (found.calm_s, found.during_s))
         print(
-            f"\nMAX_STEP_TOKENS={max_step_tokens}: longest gap {ms(gap_s)} (p99 without it {ms(calm_s)});",
-            end=" ",
+            f"\nPREFILL_CHUNK={sizes[0]} MAX_STEP_TOKENS={sizes[1]}: p99 gap {ms(calm)} without long prompts,"
+            f" {ms(during)} with them ({found.p99_ratio:.2f}x), longest {ms(max(found.during_s))}; first"
+            f" token of a long prompt {ms(found.long_s)}, of a short one after it {ms(found.short_s)}",
+            end="",
         )
-        print(f"first token of the long prompt {ms(long_s)}, of a short one after it {ms(short_s)}", end="")
-    assert longest[80] < longest[4096] / 4
+    assert felt[32, 52].p99_ratio < felt[64, 4096].p99_ratio / 4
