@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import count
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -37,8 +37,14 @@ def null_backend() -> Backend:
 
 
 @cache
+def scratch() -> TemporaryDirectory[str]:
+    """For models; removed when Python ends."""
+    return TemporaryDirectory(prefix="lab-conformance-")
+
+
+@cache
 def tiny_llama() -> str:
-    """A folder with a random model, made once and left to the system's temporary files."""
+    """A folder with a random model, made once."""
     transformers = pytest.importorskip("transformers", reason="needs the torch extra")
     torch = pytest.importorskip("torch", reason="needs the torch extra")
     torch.manual_seed(0)
@@ -46,7 +52,7 @@ def tiny_llama() -> str:
     config = transformers.LlamaConfig(
         vocab_size=258, num_hidden_layers=2, eos_token_id=257, initializer_range=0.2, **shape
     )
-    folder = mkdtemp(prefix="lab-tiny-llama-")
+    folder = f"{scratch().name}/tiny-llama"
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     write_byte_tokenizer(folder)
     return folder
@@ -83,7 +89,7 @@ def llama_cpp_backend(**settings: Any) -> Backend:
         BackendConfig(
             backend="llama_cpp",
             model=f"{folder}:f32",
-            artifacts_dir=mkdtemp(prefix="lab-gguf-"),
+            artifacts_dir=f"{scratch().name}/artifacts",
             num_threads=1,
             **limits,
             **settings,
