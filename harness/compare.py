@@ -11,17 +11,23 @@ import argparse
 from pathlib import Path
 
 from adapters.base import ConfigError
-from harness.arms import find_arms
-from harness.combine import choose_reference, compare_files, comparison_manifest, verdict_of, write_comparison
-from harness.compare_runs import Ledger, measure_blocks, plan_digest
-from harness.comparison import render_comparison
+from harness.comparing.arms import find_arms
+from harness.comparing.combine import (
+    choose_reference,
+    compare_files,
+    comparison_manifest,
+    verdict_of,
+    write_comparison,
+)
+from harness.comparing.compare_runs import Ledger, measure_blocks, plan_digest
+from harness.comparing.comparison import render_comparison
+from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.plan import plan
 from harness.progress import make_reporter
 from harness.record import read_parquet
 from harness.run_bench import INTERRUPTED_STATUS, add_corpus_option
 from harness.settings import add_setting_options, read_settings
 from harness.share_of import parse_share
-from harness.verdict import DEFAULT_MARGIN
 
 DEFAULT_VARIANTS = ("baseline", "static", "dynamic", "continuous")
 DEFAULT_BLOCKS = 3

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from adapters.base import ConfigError
-from harness.combine import compare_files
-from harness.headline import Contrast, contrasts
+from harness.comparing.combine import compare_files
+from harness.comparing.headline import Contrast, contrasts
 from harness.record import Manifest
 from harness.share_of import parse_share
 from harness.table import MISSING, render_table

@@ -16,13 +16,13 @@ from typing import Any
 
 from adapters.base import ConfigError
 from harness.answer import Answer
-from harness.arm_file import Arm, ArmFile, Measurement
 from harness.arrivals import Schedule
+from harness.comparing.arm_file import Arm, ArmFile, Measurement
 from harness.corpus import Corpus
-from harness.floor import measure_floor
 from harness.manifest import describe_repeat
 from harness.progress import Reporter
 from harness.replay import replay
+from harness.selfcheck.floor import measure_floor
 from harness.server import Server, find_server
 from harness.service_process import RunningService, ServiceLaunch, running_service
 from harness.settings import HarnessSettings

@@ -15,9 +15,11 @@ from typing import Any
 import pandas as pd
 
 from adapters.base import LabError
-from harness.comparison import render_comparison
+from harness.comparing.comparison import render_comparison
+from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.cost import read_price
 from harness.metrics import Slo, goodput, throughput, token_gaps
+from harness.page.files import load_report, to_markdown, write_charts, write_html
 from harness.record import (
     JOURNAL_SUFFIX,
     Manifest,
@@ -26,12 +28,10 @@ from harness.record import (
     to_frame,
     write_parquet,
 )
-from harness.report_files import load_report, to_markdown, write_charts, write_html
 from harness.share_of import parse_share
 from harness.stats import mean_of, percentile
 from harness.table import MISSING, number, render_table, share, spread
 from harness.validity import Verdict, judge, load_of
-from harness.verdict import DEFAULT_MARGIN
 
 LATENCIES = (
     ("ttft_ms", "TTFT, from send"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from harness.arm_file import Arm, Measurement
+from harness.comparing.arm_file import Arm, Measurement
 from harness.measure import measure
 from harness.metrics import Slo
 from harness.openmetrics import push, write_openmetrics

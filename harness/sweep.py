@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from adapters.base import ConfigError
-from harness.arm_file import Arm, Measurement
+from harness.comparing.arm_file import Arm, Measurement
 from harness.latency_limits import Limits
 from harness.measure import measure
 from harness.metrics import throughput

@@ -19,7 +19,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("harness.run_bench", "measure one strategy, or any server, and write the rows as parquet"),
     "compare": ("harness.compare", "measure several strategies in interleaved blocks and compare them"),
     "sweep": ("harness.sweep", "measure one strategy over several loads: knee, and highest load within SLOs"),
-    "gate": ("harness.gate", "hold a new result file against an old one; non-zero exit on a regression"),
+    "gate": (
+        "harness.gate",
+        "hold a new result file against an old one; non-zero exit on a regression",
+    ),
     "merge": ("harness.merge", "make one result file of the files of all shards"),
     "report": ("harness.report", "print the table of results that were written before"),
     "model": ("tools.make_model", "make a model, or stage it into a folder of its own"),

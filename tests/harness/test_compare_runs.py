@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from harness import compare_runs
-from harness.arm_file import Arm, Measurement
 from harness.arrivals import Arrivals, Load, Schedule, make_schedule
-from harness.compare_runs import Ledger, measure_blocks, plan_digest
+from harness.comparing import compare_runs
+from harness.comparing.arm_file import Arm, Measurement
+from harness.comparing.compare_runs import Ledger, measure_blocks, plan_digest
 from harness.corpus import Corpus, Prompt
 from harness.progress import PlainReporter
 from harness.record import write_parquet

@@ -8,10 +8,10 @@ from itertools import pairwise
 import pytest
 
 from adapters.base import ConfigError
-from harness.arm_file import Arm
-from harness.arms import arm_order, parse_arm, split_names
-from harness.combine import merged_reasons
-from harness.comparison import (
+from harness.comparing.arm_file import Arm
+from harness.comparing.arms import arm_order, parse_arm, split_names
+from harness.comparing.combine import merged_reasons
+from harness.comparing.comparison import (
     agreement,
     agreement_of_all,
     compare_arms,

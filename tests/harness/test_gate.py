@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adapters.base import ConfigError
-from harness.combine import compare_files
+from harness.comparing.combine import compare_files
 from harness.record import write_parquet
 from harness.validity import Verdict
 from tests.harness.made_rows import made_manifest, made_repeat

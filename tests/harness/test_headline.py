@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.headline import contrasts, decision, in_words, more_blocks
+from harness.comparing.headline import contrasts, decision, in_words, more_blocks
 from harness.record import Row
 from tests.harness.made_rows import made_frame
 from tests.harness.test_comparison import run_rows

@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.floor import measure_floor
-from harness.known_server import Delays
-from harness.known_truth import STALL_S, distances, measure_known, stall_shown, within_bound
+from harness.selfcheck.floor import measure_floor
+from harness.selfcheck.known_server import Delays
+from harness.selfcheck.known_truth import STALL_S, distances, measure_known, stall_shown, within_bound
 
 
 @pytest.mark.parametrize("is_random", [False, True])

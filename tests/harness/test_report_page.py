@@ -9,13 +9,13 @@ from xml.etree import ElementTree
 
 import pytest
 
+from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.cost import Price, read_price
+from harness.page.files import load_report
+from harness.page.html import make_charts, render_page
+from harness.page.words import verdict_sentences
 from harness.record import write_parquet
-from harness.report_files import load_report
-from harness.report_page import make_charts, render_page
-from harness.report_words import verdict_sentences
 from harness.steps import step_rows, write_steps
-from harness.verdict import DEFAULT_MARGIN
 from services.contract import StepLine
 from tests.harness.test_budget import told
 from tests.harness.test_comparison import comparison, run_rows

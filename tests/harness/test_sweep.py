@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapters.base import ConfigError
-from harness.arm_file import Measurement
+from harness.comparing.arm_file import Measurement
 from harness.latency_limits import Limits
 from harness.sweep import Point, is_saturated, knee, next_load
 from harness.validity import Verdict

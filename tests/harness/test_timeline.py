@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from harness.page.timeline import batch_timeline
 from harness.record import Row
-from harness.timeline import batch_timeline
 from tests.harness.made_rows import made_frame, made_row
 
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from harness.simulated_trials import Noise, many_trials
-from harness.verdict import judge_ratio, log_interval, t_quantile
+from harness.comparing.verdict import judge_ratio, log_interval, t_quantile
+from harness.selfcheck.simulated_trials import Noise, many_trials
 
 
 @pytest.mark.parametrize(

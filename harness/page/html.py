@@ -1,7 +1,7 @@
 """One HTML page that opens offline: words first, then charts, tables, machine and validity.
 
 What enters is `ReportData`; what leaves is a string with everything inlined: no font, script or picture is
-fetched. Charts come from `charts` and `bars`, sentences from `report_words`. Derives no figure.
+fetched. Charts come from `charts` and `bars`, sentences from `words`. Derives no figure.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from html import escape
 
 import numpy as np
 
-from harness.bars import budget_bars, lane_legend, lanes
-from harness.charts import Series, chart
-from harness.report_data import ArmData, Floats, ReportData
-from harness.report_style import SCRIPT, STYLE
-from harness.report_words import (
+from harness.page.bars import budget_bars, lane_legend, lanes
+from harness.page.charts import Series, chart
+from harness.page.data import ArmData, Floats, ReportData
+from harness.page.style import SCRIPT, STYLE
+from harness.page.words import (
     arm_table,
     budget_table,
     contrast_sentences,

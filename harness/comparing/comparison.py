@@ -14,13 +14,13 @@ from typing import Any
 
 import pandas as pd
 
-from harness.headline import HEADLINES, Contrast, contrasts, in_words, more_blocks, primary
+from harness.comparing.headline import HEADLINES, Contrast, contrasts, in_words, more_blocks, primary
+from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.metrics import throughput
 from harness.record import Manifest
 from harness.stats import MIN_SAMPLES, percentile
 from harness.table import number, render_table, share
 from harness.validity import Verdict, load_of
-from harness.verdict import DEFAULT_MARGIN
 
 Value = Callable[["BlockFigures"], float | None]
 

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.base import ConfigError
-from harness.combine import choose_reference, comparison_manifest, read_runs, verdict_of
-from harness.comparison import agreement_of_all
+from harness.comparing.combine import choose_reference, comparison_manifest, read_runs, verdict_of
+from harness.comparing.comparison import agreement_of_all
 from harness.cost import Price
 from harness.metrics import Slo
-from harness.record import read_parquet
-from harness.report_data import ReportData, gather
-from harness.report_page import make_charts, render_page
-from harness.report_words import (
+from harness.page.data import ReportData, gather
+from harness.page.html import make_charts, render_page
+from harness.page.words import (
     arm_table,
     budget_table,
     contrast_sentences,
@@ -25,6 +24,7 @@ from harness.report_words import (
     setting_lines,
     verdict_sentences,
 )
+from harness.record import read_parquet
 from harness.table import render_table
 from harness.validity import Verdict
 

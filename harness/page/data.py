@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from harness.budget import Budget, latency_budget
+from harness.comparing.headline import Contrast, contrasts
+from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.cost import Price
-from harness.headline import Contrast, contrasts
 from harness.metrics import Slo, goodput, throughput, token_gaps
+from harness.page.timeline import Timeline, batch_timeline
 from harness.record import Manifest
 from harness.stats import Percentile, percentile
-from harness.timeline import Timeline, batch_timeline
 from harness.validity import load_of
-from harness.verdict import DEFAULT_MARGIN
 
 Floats = NDArray[np.float64]
 

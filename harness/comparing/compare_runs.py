@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.base import LabError
-from harness.arm_file import Arm, Measurement
-from harness.arms import arm_order
 from harness.arrivals import Schedule
+from harness.comparing.arm_file import Arm, Measurement
+from harness.comparing.arms import arm_order
 from harness.corpus import Corpus
 from harness.manifest import git_state
 from harness.measure import measure

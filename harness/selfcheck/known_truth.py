@@ -1,4 +1,4 @@
-"""The harness held against a server whose delays are known: `python -m harness.known_truth`.
+"""The harness held against a server whose delays are known: `python -m harness.selfcheck.known_truth`.
 
 What enters are rates and delays; what leaves is a table of what the harness reports beside what the server
 did, by its own stamps, and what a request felt while the server stood still for two seconds. One machine, one
@@ -22,12 +22,12 @@ from harness.arrivals import Arrivals, Load, Schedule, make_schedule
 from harness.client import StreamClient
 from harness.connection import Origin
 from harness.corpus import Prompt
-from harness.known_server import Delays, known_server
 from harness.manifest import loop_factory
 from harness.metrics import send_lag_s, token_gaps
 from harness.play import play
 from harness.record import ReplayLabels, make_row, to_frame
 from harness.runner import ReplayEnd
+from harness.selfcheck.known_server import Delays, known_server
 from harness.stats import percentile
 from harness.table import number, render_table, share
 from harness.target import Target

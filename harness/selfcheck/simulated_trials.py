@@ -1,9 +1,10 @@
-"""Trials of the verdicts on simulated runs whose truth is known: `python -m harness.simulated_trials`.
+"""Trials of the verdicts on simulated runs whose truth is known.
 
-What enters are a true slowdown and a seed; what leaves is how often the verdict was right. Every trial does
-what a user does: three blocks, then, if the deciding metric cannot tell, as many more as the tool asks for.
-Noise has four layers: the machine drifts from block to block (for both arms), every start of a service
-differs a little, some runs are disturbed by neighbours, and requests scatter within a run.
+`python -m harness.selfcheck.simulated_trials` prints a table. What enters are a true slowdown and a seed;
+what leaves is how often the verdict was right. Every trial does what a user does: three blocks, then, if
+the deciding metric cannot tell, as many more as the tool asks for. Noise has four layers: the machine
+drifts from block to block (for both arms), every start of a service differs a little, some runs are
+disturbed by neighbours, and requests scatter within a run.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.headline import HEADLINES, THROUGHPUT, error_share
+from harness.comparing.headline import HEADLINES, THROUGHPUT, error_share
+from harness.comparing.verdict import FEWEST_BLOCKS, Judgement, judge_ratio
 from harness.table import render_table, share
-from harness.verdict import FEWEST_BLOCKS, Judgement, judge_ratio
 
 Floats = NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""Trials of the verdicts on live runs without a difference: `python -m harness.live_trials --url URL`.
+"""Trials of the verdicts on live runs without a difference: `python -m harness.selfcheck.live_trials`.
 
 What enters is a running service (its null backend will do) and a number of trials; what leaves is how often
 two arms that are the same were called different. Each trial measures both in interleaved blocks with a
@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from harness.arm_file import Arm
-from harness.arms import arm_order
-from harness.headline import contrasts
+from harness.comparing.arm_file import Arm
+from harness.comparing.arms import arm_order
+from harness.comparing.headline import contrasts
 from harness.measure import measure
 from harness.plan import plan
 from harness.progress import PlainReporter

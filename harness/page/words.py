@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.budget import TERMS
-from harness.headline import HEADLINES, Contrast, decision, in_words, more_blocks, primary
-from harness.report_data import ArmData, ReportData
+from harness.comparing.headline import HEADLINES, Contrast, decision, in_words, more_blocks, primary
+from harness.page.data import ArmData, ReportData
 from harness.table import MISSING, number, share
 
 

@@ -1,8 +1,8 @@
 """What the client itself costs: CPU per streamed token and per stream, and how late its stamps are.
 
-`python -m harness.client_cost` runs a trivial server in a process of its own, streams from it with this
-client and with httpx, and prints a table. The server (`known_server`) writes the instant of sending where ids
-belong, so that each stamp can be held against it (one machine, one monotonic clock).
+`python -m harness.selfcheck.client_cost` runs a trivial server in a process of its own, streams from it with
+this client and with httpx, and prints a table. The server (`known_server`) writes the instant of sending
+where ids belong, so that each stamp can be held against it (one machine, one monotonic clock).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from harness.answer import Answer
 from harness.arrivals import PlannedRequest
 from harness.client import StreamClient
 from harness.connection import Origin
-from harness.known_server import Delays, known_server
 from harness.manifest import loop_factory
+from harness.selfcheck.known_server import Delays, known_server
 from harness.sse import EventSplitter
 from harness.table import number, render_table
 from harness.target import Target

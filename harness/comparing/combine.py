@@ -1,7 +1,7 @@
 """Runs put side by side: one frame of rows and one manifest that holds a manifest for each run.
 
 What enters are measurements, or result files (of other settings, backends, models or commits); what leaves
-is a comparison as `comparison` and `report_data` read it, with the worst verdict of all its runs.
+is a comparison as `comparison` and `page.data` read it, with the worst verdict of all its runs.
 Runs whose figures cannot be compared are refused or marked. Measures nothing.
 """
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adapters.base import ConfigError
-from harness.arm_file import Measurement
+from harness.comparing.arm_file import Measurement
 from harness.manifest import utc_stamp
 from harness.record import Manifest, read_parquet, write_table
 from harness.validity import Verdict

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adapters.base import ConfigError
-from harness.arm_file import Arm
 from harness.arrivals import derive_seed
+from harness.comparing.arm_file import Arm
 from harness.progress import Reporter
 from harness.server import find_server
 from harness.service_process import ServiceLaunch, running_service

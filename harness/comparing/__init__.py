@@ -1,0 +1,1 @@
+"""Arms measured in turns, and what their blocks allow one to say."""
