@@ -1,14 +1,12 @@
-"""The wire contract: what a client may send and what it gets back.
+"""What a client may send: decoded JSON objects enter, checked and frozen requests leave.
 
-What enters are decoded JSON objects; what leaves are checked, frozen requests, and the models that answers,
-errors and pages such as `/model` follow. Checks that need the model (vocabulary, length) are not here.
-The service writes stream frames without building these models; `StreamChunk` says what they must parse to.
+Checks that need the model (vocabulary, length) are not here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -26,8 +24,6 @@ MAX_NAMED_UNKNOWN = 5
 
 Prompt = str | list[str] | list[int] | list[list[int]]
 """What may be sent; a request object holds a list of prompts in any case."""
-
-FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 def _is_int(value: object) -> bool:
@@ -238,185 +234,3 @@ class ChatRequest(SamplingFields):
     tool_choice: Annotated[Any, _only("none")] = None
     parallel_tool_calls: Any = None
     modalities: Annotated[Any, _only(["text"])] = None
-
-
-class Timings(BaseModel):
-    """`batch_wait_s`: slot and KV were free but the strategy held back; `queue_s`: the rest of the wait.
-
-    The last three are instants on the server's monotonic clock, which a client on the same machine shares:
-    when the request came, when its first token was computed, and when that was taken to be written.
-    """
-
-    queue_s: float
-    batch_wait_s: float
-    prefill_s: float
-    decode_s: float
-    num_steps: int
-    mean_batch_size: float
-    received_s: float | None = None
-    first_token_s: float | None = None
-    first_write_s: float | None = None
-
-
-class StreamChoice(BaseModel):
-    """News of one prompt. The last three come with its finishing entry only."""
-
-    index: int
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason | None
-    num_prompt_tokens: int | None = None
-    num_output_tokens: int | None = None
-    timings: Timings | None = None
-
-
-class CompletionChoice(BaseModel):
-    """One prompt's answer. `text` ends before a stop string, `token_ids` with the token that completes it."""
-
-    index: int
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason
-    num_prompt_tokens: int
-    num_output_tokens: int
-    timings: Timings
-
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class StreamChunk(BaseModel):
-    """One frame of a stream. `choices` is empty in the usage frame only."""
-
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    choices: list[StreamChoice]
-    usage: Usage | None = None
-
-
-class Completion(BaseModel):
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    usage: Usage
-
-
-class ChatReply(BaseModel):
-    role: Literal["assistant"]
-    content: str
-
-
-class ChatChoice(BaseModel):
-    index: int
-    message: ChatReply
-    token_ids: list[int]
-    finish_reason: FinishReason
-    num_prompt_tokens: int
-    num_output_tokens: int
-    timings: Timings
-
-
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """Every error answer, and the last frame of a stream that failed."""
-
-    error: ErrorDetail
-
-
-class Cancelled(BaseModel):
-    """`DELETE /requests/{id}`: their answers end with `finish_reason` "abort" and what they had."""
-
-    request_id: str
-    num_prompts: int
-
-
-class Health(BaseModel):
-    """`queue_depth` counts prompts without a slot."""
-
-    status: Literal["ok", "starting", "draining", "failed"]
-    active_requests: int
-    queue_depth: int
-    worker: Literal["running", "starting", "restarting", "failed", "in_process"]
-
-
-class ModelCard(BaseModel):
-    """`GET /model`. `client_chunk` is how many prompts a request should carry to suit the strategy."""
-
-    model: str
-    backend: str
-    variant: str
-    device: str
-    dtype: str
-    vocab_size: int
-    eos_token_ids: list[int]
-    max_batch_size: int
-    max_model_len: int
-    kv_capacity_tokens: int
-    num_parameters: int
-    model_digest: str
-    scheduling: Literal["lab", "engine"]
-    num_threads: int
-    details: dict[str, str | int | float | bool]
-    strategy: dict[str, str | int | float | bool]
-    client_chunk: int
-    max_queue: int
-    settings: dict[str, str | int | float | bool | None]
-    version: str
-
-
-class ModelEntry(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "batching-lab"
-    max_model_len: int
-
-
-class ModelList(BaseModel):
-    """`GET /v1/models`."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelEntry]
-
-
-class StepLine(BaseModel):
-    """`start_s` is on the engine's monotonic clock; `num_rows` leaves dead rows out."""
-
-    step: int
-    start_s: float
-    duration_s: float
-    num_rows: int
-    num_prompt_tokens: int
-    num_decode_tokens: int
-    num_dead_rows: int
-    queue_depth: int
-
-
-class Steps(BaseModel):
-    """`GET /steps?after=N`: steps N and later; ask with `next` for what follows them."""
-
-    steps: list[StepLine]
-    next: int
-    num_dropped: int

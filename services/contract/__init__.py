@@ -1,0 +1,56 @@
+"""The wire contract: what a client may send and what it gets back. Imports nothing of ours."""
+
+from services.contract.answers import (
+    Cancelled,
+    ChatChoice,
+    ChatCompletion,
+    ChatReply,
+    Completion,
+    CompletionChoice,
+    ErrorBody,
+    ErrorDetail,
+    FinishReason,
+    StreamChoice,
+    StreamChunk,
+    Timings,
+    Usage,
+)
+from services.contract.pages import Health, ModelCard, ModelEntry, ModelList, StepLine, Steps
+from services.contract.requests import (
+    MAX_BODY_BYTES,
+    MAX_PROMPTS,
+    ChatMessage,
+    ChatRequest,
+    GenerateRequest,
+    SamplingFields,
+    StreamOptions,
+)
+
+__all__ = [
+    "MAX_BODY_BYTES",
+    "MAX_PROMPTS",
+    "Cancelled",
+    "ChatChoice",
+    "ChatCompletion",
+    "ChatMessage",
+    "ChatReply",
+    "ChatRequest",
+    "Completion",
+    "CompletionChoice",
+    "ErrorBody",
+    "ErrorDetail",
+    "FinishReason",
+    "GenerateRequest",
+    "Health",
+    "ModelCard",
+    "ModelEntry",
+    "ModelList",
+    "SamplingFields",
+    "StepLine",
+    "Steps",
+    "StreamChoice",
+    "StreamChunk",
+    "StreamOptions",
+    "Timings",
+    "Usage",
+]

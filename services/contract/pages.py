@@ -1,0 +1,77 @@
+"""What the pages beside the answers hold: health, the model and its settings, the log of steps."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+
+class Health(BaseModel):
+    """`queue_depth` counts prompts without a slot."""
+
+    status: Literal["ok", "starting", "draining", "failed"]
+    active_requests: int
+    queue_depth: int
+    worker: Literal["running", "starting", "restarting", "failed", "in_process"]
+
+
+class ModelCard(BaseModel):
+    """`GET /model`. `client_chunk` is how many prompts a request should carry to suit the strategy."""
+
+    model: str
+    backend: str
+    variant: str
+    device: str
+    dtype: str
+    vocab_size: int
+    eos_token_ids: list[int]
+    max_batch_size: int
+    max_model_len: int
+    kv_capacity_tokens: int
+    num_parameters: int
+    model_digest: str
+    scheduling: Literal["lab", "engine"]
+    num_threads: int
+    details: dict[str, str | int | float | bool]
+    strategy: dict[str, str | int | float | bool]
+    client_chunk: int
+    max_queue: int
+    settings: dict[str, str | int | float | bool | None]
+    version: str
+
+
+class ModelEntry(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "batching-lab"
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    """`GET /v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelEntry]
+
+
+class StepLine(BaseModel):
+    """`start_s` is on the engine's monotonic clock; `num_rows` leaves dead rows out."""
+
+    step: int
+    start_s: float
+    duration_s: float
+    num_rows: int
+    num_prompt_tokens: int
+    num_decode_tokens: int
+    num_dead_rows: int
+    queue_depth: int
+
+
+class Steps(BaseModel):
+    """`GET /steps?after=N`: steps N and later; ask with `next` for what follows them."""
+
+    steps: list[StepLine]
+    next: int
+    num_dropped: int
