@@ -139,6 +139,14 @@ def assert_nothing_is_left(lab: OverlapLab) -> None:
     assert not any(seq.num_pending_tokens for seq in lab.sequences)
 
 
+def assert_company_is_kept(workload: Workload, lab: OverlapLab) -> None:
+    """Who wants to be alone shares no step, nor does anybody in the baseline; rows in vain included."""
+    alone = {seq.seq_id for seq in lab.sequences if seq.alone}
+    for rows in lab.backend.rows:
+        if workload.variant == "baseline" or any(seq_id in alone for seq_id, _ in rows):
+            assert len(rows) == 1
+
+
 def assert_records_add_up(lab: OverlapLab) -> None:
     """Steps follow one another, and the live rows are those that the sequences count."""
     records = lab.records
@@ -163,6 +171,7 @@ def test_overlap_changes_no_answer(workload: Workload) -> None:
     assert lab.backend.max_in_flight <= 2
     assert_nothing_is_left(lab)
     assert_records_add_up(lab)
+    assert_company_is_kept(workload, lab)
     for seq_id in workload.seq_ids:
         answer, whole = lab.answer(seq_id), truth.answer(seq_id)
         assert whole.reason in ("stop", "length", "error")
