@@ -51,6 +51,8 @@ class RequestTooLong(LabError):
 class SequenceState(StrEnum):
     WAITING = "waiting"
     RUNNING = "running"
+    ENDING = "ending"
+    """A launched step gives its last token; it computes no more."""
     FINISHED = "finished"
 
 
@@ -277,6 +279,9 @@ class OverlappingBackend(Backend, Protocol):
 
     def launch(self, chunks: Seq[ScheduledChunk]) -> PendingStep:
         """Start a step and return at once; `step(chunks)` is `launch(chunks).result()`.
+
+        Each chunk that samples gives exactly one token. One whose output nobody wants any more (its sequence
+        ended meanwhile) gives it all the same.
 
         Raises:
             BackendError: it could not be started; no sequence of it gets a token.

@@ -4,6 +4,11 @@ Messages enter through an `Inbox`; one `StepReport` a step leaves through `publi
 that reads the clock for steps; arrivals are stamped by the API on the same system-wide monotonic clock.
 It does not know which strategy runs, which backend computes or whether the API is another process.
 
+Where the backend computes while its caller plans (`OverlappingBackend`), each step is launched before the
+result of the one before is asked for, so that the device finds its next work when it is done. Who arrives
+meanwhile finds one step more launched already. A step that cannot be planned without the tokens of the one
+before waits for them, and so does the loop before it waits for messages.
+
 A `BackendError` in a step ends the sequences of that step and nothing else. Any other exception leaves
 `run`: the state of the model is then unknown, and whoever started the engine starts a new one.
 """
@@ -14,10 +19,21 @@ import logging
 import math
 import queue
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
-from adapters.base import Backend, BackendError, CapacityError, ConfigError, RequestTooLong
+from adapters.base import (
+    Backend,
+    BackendError,
+    CapacityError,
+    ConfigError,
+    OverlappingBackend,
+    PendingStep,
+    RequestTooLong,
+    StepOutput,
+)
 from services.messages import Cancel, Drain, SequenceUpdate, StepRecord, StepReport, Stop, Submit
 from services.scheduler import Outcome, Scheduler, StepPlan
 
@@ -52,11 +68,29 @@ class QueueInbox:
             return None
 
 
+@dataclass(frozen=True, slots=True)
+class _NeverStarted:
+    """Stands for a step that could not be launched: its result is the error."""
+
+    error: BackendError | CapacityError
+
+    def result(self) -> list[StepOutput]:
+        raise self.error
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    plan: StepPlan
+    pending: PendingStep
+    start_s: float
+
+
 class Engine:
     """Runs in one thread. `publish` is called from it and should be quick: the next step waits for it.
 
-    `tick_s` is the least time between the starts of two steps. Raises ConfigError where the
-    scheduler's batch is larger than the backend's.
+    `tick_s` is the least time between the starts of two steps; a step is not launched ahead of it.
+    `overlap=False` takes one step after the other even where the backend could do better. Raises
+    ConfigError where the scheduler's batch is larger than the backend's.
     """
 
     def __init__(
@@ -67,6 +101,7 @@ class Engine:
         publish: Callable[[StepReport], None],
         clock: Callable[[], float] = time.monotonic,
         tick_s: float = 0.0,
+        overlap: bool = True,
     ) -> None:
         max_batch, max_batch_size = scheduler.limits.max_batch, backend.info.max_batch_size
         if max_batch > max_batch_size:
@@ -78,16 +113,24 @@ class Engine:
         self._tick_s = tick_s
         self._next_step_s = -math.inf
         self._step_began_s: float | None = None
+        self._done_s = -math.inf
         self._num_steps = 0
+        self._launch = backend.launch if overlap and isinstance(backend, OverlappingBackend) else None
+        self._flying: deque[_Launched] = deque()
 
     def run(self, inbox: Inbox) -> None:
         """Serve until `Stop`; sequences that are then unfinished get no further update."""
+        turn = self._turn if self._launch is None else self._overlapped_turn
         idle_s: float | None = 0.0
         while self._take_messages(inbox, idle_s):
-            idle_s = self._turn()
+            idle_s = turn()
+        self._collect(0)
 
     def busy_s(self) -> float:
-        """How long the present step has been computing; 0 between steps. May be called from any thread."""
+        """How long the present step has been computing; 0 between steps. May be called from any thread.
+
+        The present one is the oldest without a result, from its launch on or from the end of the one before.
+        """
         began_s = self._step_began_s
         return 0.0 if began_s is None else self._clock() - began_s
 
@@ -138,11 +181,71 @@ class Engine:
         try:
             outputs = self._backend.step(plan.chunks)
         except (BackendError, CapacityError) as error:
-            logger.exception("step %d failed and ends its %d sequences", self._num_steps, plan.num_rows)
-            done_s = self._clock()
-            return self._scheduler.abandon(plan, f"the backend failed: {error}", done_s), done_s
+            return self._abandon(plan, error)
         done_s = self._clock()
         return self._scheduler.commit(plan, outputs, done_s), done_s
+
+    def _abandon(self, plan: StepPlan, error: Exception) -> tuple[Outcome, float]:
+        logger.error(
+            "step %d failed and ends its %d sequences", self._num_steps, plan.num_rows, exc_info=error
+        )
+        done_s = self._clock()
+        return self._scheduler.abandon(plan, f"the backend failed: {error}", done_s), done_s
+
+    def _overlapped_turn(self) -> float | None:
+        """Launch a step if there is one, then collect the one before; returns as `_turn` does."""
+        if self._flying and self._scheduler.needs_tokens:
+            self._collect(0)
+        num_flying = len(self._flying)
+        idle_s = self._launch_next()
+        has_launched = len(self._flying) > num_flying
+        # A step that never started is collected at once: nothing can follow it.
+        goes_on = has_launched and not isinstance(self._flying[-1].pending, _NeverStarted)
+        self._collect(1 if goes_on else 0)
+        return 0.0 if num_flying else idle_s
+
+    def _launch_next(self) -> float | None:
+        """Plan and launch one step; returns for how long there is nothing to do unless a result comes."""
+        assert self._launch is not None
+        start_s = self._clock()
+        if start_s < self._next_step_s:
+            return self._next_step_s - start_s
+        plan = self._scheduler.plan(start_s)
+        if not plan.chunks:
+            return None if plan.recheck_at_s is None else max(0.0, plan.recheck_at_s - start_s)
+        if not self._flying:
+            self._step_began_s = start_s
+        self._next_step_s = start_s + self._tick_s
+        try:
+            pending = self._launch(plan.chunks)
+        except (BackendError, CapacityError) as error:
+            self._flying.append(_Launched(plan, _NeverStarted(error), start_s))
+            return 0.0
+        self._flying.append(_Launched(plan, pending, start_s))
+        released_seq_ids = self._scheduler.advance(plan)
+        if released_seq_ids:
+            self._backend.release(released_seq_ids)
+        return 0.0
+
+    def _collect(self, num_left: int) -> None:
+        """Wait for the results of launched steps, oldest first, until `num_left` are without one."""
+        while len(self._flying) > num_left:
+            step = self._flying[0]
+            plan = step.plan.in_hindsight()
+            try:
+                outputs = step.pending.result()
+            except (BackendError, CapacityError) as error:
+                outcome, done_s = self._abandon(plan, error)
+            else:
+                done_s = self._clock()
+                outcome = self._scheduler.settle(plan, outputs, done_s)
+            self._flying.popleft()
+            start_s = max(step.start_s, self._done_s)
+            self._done_s = done_s
+            self._step_began_s = done_s if self._flying else None
+            self._publish(self._report(outcome.updates, self._record(plan, start_s, done_s)))
+            if outcome.released_seq_ids:
+                self._backend.release(outcome.released_seq_ids)
 
     def _record(self, plan: StepPlan, start_s: float, done_s: float) -> StepRecord:
         record = StepRecord(

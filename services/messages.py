@@ -71,7 +71,11 @@ class SequenceUpdate:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One line of `/steps`. `start_s` is on the engine's monotonic clock."""
+    """One line of `/steps`. `start_s` is on the engine's monotonic clock.
+
+    A step that was launched while the one before computed starts where that one ended, so durations never
+    add up to more than the time that passed. A row whose sequence ended after the launch counts as dead.
+    """
 
     step: int
     start_s: float

@@ -1,8 +1,8 @@
 """The sequences that have a slot, and the account of slots and KV.
 
 Sequences enter with their admission and leave when their cache space may be freed. In a padded batch a
-finished sequence stays as a dead row until the last one is done. It does not know why a sequence
-was admitted or how it ended, and reads no clock.
+finished sequence stays as a dead row until the last one is done; one whose last token is launched counts
+as finished here. It does not know why a sequence was admitted or how it ended, and reads no clock.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class RunningBatch:
         staying: list[Sequence] = []
         leaving: list[Sequence] = []
         for seq in self.sequences:
-            goes = seq.state is SequenceState.FINISHED and (is_done or not seq.num_computed_tokens)
+            goes = seq.state is not SequenceState.RUNNING and (is_done or not seq.num_computed_tokens)
             (leaving if goes else staying).append(seq)
         self.sequences = staying
         self.num_dead -= len(leaving)

@@ -3,10 +3,11 @@
 Sequences enter; a `StepPlan` leaves for the backend; the backend's outputs come back; what leaves then
 is an `Outcome`: what to tell the clients and which cache space to free. It is pure: no clock (`now_s`
 is given), no asyncio, no torch. *How many* join is the strategy's answer, *who* is the queue's.
+KV is reserved on admission, so nobody is ever preempted.
 
-KV is reserved on admission, so nobody is ever preempted. Decode rows go first and prompts are cut at
-multiples of `prefill_chunk`, so a long prompt holds up nobody's next token for more than one step; short
-prompts go before long ones, so it holds up their first token no longer either.
+A step is booked in one piece (`commit`) or in two: `advance` when it is launched, `settle` when its tokens
+are there. In between the next step may be planned: whoever gets its last token by `max_tokens` has left
+by then, whoever happens to end with an end-of-sequence token computes one row in vain.
 """
 
 from __future__ import annotations
@@ -14,31 +15,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import chain
 
-from adapters.base import FinishReason, ScheduledChunk, Sequence, SequenceState, StepOutput
+from adapters.base import FinishReason, Sequence, SequenceState, StepOutput
 from services.limits import SchedulerLimits
 from services.messages import SequenceTimings, SequenceUpdate
 from services.running_batch import RunningBatch
+from services.step_plan import StepPlan, lay_out
 from services.strategies.base import BatchingStrategy
 from services.waiting_queue import WaitingQueue
 
 __all__ = ["Outcome", "Scheduler", "SchedulerLimits", "StepPlan"]
 
-_FINISHED = SequenceState.FINISHED
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """One step, decode and dead rows first. Without `chunks` there is nothing to compute before
-    `recheck_at_s` (None: before the next message)."""
-
-    chunks: list[ScheduledChunk]
-    num_rows: int
-    """Live rows only, here as in `mean_batch_size`; dead ones are counted apart."""
-    num_dead_rows: int
-    num_prompt_tokens: int
-    num_decode_tokens: int
-    recheck_at_s: float | None
+_RUNNING, _ENDING, _FINISHED = SequenceState.RUNNING, SequenceState.ENDING, SequenceState.FINISHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +47,7 @@ class Scheduler:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._waiting = WaitingQueue(limits.aging_s)
         self._batch = RunningBatch(limits, pads=strategy.keeps_finished_rows and limits.pad_finished)
+        self._ending: dict[int, Sequence] = {}  # their last token is launched
         self._draining = False
         self._held_back: list[Sequence] = []  # slot and KV were free, but the strategy said no
         self._held_since_s = 0.0
@@ -65,12 +55,17 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """Sequences that are being answered; dead rows are not."""
-        return self._batch.num_live
+        return self._batch.num_live + len(self._ending)
 
     @property
     def num_prefilling(self) -> int:
         """Of the running ones, those that have no token yet."""
-        return sum(seq.first_token_s is None and seq.state is not _FINISHED for seq in self._batch.sequences)
+        num_prefilling = sum(
+            seq.first_token_s is None and seq.state is _RUNNING for seq in self._batch.sequences
+        )
+        if self._ending:
+            num_prefilling += sum(seq.first_token_s is None for seq in self._ending.values())
+        return num_prefilling
 
     @property
     def queue_depth(self) -> int:
@@ -80,6 +75,14 @@ class Scheduler:
     def kv_used_tokens(self) -> int:
         """KV places reserved, those of dead rows included."""
         return self._batch.kv_used_tokens
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Planning has to wait for the tokens of the launched step: penalties on the next one count them."""
+        return any(
+            seq.num_pending_tokens and seq.state is _RUNNING and seq.params.has_penalties
+            for seq in self._batch.sequences
+        )
 
     def add(self, sequences: Seq[Sequence]) -> None:
         """Queue the sequences of one request; they share their fate, their priority and their arrival.
@@ -106,34 +109,44 @@ class Scheduler:
         waiting = [seq for seq in self._waiting.sequences if seq.seq_id in wanted]
         for seq in waiting:
             self._waiting.remove(seq)
-        running = [s for s in self._batch.sequences if s.seq_id in wanted and s.state is not _FINISHED]
-        self._batch.num_dead += len(running)
-        updates = [_finish(seq, [], reason, now_s) for seq in waiting + running]
+        running = [s for s in self._batch.sequences if s.seq_id in wanted and s.state is _RUNNING]
+        ending = [seq for seq in self._ending.values() if seq.seq_id in wanted]
+        updates = [self._end(seq, [], reason, now_s) for seq in chain(waiting, running, ending)]
         return Outcome(updates, self._batch.sweep())
 
     def plan(self, now_s: float) -> StepPlan:
         """Admit whom the strategy lets in, and lay out the next step."""
         self._charge_held_back(now_s)
         recheck_at_s = self._admit(now_s) if self._waiting else None
-        chunks: list[ScheduledChunk] = []
-        prompts: list[Sequence] = []
-        for seq in self._batch.sequences:
-            num_computed = seq.num_computed_tokens
-            if seq.state is _FINISHED:
-                chunks.append(ScheduledChunk(seq, num_computed - 1, 1, dead=True))
-            elif num_computed < len(seq.prompt_token_ids):
-                prompts.append(seq)
-            else:
-                chunks.append(ScheduledChunk(seq, num_computed, 1))
-        num_dead = self._batch.num_dead
-        num_decode_tokens = len(chunks) - num_dead
-        num_prompt_tokens = self._add_prompt_chunks(chunks, prompts)
-        return StepPlan(
-            chunks, len(chunks) - num_dead, num_dead, num_prompt_tokens, num_decode_tokens, recheck_at_s
-        )
+        return lay_out(self._batch.sequences, self._batch.num_dead, self.limits, recheck_at_s)
 
     def commit(self, plan: StepPlan, outputs: Iterable[StepOutput], now_s: float) -> Outcome:
-        """Book a step that the backend has computed; `now_s` is when its tokens were there."""
+        """Book a step that was not planned beyond; `now_s` is when its tokens were there."""
+        for chunk in plan.chunks:
+            if not chunk.dead:
+                chunk.seq.num_computed_tokens = chunk.start + chunk.num_tokens
+        return self.settle(plan, outputs, now_s)
+
+    def advance(self, plan: StepPlan) -> list[int]:
+        """Book that a step is launched and will give one token to each sequence that is due one.
+
+        Returns the ids whose cache space is free for any later step: those that get their last token.
+        """
+        for chunk in plan.chunks:
+            if chunk.dead:
+                continue
+            seq = chunk.seq
+            if chunk.samples:
+                seq.num_pending_tokens += 1
+                if len(seq.output_token_ids) + seq.num_pending_tokens >= seq.params.max_tokens:
+                    seq.state = _ENDING
+                    self._ending[seq.seq_id] = seq
+                    self._batch.num_dead += 1
+            seq.num_computed_tokens = chunk.start + chunk.num_tokens
+        return self._batch.sweep()
+
+    def settle(self, plan: StepPlan, outputs: Iterable[StepOutput], now_s: float) -> Outcome:
+        """Book what the oldest launched step gave; `plan` is that step `in_hindsight`."""
         tokens_of = {output.seq_id: output.token_ids for output in outputs}
         num_rows = plan.num_rows
         updates = []
@@ -143,16 +156,18 @@ class Scheduler:
             seq = chunk.seq
             seq.num_steps += 1
             seq.sum_batch_rows += num_rows
-            seq.num_computed_tokens = chunk.start + chunk.num_tokens
             token_ids = tokens_of.get(seq.seq_id)
             if token_ids:
                 updates.append(self._append(seq, token_ids, now_s))
-            elif seq.num_computed_tokens >= seq.num_tokens:
+            elif chunk.start + chunk.num_tokens >= len(seq.prompt_token_ids) + len(seq.output_token_ids):
                 updates.append(self._fail(seq, "the backend computed this sequence but gave no token", now_s))
         return Outcome(updates, self._batch.sweep())
 
     def abandon(self, plan: StepPlan, message: str, now_s: float) -> Outcome:
-        """Book a step that the backend could not compute: all its rows end and leave, dead ones too."""
+        """Book a step that the backend could not compute: all its rows end and leave, dead ones too.
+
+        What a later step, launched by then, computes for them is in vain.
+        """
         updates = [self._fail(chunk.seq, message, now_s) for chunk in plan.chunks if not chunk.dead]
         for chunk in plan.chunks:
             chunk.seq.num_computed_tokens = 0
@@ -173,29 +188,12 @@ class Scheduler:
         self._held_back = list(waiting[: num_fitting - count])
         return admission.recheck_at_s
 
-    def _add_prompt_chunks(self, chunks: list[ScheduledChunk], prompts: list[Sequence]) -> int:
-        """Fill the rest of the step with `prompts`, fewest tokens left first; returns the tokens added.
-
-        So a short prompt does not wait for all of a long one. One chunk is kept for the prompt that was
-        admitted first, so that it moves at each step and none starves.
-        """
-        room = free = self.limits.max_step_tokens - len(chunks)
-        kept = min(self.limits.prefill_chunk, _num_left(prompts[0])) if prompts else 0
-        for seq in sorted(prompts, key=_num_left):
-            if seq is prompts[0]:
-                kept = 0
-            num_tokens = _num_left(seq)
-            if num_tokens > free - kept:
-                num_tokens = free - kept - (free - kept) % self.limits.prefill_chunk
-            if num_tokens:
-                chunks.append(ScheduledChunk(seq, seq.num_computed_tokens, num_tokens))
-                free -= num_tokens
-        return room - free
-
     def _append(self, seq: Sequence, token_ids: list[int], now_s: float) -> SequenceUpdate:
         """Give `seq` its new tokens up to the one that ends it; an end-of-sequence token counts as output."""
         if seq.first_token_s is None:
             seq.first_token_s = now_s
+        if seq.num_pending_tokens:
+            seq.num_pending_tokens -= 1
         output, max_tokens = seq.output_token_ids, seq.params.max_tokens
         stops_at = () if seq.params.ignore_eos else self._eos_token_ids
         seq.num_computed_tokens -= 1  # the last new token is not in the cache yet
@@ -203,25 +201,33 @@ class Scheduler:
             output.append(token_id)
             seq.num_computed_tokens += 1
             if token_id in stops_at or len(output) >= max_tokens:
-                self._batch.num_dead += 1
                 reason: FinishReason = "stop" if token_id in stops_at else "length"
-                return _finish(seq, token_ids[:num_new], reason, now_s)
+                return self._end(seq, token_ids[:num_new], reason, now_s)
         return SequenceUpdate(seq.seq_id, token_ids)
 
     def _fail(self, seq: Sequence, message: str, now_s: float) -> SequenceUpdate:
         seq.num_computed_tokens = 0
-        self._batch.num_dead += 1
-        return _finish(seq, [], "error", now_s, message)
+        return self._end(seq, [], "error", now_s, message)
+
+    def _end(
+        self,
+        seq: Sequence,
+        token_ids: list[int],
+        reason: FinishReason,
+        now_s: float,
+        error: str | None = None,
+    ) -> SequenceUpdate:
+        """End `seq`, wherever it is: in the queue, in the batch or with its last token launched."""
+        if seq.state is _RUNNING:
+            self._batch.num_dead += 1
+        elif seq.state is _ENDING:
+            del self._ending[seq.seq_id]
+        return _finish(seq, token_ids, reason, now_s, error)
 
     def _charge_held_back(self, now_s: float) -> None:
         for seq in self._held_back:
             seq.batch_wait_s += now_s - self._held_since_s
         self._held_since_s = now_s
-
-
-def _num_left(seq: Sequence) -> int:
-    """Tokens of its prompt that are still to be computed."""
-    return len(seq.prompt_token_ids) - seq.num_computed_tokens
 
 
 def _num_in_company(fitting: Seq[Sequence], running: Seq[Sequence]) -> int:
@@ -238,6 +244,7 @@ def _finish(
 ) -> SequenceUpdate:
     """End `seq` and split its time since arrival into four parts."""
     seq.state = _FINISHED
+    seq.num_pending_tokens = 0
     seq.finish_reason = reason
     seq.finished_s = now_s
     admitted_s = now_s if seq.admitted_s is None else seq.admitted_s

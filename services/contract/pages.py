@@ -57,7 +57,8 @@ class ModelList(BaseModel):
 
 
 class StepLine(BaseModel):
-    """`start_s` is on the engine's monotonic clock; `num_rows` leaves dead rows out."""
+    """`start_s` is on the engine's monotonic clock; `num_rows` leaves dead rows out: those of finished
+    sequences in a padded batch, and those whose sequence ended after the step was launched."""
 
     step: int
     start_s: float
