@@ -81,12 +81,14 @@ class StepLayout:
     ) -> Tensor:
         """The same for rows `qkv (T, heads + 2 kv_heads, D)` that are not rotated yet; needs `kernels`."""
         assert self.kernels is not None
-        kv_heads = (qkv.shape[1] - heads) // 2
-        k, v = qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
-        k_cache, v_cache = self.cache.layer(layer, k, v)
+        k_cache, v_cache = self.cache.pair(layer) or self._first_rows(layer, qkv[:, heads:])
         step = self._kernel_step(heads, k_cache, scaling, 0, rotary)
         self.kernels.rotate_and_store(step, qkv, k_cache, v_cache)
         return self._attend_stored(qkv[:, :heads], k_cache, v_cache, scaling, 0)
+
+    def _first_rows(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
+        kv_heads = kv.shape[1] // 2
+        return self.cache.layer(layer, kv[:, :kv_heads], kv[:, kv_heads:])
 
     def _attend_stored(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scaling: float, window: int
@@ -94,7 +96,8 @@ class StepLayout:
         """Attention of `q (T, heads, D)` over the cache, in q's shape; padding rows get zeros."""
         heads, v_dim = q.shape[1], v_cache.shape[3]
         out = q.new_empty(len(q), heads, v_dim)
-        out[self.num_used_rows :].zero_()
+        if self.num_used_rows < len(q):
+            out[self.num_used_rows :].zero_()
         if self.num_decode_rows and self._kernels_cover(q, v_cache):
             assert self.kernels is not None
             step = self._kernel_step(heads, k_cache, scaling, window, None)

@@ -217,20 +217,31 @@ static inline f32v plus_products(f32v sum, const bf16* a, const bf16* b) {
 #endif
 }
 
+// Fetches a place's share of the next block while that place is computed: memory is then read in order and all
+// the time, which strided reads of single heads, or whole blocks asked for at once, are not.
+template <typename T, int D>
+static inline void fetch_place(const T* share, int64_t place) {
+    const char* from = (const char*)(share + place * D);
+    for (size_t i = 0; i < D * sizeof(T); i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
 // Scores of R query heads for the next kLanes places of their key head. Places past the row's end may be read,
 // and their scores are thrown away by the caller.
 template <typename T, int D, int R>
 static inline void score_block(
-    const T* query, int64_t head_stride, const T* keys, int64_t stride, float scale, float* scores, int64_t room
+    const T* query, int64_t head_stride, const T* keys, int64_t stride, float scale, float* scores, int64_t room,
+    const T* next
 ) {
     constexpr int N = kLanes / R;  // places at a time, so that all sums of a round fill one vector
     for (int64_t j = 0; j < kLanes; j += N) {
         f32v dots[kLanes] = {};
-        for (int k = 0; k < N; k++)
+        for (int k = 0; k < N; k++) {
+            if (next) fetch_place<T, D>(next, j + k);
             for (int i = 0; i < D; i += 2 * kLanes)
                 for (int r = 0; r < R; r++)
                     dots[r * N + k] =
                         plus_products(dots[r * N + k], query + r * head_stride + i, keys + (j + k) * stride + i);
+        }
         f32v done = sums(dots) * scale;
         for (int r = 0; r < R; r++) std::memcpy(scores + r * room + j, (const float*)&done + r * N, N * sizeof(float));
     }
@@ -239,13 +250,14 @@ static inline void score_block(
 // Adds the weighted values of the next `count` places to the R sums of dimension D in `mix` (split).
 template <typename T, int D, int R>
 static inline void mix_block(
-    const float* weights, int64_t room, const T* values, int64_t stride, int64_t count, float* mix
+    const float* weights, int64_t room, const T* values, int64_t stride, int64_t count, float* mix, const T* next
 ) {
     constexpr int V = D / kLanes;
     f32v acc[R][V];
     for (int r = 0; r < R; r++)
         for (int i = 0; i < V; i++) acc[r][i] = load(mix + r * D + i * kLanes);
     for (int64_t k = 0; k < count; k++) {
+        if (next) fetch_place<T, D>(next, k);
         for (int i = 0; i < V; i += 2) {
             Pair value = load_pair(values + k * stride + i * kLanes);
             for (int r = 0; r < R; r++) {
@@ -256,14 +268,6 @@ static inline void mix_block(
     }
     for (int r = 0; r < R; r++)
         for (int i = 0; i < V; i++) store(mix + r * D + i * kLanes, acc[r][i]);
-}
-
-// Fetches, while one head of a block is computed, an equal share of the next block: memory is then read in
-// order, which the strided reads of single heads are not.
-template <typename T, int D>
-static inline void fetch_share(const T* next_block, int64_t share) {
-    const char* from = (const char*)(next_block + share * kLanes * D);
-    for (size_t i = 0; i < kLanes * D * sizeof(T); i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
 // exp(score - highest) over one head's `length` scores, in place; returns their sum. Fills up to `room`.
@@ -297,11 +301,11 @@ static inline void for_heads(int64_t first, int64_t last, int64_t repeat, F step
 }
 
 // One row and the query heads of the key heads `first .. last - 1`. Keys are read once, then values, each as
-// one stream: a place holds all heads side by side.
+// one stream: a place holds all heads side by side. `following` are the keys that are read next.
 template <typename T, int D>
 static void attend_row(
     const Step& s, int64_t row, int64_t first, int64_t last, const T* q, int64_t head_stride, const T* keys,
-    const T* values, T* out
+    const T* values, const T* following, T* out
 ) {
     int64_t repeat = s.heads / s.kv_heads, stride = s.kv_heads * D;
     int64_t end = s.positions[row] + 1, begin = s.window && end > s.window ? end - s.window : 0;
@@ -317,9 +321,9 @@ static void attend_row(
         for_heads(first, last, repeat, [&](int64_t h, int64_t head, auto r) {
             const T* block = keys + base + j * stride + head * D;
             const T* next = j + kLanes < room ? keys + base + (j + kLanes) * stride : values + base;
-            if (h == head * repeat) fetch_share<T, D>(next, head);
             score_block<T, D, r.value>(
-                q + h * head_stride, head_stride, block, stride, s.scale, scores + h * room + j, room
+                q + h * head_stride, head_stride, block, stride, s.scale, scores + h * room + j, room,
+                h == head * repeat ? next + head * kLanes * D : nullptr
             );
         });
     for (int64_t h = first * repeat; h < last * repeat; h++) {
@@ -330,9 +334,12 @@ static void attend_row(
     for (int64_t j = 0; j < length; j += kLanes)
         for_heads(first, last, repeat, [&](int64_t h, int64_t head, auto r) {
             const T* block = values + base + j * stride + head * D;
-            if (h == head * repeat) fetch_share<T, D>(values + base + (j + kLanes) * stride, head);
             int64_t count = length - j < kLanes ? length - j : kLanes;
-            mix_block<T, D, r.value>(scores + h * room + j, room, block, stride, count, mix + h * D);
+            const T* next = j + kLanes < length ? values + base + (j + kLanes) * stride : following;
+            mix_block<T, D, r.value>(
+                scores + h * room + j, room, block, stride, count, mix + h * D,
+                h == head * repeat ? next + head * kLanes * D : nullptr
+            );
         });
     for (int64_t h = first * repeat; h < last * repeat; h++)
         for (int i = 0; i < D; i += 2 * kLanes)
@@ -350,8 +357,9 @@ static void attend(
     for (int64_t item = 0; item < s.decode_rows * parts; item++) {
         int64_t row = item / parts, part = item % parts;
         int64_t first = part * s.kv_heads / parts, last = (part + 1) * s.kv_heads / parts;
+        const T* following = keys + s.slots[row + 1 < s.decode_rows ? row + 1 : row] * s.max_len * s.kv_heads * D;
         attend_row<T, D>(
-            s, row, first, last, q + row * row_stride, head_stride, keys, values, out + row * s.heads * D
+            s, row, first, last, q + row * row_stride, head_stride, keys, values, following, out + row * s.heads * D
         );
     }
 }
@@ -394,14 +402,23 @@ static inline f32v swish(f32v x) {
     return (x < 0.0f ? x * e : x) / (1.0f + e);
 }
 
+// Lines of the panels that are computed next: fetched, some for each pair of inputs, while these are computed.
+struct Fetch {
+    const bf16* panels;
+    int64_t count;
+};
+
 // Adds M rows of `pairs` pairs of inputs times V neighbouring panels to `acc`.
 template <int M, int V>
 static inline void add_products(
-    const bf16* panels, int64_t panel_size, int64_t pairs, const bf16* x, int64_t stride, f32v (&acc)[M][V]
+    const bf16* panels, int64_t panel_size, int64_t pairs, const bf16* x, int64_t stride, f32v (&acc)[M][V],
+    Fetch fetch = {nullptr, 0}
 ) {
     for (int64_t k = 0; k < pairs; k++) {
         __m512bh w[V];
         for (int v = 0; v < V; v++) w[v] = (__m512bh)_mm512_loadu_si512(panels + v * panel_size + k * 2 * kLanes);
+        for (int64_t f = 0; f < fetch.count; f++)
+            __builtin_prefetch(fetch.panels + f * panel_size + k * 2 * kLanes, 0, 2);
         for (int m = 0; m < M; m++) {
             auto pair = (__m512bh)_mm512_set1_epi32(load_as<int32_t>(x + m * stride + 2 * k));
             for (int v = 0; v < V; v++) acc[m][v] = (f32v)_mm512_dpbf16_ps((__m512)acc[m][v], w[v], pair);
@@ -412,11 +429,12 @@ static inline void add_products(
 // Rows `x .. x + M - 1` times V neighbouring panels, and what follows the product.
 template <int M, int V>
 static void product_tile(
-    const Linear& l, int64_t panel, const bf16* x, const bf16* other, bf16* out, Epilogue epilogue
+    const Linear& l, int64_t panel, const bf16* x, const bf16* other, bf16* out, Epilogue epilogue, Fetch fetch
 ) {
     int64_t panel_size = l.in_features * kLanes;
     f32v acc[M][V] = {};
-    add_products<M, V>(l.panels + panel * panel_size, panel_size, l.in_features / 2, x, l.in_features, acc);
+    const bf16* panels = l.panels + panel * panel_size;
+    add_products<M, V>(panels, panel_size, l.in_features / 2, x, l.in_features, acc, fetch);
     for (int m = 0; m < M; m++) {
         for (int v = 0; v < V; v++) {
             int64_t column = (panel + v) * kLanes, at = m * l.out_features + column;
@@ -430,22 +448,15 @@ static void product_tile(
     }
 }
 
-template <int M>
-static void product_rows(
-    const Linear& l, int64_t panel, int64_t last, const bf16* x, const bf16* other, bf16* out, Epilogue epilogue
-) {
-    for (; panel + kPanels <= last; panel += kPanels) product_tile<M, kPanels>(l, panel, x, other, out, epilogue);
-    for (; panel < last; panel++) product_tile<M, 1>(l, panel, x, other, out, epilogue);
-}
-
 template <int M = kTile>
 static void product_rest(
     int64_t rows, const Linear& l, int64_t panel, int64_t last, const bf16* x, const bf16* other, bf16* out,
-    Epilogue epilogue
+    Epilogue epilogue, Fetch fetch
 ) {
     if constexpr (M > 0) {
-        if (rows == M) return product_rows<M>(l, panel, last, x, other, out, epilogue);
-        product_rest<M - 1>(rows, l, panel, last, x, other, out, epilogue);
+        if (rows != M) return product_rest<M - 1>(rows, l, panel, last, x, other, out, epilogue, fetch);
+        if (panel + kPanels == last) return product_tile<M, kPanels>(l, panel, x, other, out, epilogue, fetch);
+        for (; panel < last; panel++) product_tile<M, 1>(l, panel, x, other, out, epilogue, {nullptr, 0});
     }
 }
 
@@ -455,14 +466,19 @@ extern "C" void lab_linear_bfloat16(
     const Linear* l, const bf16* x, int64_t rows, const bf16* other, bf16* out, int32_t epilogue
 ) {
     int64_t panels = l->out_features / kLanes;
+    int64_t tiles = (rows + kTile - 1) / kTile, panel_size = l->in_features * kLanes;
 #pragma omp parallel for num_threads(l->threads) schedule(static) if (l->threads > 1)
     for (int64_t panel = 0; panel < panels; panel += kPanels) {
         int64_t last = panel + kPanels < panels ? panel + kPanels : panels;
-        for (int64_t row = 0; row < rows; row += kTile) {
-            int64_t count = rows - row < kTile ? rows - row : kTile, at = row * l->out_features;
+        // With one tile memory is the limit, and the CPU fetches ahead by itself.
+        int64_t num_next = tiles == 1 ? 0 : panels - last < kPanels ? panels - last : kPanels;
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            int64_t row = tile * kTile, count = rows - row < kTile ? rows - row : kTile, at = row * l->out_features;
+            int64_t from = tile * num_next / tiles, to = (tile + 1) * num_next / tiles;
             const bf16* rest = other ? other + at : nullptr;
             product_rest(
-                count, *l, panel, last, x + row * l->in_features, rest, out + at, (Epilogue)epilogue
+                count, *l, panel, last, x + row * l->in_features, rest, out + at, (Epilogue)epilogue,
+                {l->panels + (last + from) * panel_size, to - from}
             );
         }
     }

@@ -62,11 +62,13 @@ class SlotCache:
 
     def layer(self, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The tensors of a layer; made on first use in the shape, dtype and device of `k` and `v`."""
-        pair = self._layers.get(index)
-        if pair is None:
-            pair = self._make(k), self._make(v)
-            self._layers[index] = pair
-        return pair
+        if index not in self._layers:
+            self._layers[index] = self._make(k), self._make(v)
+        return self._layers[index]
+
+    def pair(self, index: int) -> tuple[Tensor, Tensor] | None:
+        """The tensors of a layer, if it has any yet."""
+        return self._layers.get(index)
 
     def _make(self, like: Tensor) -> Tensor:
         _, heads, head_dim = like.shape

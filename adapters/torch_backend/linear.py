@@ -117,6 +117,8 @@ class KernelLinear(nn.Module):
         self._layer = kernels.layer(self.weight, bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 2:
+            return self._kernels.linear(self._layer, x.contiguous(), "none")
         rows = x.reshape(-1, self.in_features).contiguous()
         return self._kernels.linear(self._layer, rows, "none").view(*x.shape[:-1], self.out_features)
 
