@@ -1,4 +1,4 @@
-"""The compiled kernels of `cpu_kernels.cpp`: built once with the system's compiler, called through ctypes.
+"""The compiled kernels of the folder `kernels`: built once with the system's compiler, called through ctypes.
 
 What enters are torch tensors on the CPU, fp32 or bf16; what leaves is written in place or into a new tensor.
 An option, not a requirement: without a compiler, or for shapes the kernels do not cover, `load_kernels` and
@@ -22,7 +22,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-_SOURCE = Path(__file__).with_suffix(".cpp")
+_SOURCES = Path(__file__).parent / "kernels"
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC")
 _MACHINE_FLAGS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-mcpu=native",), ())
@@ -192,7 +192,8 @@ def _built(folder: Path) -> Path:
     if compiler is None:
         raise OSError(f"no C++ compiler found (looked for {', '.join(_COMPILERS)})")
     cpu = json.dumps(torch.cpu.get_capabilities(), sort_keys=True, default=str)
-    key = hashlib.sha256(b"\0".join([_SOURCE.read_bytes(), compiler.encode(), cpu.encode()])).hexdigest()
+    sources = [path.read_bytes() for path in sorted(_SOURCES.iterdir()) if path.is_file()]
+    key = hashlib.sha256(b"\0".join([*sources, compiler.encode(), cpu.encode()])).hexdigest()
     path = folder / f"cpu_kernels-{key[:16]}.so"
     if path.exists():
         return path
@@ -201,7 +202,7 @@ def _built(folder: Path) -> Path:
     os.close(handle)
     try:
         for flags in _MACHINE_FLAGS:
-            command = [compiler, *_FLAGS, *flags, str(_SOURCE), "-o", name]
+            command = [compiler, *_FLAGS, *flags, str(_SOURCES / "kernels.cpp"), "-o", name]
             done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
             if done.returncode == 0:
                 os.replace(name, path)

@@ -1,0 +1,109 @@
+// Linear layers in bf16, where the CPU multiplies pairs of bf16 and has no matrix unit for it.
+//
+// One sum per output, over the inputs in their order, however many rows there are: a row's bits are the same
+// in every batch, and one row costs one pass over the weights. The weights lie in panels of kLanes outputs,
+// the inputs in pairs: panel, pair, output, member of the pair.
+#pragma once
+
+#include "vectors.h"
+
+struct Linear {  // mirrors `KernelLayer` in cpu_kernels.py
+    const bf16* panels;
+    const bf16* bias;  // or null
+    int64_t out_features, in_features;
+    int32_t threads;
+};
+
+enum Epilogue { kNone, kSwish, kPlus, kTimes };
+
+#if defined(__AVX512BF16__)
+
+// Sums of kTile rows and kPanels panels fill the registers; these panels stay in the cache for all rows.
+constexpr int kTile = 6, kPanels = 4;
+
+static inline f32v swish(f32v x) {
+    f32v e = exp_of(larger(x < 0.0f ? x : -x, f32v{} - 200.0f));
+    return (x < 0.0f ? x * e : x) / (1.0f + e);
+}
+
+// Lines of the panels that are computed next: fetched, some for each pair of inputs, while these are computed.
+struct Fetch {
+    const bf16* panels;
+    int64_t count;
+};
+
+// Adds M rows of `pairs` pairs of inputs times V neighbouring panels to `acc`.
+template <int M, int V>
+static inline void add_products(
+    const bf16* panels, int64_t panel_size, int64_t pairs, const bf16* x, int64_t stride, f32v (&acc)[M][V],
+    Fetch fetch = {nullptr, 0}
+) {
+    for (int64_t k = 0; k < pairs; k++) {
+        __m512bh w[V];
+        for (int v = 0; v < V; v++) w[v] = (__m512bh)_mm512_loadu_si512(panels + v * panel_size + k * 2 * kLanes);
+        for (int64_t f = 0; f < fetch.count; f++)
+            __builtin_prefetch(fetch.panels + f * panel_size + k * 2 * kLanes, 0, 2);
+        for (int m = 0; m < M; m++) {
+            auto pair = (__m512bh)_mm512_set1_epi32(load_as<int32_t>(x + m * stride + 2 * k));
+            for (int v = 0; v < V; v++) acc[m][v] = (f32v)_mm512_dpbf16_ps((__m512)acc[m][v], w[v], pair);
+        }
+    }
+}
+
+// Rows `x .. x + M - 1` times V neighbouring panels, and what follows the product.
+template <int M, int V>
+static void product_tile(
+    const Linear& l, int64_t panel, const bf16* x, const bf16* other, bf16* out, Epilogue epilogue, Fetch fetch
+) {
+    int64_t panel_size = l.in_features * kLanes;
+    f32v acc[M][V] = {};
+    const bf16* panels = l.panels + panel * panel_size;
+    add_products<M, V>(panels, panel_size, l.in_features / 2, x, l.in_features, acc, fetch);
+    for (int m = 0; m < M; m++) {
+        for (int v = 0; v < V; v++) {
+            int64_t column = (panel + v) * kLanes, at = m * l.out_features + column;
+            f32v y = acc[m][v];
+            if (l.bias) y += load(l.bias + column);
+            if (epilogue == kSwish) y = swish(y);
+            if (epilogue == kPlus) y += load(other + at);
+            if (epilogue == kTimes) y *= load(other + at);
+            store(out + at, y);
+        }
+    }
+}
+
+template <int M = kTile>
+static void product_rest(
+    int64_t rows, const Linear& l, int64_t panel, int64_t last, const bf16* x, const bf16* other, bf16* out,
+    Epilogue epilogue, Fetch fetch
+) {
+    if constexpr (M > 0) {
+        if (rows != M) return product_rest<M - 1>(rows, l, panel, last, x, other, out, epilogue, fetch);
+        if (panel + kPanels == last) return product_tile<M, kPanels>(l, panel, x, other, out, epilogue, fetch);
+        for (; panel < last; panel++) product_tile<M, 1>(l, panel, x, other, out, epilogue, {nullptr, 0});
+    }
+}
+
+static void product(
+    const Linear* l, const bf16* x, int64_t rows, const bf16* other, bf16* out, Epilogue epilogue
+) {
+    int64_t panels = l->out_features / kLanes;
+    int64_t tiles = (rows + kTile - 1) / kTile, panel_size = l->in_features * kLanes;
+#pragma omp parallel for num_threads(l->threads) schedule(static) if (l->threads > 1)
+    for (int64_t panel = 0; panel < panels; panel += kPanels) {
+        int64_t last = panel + kPanels < panels ? panel + kPanels : panels;
+        // With one tile memory is the limit, and the CPU fetches ahead by itself.
+        int64_t num_next = tiles == 1 ? 0 : panels - last < kPanels ? panels - last : kPanels;
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            int64_t row = tile * kTile, count = rows - row < kTile ? rows - row : kTile, at = row * l->out_features;
+            int64_t from = tile * num_next / tiles, to = (tile + 1) * num_next / tiles;
+            const bf16* rest = other ? other + at : nullptr;
+            product_rest(
+                count, *l, panel, last, x + row * l->in_features, rest, out + at, epilogue,
+                {l->panels + (last + from) * panel_size, to - from}
+            );
+        }
+    }
+}
+
+#endif

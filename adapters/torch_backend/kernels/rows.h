@@ -1,0 +1,242 @@
+// What is done row by row: norm, rotary embedding with cache write, attention of single rows.
+#pragma once
+
+#include "vectors.h"
+
+// y = x / rms(x) * weight, row by row.
+template <typename T>
+static void norm(const T* x, const T* weight, T* y, int64_t rows, int64_t size, float eps) {
+    for (int64_t row = 0; row < rows; row++) {
+        const T* in = x + row * size;
+        T* out = y + row * size;
+        f32v squares{};
+        for (int64_t i = 0; i < size; i += kLanes) {
+            f32v v = load(in + i);
+            squares += v * v;
+        }
+        float scale = 1.0f / std::sqrt(sum(squares) / size + eps);
+        for (int64_t i = 0; i < size; i += kLanes) store(out + i, load(in + i) * scale * load(weight + i));
+    }
+}
+
+// What the kernels know of a step and of one layer's cache. Mirrors `KernelStep` in cpu_kernels.py.
+struct Step {
+    const int64_t* slots;      // per row
+    const int64_t* positions;  // per row
+    const float* cosines;      // (max_len, dim / 2), or null: nothing is rotated here
+    const float* sines;
+    int64_t rows, decode_rows;  // the first `decode_rows` rows are one token each
+    int64_t heads, kv_heads, dim, max_len;
+    int64_t window;  // 0: none
+    float scale;
+    int32_t threads;
+};
+
+template <typename T>
+static inline T* place(T* cache, const Step& s, int64_t row, int64_t head) {
+    return cache + ((s.slots[row] * s.max_len + s.positions[row]) * s.kv_heads + head) * s.dim;
+}
+
+// Rotates one head: the first half of its dimensions pairs with the second (Llama's layout). `y` may be `x`.
+template <typename T>
+static inline void rotate(const T* x, T* y, const float* cosine, const float* sine, int64_t half) {
+    for (int64_t i = 0; i < half; i++) {
+        float a = to_float(x[i]), b = to_float(x[i + half]);
+        y[i] = from_float<T>(a * cosine[i] - b * sine[i]);
+        y[i + half] = from_float<T>(b * cosine[i] + a * sine[i]);
+    }
+}
+
+// qkv (rows, heads + 2 * kv_heads, dim): queries are rotated in place, keys rotated into the cache, values
+// copied there.
+template <typename T>
+static void rotate_and_store(const Step& s, T* qkv, T* keys, T* values) {
+    int64_t half = s.dim / 2, width = (s.heads + 2 * s.kv_heads) * s.dim;
+    for (int64_t row = 0; row < s.rows; row++) {
+        T* q = qkv + row * width;
+        const T* k = q + s.heads * s.dim;
+        const T* v = k + s.kv_heads * s.dim;
+        const float* cosine = s.cosines + s.positions[row] * half;
+        const float* sine = s.sines + s.positions[row] * half;
+        for (int64_t h = 0; h < s.heads; h++) rotate(q + h * s.dim, q + h * s.dim, cosine, sine, half);
+        for (int64_t h = 0; h < s.kv_heads; h++) {
+            rotate(k + h * s.dim, place(keys, s, row, h), cosine, sine, half);
+            std::memcpy(place(values, s, row, h), v + h * s.dim, s.dim * sizeof(T));
+        }
+    }
+}
+
+// The products of 2 * kLanes numbers, added to the lanes of `sum`.
+static inline f32v plus_products(f32v sum, const float* a, const float* b) {
+    return sum + load(a) * load(b) + load(a + kLanes) * load(b + kLanes);
+}
+
+static inline f32v plus_products(f32v sum, const bf16* a, const bf16* b) {
+#if defined(__AVX512BF16__)
+    auto left = (__m512bh)_mm512_loadu_si512(a), right = (__m512bh)_mm512_loadu_si512(b);
+    return (f32v)_mm512_dpbf16_ps((__m512)sum, left, right);
+#else
+    Pair left = load_pair(a), right = load_pair(b);
+    return sum + left.a * right.a + left.b * right.b;
+#endif
+}
+
+// Fetches a place's share of the next block while that place is computed: memory is then read in order and all
+// the time, which strided reads of single heads, or whole blocks asked for at once, are not.
+template <typename T, int D>
+static inline void fetch_place(const T* share, int64_t place) {
+    const char* from = (const char*)(share + place * D);
+    for (size_t i = 0; i < D * sizeof(T); i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
+// Scores of R query heads for the next kLanes places of their key head. Places past the row's end may be read,
+// and their scores are thrown away by the caller.
+template <typename T, int D, int R>
+static inline void score_block(
+    const T* query, int64_t head_stride, const T* keys, int64_t stride, float scale, float* scores, int64_t room,
+    const T* next
+) {
+    constexpr int N = kLanes / R;  // places at a time, so that all sums of a round fill one vector
+    for (int64_t j = 0; j < kLanes; j += N) {
+        f32v dots[kLanes] = {};
+        for (int k = 0; k < N; k++) {
+            if (next) fetch_place<T, D>(next, j + k);
+            for (int i = 0; i < D; i += 2 * kLanes)
+                for (int r = 0; r < R; r++)
+                    dots[r * N + k] =
+                        plus_products(dots[r * N + k], query + r * head_stride + i, keys + (j + k) * stride + i);
+        }
+        f32v done = sums(dots) * scale;
+        for (int r = 0; r < R; r++) std::memcpy(scores + r * room + j, (const float*)&done + r * N, N * sizeof(float));
+    }
+}
+
+// Adds the weighted values of the next `count` places to the R sums of dimension D in `mix` (split).
+template <typename T, int D, int R>
+static inline void mix_block(
+    const float* weights, int64_t room, const T* values, int64_t stride, int64_t count, float* mix, const T* next
+) {
+    constexpr int V = D / kLanes;
+    f32v acc[R][V];
+    for (int r = 0; r < R; r++)
+        for (int i = 0; i < V; i++) acc[r][i] = load(mix + r * D + i * kLanes);
+    for (int64_t k = 0; k < count; k++) {
+        if (next) fetch_place<T, D>(next, k);
+        for (int i = 0; i < V; i += 2) {
+            Pair value = load_pair(values + k * stride + i * kLanes);
+            for (int r = 0; r < R; r++) {
+                acc[r][i] += value.a * weights[r * room + k];
+                acc[r][i + 1] += value.b * weights[r * room + k];
+            }
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int i = 0; i < V; i++) store(mix + r * D + i * kLanes, acc[r][i]);
+}
+
+// exp(score - highest) over one head's `length` scores, in place; returns their sum. Fills up to `room`.
+static float soften(float* scores, int64_t length, int64_t room) {
+    for (int64_t j = length; j < room; j++) scores[j] = -INFINITY;
+    f32v top = load(scores);
+    for (int64_t j = kLanes; j < room; j += kLanes) top = larger(top, load(scores + j));
+    float highest = top[0];
+    for (int i = 1; i < kLanes; i++) highest = top[i] > highest ? top[i] : highest;
+    f32v totals{};
+    for (int64_t j = 0; j < room; j += kLanes) {
+        f32v weight = exp_of(larger(load(scores + j) - highest, f32v{} - 200.0f));
+        store(scores + j, weight);
+        totals += weight;
+    }
+    return sum(totals);
+}
+
+// `step(query head, key head, number of query heads as a constant)` for all query heads of some key heads.
+template <int R>
+using Constant = std::integral_constant<int, R>;
+
+template <typename F>
+static inline void for_heads(int64_t first, int64_t last, int64_t repeat, F step) {
+    for (int64_t head = first; head < last; head++) {
+        int64_t r = 0;
+        for (; r + 4 <= repeat; r += 4) step(head * repeat + r, head, Constant<4>());
+        for (; r + 2 <= repeat; r += 2) step(head * repeat + r, head, Constant<2>());
+        for (; r < repeat; r++) step(head * repeat + r, head, Constant<1>());
+    }
+}
+
+// One row and the query heads of the key heads `first .. last - 1`. Keys are read once, then values, each as
+// one stream: a place holds all heads side by side. `following` are the keys that are read next.
+template <typename T, int D>
+static void attend_row(
+    const Step& s, int64_t row, int64_t first, int64_t last, const T* q, int64_t head_stride, const T* keys,
+    const T* values, const T* following, T* out
+) {
+    int64_t repeat = s.heads / s.kv_heads, stride = s.kv_heads * D;
+    int64_t end = s.positions[row] + 1, begin = s.window && end > s.window ? end - s.window : 0;
+    int64_t length = end - begin, room = (length + kLanes - 1) / kLanes * kLanes;
+    int64_t base = (s.slots[row] * s.max_len + begin) * stride;
+
+    static thread_local std::vector<float> space;
+    space.assign(s.heads * D, 0.0f);
+    space.resize(s.heads * (D + room));
+    float *mix = space.data(), *scores = mix + s.heads * D;
+
+    for (int64_t j = 0; j < room; j += kLanes)
+        for_heads(first, last, repeat, [&](int64_t h, int64_t head, auto r) {
+            const T* block = keys + base + j * stride + head * D;
+            const T* next = j + kLanes < room ? keys + base + (j + kLanes) * stride : values + base;
+            score_block<T, D, r.value>(
+                q + h * head_stride, head_stride, block, stride, s.scale, scores + h * room + j, room,
+                h == head * repeat ? next + head * kLanes * D : nullptr
+            );
+        });
+    for (int64_t h = first * repeat; h < last * repeat; h++) {
+        float total = soften(scores + h * room, length, room);
+        for (int64_t j = 0; j < room; j += kLanes)
+            store(scores + h * room + j, load(scores + h * room + j) * (1.0f / total));
+    }
+    for (int64_t j = 0; j < length; j += kLanes)
+        for_heads(first, last, repeat, [&](int64_t h, int64_t head, auto r) {
+            const T* block = values + base + j * stride + head * D;
+            int64_t count = length - j < kLanes ? length - j : kLanes;
+            const T* next = j + kLanes < length ? values + base + (j + kLanes) * stride : following;
+            mix_block<T, D, r.value>(
+                scores + h * room + j, room, block, stride, count, mix + h * D,
+                h == head * repeat ? next + head * kLanes * D : nullptr
+            );
+        });
+    for (int64_t h = first * repeat; h < last * repeat; h++)
+        for (int i = 0; i < D; i += 2 * kLanes)
+            store_pair(out + h * D + i, load(mix + h * D + i), load(mix + h * D + i + kLanes));
+}
+
+// q (decode_rows, heads, dim) with any row and head stride; out (decode_rows, heads, dim), contiguous.
+template <typename T, int D>
+static void attend(
+    const Step& s, const T* q, int64_t row_stride, int64_t head_stride, const T* keys, const T* values, T* out
+) {
+    // Threads share rows, and the heads of a row where there are fewer rows than threads.
+    int64_t parts = s.decode_rows >= s.threads ? 1 : s.threads < s.kv_heads ? s.threads : s.kv_heads;
+#pragma omp parallel for num_threads(s.threads) schedule(dynamic) if (s.threads > 1)
+    for (int64_t item = 0; item < s.decode_rows * parts; item++) {
+        int64_t row = item / parts, part = item % parts;
+        int64_t first = part * s.kv_heads / parts, last = (part + 1) * s.kv_heads / parts;
+        const T* following = keys + s.slots[row + 1 < s.decode_rows ? row + 1 : row] * s.max_len * s.kv_heads * D;
+        attend_row<T, D>(
+            s, row, first, last, q + row * row_stride, head_stride, keys, values, following, out + row * s.heads * D
+        );
+    }
+}
+
+template <typename T>
+static int attend_any(
+    const Step& s, const T* q, int64_t row_stride, int64_t head_stride, const T* keys, const T* values, T* out
+) {
+    switch (s.dim) {
+        case 32: attend<T, 32>(s, q, row_stride, head_stride, keys, values, out); return 0;
+        case 64: attend<T, 64>(s, q, row_stride, head_stride, keys, values, out); return 0;
+        case 96: attend<T, 96>(s, q, row_stride, head_stride, keys, values, out); return 0;
+        case 128: attend<T, 128>(s, q, row_stride, head_stride, keys, values, out); return 0;
+        default: return 1;
+    }
+}
