@@ -16,17 +16,9 @@ from typing import Any
 
 import psutil
 
+from adapters.cores import usable_cores
+
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-
-
-def num_physical_cores() -> int:
-    """Cores this process may use, hyper-threads counted once."""
-    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    try:
-        usable = len(os.sched_getaffinity(0))
-    except AttributeError:
-        return physical
-    return min(physical, usable)
 
 
 def describe_host() -> dict[str, Any]:
@@ -35,7 +27,7 @@ def describe_host() -> dict[str, Any]:
         "python": platform.python_version(),
         "cpu_model": _cpu_model(),
         "cpu_governor": read_governor(),
-        "physical_cores": num_physical_cores(),
+        "physical_cores": usable_cores(),
         "logical_cores": psutil.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": _gpu_names(),

@@ -8,12 +8,10 @@ A name in `.env` that is no setting is an error. Names that related tools use ar
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import psutil
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
@@ -24,6 +22,7 @@ from pydantic_settings import (
 )
 
 from adapters.base import BackendConfig, ConfigError
+from adapters.cores import default_threads
 from adapters.registry import BACKENDS
 from services.engine_spec import EngineSpec
 from services.logs import LogFormat
@@ -201,7 +200,7 @@ class Settings(BaseSettings):
 
     @property
     def num_threads(self) -> int:
-        return self.n_threads or max(1, _usable_cores() - 1)
+        return self.n_threads or default_threads()
 
     def engine_spec(self) -> EngineSpec:
         """What the engine is built from, wherever it runs."""
@@ -298,8 +297,3 @@ def _problem(item: Any) -> str:
     message = item["msg"].replace("Input should be", "must be")
     got = "" if name.lower() in _SECRETS else f" (it is {item['input']!r})"
     return f"{name} {message[:1].lower()}{message[1:]}{got}"
-
-
-def _usable_cores() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(psutil.cpu_count(logical=False) or usable, usable)

@@ -13,7 +13,6 @@ from typing import Any
 
 import llama_cpp.llama_cpp as C
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from adapters.base import (
@@ -24,6 +23,7 @@ from adapters.base import (
     ScheduledChunk,
     StepOutput,
 )
+from adapters.cores import default_threads
 from adapters.gguf_store import GgufFile, resolve_gguf
 from adapters.llama_cpp_backend.batch import StepBatch
 from adapters.llama_cpp_backend.context import open_context, plan_context
@@ -46,7 +46,7 @@ class LlamaCppBackend:
             ConfigError, UnsupportedModel, BackendError: with what to change.
         """
         file = resolve_gguf(config)
-        num_threads = config.num_threads or max(1, (psutil.cpu_count(logical=False) or 1) - 1)
+        num_threads = config.num_threads or default_threads()
         layers = pick_gpu_layers(config.device, config.n_gpu_layers)
         self._model = load_model(file.path, num_gpu_layers=layers)
         self.context: Any = None

@@ -63,7 +63,7 @@ class StepLayout:
     _runs: list[DecodeRun] | None = None
     _place_index: Tensor | None = None
     _masks: dict[tuple[int, int, int, torch.dtype], Tensor] = field(default_factory=dict)
-    _steps: dict[tuple[int, ...], KernelStep] = field(default_factory=dict)
+    _steps: dict[tuple[float, ...], KernelStep] = field(default_factory=dict)
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None = None
@@ -155,7 +155,7 @@ class StepLayout:
     ) -> KernelStep:
         assert self.kernels is not None
         _, max_len, kv_heads, dim = k_cache.shape
-        key = (heads, kv_heads, dim, window, rotary is not None)
+        key = (heads, kv_heads, dim, window, scaling, rotary is not None)
         if key not in self._steps:
             shape = (heads, kv_heads, dim)
             self._steps[key] = self.kernels.step(

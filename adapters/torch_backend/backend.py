@@ -24,6 +24,7 @@ from adapters.base import (
     StepOutput,
     UnsupportedModel,
 )
+from adapters.cores import default_threads
 from adapters.model_store import resolve_model
 from adapters.torch_backend import loading
 from adapters.torch_backend.attention import own_padded_len, padding_is_neutral
@@ -51,7 +52,7 @@ class TorchBackend:
             ConfigError, UnsupportedModel, BackendError: with what to change.
         """
         files = resolve_model(config)
-        num_threads = loading.pick_num_threads(config.num_threads)
+        num_threads = config.num_threads or default_threads()
         torch.set_num_threads(num_threads)
         self._device = loading.pick_device(config.device)
         dtype = loading.pick_dtype(files.format or config.dtype, self._device)

@@ -192,8 +192,10 @@ def _built(folder: Path) -> Path:
     if compiler is None:
         raise OSError(f"no C++ compiler found (looked for {', '.join(_COMPILERS)})")
     cpu = json.dumps(torch.cpu.get_capabilities(), sort_keys=True, default=str)
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=10).stdout
+    made_with = "\0".join([compiler, version, cpu, repr((_FLAGS, _MACHINE_FLAGS))])
     sources = [path.read_bytes() for path in sorted(_SOURCES.iterdir()) if path.is_file()]
-    key = hashlib.sha256(b"\0".join([*sources, compiler.encode(), cpu.encode()])).hexdigest()
+    key = hashlib.sha256(b"\0".join([*sources, made_with.encode()])).hexdigest()
     path = folder / f"cpu_kernels-{key[:16]}.so"
     if path.exists():
         return path
@@ -205,6 +207,7 @@ def _built(folder: Path) -> Path:
             command = [compiler, *_FLAGS, *flags, str(_SOURCES / "kernels.cpp"), "-o", name]
             done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
             if done.returncode == 0:
+                logger.info("compiled the CPU kernels with %s %s", compiler, " ".join(flags))
                 os.replace(name, path)
                 return path
         raise OSError(f"{compiler} failed: {done.stderr.strip().splitlines()[-1:]}")

@@ -38,9 +38,18 @@ def _attention_of_packed_rows(
         raise UnsupportedModel(f"{type(module).__name__} uses {what}, which the batched attention cannot do")
     layer = module.layer_idx
     assert isinstance(layer, int)
+    if sliding_window is None:
+        sliding_window = window_of_layer(getattr(module, "config", None), layer)
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     scale = q.shape[2] ** -0.5 if scaling is None else scaling
     return lab_layout.attend(layer, q, k, v, scale, sliding_window)[None], None
+
+
+def window_of_layer(config: Any, layer: int) -> int | None:
+    """The window of a layer as the configuration has it: some models tell only their mask of it."""
+    window: int | None = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    return window if window and (not kinds or kinds[layer] == "sliding_attention") else None
 
 
 def register() -> None:

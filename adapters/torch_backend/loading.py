@@ -8,13 +8,11 @@ reason. Knows no sequence and no slot bookkeeping.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +35,7 @@ DTYPES = {
     "f16": torch.float16,
     "float16": torch.float16,
 }
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
 _BATCH_WIDE_ROPE = {"longrope", "dynamic"}
 
 Forward = Callable[[Tensor, StepLayout, Tensor], Tensor]
@@ -95,14 +94,6 @@ def cpu_has_bf16() -> bool:
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
 
 
-def pick_num_threads(asked: int | None) -> int:
-    """Physical cores that this process may use, less one for harness and API; at least one."""
-    if asked is not None:
-        return asked
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(psutil.cpu_count(logical=False) or usable, usable) - 1)
-
-
 def read_config(folder: Path) -> Any:
     """The model's configuration, once it is sure that the batched pass can run such a model.
 
@@ -123,6 +114,13 @@ def read_config(folder: Path) -> Any:
         raise UnsupportedModel(
             f"{model_class.__name__} does not use transformers' attention interface, so its requests cannot "
             "share a batch here; about 150 architectures can (Llama, Qwen, Mistral, Gemma 3, GPT-2, ...)"
+        )
+    text_config = config.get_text_config()
+    unknown = set(getattr(text_config, "layer_types", None) or ()) - _LAYER_TYPES
+    if unknown:
+        raise UnsupportedModel(
+            f"{model_class.__name__} has layers of the kind {unknown.pop()}; the batched pass knows full and "
+            "sliding attention only"
         )
     rope = set(_rope_types(getattr(config, "rope_parameters", None))) & _BATCH_WIDE_ROPE
     if rope:

@@ -37,6 +37,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "GPTNeoXConfig": {**SHAPE, "intermediate_size": 96},
     "OPTConfig": {**SHAPE, "ffn_dim": 96, "word_embed_proj_dim": 64},
     "PhiConfig": {**SHAPE, "intermediate_size": 96},
+    # Their window is in the mask alone.
+    "Qwen2MoeConfig": {
+        **GQA,
+        "use_sliding_window": True,
+        "sliding_window": 24,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "PhimoeConfig": {**GQA, "sliding_window": 24, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
 
@@ -193,6 +205,9 @@ def test_what_cannot_run_is_refused_by_name(tmp_path: Path) -> None:
         load(tmp_path / "bloom")
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     folder = make_model(tmp_path / "rope", "LlamaConfig", rope_parameters=rope)
+    kinds = ["full_attention", "chunked_attention"]
+    with pytest.raises(UnsupportedModel, match="layers of the kind chunked_attention"):
+        load(make_model(tmp_path / "chunked", "Qwen3Config", layer_types=kinds))
     with pytest.raises(UnsupportedModel, match="dynamic rotary scaling"):
         load(folder)
 

@@ -133,9 +133,9 @@ def test_the_engine_gets_what_was_set() -> None:
 
 
 def test_threads_leave_a_core_to_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.settings._usable_cores", lambda: 8)
+    monkeypatch.setattr("adapters.cores.usable_cores", lambda: 8)
     assert read_settings(env_file=None).num_threads == 7
-    monkeypatch.setattr("services.settings._usable_cores", lambda: 1)
+    monkeypatch.setattr("adapters.cores.usable_cores", lambda: 1)
     assert read_settings(env_file=None).num_threads == 1
 
 
