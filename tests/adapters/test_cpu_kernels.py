@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -202,7 +204,13 @@ def linear_kernels(folder: Path, num_threads: int = 1) -> CpuKernels:
 
 def test_what_is_built_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels(folder, torch.float32)
-    monkeypatch.setattr(cpu_kernels.subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
+    run = subprocess.run
+
+    def only_asks(command: list[str], **options: Any) -> Any:
+        assert command[1:] == ["--version"], "compiled again"
+        return run(command, **options)
+
+    monkeypatch.setattr(cpu_kernels.subprocess, "run", only_asks)
     kernels(folder, torch.bfloat16)
 
 
