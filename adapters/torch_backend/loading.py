@@ -142,6 +142,14 @@ def _rope_types(parameters: Any) -> Iterator[str]:
             yield from _rope_types(value)
 
 
+def head_shape(text_config: Any) -> tuple[int, int, int]:
+    """Query heads, key heads and the numbers of one head."""
+    heads: int = text_config.num_attention_heads
+    kv_heads: int = getattr(text_config, "num_key_value_heads", None) or heads
+    head_dim: int = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
+    return heads, kv_heads, head_dim
+
+
 def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Load the weights. `forward` works only after `make_batched`, `reference` only before it."""
     from transformers import AutoModelForCausalLM
@@ -154,6 +162,11 @@ def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.devi
             folder, config=config, dtype=dtype, attn_implementation="eager"
         )
         model = model.to(device).eval()
+    except torch.OutOfMemoryError as error:
+        raise BackendError(
+            f"the weights of MODEL={folder.name} do not fit into the memory of {device}: choose a smaller "
+            "model or DTYPE=bf16"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BackendError(f"the weights in {folder} cannot be loaded: {error}") from error
 
@@ -188,8 +201,11 @@ def make_batched(
     fast: bool,
     kernels: CpuKernels | None,
     max_len: int,
+    tiled: bool,
 ) -> str:
     """Switch `loaded` from the model's own attention to the slot cache, with faster pieces if any.
+
+    With `tiled`, every linear layer is one of ours, whose rows can be computed in tiles of a fixed number.
 
     Returns the name of the path taken: "llama" (only with `fast`) or "generic".
     """
@@ -199,7 +215,7 @@ def make_batched(
         loaded.module = LlamaForward(module, packed=packed, kernels=kernels, max_len=max_len)
         loaded.forward = loaded.module.forward
         return "llama"
-    if device.type == "cpu":
+    if tiled:
         _replace_linears(module, packed, kernels)
     module.set_attn_implementation(hf_attention.IMPLEMENTATION)
     return "generic"
