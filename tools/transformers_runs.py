@@ -6,6 +6,8 @@ but the time that passes. Knows nothing of the engine.
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 import torch
@@ -43,8 +45,13 @@ def run_generate(model: Any, work: list[Work]) -> list[list[int]]:
 
 
 @torch.no_grad()
-def run_continuous_batching(model: Any, work: list[Work]) -> None:
-    """As `generate_batch` does it, but with a budget of its own for each prompt."""
+def run_continuous_batching(model: Any, work: list[Work], limit_s: float = math.inf) -> None:
+    """As `generate_batch` does it, but with a budget of its own for each prompt.
+
+    Raises:
+        RuntimeError: it ended before its work was done, or was not done after `limit_s`.
+    """
+    started_s = time.monotonic()
     attention = model.config._attn_implementation
     longest = max(item.max_tokens for item in work)
     config = type(model.generation_config)(max_new_tokens=longest, do_sample=False, eos_token_id=-1)
@@ -57,4 +64,6 @@ def run_continuous_batching(model: Any, work: list[Work]) -> None:
             num_left -= bool(result and result.is_finished())
             if not result and not manager.is_running():
                 raise RuntimeError("transformers' continuous batching ended before its work was done")
+            if time.monotonic() - started_s > limit_s:
+                raise RuntimeError(f"transformers' continuous batching was not done after {limit_s:.0f} s")
     model.set_attn_implementation(attention)

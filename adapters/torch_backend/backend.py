@@ -10,6 +10,7 @@ import gc
 import logging
 from collections.abc import Sequence as Seq
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,10 +25,10 @@ from adapters.base import (
     StepOutput,
     UnsupportedModel,
 )
-from adapters.model_store import resolve_model
+from adapters.model_store import ModelFiles, resolve_model
 from adapters.torch_backend import loading
 from adapters.torch_backend.attention import own_padded_len, padding_is_neutral
-from adapters.torch_backend.cpu_kernels import load_kernels
+from adapters.torch_backend.cpu_kernels import CpuKernels, load_kernels
 from adapters.torch_backend.kv_cache import SlotCache
 from adapters.torch_backend.linear import common_row_range
 from adapters.torch_backend.packing import StepPacker
@@ -50,6 +51,8 @@ class TorchBackend:
     _attempts: tuple[tuple[bool, bool], ...] = ((True, True), (False, True))
     """Faster pieces and fast attention, or without, until the self-test passes."""
     _keeps_bits = False
+    _slack = 1.0
+    """By how much a right pass may exceed `_TOLERANCE`."""
 
     def __init__(self, config: BackendConfig) -> None:
         """Load the model and find out which row counts are safe.
@@ -77,18 +80,7 @@ class TorchBackend:
         if self._device.type == "cpu" and config.cpu_kernels:
             kernels = load_kernels(Path(config.artifacts_dir) / "kernels", dtype, num_threads)
         with torch.inference_mode():
-            for fast, flash in self._attempts:
-                self._packer.kernels = kernels if fast else None
-                loaded = loading.load_model(files.folder, model_config, dtype, self._device)
-                path, error = self._prepare(loaded, dtype, fast=fast, flash=flash)
-                if error <= _TOLERANCE[dtype]:
-                    break
-                logger.warning("the %s path is off by %.1e on %s", path, error, files.name)
-            else:
-                raise UnsupportedModel(
-                    f"{files.name} is not supported: its batched pass is off by {error:.1e} (relative root "
-                    f"mean square) from its own forward, more than the {_TOLERANCE[dtype]:.0e} of rounding"
-                )
+            loaded, path, error = self._load(files, model_config, dtype, kernels)
             self._forward = loaded.forward
             self.module = loaded.module
             gc.collect()
@@ -113,6 +105,7 @@ class TorchBackend:
                 "self_test_error": float(f"{error:.1e}"),
                 "same_bits_rows": self._packer.rows.described(),
                 "attention_padding": "neutral" if self._packer.tight else "by own length",
+                "kv_bytes_per_token": self._packer.cache.bytes_per_place,
                 **self._more_details(),
             },
         )
@@ -162,6 +155,25 @@ class TorchBackend:
 
     def _more_details(self) -> dict[str, str | int | float | bool]:
         return {}
+
+    def _load(
+        self, files: ModelFiles, model_config: Any, dtype: torch.dtype, kernels: CpuKernels | None
+    ) -> tuple[loading.LoadedModel, str, float]:
+        """The first of `_attempts` that agrees with the model's own forward, its path, and its error."""
+        limit, error = self._slack * _TOLERANCE[dtype], 0.0
+        for fast, flash in self._attempts:
+            self._packer.kernels = kernels if fast else None
+            loaded = loading.load_model(files.folder, model_config, dtype, self._device)
+            path, error = self._prepare(loaded, dtype, fast=fast, flash=flash)
+            if error <= limit:
+                return loaded, path, error
+            logger.warning("the %s path is off by %.1e on %s", path, error, files.name)
+            del loaded
+            gc.collect()
+        raise UnsupportedModel(
+            f"{files.name} is not supported: its batched pass is off by {error:.1e} (relative root "
+            f"mean square) from its own forward, more than the {limit:.0e} of rounding"
+        )
 
     def _prepare(
         self, loaded: loading.LoadedModel, dtype: torch.dtype, *, fast: bool, flash: bool

@@ -62,6 +62,8 @@ class CudaTorchBackend(TorchBackend):
     """An `OverlappingBackend`."""
 
     _packer: DevicePacker
+    # The two passes of lab-1b differ by 0.038 in bf16 on a CPU; with a GPU's kernels it is not measured.
+    _slack = 2.0
     _attempts = ((True, True), (False, True), (False, False))
 
     def __init__(self, config: BackendConfig, machine: Machine | None = None) -> None:
@@ -240,7 +242,6 @@ class CudaTorchBackend(TorchBackend):
         return {
             "attention": "general" if self._packer.attention is None else "flash",
             "cuda_graphs": len(self._graphs.sizes) if self._graphs else 0,
-            "kv_bytes_per_token": self._packer.cache.bytes_per_place,
             "batch_invariant": self._keeps_bits,
             "same_bits_rows": self._packer.rows.described() if self._keeps_bits else "not measured",
             "attention_padding": "not measured",

@@ -150,18 +150,24 @@ def head_shape(text_config: Any) -> tuple[int, int, int]:
     return heads, kv_heads, head_dim
 
 
+def read_weights(folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """The model of transformers with its weights on `device`, and with attention it is sure to have."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=dtype, attn_implementation="eager"
+    )
+    return model.to(device)
+
+
 def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Load the weights. `forward` works only after `make_batched`, `reference` only before it."""
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     hf_attention.register()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, attn_implementation="eager"
-        )
-        model = model.to(device).eval()
+        model = read_weights(folder, config, dtype, device).eval()
     except torch.OutOfMemoryError as error:
         raise BackendError(
             f"the weights of MODEL={folder.name} do not fit into the memory of {device}: choose a smaller "
