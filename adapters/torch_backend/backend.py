@@ -50,7 +50,6 @@ class TorchBackend:
 
     _attempts: tuple[tuple[bool, bool], ...] = ((True, True), (False, True))
     """Faster pieces and fast attention, or without, until the self-test passes."""
-    _keeps_bits = False
     _slack = 1.0
     """By how much a right pass may exceed `_TOLERANCE`."""
 

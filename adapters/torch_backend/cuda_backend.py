@@ -62,6 +62,7 @@ class CudaTorchBackend(TorchBackend):
     """An `OverlappingBackend`."""
 
     _packer: DevicePacker
+    _keeps_bits = False
     # The two passes of lab-1b differ by 0.038 in bf16 on a CPU; with a GPU's kernels it is not measured.
     _slack = 2.0
     _attempts = ((True, True), (False, True), (False, False))
@@ -81,6 +82,7 @@ class CudaTorchBackend(TorchBackend):
 
     def launch(self, chunks: Seq[ScheduledChunk]) -> LaunchedStep:
         """Start a step: one copy to the device, the pass, one copy back; waits for nothing."""
+        self._machine.make_current()
         plan = self._packer.plan(chunks)
         buffer = self._buffers.take()
         graphs, num_rows = self._graphs, len(plan.ids)

@@ -39,6 +39,10 @@ class Machine(Protocol):
         """The variable-length attention of this device, if it has one."""
         ...
 
+    def make_current(self) -> None:
+        """Events, graphs and kernels of this thread are this device's from now on."""
+        ...
+
     def free_bytes(self) -> int: ...
 
     def pinned(self, num_words: int) -> Tensor:
@@ -51,12 +55,14 @@ class Machine(Protocol):
 
 
 class CudaMachine:
-    """A CUDA device; it becomes the current one, so that streams, events and graphs are its own."""
-
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        torch.cuda.set_device(device)
+        self._index = torch.cuda.current_device() if device.index is None else device.index
         self._pool: Any = None
+        self.make_current()
+
+    def make_current(self) -> None:
+        torch.cuda.set_device(self._index)
 
     @property
     def attention(self) -> AttentionOp | None:

@@ -75,6 +75,9 @@ class FakeMachine:
         self._free_bytes = free_bytes
         self._capture_failure = capture_failure
 
+    def make_current(self) -> None:
+        self.log.append("current")
+
     def free_bytes(self) -> int:
         return self._free_bytes
 

@@ -281,3 +281,15 @@ def test_graph_sizes(max_batch: int, multiple: int, sizes: list[int]) -> None:
 def test_larger_batches_have_no_graph() -> None:
     assert graph_sizes(1000)[-3:] == [240, 248, 256]
     assert len(graph_sizes(1000)) == 35
+
+
+@pytest.mark.parametrize("max_rows", [1 << 30, 4])
+def test_a_sum_within_the_product_is_the_sum_behind_it(max_rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x, other = (torch.randn(shape, generator=generator) for shape in ((6, 5), (9, 5), (9, 6)))
+    layer = TiledLinear(weight, None, packed=False)
+    layer.max_rows = max_rows
+    want = layer.plus(x, other)
+    got = layer._plus_in_place(x, other)
+    assert got is other
+    assert torch.allclose(got, want, atol=1e-5)
