@@ -52,6 +52,8 @@ class LaunchedStep:
     def result(self) -> list[StepOutput]:
         try:
             tokens = self.buffer.received(self.num_tokens)
+        except torch.AcceleratorError:
+            raise  # as in `launch`
         except RuntimeError as error:
             raise BackendError(f"the step failed on the device: {error}") from error
         self.pool.give_back(self.buffer)
@@ -96,6 +98,8 @@ class CudaTorchBackend(TorchBackend):
                 buffer.download(tokens)
         except torch.OutOfMemoryError as error:
             raise BackendError(f"out of memory in a step of {num_rows} rows: {_ADVICE}") from error
+        except torch.AcceleratorError:
+            raise  # no later step could succeed: whoever started the engine has to start a new one
         except RuntimeError as error:
             raise BackendError(f"the forward pass failed: {error}") from error
         return LaunchedStep(buffer, self._buffers, len(tokens), [s.seq_id for s in plan.sampled], rows)

@@ -110,6 +110,36 @@ def test_overlapping_steps_give_the_same_tokens(settings: str, graphs: bool, lla
     assert run_together(backend, sequences_of(prompts(3), **params)) == want[:3]
 
 
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
+def test_batch_invariant_attention_never_splits_keys(graphs: bool, llama: Path) -> None:
+    most = set()
+
+    def watched(*args: Any) -> Any:
+        most.add(args[3].max_rows)
+        return row_by_row(*args)
+
+    backend = load_device(llama, FakeMachine(attention=watched), batch_invariant=True, cuda_graphs=graphs)
+    most.clear()
+    run_together(backend, sequences_of(prompts(3)), start_gap=2)
+    assert min(most) == 2
+
+
+def test_a_lost_device_is_no_error_of_one_step(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = load_device(llama, cuda_graphs=False)
+    seq = Sequence(0, [5, 6], SamplingParams())
+
+    def lost(*args: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    step = backend.launch([ScheduledChunk(seq, 0, 2)])
+    monkeypatch.setattr(step.buffer, "received", lost)
+    with pytest.raises(torch.AcceleratorError):
+        step.result()
+    monkeypatch.setattr(backend, "_forward", lost)
+    with pytest.raises(torch.AcceleratorError):
+        backend.launch([ScheduledChunk(seq, 0, 2)])
+
+
 def test_rows_with_and_without_sampling_share_a_step(llama: Path) -> None:
     backend, plain = load_device(llama), load(llama)
     mixed = [

@@ -86,6 +86,15 @@ def test_the_same_token_as_the_reference(
     assert num_different == 0
 
 
+def test_a_token_at_the_border_of_top_p_is_out_as_in_the_reference() -> None:
+    logits, table = torch.zeros(1, 4), TokenTable(1, 8, torch.device("cpu"))
+    for seed in range(40):
+        params = SamplingParams(temperature=1.0, top_p=0.5, seed=seed)
+        want = sample_token(logits[0].numpy(), params, 0)
+        assert want in (0, 1)
+        assert sample(logits, [Sequence(0, [1], params)], [0], table) == [want]
+
+
 def test_who_needs_sampling() -> None:
     def needs(**params: Any) -> bool:
         return needs_sampling(Sequence(0, [1], SamplingParams(**params)))
