@@ -50,6 +50,7 @@ class TorchBackend:
 
     _attempts: tuple[tuple[bool, bool], ...] = ((True, True), (False, True))
     """Faster pieces and fast attention, or without, until the self-test passes."""
+    _joins_products = False
     _slack = 1.0
     """By how much a right pass may exceed `_TOLERANCE`."""
 
@@ -190,6 +191,7 @@ class TorchBackend:
             kernels=self._packer.kernels,
             max_len=self._packer.max_len,
             tiled=self._needs_tiles(),
+            joined=self._joins_products,
         )
         self._tune(loaded, dtype, flash=flash)
         # Most of the text as a prompt, the rest as decode rows, so that reading the cache is tested too.

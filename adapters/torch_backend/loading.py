@@ -208,17 +208,19 @@ def make_batched(
     kernels: CpuKernels | None,
     max_len: int,
     tiled: bool,
+    joined: bool,
 ) -> str:
     """Switch `loaded` from the model's own attention to the slot cache, with faster pieces if any.
 
-    With `tiled`, every linear layer is one of ours, whose rows can be computed in tiles of a fixed number.
+    With `tiled`, every linear layer is one of ours, whose rows can be computed in tiles of a fixed number;
+    with `joined`, gate and up of the faster pieces are one product.
 
     Returns the name of the path taken: "llama" (only with `fast`) or "generic".
     """
     packed = can_pack(dtype, device)
     module: Any = loaded.module
     if fast and is_llama_shaped(module):
-        loaded.module = LlamaForward(module, packed=packed, kernels=kernels, max_len=max_len)
+        loaded.module = LlamaForward(module, packed=packed, kernels=kernels, max_len=max_len, joined=joined)
         loaded.forward = loaded.module.forward
         return "llama"
     if tiled:
