@@ -20,7 +20,6 @@ import pandas as pd
 import torch
 import transformers
 
-from adapters.base import LabError
 from adapters.torch_backend.loading import pick_device
 from harness.machine import describe_host
 from harness.manifest import utc_stamp
@@ -110,7 +109,7 @@ class Bench:
         self.say(f"{what} ... ({self.left_s:.0f} s left)")
         try:
             part()
-        except (LabError, RuntimeError, ValueError, TypeError, AssertionError, OSError) as error:
+        except Exception as error:
             traceback.print_exc()
             self.note(f"FAILED: {what}: {type(error).__name__}: {error}")
         write_rows(pd.DataFrame(self.rows), self.path, {**self.facts, "notes": self.notes})
@@ -145,21 +144,34 @@ def run(args: argparse.Namespace) -> int:
         "transformers": transformers.__version__,
         "cuda": torch.version.cuda,
         "device": device,
-        "device_name": torch.cuda.get_device_name()
-        if device.startswith("cuda")
-        else describe_host()["cpu_model"],
+        **(
+            _cuda_facts(device)
+            if device.startswith("cuda")
+            else {"device_name": describe_host()["cpu_model"]}
+        ),
         "sizes": str(sizes),
     }
     bench.run("hardware", lambda: gpu_parts.hardware(bench))
     for model in args.models:
         gpu_parts.measure_model(bench, model)
     print(", ".join(f"{name} {value}" for name, value in bench.facts.items() if name != "sizes"))
-    for part, rows in pd.DataFrame(bench.rows).groupby("part", sort=False):
+    frame = pd.DataFrame(bench.rows, columns=None if bench.rows else ["part"])
+    for part, rows in frame.groupby("part", sort=False):
         print(f"\n### {part}\n\n{_table(rows.drop(columns='part').dropna(axis=1, how='all'))}")
     for note in bench.notes:
         print(f"- {note}")
     print(f"\nrows: {path}")
     return 0
+
+
+def _cuda_facts(device: str) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "device_name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+    }
 
 
 def _table(frame: pd.DataFrame) -> str:

@@ -24,7 +24,7 @@ _PREFILL_TOKENS = 2048
 def wait(device: str) -> None:
     """Until the device has nothing left to do."""
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     elif device.startswith("mps"):
         torch.mps.synchronize()
 
