@@ -27,7 +27,7 @@ _MAX_LEN = 1024
 _SLOTS = (5, 0, 3, 1, 4, 2)
 _LENGTHS = (1, 1024, 63, 700, 129, 512)
 _TOLERANCE = 3e-2
-"""Relative error (root mean square) of half precision products against fp32 ones."""
+"""Relative error of one head of one row; with weights rounded to bf16 on a CPU the worst was 0.005."""
 
 Case = tuple[Tensor, KeySpans]
 
@@ -92,7 +92,8 @@ def attention_error(
         for width in {0, window}:
             want = probe.run(plain_attention, case, width).float()
             got = probe.run(op, case, width).float()
-            error = float((got - want).square().mean().sqrt() / want.square().mean().sqrt())
+            # For each row and head alone: those with many keys are small and would drown in a common mean.
+            error = float(((got - want).norm(dim=-1) / want.norm(dim=-1)).max())
             worst = max(worst, error if error == error else torch.inf)
     return worst
 

@@ -148,12 +148,25 @@ def second_row_missing(q: Any, k: Any, v: Any, spans: KeySpans, *rest: Any) -> A
     return out
 
 
+def one_long_row_off(q: Any, k: Any, v: Any, spans: KeySpans, *rest: Any) -> Any:
+    out = plain_attention(q, k, v, spans, *rest)
+    if len(spans.lengths) == 6:
+        out[1, 2] *= 1.1
+    return out
+
+
 def not_here(*args: Any) -> Any:
     raise RuntimeError("no kernel image")
 
 
 @pytest.mark.parametrize(
-    ("op", "words"), [(off_by_one_key, "WRONG"), (second_row_missing, "WRONG"), (not_here, "no kernel image")]
+    ("op", "words"),
+    [
+        (off_by_one_key, "WRONG"),
+        (second_row_missing, "WRONG"),
+        (one_long_row_off, "WRONG"),
+        (not_here, "no kernel image"),
+    ],
 )
 def test_a_wrong_operator_is_refused_loudly(op: Any, words: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
