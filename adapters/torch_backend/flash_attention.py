@@ -1,4 +1,4 @@
-"""Attention of all rows of a step in one call of torch's flash attention, over the slots as they lie.
+"""Attention of all rows of a step in a call or two of torch's flash attention, over the slots as they lie.
 
 What enters are queries `(T, heads, D)`, a layer's cache and, once a step, where each sequence's rows and keys
 are; what leaves is the attention in q's shape. The operator is an argument, so that a plain one can stand in
@@ -13,6 +13,7 @@ are, and the order in which a row's sums are taken is its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,23 +72,37 @@ def flash_attention(
 
 
 @dataclass(frozen=True, slots=True)
+class FlashPart:
+    """Rows `first .. end - 1` of a step, attended in one call; the row numbers of `spans` begin with 0."""
+
+    first: int
+    end: int
+    spans: KeySpans
+
+
+@dataclass(frozen=True, slots=True)
 class FlashStep:
     """The attention of one step; what `StepLayout` asks in place of its own calls."""
 
     op: AttentionOp
-    spans: KeySpans
-    num_used_rows: int
+    parts: Seq[FlashPart]
+    """Side by side from row 0 on; rows behind them only pad the step."""
 
     @staticmethod
     def covers(q: Tensor, v_cache: Tensor) -> bool:
         return covers(q.dtype, q.shape[2], v_cache.shape[3])
 
     def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scaling: float, window: int) -> Tensor:
-        """`q (T, heads, D)`; caches `(slots, max_len, kv_heads, D)`. Rows past the used ones get zeros."""
-        used = self.num_used_rows
-        k, v = k_cache.flatten(0, 1), v_cache.flatten(0, 1)
-        out = self.op(q[:used], k, v, self.spans, k_cache.shape[1], scaling, window)
-        return out if len(q) == used else F.pad(out, (0, 0, 0, 0, 0, len(q) - used))
+        """`q (T, heads, D)`; caches `(slots, max_len, kv_heads, D)`. Rows of no part get zeros."""
+        k, v, max_len = k_cache.flatten(0, 1), v_cache.flatten(0, 1), k_cache.shape[1]
+        outputs = [
+            self.op(q[part.first : part.end], k, v, part.spans, max_len, scaling, window)
+            for part in self.parts
+        ]
+        used = self.parts[-1].end
+        if used < len(q):
+            outputs.append(q.new_zeros(len(q) - used, *q.shape[1:]))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def covers(dtype: torch.dtype, head_dim: int, v_dim: int) -> bool:

@@ -124,6 +124,38 @@ def test_batch_invariant_attention_never_splits_keys(graphs: bool, llama: Path) 
     assert min(most) == 2
 
 
+@pytest.mark.parametrize(
+    ("invariant", "calls"), [(False, [(1, [1, 1]), (40, [40, 7])]), (True, [(40, [1, 1, 40, 7])])]
+)
+def test_decode_rows_of_a_mixed_step_have_a_call_of_their_own(
+    invariant: bool, calls: list[Any], llama: Path
+) -> None:
+    seen: list[Any] = []
+
+    def watched(*args: Any) -> Any:
+        rows = args[3].row_starts.diff().tolist()
+        assert len(args[0]) == sum(rows)
+        seen.append((args[3].max_rows, rows))
+        return row_by_row(*args)
+
+    backend = load_device(llama, FakeMachine(attention=watched), batch_invariant=invariant)
+    first, second, third, fourth = (
+        Sequence(i, [5] * n, SamplingParams()) for i, n in enumerate([9, 3, 40, 7])
+    )
+    for seq in (first, second):
+        seq.output_token_ids += backend.step([ScheduledChunk(seq, 0, seq.num_prompt_tokens)])[0].token_ids
+    seen.clear()
+    backend.step(
+        [
+            ScheduledChunk(third, 0, 40),
+            ScheduledChunk(first, 9, 1),
+            ScheduledChunk(fourth, 0, 7),
+            ScheduledChunk(second, 3, 1),
+        ]
+    )
+    assert seen == calls * 2  # layers
+
+
 def test_a_lost_device_is_no_error_of_one_step(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = load_device(llama, cuda_graphs=False)
     seq = Sequence(0, [5, 6], SamplingParams())

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="needs the torch extra")
 from adapters.torch_backend import flash_check
 from adapters.torch_backend.attention import StepLayout, prompt_blocks
 from adapters.torch_backend.flash_attention import (
+    FlashPart,
     FlashStep,
     KeySpans,
     covers,
@@ -56,7 +57,7 @@ def mixed_layout(cache: SlotCache, flash: bool, padding: int) -> StepLayout:
         len(DECODES),
         blocks,
         used,
-        flash=FlashStep(plain_attention, spans, used) if flash else None,
+        flash=FlashStep(plain_attention, [FlashPart(0, used, spans)]) if flash else None,
     )
 
 
