@@ -95,6 +95,7 @@ def test_same_tokens_as_the_plain_backend(family: str, tmp_path: Path) -> None:
     assert run_together(backend, sequences_of(prompts(5)), start_gap=2) == want
     assert machine.log.count("capture") == 4
     assert machine.log.count("replay") > 10
+    assert backend.info.details["forward"] == ("llama" if family == "LlamaConfig" else "generic")
     assert backend.info.details["attention"] == "flash"
 
 
