@@ -47,7 +47,7 @@ help: ## list the commands
 
 INSTALLED := .venv/.lab-$(or $(EXTRA),base)
 
-.PHONY: bench compare sweep gate yardsticks profile step-cost parity report run model stage prompts
+.PHONY: bench compare sweep gate yardsticks profile gpu-bench step-cost parity report run model stage prompts
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
@@ -59,6 +59,9 @@ yardsticks: .venv/.lab-torch ## the engine against generate(), transformers' bat
 
 profile: .venv/.lab-torch ## where the time of a decode step goes: MODEL= ARGS="--rows 1 16 32 --context 128"
 	@$(LAB) profile $(ARGS)
+
+gpu-bench: .venv/.lab-torch ## what a GPU makes of the torch backend, in one run of minutes
+	@$(LAB) gpu-bench $(ARGS)
 
 step-cost: .venv/.lab-llama ## what the llama.cpp adapter adds to a bare decode loop
 	@$(LAB) step-cost $(ARGS)

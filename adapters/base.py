@@ -215,6 +215,10 @@ class BackendConfig:
     """How long to wait for a local model that is not there yet; None: only while somebody stages it."""
     cpu_kernels: bool = True
     """torch on a CPU: compile the small operators with the system's C++ compiler, if there is one."""
+    cuda_graphs: bool = True
+    """torch on CUDA: replay decode steps as graphs."""
+    batch_invariant: bool = False
+    """torch on CUDA: the same tokens whatever the batch, at a price; on a CPU it is always so."""
     kv_memory_fraction: float = 0.8
     n_gpu_layers: int | None = None
     """llama_cpp: layers on the accelerator; None: all where the build has one, as Metal on Apple silicon."""

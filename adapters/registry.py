@@ -12,7 +12,7 @@ from typing import cast
 from adapters.base import Backend, BackendConfig, ConfigError
 
 BACKENDS: dict[str, str] = {
-    "torch": "adapters.torch_backend.backend:TorchBackend",
+    "torch": "adapters.torch_backend.factory:create",
     "llama_cpp": "adapters.llama_cpp_backend.backend:LlamaCppBackend",
     "null": "adapters.null_backend:NullBackend",
 }

@@ -16,7 +16,7 @@ from adapters.base import SamplingParams, Sequence
 
 _MASK = (1 << 64) - 1
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-_LEAST_TEMPERATURE = 1e-5
+LEAST_TEMPERATURE = 1e-5
 """Dividing by less overflows, and nothing but the likeliest token has a chance there anyway."""
 
 
@@ -54,7 +54,7 @@ def sample_token(
     scores = logits.astype(np.float64)
     if params.has_penalties:
         penalize(scores, params, prompt_token_ids, output_token_ids)
-    if params.temperature < _LEAST_TEMPERATURE:
+    if params.temperature < LEAST_TEMPERATURE:
         return int(scores.argmax())
     scores /= params.temperature
     if 0 < params.top_k < len(scores):

@@ -150,7 +150,7 @@ def write_model(preset_name: str, folder: Path, progress: Progress | None = None
     """
     preset = PRESETS[preset_name]
     write_tokenizer(_corpus_texts(), preset.vocab_size, folder)
-    write_json(folder / "config.json", _config(preset))
+    write_json(folder / "config.json", hf_config(preset))
     write_json(
         folder / "generation_config.json", {"eos_token_id": END_OF_TEXT_ID, "pad_token_id": END_OF_TEXT_ID}
     )
@@ -165,7 +165,7 @@ def _corpus_texts() -> list[str]:
     return [json.loads(line)["prompt"] for line in CORPUS_PATH.read_text("utf-8").split("\n") if line]
 
 
-def _config(preset: Preset) -> dict[str, object]:
+def hf_config(preset: Preset) -> dict[str, object]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

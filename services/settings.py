@@ -57,7 +57,7 @@ class Settings(BaseSettings):
         min_length=1,
         description="A preset (lab-26m, lab-110m, lab-1b, lab-8b), a hub id, a local folder or a .gguf file.",
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     dtype: str = Field(
         "auto",
         description="auto, fp32, bf16 or fp16; auto: what the device does natively, q4_k_m for llama_cpp.",
@@ -98,6 +98,10 @@ class Settings(BaseSettings):
     )
     cpu_kernels: bool = Field(
         True, description="torch on a CPU: compile the small operators if there is a C++ compiler."
+    )
+    cuda_graphs: bool = Field(True, description="torch on CUDA: replay decode steps as graphs.")
+    batch_invariant: bool = Field(
+        False, description="torch on CUDA: same tokens whatever the batch, slower; always so on a CPU."
     )
     kv_memory_fraction: float = Field(
         0.8, gt=0, le=1, allow_inf_nan=False, description="Share of free memory for keys and values."
@@ -219,6 +223,8 @@ class Settings(BaseSettings):
                 artifacts_dir=self.artifacts_dir,
                 model_wait_s=self.model_wait_s,
                 cpu_kernels=self.cpu_kernels,
+                cuda_graphs=self.cuda_graphs,
+                batch_invariant=self.batch_invariant,
                 kv_memory_fraction=self.kv_memory_fraction,
                 n_gpu_layers=self.n_gpu_layers,
                 n_batch=self.n_batch,

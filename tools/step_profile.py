@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from adapters.base import BackendConfig, SamplingParams, Sequence
+from adapters.base import BackendConfig
 from adapters.torch_backend import backend as torch_backend
 from adapters.torch_backend.attention import StepLayout
 from adapters.torch_backend.backend import TorchBackend
@@ -31,13 +29,11 @@ from adapters.torch_backend.llama_forward import LlamaForward
 from adapters.torch_backend.packing import StepPacker
 from harness.manifest import utc_stamp
 from harness.table import render_table
-from services.engine import Engine, QueueInbox
-from services.limits import SchedulerLimits
-from services.messages import StepReport, Stop, Submit
+from services.engine import Engine
+from services.messages import StepReport
 from services.scheduler import Scheduler
-from services.strategies import VARIANTS
-from services.strategies.base import StrategyConfig
 from services.wire import pack
+from tools.engine_drive import Work, add_common_arguments, drive
 
 _STEP = "engine loop"
 _PRODUCTS = ("forward", "plus", "times", "swish")
@@ -84,17 +80,9 @@ class SelfTimes:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default=os.environ.get("MODEL", "lab-26m"), help="preset, folder or hub id"
-    )
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 32], help="rows of a step")
+    add_common_arguments(parser)
     parser.add_argument("--context", type=int, default=128, help="tokens that each row has behind it")
     parser.add_argument("--steps", type=int, default=64, help="steps to measure (default 64)")
-    parser.add_argument("--threads", type=int, default=None, help="engine threads (default: cores - 1)")
-    parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
-    parser.add_argument(
-        "--out", type=Path, default=Path(os.environ.get("OUT", "results")), help="result folder"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -134,11 +122,6 @@ def _profile(
     reader, writer = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(target=_swallow, args=(reader,), daemon=True)
     process.start()
-    limits = SchedulerLimits(
-        backend.info.kv_capacity_tokens, backend.info.max_model_len, max_batch=num_rows, max_step_tokens=1024
-    )
-    scheduler = Scheduler(VARIANTS["continuous"](StrategyConfig(max_batch=num_rows)), limits)
-    inbox = QueueInbox()
     rows: list[dict[str, Any]] = []
 
     def send(report: StepReport) -> None:
@@ -153,14 +136,11 @@ def _profile(
         took = times.take()
         if record and record.num_decode_tokens == num_rows:
             rows.extend({"step": record.step, "part": part, "seconds": s} for part, s in took.items())
-        if record and not report.num_running:
-            inbox.put(Stop())
 
-    for seq_id in range(num_rows):
-        prompt = [(7 * seq_id + 13 * j) % 251 for j in range(context)]
-        params = SamplingParams(max_tokens=num_steps + 2, ignore_eos=True)
-        inbox.put(Submit([Sequence(seq_id, prompt, params, group_id=seq_id, arrival_s=time.monotonic())]))
-    Engine(backend, scheduler, publish=publish).run(inbox)
+    work = [
+        Work([(7 * row + 13 * j) % 251 for j in range(context)], num_steps + 2) for row in range(num_rows)
+    ]
+    drive(backend, "continuous", work, max_batch=num_rows, max_step_tokens=1024, publish=publish)
     process.terminate()
     process.join()
     return pd.DataFrame(rows)

@@ -10,38 +10,27 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
 from adapters.base import BackendConfig, SamplingParams, ScheduledChunk, Sequence
-from adapters.model_store import resolve_model
 from adapters.tokenizer import load_tokenizer
 from adapters.torch_backend.backend import TorchBackend
 from adapters.torch_backend.linear import KernelLinear, TiledLinear
 from harness.corpus import default_path, load_corpus
-from harness.machine import describe_host
 from harness.manifest import utc_stamp
-from services.engine import Engine, QueueInbox
-from services.limits import SchedulerLimits
-from services.messages import StepReport, Stop, Submit
-from services.scheduler import Scheduler
-from services.strategies import VARIANTS
-from services.strategies.base import StrategyConfig
+from tools.engine_drive import Work, add_common_arguments, drive
+from tools.result_file import write_rows
+from tools.transformers_runs import load_reference, run_continuous_batching, run_generate
 
 ONE_BY_ONE = "engine, one by one"
 CONTINUOUS = "engine, continuous"
@@ -50,26 +39,10 @@ TRANSFORMERS = "transformers continuous batching"
 _STEP_CONTEXT = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One prompt and the number of tokens to make from it."""
-
-    token_ids: list[int]
-    max_tokens: int
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default=os.environ.get("MODEL", "lab-26m"), help="preset, folder or hub id"
-    )
+    add_common_arguments(parser)
     parser.add_argument("--requests", type=int, default=16, help="prompts in each block (default 16)")
     parser.add_argument("--blocks", type=int, default=3, help="interleaved blocks (default 3)")
-    parser.add_argument("--threads", type=int, default=None, help="engine threads (default: cores - 1)")
-    parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 32], help="rows of the timed steps")
-    parser.add_argument(
-        "--out", type=Path, default=Path(os.environ.get("OUT", "results")), help="result folder"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,16 +55,16 @@ def run(args: argparse.Namespace) -> int:
         max_batch_size=max(16, *args.rows),
     )
     backend = TorchBackend(config)
-    reference = _load_reference(config, backend)
+    reference = load_reference(config, backend.info.dtype)
     tokenizer = load_tokenizer(config)
     prompts = load_corpus(default_path()).prompts[: args.requests]
     texts = [(p.prompt, p.max_tokens) for p in prompts if isinstance(p.prompt, str)]
     work = [Work(tokenizer.encode(text), max_tokens) for text, max_tokens in texts]
-    contestants: dict[str, Callable[[list[Work]], None]] = {
-        ONE_BY_ONE: lambda items: _run_engine(backend, "baseline", items),
-        CONTINUOUS: lambda items: _run_engine(backend, "continuous", items),
-        GENERATE: lambda items: _run_generate(reference, items),
-        TRANSFORMERS: lambda items: _run_transformers_batching(reference, items),
+    contestants: dict[str, Callable[[list[Work]], Any]] = {
+        ONE_BY_ONE: lambda items: drive(backend, "baseline", items),
+        CONTINUOUS: lambda items: drive(backend, "continuous", items),
+        GENERATE: lambda items: run_generate(reference, items),
+        TRANSFORMERS: lambda items: run_continuous_batching(reference, items),
     }
     rows: list[dict[str, Any]] = []
     num_tokens = sum(item.max_tokens for item in work)
@@ -110,70 +83,11 @@ def run(args: argparse.Namespace) -> int:
             timed = _time_step(backend, reference, num_rows)
             rows += [{"block": block, "num_rows": num_rows, **row} for row in timed]
     frame = pd.DataFrame(rows)
-    path = _write(frame, args.out, backend)
+    path = args.out / "yardsticks" / f"{utc_stamp()}.parquet"
+    write_rows(frame, path, {"backend": dataclasses.asdict(backend.info)})
     _print(frame, backend)
     _say(f"rows: {path}")
     return 0
-
-
-def _run_engine(backend: TorchBackend, variant: str, work: list[Work]) -> None:
-    """All prompts are there from the start; returns when the last one is answered."""
-    info = backend.info
-    limits = SchedulerLimits(info.kv_capacity_tokens, info.max_model_len)
-    strategy = VARIANTS[variant](StrategyConfig())
-    inbox = QueueInbox()
-    num_left = len(work)
-
-    def publish(report: StepReport) -> None:
-        nonlocal num_left
-        num_left -= sum(update.finish_reason is not None for update in report.updates)
-        if not num_left:
-            inbox.put(Stop())
-
-    for index, item in enumerate(work):
-        params = SamplingParams(max_tokens=item.max_tokens, ignore_eos=True)
-        seq = Sequence(index, item.token_ids, params, group_id=index, arrival_s=time.monotonic())
-        inbox.put(Submit([seq]))
-    Engine(backend, Scheduler(strategy, limits), publish=publish).run(inbox)
-
-
-def _load_reference(config: BackendConfig, backend: TorchBackend) -> Any:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    dtype = getattr(torch, backend.info.dtype)
-    model = AutoModelForCausalLM.from_pretrained(resolve_model(config).folder, dtype=dtype).eval()
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    return model
-
-
-@torch.inference_mode()
-def _run_generate(model: Any, work: list[Work]) -> None:
-    for item in work:
-        ids = torch.tensor([item.token_ids])
-        mask = torch.ones_like(ids)
-        out = model.generate(ids, attention_mask=mask, max_new_tokens=item.max_tokens, do_sample=False)
-        assert out.shape[1] == len(item.token_ids) + item.max_tokens
-
-
-@torch.no_grad()
-def _run_transformers_batching(model: Any, work: list[Work]) -> None:
-    """As `generate_batch` does it, but with a budget of its own for each prompt."""
-    attention = model.config._attn_implementation
-    longest = max(item.max_tokens for item in work)
-    config = type(model.generation_config)(max_new_tokens=longest, do_sample=False, eos_token_id=-1)
-    with model.continuous_batching_context_manager(generation_config=config, timeout=5) as manager:
-        for item in work:
-            manager.add_request(item.token_ids, max_new_tokens=item.max_tokens)
-        num_left = len(work)
-        while num_left:
-            result = manager.get_result(timeout=1)
-            num_left -= bool(result and result.is_finished())
-            if not result and not manager.is_running():
-                raise RuntimeError("transformers' continuous batching ended before its work was done")
-    model.set_attn_implementation(attention)
 
 
 def _time_step(backend: TorchBackend, model: Any, num_rows: int) -> Iterator[dict[str, Any]]:
@@ -241,16 +155,6 @@ def _print(frame: pd.DataFrame, backend: TorchBackend) -> None:
         cells = [f"{value:.2f}" for value in (step, *floors)] + [f"{step / floor:.2f}x" for floor in floors]
         table.add_row(f"{num_rows:.0f}", *cells)
     console.print(table)
-
-
-def _write(frame: pd.DataFrame, out: Path, backend: TorchBackend) -> Path:
-    path = out / "yardsticks" / f"{utc_stamp()}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    manifest = {"backend": dataclasses.asdict(backend.info), "host": describe_host()}
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), "lab": json.dumps(manifest)})
-    pq.write_table(table, path)
-    return path
 
 
 def _say(text: str) -> None:

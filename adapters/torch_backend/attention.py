@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adapters.torch_backend.cpu_kernels import CpuKernels, KernelStep
+from adapters.torch_backend.flash_attention import FlashStep
 from adapters.torch_backend.kv_cache import SlotCache
 
 BLOCK = 64
@@ -60,6 +61,8 @@ class StepLayout:
     """Padding was measured to be neutral."""
     kernels: CpuKernels | None = None
     """Where there are any, they attend for the decode rows."""
+    flash: FlashStep | None = None
+    """On a device that has it, it attends for all rows."""
     _runs: list[DecodeRun] | None = None
     _place_index: Tensor | None = None
     _masks: dict[tuple[int, int, int, torch.dtype], Tensor] = field(default_factory=dict)
@@ -94,6 +97,8 @@ class StepLayout:
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scaling: float, window: int
     ) -> Tensor:
         """Attention of `q (T, heads, D)` over the cache, in q's shape; padding rows get zeros."""
+        if self.flash is not None and self.flash.covers(q, v_cache):
+            return self.flash.attend(q, k_cache, v_cache, scaling, window)
         heads, v_dim = q.shape[1], v_cache.shape[3]
         out = q.new_empty(len(q), heads, v_dim)
         if self.num_used_rows < len(q):

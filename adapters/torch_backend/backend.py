@@ -10,6 +10,7 @@ import gc
 import logging
 from collections.abc import Sequence as Seq
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,10 +26,10 @@ from adapters.base import (
     UnsupportedModel,
 )
 from adapters.cores import default_threads
-from adapters.model_store import resolve_model
+from adapters.model_store import ModelFiles, resolve_model
 from adapters.torch_backend import loading
 from adapters.torch_backend.attention import own_padded_len, padding_is_neutral
-from adapters.torch_backend.cpu_kernels import load_kernels
+from adapters.torch_backend.cpu_kernels import CpuKernels, load_kernels
 from adapters.torch_backend.kv_cache import SlotCache
 from adapters.torch_backend.linear import common_row_range
 from adapters.torch_backend.packing import StepPacker
@@ -37,13 +38,23 @@ from adapters.torch_backend.sampling import choose_tokens
 logger = logging.getLogger(__name__)
 
 _DEFAULT_MODEL_LEN = 4096
-_SELF_TEST_TOKENS = 24
+_SELF_TEST_TOKENS = 96
+"""More than one block of a prompt, and than the windows of small models."""
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 """Relative error (root mean square of logits) up to which two passes differ by rounding only."""
 
 
 class TorchBackend:
-    """A `Backend` for every causal LM that uses transformers' attention interface."""
+    """A `Backend` for every causal LM that uses transformers' attention interface, on any device.
+
+    Methods with an underscore are what `CudaTorchBackend` does otherwise.
+    """
+
+    _attempts: tuple[tuple[bool, bool], ...] = ((True, True), (False, True))
+    """Faster pieces and fast attention, or without, until the self-test passes."""
+    _joins_products = False
+    _slack = 1.0
+    """By how much a right pass may exceed `_TOLERANCE`."""
 
     def __init__(self, config: BackendConfig) -> None:
         """Load the model and find out which row counts are safe.
@@ -51,11 +62,13 @@ class TorchBackend:
         Raises:
             ConfigError, UnsupportedModel, BackendError: with what to change.
         """
+        self._config = config
         files = resolve_model(config)
         num_threads = config.num_threads or default_threads()
         torch.set_num_threads(num_threads)
         self._device = loading.pick_device(config.device)
         dtype = loading.pick_dtype(files.format or config.dtype, self._device)
+        self._dtype_name = str(dtype).removeprefix("torch.")
         model_config = loading.read_config(files.folder)
         limit = getattr(model_config, "max_position_embeddings", None) or _DEFAULT_MODEL_LEN
         if config.max_model_len is not None and config.max_model_len > limit:
@@ -64,33 +77,21 @@ class TorchBackend:
             )
         max_len = config.max_model_len or min(limit, _DEFAULT_MODEL_LEN)
 
-        # Room for the padding of the longest row, which is rounded up to a power of two.
-        cache = SlotCache(config.max_batch_size, own_padded_len(max_len))
-        self._packer = StepPacker(cache, max_len, config.prefill_chunk, self._device)
+        self._packer = self._make_packer(max_len)
         kernels = None
         if self._device.type == "cpu" and config.cpu_kernels:
             kernels = load_kernels(Path(config.artifacts_dir) / "kernels", dtype, num_threads)
         with torch.inference_mode():
-            for fast in (True, False):
-                self._packer.kernels = kernels if fast else None
-                loaded = loading.load_model(files.folder, model_config, dtype, self._device)
-                path, error = self._prepare(loaded, dtype, fast=fast)
-                if error <= _TOLERANCE[dtype]:
-                    break
-                logger.warning("the %s path is off by %.1e on %s", path, error, files.name)
-            else:
-                raise UnsupportedModel(
-                    f"{files.name} is not supported: its batched pass is off by {error:.1e} (relative root "
-                    f"mean square) from its own forward, more than the {_TOLERANCE[dtype]:.0e} of rounding"
-                )
-        self._forward = loaded.forward
-        self.module = loaded.module
-        gc.collect()
+            loaded, path, error = self._load(files, model_config, dtype, kernels)
+            self._forward = loaded.forward
+            self.module = loaded.module
+            gc.collect()
+            max_len = self._make_ready(loaded, max_len)
         self._info = BackendInfo(
             backend="torch",
             model=files.name,
             device=str(self._device),
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=self._dtype_name,
             vocab_size=model_config.vocab_size,
             eos_token_ids=loaded.eos_token_ids,
             max_batch_size=config.max_batch_size,
@@ -106,6 +107,8 @@ class TorchBackend:
                 "self_test_error": float(f"{error:.1e}"),
                 "same_bits_rows": self._packer.rows.described(),
                 "attention_padding": "neutral" if self._packer.tight else "by own length",
+                "kv_bytes_per_token": self._packer.cache.bytes_per_place,
+                **self._more_details(),
             },
         )
 
@@ -133,22 +136,66 @@ class TorchBackend:
         del self._forward, self._packer, self.module
         gc.collect()
 
-    def _prepare(self, loaded: loading.LoadedModel, dtype: torch.dtype, *, fast: bool) -> tuple[str, float]:
+    def _make_packer(self, max_len: int) -> StepPacker:
+        # Room for the padding of the longest row, which is rounded up to a power of two.
+        cache = SlotCache(self._config.max_batch_size, own_padded_len(max_len))
+        return StepPacker(cache, max_len, self._config.prefill_chunk, self._device)
+
+    def _needs_tiles(self) -> bool:
+        return self._device.type == "cpu"
+
+    def _tune(self, loaded: loading.LoadedModel, dtype: torch.dtype, *, flash: bool) -> None:
+        """Find out what the packer must know of the batched model."""
+        if self._device.type == "cpu":
+            self._packer.rows = common_row_range(loaded.module)
+            shape = loading.head_shape(loaded.config.get_text_config())
+            self._packer.tight = padding_is_neutral(*shape, dtype)
+
+    def _make_ready(self, loaded: loading.LoadedModel, max_len: int) -> int:
+        """The last thing before serving; returns how many tokens a sequence may have."""
+        return max_len
+
+    def _more_details(self) -> dict[str, str | int | float | bool]:
+        return {}
+
+    def _load(
+        self, files: ModelFiles, model_config: Any, dtype: torch.dtype, kernels: CpuKernels | None
+    ) -> tuple[loading.LoadedModel, str, float]:
+        """The first of `_attempts` that agrees with the model's own forward, its path, and its error."""
+        limit, error = self._slack * _TOLERANCE[dtype], 0.0
+        for fast, flash in self._attempts:
+            self._packer.kernels = kernels if fast else None
+            loaded = loading.load_model(files.folder, model_config, dtype, self._device)
+            path, error = self._prepare(loaded, dtype, fast=fast, flash=flash)
+            if error <= limit:
+                return loaded, path, error
+            logger.warning("the %s path is off by %.1e on %s", path, error, files.name)
+            del loaded
+            gc.collect()
+        raise UnsupportedModel(
+            f"{files.name} is not supported: its batched pass is off by {error:.1e} (relative root "
+            f"mean square) from its own forward, more than the {limit:.0e} of rounding"
+        )
+
+    def _prepare(
+        self, loaded: loading.LoadedModel, dtype: torch.dtype, *, fast: bool, flash: bool
+    ) -> tuple[str, float]:
         """Make the model batched and compare it with its former self; returns the path and the error."""
-        num_tokens = _SELF_TEST_TOKENS
+        num_tokens = min(_SELF_TEST_TOKENS, self._packer.max_len)
         generator = torch.Generator().manual_seed(0)
         ids: list[int] = torch.randint(loaded.config.vocab_size, (num_tokens,), generator=generator).tolist()
         want = loaded.reference(torch.tensor(ids, device=self._device)).float()
         path = loading.make_batched(
-            loaded, self._device, dtype, fast=fast, kernels=self._packer.kernels, max_len=self._packer.max_len
+            loaded,
+            self._device,
+            dtype,
+            fast=fast,
+            kernels=self._packer.kernels,
+            max_len=self._packer.max_len,
+            tiled=self._needs_tiles(),
+            joined=self._joins_products,
         )
-        if self._device.type == "cpu":
-            self._packer.rows = common_row_range(loaded.module)
-            text = loaded.config.get_text_config()
-            heads = text.num_attention_heads
-            head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-            kv_heads = getattr(text, "num_key_value_heads", None) or heads
-            self._packer.tight = padding_is_neutral(heads, kv_heads, head_dim, dtype)
+        self._tune(loaded, dtype, flash=flash)
         # Most of the text as a prompt, the rest as decode rows, so that reading the cache is tested too.
         probe = Sequence(-1, ids[: num_tokens - 4], SamplingParams(), output_token_ids=ids[num_tokens - 4 :])
         parts = []

@@ -70,6 +70,19 @@ class SlotCache:
         """The tensors of a layer, if it has any yet."""
         return self._layers.get(index)
 
+    @property
+    def bytes_per_place(self) -> int:
+        """What one token takes in all the layers that were made."""
+        tensors = [tensor for pair in self._layers.values() for tensor in pair]
+        return sum(t[0, 0].numel() * t.element_size() for t in tensors)
+
+    def resized(self, num_slots: int, max_len: int) -> SlotCache:
+        """An empty cache of another size with the same layers, which all are made now."""
+        other = SlotCache(num_slots, max_len)
+        for index, (k, v) in self._layers.items():
+            other.layer(index, k[0], v[0])
+        return other
+
     def _make(self, like: Tensor) -> Tensor:
         _, heads, head_dim = like.shape
         shape = (self.num_slots, self.max_len, heads, head_dim)

@@ -83,8 +83,18 @@ class TiledLinear(nn.Module):
         return self._tiled(lambda tile: self.product(tile, "swish"), x)
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """`linear(x) + other` for `(T, in)` and `(T, out)`."""
+        """`linear(x) + other` for `(T, in)` and `(T, out)`; on a GPU `other` is changed and returned."""
+        if other.is_cuda and self.bias is None:
+            return self._plus_in_place(x, other)
         return self._with(x, other, "add")
+
+    def _plus_in_place(self, x: Tensor, other: Tensor) -> Tensor:
+        """The sum as part of the product: one kernel less to launch."""
+        weight = self.weight.t()
+        tiles = (torch.split(t, self.max_rows) for t in (x, other))
+        for tile, total in zip(*tiles, strict=True):
+            total.addmm_(tile, weight)
+        return other
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """`linear(x) * other` for `(T, in)` and `(T, out)`."""
@@ -178,6 +188,13 @@ def measure_row_range(layer: TiledLinear) -> RowRange:
     while high + 1 < len(_CANDIDATE_ROWS) and torch.equal(rows_in_tiles_of(_CANDIDATE_ROWS[high + 1]), want):
         high += 1
     return RowRange(_CANDIDATE_ROWS[low], _CANDIDATE_ROWS[high])
+
+
+def tile_rows(model: nn.Module, num_rows: int) -> None:
+    """Let every linear layer of ours compute at most so many rows at a time."""
+    for module in model.modules():
+        if isinstance(module, TiledLinear):
+            module.max_rows = num_rows
 
 
 def common_row_range(model: nn.Module) -> RowRange:

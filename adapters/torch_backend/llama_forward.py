@@ -29,7 +29,8 @@ class _Layer:
     out: Linear
     mlp_norm: Tensor
     gate: Linear
-    up: Linear
+    up: Linear | None
+    """None: `gate` holds both, one below the other."""
     down: Linear
 
 
@@ -47,9 +48,19 @@ class LlamaForward(nn.Module):
     """Logits of packed rows. Takes the weights out of `model`, which cannot be used afterwards."""
 
     def __init__(
-        self, model: nn.Module, *, packed: bool, kernels: CpuKernels | None = None, max_len: int = 0
+        self,
+        model: nn.Module,
+        *,
+        packed: bool,
+        kernels: CpuKernels | None = None,
+        max_len: int = 0,
+        joined: bool = False,
     ) -> None:
-        """`kernels` take over what they cover, for positions below `max_len`."""
+        """`kernels` take over what they cover, for positions below `max_len`.
+
+        With `joined`, gate and up are one product: fewer and larger ones suit a GPU, while a CPU's products
+        can end with what follows them.
+        """
         super().__init__()
         config: Any = model.config
         inner: Any = model.model
@@ -67,10 +78,9 @@ class LlamaForward(nn.Module):
         self._rotary_table = self._make_rotary_table(max_len) if self._kernels else None
         head: Any = model.lm_head
         self.head = make_linear(head.weight, None, packed=packed, kernels=kernels)
-        self.layers = [self._take(layer, packed, kernels) for layer in inner.layers]
-        self.linears = nn.ModuleList(
-            [self.head, *(m for x in self.layers for m in (x.qkv, x.out, x.gate, x.up, x.down))]
-        )
+        self.layers = [self._take(layer, packed, kernels, joined) for layer in inner.layers]
+        linears = [self.head, *(m for x in self.layers for m in (x.qkv, x.out, x.gate, x.up, x.down))]
+        self.linears = nn.ModuleList([linear for linear in linears if linear is not None])
 
     def _make_rotary_table(self, max_len: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines `(max_len, D / 2)` in fp32."""
@@ -80,7 +90,7 @@ class LlamaForward(nn.Module):
         return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
 
     @staticmethod
-    def _take(layer: Any, packed: bool, kernels: CpuKernels | None) -> _Layer:
+    def _take(layer: Any, packed: bool, kernels: CpuKernels | None, join_gate: bool) -> _Layer:
         attn, mlp = layer.self_attn, layer.mlp
 
         def joined(*parts: nn.Linear) -> Linear:
@@ -96,8 +106,8 @@ class LlamaForward(nn.Module):
             qkv=joined(attn.q_proj, attn.k_proj, attn.v_proj),
             out=joined(attn.o_proj),
             mlp_norm=layer.post_attention_layernorm.weight,
-            gate=joined(mlp.gate_proj),
-            up=joined(mlp.up_proj),
+            gate=joined(mlp.gate_proj, mlp.up_proj) if join_gate else joined(mlp.gate_proj),
+            up=None if join_gate else joined(mlp.up_proj),
             down=joined(mlp.down_proj),
         )
 
@@ -109,9 +119,16 @@ class LlamaForward(nn.Module):
             qkv = layer.qkv(self._normed(x, layer.input_norm))
             x = layer.out.plus(attend(index, qkv), x)
             h = self._normed(x, layer.mlp_norm)
-            x = layer.down.plus(layer.up.times(h, layer.gate.swish(h)), x)
+            x = layer.down.plus(self._gated(layer, h), x)
         logits: Tensor = self.head(self._normed(x[logit_rows], self.norm))
         return logits
+
+    @staticmethod
+    def _gated(layer: _Layer, h: Tensor) -> Tensor:
+        if layer.up is not None:
+            return layer.up.times(h, layer.gate.swish(h))
+        gate, up = layer.gate(h).chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         if self._kernels is not None:

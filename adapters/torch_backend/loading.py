@@ -77,7 +77,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type == "cpu":
             return torch.bfloat16 if cpu_has_bf16() else torch.float32
-        if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
         return torch.float16
     if name not in DTYPES:
@@ -140,18 +140,37 @@ def _rope_types(parameters: Any) -> Iterator[str]:
             yield from _rope_types(value)
 
 
+def head_shape(text_config: Any) -> tuple[int, int, int]:
+    """Query heads, key heads and the numbers of one head."""
+    heads: int = text_config.num_attention_heads
+    kv_heads: int = getattr(text_config, "num_key_value_heads", None) or heads
+    head_dim: int = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
+    return heads, kv_heads, head_dim
+
+
+def read_weights(folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """The model of transformers with its weights on `device`, and with attention it is sure to have."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=dtype, attn_implementation="eager"
+    )
+    return model.to(device)
+
+
 def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Load the weights. `forward` works only after `make_batched`, `reference` only before it."""
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     hf_attention.register()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, attn_implementation="eager"
-        )
-        model = model.to(device).eval()
+        model = read_weights(folder, config, dtype, device).eval()
+    except torch.OutOfMemoryError as error:
+        raise BackendError(
+            f"the weights of MODEL={folder.name} do not fit into the memory of {device}: choose a smaller "
+            "model or DTYPE=bf16"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BackendError(f"the weights in {folder} cannot be loaded: {error}") from error
 
@@ -186,18 +205,23 @@ def make_batched(
     fast: bool,
     kernels: CpuKernels | None,
     max_len: int,
+    tiled: bool,
+    joined: bool,
 ) -> str:
     """Switch `loaded` from the model's own attention to the slot cache, with faster pieces if any.
+
+    With `tiled`, every linear layer is one of ours, whose rows can be computed in tiles of a fixed number;
+    with `joined`, gate and up of the faster pieces are one product.
 
     Returns the name of the path taken: "llama" (only with `fast`) or "generic".
     """
     packed = can_pack(dtype, device)
     module: Any = loaded.module
     if fast and is_llama_shaped(module):
-        loaded.module = LlamaForward(module, packed=packed, kernels=kernels, max_len=max_len)
+        loaded.module = LlamaForward(module, packed=packed, kernels=kernels, max_len=max_len, joined=joined)
         loaded.forward = loaded.module.forward
         return "llama"
-    if device.type == "cpu":
+    if tiled:
         _replace_linears(module, packed, kernels)
     module.set_attn_implementation(hf_attention.IMPLEMENTATION)
     return "generic"

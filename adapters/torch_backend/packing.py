@@ -18,6 +18,25 @@ from adapters.torch_backend.cpu_kernels import CpuKernels
 from adapters.torch_backend.kv_cache import SlotAllocator, SlotCache
 from adapters.torch_backend.linear import ANY_ROWS
 
+UNKNOWN = -1
+"""The input id of a row whose token only the device knows."""
+
+
+@dataclass(slots=True)
+class RowPlan:
+    """The rows of a step as lists: decode rows by slot, then prompt chunks; nothing is padded."""
+
+    ids: list[int]
+    slots: list[int]
+    positions: list[int]
+    num_decodes: int
+    chunk_rows: list[int]
+    """The first row of each prompt chunk."""
+    blocks: list[PromptBlock]
+    logit_rows: list[int]
+    """The rows of `sampled`."""
+    sampled: list[Sequence]
+
 
 @dataclass(slots=True)
 class PackedStep:
@@ -32,6 +51,9 @@ class PackedStep:
 class StepPacker:
     """Gives sequences their slots and steps their layout; `rows`, `tight`, `kernels`: as found at start."""
 
+    overlaps = False
+    """Rows may follow tokens that only the device knows."""
+
     def __init__(self, cache: SlotCache, max_len: int, prefill_chunk: int, device: torch.device) -> None:
         self.cache = cache
         self.slots = SlotAllocator(cache.scratch_slot)
@@ -42,8 +64,8 @@ class StepPacker:
         self._prefill_chunk = prefill_chunk
         self._device = device
 
-    def pack(self, chunks: Seq[ScheduledChunk]) -> PackedStep:
-        """Order the rows of a step and say where each reads and writes."""
+    def plan(self, chunks: Seq[ScheduledChunk]) -> RowPlan:
+        """Order the rows of a step; sequences that begin get a slot."""
         decodes: list[tuple[int, ScheduledChunk]] = []
         prompts: list[tuple[int, ScheduledChunk]] = []
         for chunk in chunks:
@@ -53,39 +75,56 @@ class StepPacker:
             (decodes if chunk.dead or chunk.is_decode else prompts).append((slot, chunk))
         decodes.sort(key=lambda item: item[0])
 
-        ids: list[int] = []
-        slots: list[int] = []
-        positions: list[int] = []
-        logit_rows: list[int] = []
-        sampled: list[Sequence] = []
-        blocks: list[PromptBlock] = []
+        plan = RowPlan([], [], [], len(decodes), [], [], [], [])
+        ids, slots, positions = plan.ids, plan.slots, plan.positions
         for slot, chunk in decodes:
-            ids.append(chunk.seq.token_at(chunk.start))
+            unknown = self.overlaps and chunk.follows_pending
+            ids.append(UNKNOWN if unknown else chunk.seq.token_at(chunk.start))
             slots.append(slot)
             positions.append(chunk.start)
         for row, (_, chunk) in enumerate(decodes):
             if chunk.samples:
-                logit_rows.append(row)
-                sampled.append(chunk.seq)
+                plan.logit_rows.append(row)
+                plan.sampled.append(chunk.seq)
         for slot, chunk in prompts:
-            blocks += prompt_blocks(len(ids), slot, chunk.start, chunk.num_tokens, self._prefill_chunk)
+            plan.chunk_rows.append(len(ids))
+            plan.blocks += prompt_blocks(len(ids), slot, chunk.start, chunk.num_tokens, self._prefill_chunk)
             ids += chunk.token_ids
             slots += [slot] * chunk.num_tokens
             positions += range(chunk.start, chunk.start + chunk.num_tokens)
             if chunk.samples:
-                logit_rows.append(len(ids) - 1)
-                sampled.append(chunk.seq)
+                plan.logit_rows.append(len(ids) - 1)
+                plan.sampled.append(chunk.seq)
+        return plan
 
-        num_rows = len(ids)
-        padding = self.rows.padded(num_rows) - num_rows
-        ids += [0] * padding
-        slots += [self.cache.scratch_slot] * padding
-        positions += [0] * padding
+    def padded(self, plan: RowPlan) -> tuple[list[list[int]], list[int]]:
+        """`ids`, `slots` and `positions` of all rows, and logit rows, up to row counts that are safe."""
+        padding = self.rows.padded(len(plan.ids)) - len(plan.ids)
+        rows = [
+            plan.ids + [0] * padding,
+            plan.slots + [self.cache.scratch_slot] * padding,
+            plan.positions + [0] * padding,
+        ]
+        logit_rows = plan.logit_rows
         if logit_rows:
-            logit_rows += [logit_rows[0]] * (self.rows.padded(len(logit_rows)) - len(logit_rows))
-        where = torch.tensor((ids, slots, positions), device=self._device)
+            more = self.rows.padded(len(logit_rows)) - len(logit_rows)
+            logit_rows = logit_rows + [logit_rows[0]] * more
+        return rows, logit_rows
+
+    def pack(self, chunks: Seq[ScheduledChunk]) -> PackedStep:
+        """Order the rows of a step and say where each reads and writes."""
+        plan = self.plan(chunks)
+        rows, logit_rows = self.padded(plan)
+        where = torch.tensor(rows, device=self._device)
         layout = StepLayout(
-            self.cache, where[1], where[2], len(decodes), blocks, num_rows, self.tight, self.kernels
+            self.cache,
+            where[1],
+            where[2],
+            plan.num_decodes,
+            plan.blocks,
+            len(plan.ids),
+            self.tight,
+            self.kernels,
         )
-        rows = torch.tensor(logit_rows, dtype=torch.long, device=self._device)
-        return PackedStep(where[0], layout, rows, sampled)
+        last = torch.tensor(logit_rows, dtype=torch.long, device=self._device)
+        return PackedStep(where[0], layout, last, plan.sampled)

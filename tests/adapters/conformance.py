@@ -79,6 +79,25 @@ def torch_backend() -> Backend:
     return TorchBackend(BackendConfig(model=folder, num_threads=1, **limits))
 
 
+def torch_backend_of_a_device() -> Backend:
+    """The CUDA side with stand-ins for the device, in bf16 and with products of one row count."""
+    folder = tiny_llama()
+    from adapters.torch_backend.cuda_backend import CudaTorchBackend
+    from tests.adapters.fake_machine import FakeMachine, row_by_row
+
+    limits = {"max_batch_size": MAX_BATCH, "max_model_len": MAX_MODEL_LEN}
+    config = BackendConfig(
+        model=folder,
+        device="cpu",
+        dtype="bf16",
+        num_threads=1,
+        cpu_kernels=False,
+        batch_invariant=True,
+        **limits,
+    )
+    return CudaTorchBackend(config, FakeMachine(attention=row_by_row))
+
+
 def llama_cpp_backend(**settings: Any) -> Backend:
     pytest.importorskip("llama_cpp", reason="needs the llama extra")
     folder = tiny_llama()
@@ -110,6 +129,7 @@ def llama_cpp_with_a_shared_cache() -> Backend:
 FACTORIES: dict[str, Callable[[], Backend]] = {
     "null": null_backend,
     "torch": torch_backend,
+    "torch, device": torch_backend_of_a_device,
     "llama_cpp": llama_cpp_backend,
     "llama_cpp unified": llama_cpp_with_a_shared_cache,
 }

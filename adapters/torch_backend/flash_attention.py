@@ -1,0 +1,139 @@
+"""Attention of all rows of a step in a call or two of torch's flash attention, over the slots as they lie.
+
+What enters are queries `(T, heads, D)`, a layer's cache and, once a step, where each sequence's rows and keys
+are; what leaves is the attention in q's shape. The operator is an argument, so that a plain one can stand in
+for it. Knows no model, no slots' owners and no step: its callers say which rows there are.
+
+Read in torch's source (flash_api.cpp, and block_info.h of FlashAttention 2): with `seqused_k` given,
+`cum_seq_k[b]` is the first place of entry b and nothing else is made of it, so entries may lie in any order;
+a causal mask is aligned to the last key; with `max_q` 1 and grouped heads the query heads become rows, and
+the keys may be split over as many thread blocks as the batch leaves idle; with `max_q` above 1 they never
+are, and the order in which a row's sums are taken is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LEAST_CAPABILITY = (8, 0)
+_MAX_HEAD_DIM = 256
+_DTYPES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpans:
+    """Rows and keys of each entry, all int32 on the device; an entry's rows are the last of its places."""
+
+    row_starts: Tensor
+    """`(B + 1,)`: entry b has the rows `row_starts[b] .. row_starts[b + 1] - 1`."""
+    place_starts: Tensor
+    """`(B + 1,)`: the first place of entry b in the flattened cache; the last number means nothing."""
+    lengths: Tensor
+    """`(B,)`: places that entry b may see, those of its own rows included."""
+    max_rows: int
+    """At least as many as the largest entry has; 1 chooses the kernel for decode rows alone."""
+
+
+class AttentionOp(Protocol):
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, spans: KeySpans, max_len: int, scaling: float, window: int
+    ) -> Tensor:
+        """`q (T, heads, D)` over `k` and `v (places, kv_heads, D)`; `window` 0 is none. Returns q's shape."""
+        ...
+
+
+def flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, spans: KeySpans, max_len: int, scaling: float, window: int
+) -> Tensor:
+    """torch's own operator, for CUDA tensors of half precision. Not verified on a GPU yet."""
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        q,
+        k,
+        v,
+        spans.row_starts,
+        spans.place_starts,
+        spans.max_rows,
+        max_len,
+        0.0,  # dropout
+        True,  # causal
+        False,  # no debug mask
+        scale=scaling,
+        window_size_left=window - 1 if window else None,
+        window_size_right=0 if window else None,
+        seqused_k=spans.lengths,
+    )[0]
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class FlashPart:
+    """Rows `first .. end - 1` of a step, attended in one call; the row numbers of `spans` begin with 0."""
+
+    first: int
+    end: int
+    spans: KeySpans
+
+
+@dataclass(frozen=True, slots=True)
+class FlashStep:
+    """The attention of one step; what `StepLayout` asks in place of its own calls."""
+
+    op: AttentionOp
+    parts: Seq[FlashPart]
+    """Side by side from row 0 on; rows behind them only pad the step."""
+
+    @staticmethod
+    def covers(q: Tensor, v_cache: Tensor) -> bool:
+        return covers(q.dtype, q.shape[2], v_cache.shape[3])
+
+    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scaling: float, window: int) -> Tensor:
+        """`q (T, heads, D)`; caches `(slots, max_len, kv_heads, D)`. Rows of no part get zeros."""
+        k, v, max_len = k_cache.flatten(0, 1), v_cache.flatten(0, 1), k_cache.shape[1]
+        outputs = [
+            self.op(q[part.first : part.end], k, v, part.spans, max_len, scaling, window)
+            for part in self.parts
+        ]
+        used = self.parts[-1].end
+        if used < len(q):
+            outputs.append(q.new_zeros(len(q) - used, *q.shape[1:]))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def covers(dtype: torch.dtype, head_dim: int, v_dim: int) -> bool:
+    """True for what the operator takes on a device of at least `LEAST_CAPABILITY`."""
+    return dtype in _DTYPES and head_dim == v_dim and head_dim % 8 == 0 and head_dim <= _MAX_HEAD_DIM
+
+
+def decode_spans(slots: Tensor, positions: Tensor, max_len: int, *, max_rows: int = 1) -> KeySpans:
+    """Spans of rows `(T,)` that are one entry each; computed on the device alone, so a graph can hold it."""
+    row_starts = torch.arange(len(slots) + 1, dtype=torch.int32, device=slots.device)
+    place_starts = F.pad(slots * max_len, (0, 1)).to(torch.int32)
+    return KeySpans(row_starts, place_starts, (positions + 1).to(torch.int32), max_rows)
+
+
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, spans: KeySpans, max_len: int, scaling: float, window: int
+) -> Tensor:
+    """The same in fp32, entry by entry: slow, and plain enough to be believed."""
+    out = torch.empty_like(q)
+    repeat = q.shape[1] // k.shape[1]
+    starts, places, lengths = (t.tolist() for t in (spans.row_starts, spans.place_starts, spans.lengths))
+    for row, end, place, length in zip(starts[:-1], starts[1:], places[:-1], lengths, strict=True):
+        assert end - row <= spans.max_rows
+        assert length <= max_len
+        keys, values = (
+            t[place : place + length].float().repeat_interleave(repeat, dim=1).transpose(0, 1) for t in (k, v)
+        )
+        scores = scaling * (q[row:end].float().transpose(0, 1) @ keys.transpose(1, 2))
+        last = torch.arange(length - (end - row), length, device=q.device)[:, None]
+        at = torch.arange(length, device=q.device)
+        hidden = (at > last) | ((at <= last - window) if window else torch.zeros_like(at > last))
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        out[row:end] = (weights @ values).transpose(0, 1).to(q.dtype)
+    return out

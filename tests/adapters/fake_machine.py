@@ -1,0 +1,91 @@
+"""A stand-in for a CUDA device: host memory, a plain attention, and graphs that are Python functions.
+
+Work runs at once; the log tells what was captured, replayed, recorded and waited for, in this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the torch extra")
+
+from adapters.torch_backend.flash_attention import KeySpans, plain_attention
+
+GIB = 1 << 30
+
+
+def row_by_row(q: Any, k: Any, v: Any, spans: KeySpans, *rest: Any) -> Any:
+    """The plain attention with every row as an entry of its own: no row's bits depend on another's."""
+    starts, places, lengths = (t.tolist() for t in (spans.row_starts, spans.place_starts, spans.lengths))
+    entries = [
+        (place, length - (end - 1 - row))
+        for start, end, place, length in zip(starts[:-1], starts[1:], places[:-1], lengths, strict=True)
+        for row in range(start, end)
+    ]
+    return torch.cat([_one_row(q[[row]], k, v, *entry, *rest) for row, entry in enumerate(entries)])
+
+
+def _one_row(q: Any, k: Any, v: Any, place: int, length: int, *rest: Any) -> Any:
+    numbers = (torch.tensor(values, dtype=torch.int32) for values in ([0, 1], [place, 0], [length]))
+    return plain_attention(q, k, v, KeySpans(*numbers, max_rows=1), *rest)  # type: ignore[misc]
+
+
+class FakeGraph:
+    """`replay` calls what was captured, over the tensors that it captured."""
+
+    def __init__(self, log: list[str], failure: Exception | None) -> None:
+        self._log = log
+        self._failure = failure
+
+    def capture(self, work: Callable[[], None]) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._log.append("capture")
+        self._work = work
+
+    def replay(self) -> None:
+        self._log.append("replay")
+        self._work()
+
+
+class FakeEvent:
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+        self.is_recorded = False
+
+    def record(self) -> None:
+        self._log.append("record")
+        self.is_recorded = True
+
+    def synchronize(self) -> None:
+        assert self.is_recorded, "nobody waits for what was never recorded"
+        self._log.append("wait")
+
+
+class FakeMachine:
+    def __init__(
+        self, *, free_bytes: int = GIB, attention: Any = plain_attention, capture_failure: Any = None
+    ) -> None:
+        self.device = torch.device("cpu")
+        self.attention = attention
+        self.log: list[str] = []
+        self._free_bytes = free_bytes
+        self._capture_failure = capture_failure
+
+    def make_current(self) -> None:
+        self.log.append("current")
+
+    def free_bytes(self) -> int:
+        return self._free_bytes
+
+    def pinned(self, num_words: int) -> Any:
+        return torch.full((num_words,), -999, dtype=torch.int64)
+
+    def event(self) -> FakeEvent:
+        return FakeEvent(self.log)
+
+    def graph(self) -> FakeGraph:
+        return FakeGraph(self.log, self._capture_failure)

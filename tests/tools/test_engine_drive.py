@@ -1,0 +1,31 @@
+"""Prompts through the engine without HTTP, on the backend that has no weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from adapters.base import BackendConfig
+from adapters.null_backend import NullBackend
+from tools.engine_drive import Work, drive
+
+
+@pytest.mark.parametrize(
+    ("variant", "most_rows"), [("baseline", 1), ("static", 2), ("dynamic", 2), ("continuous", 2)]
+)
+def test_all_prompts_are_answered(variant: str, most_rows: int) -> None:
+    backend = NullBackend(BackendConfig(max_batch_size=4, max_model_len=64))
+    tokens: dict[int, int] = {}
+    rows: list[int] = []
+
+    def watch(report: Any) -> None:
+        for update in report.updates:
+            tokens[update.seq_id] = tokens.get(update.seq_id, 0) + len(update.token_ids)
+        if report.record:
+            rows.append(report.record.num_rows)
+
+    work = [Work([1, 2, 3], max_tokens) for max_tokens in (3, 5, 2, 4, 6)]
+    drive(backend, variant, work, max_batch=2, publish=watch)
+    assert tokens == dict(enumerate([3, 5, 2, 4, 6]))
+    assert max(rows) == most_rows

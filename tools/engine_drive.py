@@ -1,0 +1,97 @@
+"""The engine without HTTP: prompts in, all of them answered, as the service would run them.
+
+What enters are a loaded backend, a strategy and prompts with the number of tokens to make of each; what
+leaves are the step reports on the way. Also the arguments that the tools which do so share. Measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.base import Backend, SamplingParams, Sequence
+from services.engine import Engine, QueueInbox
+from services.limits import SchedulerLimits
+from services.messages import StepReport, Stop, Submit
+from services.scheduler import Scheduler
+from services.strategies import VARIANTS
+from services.strategies.base import StrategyConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One prompt and the number of tokens to make from it."""
+
+    token_ids: list[int]
+    max_tokens: int
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Model, rows, threads, dtype and the folder of results."""
+    parser.add_argument(
+        "--model", default=os.environ.get("MODEL", "lab-26m"), help="preset, folder or hub id"
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 32], help="rows of the timed steps")
+    parser.add_argument("--threads", type=int, default=None, help="engine threads (default: cores - 1)")
+    parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
+    add_out_argument(parser)
+
+
+def add_out_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path(os.environ.get("OUT", "results")), help="result folder"
+    )
+
+
+def drive(
+    backend: Backend,
+    variant: str,
+    work: list[Work],
+    *,
+    max_batch: int = 16,
+    max_step_tokens: int = 512,
+    publish: Callable[[StepReport], None] = lambda report: None,
+) -> None:
+    """All prompts are there from the start; returns when the last one is answered.
+
+    Strategies that take groups get the prompts in chunks of `max_batch`, as a client would send them.
+    """
+    info = backend.info
+    limits = SchedulerLimits(
+        info.kv_capacity_tokens, info.max_model_len, max_batch=max_batch, max_step_tokens=max_step_tokens
+    )
+    strategy = VARIANTS[variant](StrategyConfig(max_batch=max_batch))
+    inbox = QueueInbox()
+    num_left = len(work)
+
+    def watched(report: StepReport) -> None:
+        nonlocal num_left
+        publish(report)
+        num_left -= sum(update.finish_reason is not None for update in report.updates)
+        if not num_left:
+            inbox.put(Stop())
+
+    size = max_batch if strategy.takes_groups else 1
+    for first in range(0, len(work), size):
+        group = work[first : first + size]
+        arrival_s = time.monotonic()
+        inbox.put(
+            Submit(
+                [
+                    Sequence(
+                        first + i,
+                        item.token_ids,
+                        SamplingParams(max_tokens=item.max_tokens, ignore_eos=True),
+                        group_id=first,
+                        group_size=len(group),
+                        arrival_s=arrival_s,
+                    )
+                    for i, item in enumerate(group)
+                ]
+            )
+        )
+    Engine(backend, Scheduler(strategy, limits), publish=watched).run(inbox)
