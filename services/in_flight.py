@@ -20,15 +20,16 @@ class InFlight:
     live: set[LiveRequest] = field(default_factory=set)
     _answers: dict[int, Answer] = field(default_factory=dict)
     _num_running: int = 0
-    _num_prefilling: int = 0
+    _prefilling_seq_ids: list[int] = field(default_factory=list)
     _num_without_token: int = 0
     waiting_tokens: int = 0
     """Prompt tokens of the requests that have no token yet."""
 
     @property
     def num_waiting(self) -> int:
-        """Requests without a token, less those whose prompt is being computed."""
-        return max(0, self._num_without_token - self._num_prefilling)
+        """Requests without a token, less those of which a prompt is being computed."""
+        computed = [answer for i in self._prefilling_seq_ids if (answer := self._answers.get(i))]
+        return self._num_without_token - len({id(a.live) for a in computed if not a.live.has_begun})
 
     @property
     def queue_depth(self) -> int:
@@ -54,7 +55,7 @@ class InFlight:
         Returns the sequences whose stop string just came, and how many requests got their first token.
         """
         self._num_running = report.num_running
-        self._num_prefilling = report.num_prefilling
+        self._prefilling_seq_ids = report.prefilling_seq_ids
         record = report.record
         now_s = 0.0 if record is None else record.start_s + record.duration_s
         stopped: list[int] = []
@@ -80,7 +81,8 @@ class InFlight:
     def lose(self, refusal: Refusal) -> None:
         """The engine is gone, and what it worked on with it."""
         self._answers.clear()
-        self._num_running = self._num_prefilling = 0
+        self._num_running = 0
+        self._prefilling_seq_ids = []
         for live in self.live:
             live.fail(refusal)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from services.messages import SequenceUpdate
 from services.queue_limit import MAX_RETRY_AFTER_S, QueueLimit
 from services.refusals import Refusal
 from tests.services.scripted_engine import ScriptedEngine, last
@@ -92,6 +93,24 @@ def test_prompt_tokens_that_wait_fill_the_queue() -> None:
         until(lambda: len(engine.submitted) == 2)
         served.call(lambda: engine.step(last(engine.submitted[1].seq_id, [97])))
         assert second.answer().status_code == 200
+
+
+def test_a_request_of_many_prompts_makes_room_for_one() -> None:
+    engine = ScriptedEngine()
+    with serving(engine, MAX_QUEUE=2) as served:
+        many = Background(served, prompt=["a"] * 16)
+        until(lambda: len(engine.submitted) == 16)
+        seq_ids = [seq.seq_id for seq in engine.submitted]
+        served.call(lambda: engine.step(num_running=16, prefilling_seq_ids=seq_ids))
+        waiting = [Background(served, prompt="b") for _ in range(2)]
+        until(lambda: len(engine.submitted) == 18)
+        assert served.post(prompt="b").status_code == 429
+
+        begun = SequenceUpdate(seq_ids[0], [97])
+        served.call(lambda: engine.step(begun, num_running=16, prefilling_seq_ids=seq_ids[1:]))
+        assert served.post(prompt="b").status_code == 429
+        served.call(lambda: engine.step(*(last(seq.seq_id, [97]) for seq in engine.submitted)))
+        assert [request.answer().status_code for request in (many, *waiting)] == [200] * 3
 
 
 def test_a_refusal_comes_before_the_headers_of_a_stream_and_is_counted() -> None:
