@@ -29,7 +29,7 @@ class InFlight:
     def num_waiting(self) -> int:
         """Requests without a token, less those of which a prompt is being computed."""
         computed = [answer for i in self._prefilling_seq_ids if (answer := self._answers.get(i))]
-        return self._num_without_token - len({id(a.live) for a in computed if not a.live.has_begun})
+        return self._num_without_token - len({id(a.live) for a in computed if a.live.is_queued})
 
     @property
     def queue_depth(self) -> int:
@@ -38,6 +38,7 @@ class InFlight:
 
     def add(self, live: LiveRequest) -> None:
         self.live.add(live)
+        live.is_queued = True
         self._num_without_token += 1
         self.waiting_tokens += live.num_prompt_tokens
         for answer in live.answers:
@@ -45,8 +46,7 @@ class InFlight:
 
     def drop(self, live: LiveRequest) -> list[int]:
         """Take no more updates for it; returns the sequences that the engine may still work on."""
-        if not live.has_begun:
-            self._begin(live)
+        self._leave_queue(live)
         return [a.seq_id for a in live.answers if self._answers.pop(a.seq_id, None) and a.ending is None]
 
     def take(self, report: StepReport, metrics: Metrics) -> tuple[list[int], int]:
@@ -65,12 +65,13 @@ class InFlight:
             if answer is None:
                 continue
             live, was_stopped = answer.live, answer.stopped
-            if not live.has_begun:
-                self._begin(live)
+            if update.token_ids and self._leave_queue(live):
                 num_started += 1
             if not was_stopped:
                 _book_tokens(metrics, answer, len(update.token_ids), now_s)
             live.take(answer, update)
+            if live.is_over:
+                self._leave_queue(live)
             if answer.ending is not None:
                 metrics.answer_ended(answer.ending.timings)
                 del self._answers[answer.seq_id]
@@ -86,10 +87,14 @@ class InFlight:
         for live in self.live:
             live.fail(refusal)
 
-    def _begin(self, live: LiveRequest) -> None:
-        live.has_begun = True
+    def _leave_queue(self, live: LiveRequest) -> bool:
+        """It has a token, or is over without one; False if it had left before."""
+        if not live.is_queued:
+            return False
+        live.is_queued = False
         self._num_without_token -= 1
         self.waiting_tokens -= live.num_prompt_tokens
+        return True
 
 
 def _book_tokens(metrics: Metrics, answer: Answer, num_tokens: int, now_s: float) -> None:
