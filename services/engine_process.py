@@ -57,9 +57,13 @@ class EngineProcess:
         process = context.Process(
             target=run_process, args=(theirs, self._spec), name="lab-engine", daemon=True
         )
+        try:
+            with _environment(_thread_settings(self._spec)), theirs:
+                process.start()
+        except BaseException:
+            ours.close()
+            raise
         self._process = process
-        with _environment(_thread_settings(self._spec)), theirs:
-            process.start()
         logger.info("the engine is process %d", process.pid)
         self._ready = asyncio.get_running_loop().create_future()
         self._pipe = await _open_pipe(ours, self._receive, lambda: self._lose(None))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import multiprocessing.context
 import os
 import signal
 import socket
@@ -103,9 +105,9 @@ def test_a_model_that_cannot_be_loaded_says_why(make_line: MakeLine) -> None:
 
 
 class FlakyLine:
-    """A line whose starts go as planned: each entry of `plan` says whether one works."""
+    """A line whose starts go as planned: each entry of `plan` says whether one works, or what it raises."""
 
-    def __init__(self, plan: list[bool]) -> None:
+    def __init__(self, plan: list[bool | Exception]) -> None:
         self.plan = plan
         self.on_lost: OnLost = pytest.fail
         self.sent: list[Message] = []
@@ -115,7 +117,10 @@ class FlakyLine:
         return self
 
     async def start(self) -> BackendInfo:
-        if not self.plan.pop(0):
+        entry = self.plan.pop(0)
+        if isinstance(entry, Exception):
+            raise entry
+        if not entry:
             raise BackendError("no memory")
         return NullBackend(NULL.backend).info
 
@@ -149,6 +154,43 @@ def test_the_supervisor_tries_again_and_again(monkeypatch: pytest.MonkeyPatch) -
         await supervisor.close()
         line.on_lost("closed on purpose")
         assert losses == ["gone"]
+
+    asyncio.run(scenario())
+
+
+def test_a_restart_may_fail_for_any_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "FIRST_PAUSE_S", 0.0)
+
+    async def scenario() -> None:
+        no_process = OSError(errno.EAGAIN, "no process is left")
+        line = FlakyLine([True, no_process, True])
+        is_back = asyncio.Event()
+        supervisor = Supervisor(NULL, line, lambda report: None, lambda reason: None, is_back.set)
+        await supervisor.start()
+        line.on_lost("gone")
+        await asyncio.wait_for(is_back.wait(), DEADLINE_S)
+        assert supervisor.state == "running"
+        await supervisor.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("num_losses", "pause_s"), [(1, 0.2), (3, 0.8), (10, 30.0), (10_000, 30.0)])
+def test_pauses_grow_up_to_a_limit(num_losses: int, pause_s: float) -> None:
+    assert supervisor_module._pause_s(num_losses) == pytest.approx(pause_s)
+
+
+def test_a_process_that_cannot_be_started_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(process: Any) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "_Popen", staticmethod(refuse))
+
+    async def scenario() -> None:
+        line = EngineProcess(NULL, lambda report: None, pytest.fail)
+        with pytest.raises(OSError, match="no memory"):
+            await line.start()
+        await line.close()
 
     asyncio.run(scenario())
 
