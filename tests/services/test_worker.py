@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -24,7 +25,7 @@ from services import supervisor as supervisor_module
 from services.engine import Message
 from services.engine_process import EngineProcess
 from services.engine_spec import EngineSpec
-from services.lines import EngineThread, MakeLine, OnLost, OnReport
+from services.lines import STOP_WITHIN_S, EngineThread, MakeLine, OnLost, OnReport
 from services.messages import (
     EngineFailed,
     Ready,
@@ -88,6 +89,24 @@ def test_a_line_answers_and_ends(make_line: MakeLine) -> None:
         if isinstance(line, EngineProcess):
             assert line.pid is not None
             assert not psutil.pid_exists(line.pid)
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_is_still_loading_is_ended_at_once() -> None:
+    async def scenario() -> None:
+        line = EngineProcess(NULL, lambda report: None, pytest.fail)
+        starting = asyncio.create_task(line.start())
+        await asyncio.sleep(0)
+        assert line.pid is not None
+        os.kill(line.pid, signal.SIGSTOP)
+        await asyncio.sleep(0.05)
+        starting.cancel()
+        await asyncio.wait([starting])
+        begin_s = time.monotonic()
+        await line.close()
+        assert time.monotonic() - begin_s < STOP_WITHIN_S / 2
+        assert not psutil.pid_exists(line.pid)
 
     asyncio.run(scenario())
 
