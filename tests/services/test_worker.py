@@ -337,6 +337,17 @@ def test_a_port_in_use_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> No
     complaint = capsys.readouterr().err
     assert complaint.count("\n") == 1
     assert f"127.0.0.1:{port}" in complaint
+    assert "another PORT" in complaint
+
+
+@pytest.mark.parametrize("host", ["300.1.1.1", "a..b", "203.0.113.1"])
+def test_an_address_that_is_not_ours_is_one_sentence(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--backend=null", f"--host={host}", "--port=8000"]) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") == 1
+    assert f"{host}:8000" in complaint
+    assert "HOST" in complaint
+    assert "PORT" not in complaint
 
 
 @pytest.mark.parametrize(
