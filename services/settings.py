@@ -2,14 +2,15 @@
 
 What enters are the environment, a `.env` file and overrides from the command line (the last one wins);
 what leaves is `Settings` and the configurations that backend, strategy and scheduler are built from.
-A name in `.env` that is no setting is an error. Names that related tools use are accepted as aliases.
+A name in `.env` that is no setting, of the service or of a measurement, is an error. Names that related
+tools use are accepted as aliases.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,6 +41,14 @@ ALIASES: dict[str, str] = {
     "artifact_dir": "artifacts_dir",
 }
 """Where both are set, the setting's own name counts; of several aliases, the first one listed here."""
+
+MEASUREMENT_NAMES = (
+    *("requests", "concurrency", "rate", "arrivals", "cv", "on_s", "off_s", "rate_from"),
+    *("trace", "time_scale", "trace_max_tokens", "repeats", "out", "url", "corpus", "warmup"),
+    *("request_timeout_s", "floor", "start_timeout_s", "max_in_flight", "processes"),
+    *("shard", "shards", "job_completion_index", "start_at"),
+)
+"""What `lab bench` and `lab compare` read from the same `.env`; the service passes it over."""
 
 _DEFAULT_STEP_TOKENS = 512
 _SECRETS = ("api_key",)
@@ -255,7 +264,7 @@ class _Environment(EnvSettingsSource):
 class _EnvFile(DotEnvSettingsSource):
     def __call__(self) -> dict[str, Any]:
         for name in self.env_vars:
-            _check_known(name, "in .env")
+            _check_known(name, "in .env", MEASUREMENT_NAMES)
         return _by_setting(self.env_vars)
 
 
@@ -277,12 +286,14 @@ def read_settings(
         raise ConfigError("; ".join(problems)) from error
 
 
-def _check_known(name: str, where: str) -> None:
-    known = [*Settings.model_fields, *ALIASES]
+def _check_known(name: str, where: str, others: Iterable[str] = ()) -> None:
+    """Raises: ConfigError for a name that is neither a setting nor one of `others`."""
+    settings = [*Settings.model_fields, *ALIASES]
+    known = [*settings, *others]
     if name in known:
         return
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0].upper()}?" if near else f" (.env.example lists all {len(known)})"
+    hint = f"; did you mean {near[0].upper()}?" if near else f" (.env.example lists all {len(settings)})"
     raise ConfigError(f"{name.upper()}, {where}, is not a setting{hint}")
 
 
