@@ -104,7 +104,10 @@ class Settings(BaseSettings):
         description="Tokens computed in one step; unset: 512, or MAX_BATCH + PREFILL_CHUNK if that is more.",
     )
     max_model_len: int | None = Field(
-        None, ge=2, le=10_000_000, description="Longest prompt and answer in tokens; unset: the model's."
+        None,
+        ge=2,
+        le=10_000_000,
+        description="Longest prompt and answer in tokens; unset: the model's own, at most 4096.",
     )
     cpu_kernels: bool = Field(
         True, description="torch on a CPU: compile the small operators if there is a C++ compiler."
