@@ -67,7 +67,7 @@ class Settings(BaseSettings):
         min_length=1,
         description="A preset (lab-26m, lab-110m, lab-1b, lab-8b), a hub id, a local folder or a .gguf file.",
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     dtype: str = Field(
         "auto",
         description="auto, fp32, bf16 or fp16; auto: what the device does natively, q4_k_m for llama_cpp.",
