@@ -193,8 +193,8 @@ class LiveRequest:
         ]
         self.num_prompt_tokens = sum(seq.num_prompt_tokens for seq in sequences)
         self.num_open = len(self.answers)
-        self.has_begun = False
-        """Whether any of its answers has a token; kept by `InFlight`."""
+        self.is_queued = False
+        """Whether it waits for the first token of any of its answers; kept by `InFlight`."""
         self.is_gone = False
         """Whether the client went away."""
         self.failure: Refusal | None = None

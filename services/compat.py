@@ -148,9 +148,13 @@ def add_compat_routes(app: FastAPI, service: Service, intake: Intake) -> None:
 
     @app.post(**vllm)
     async def generate_vllm(http: Request) -> Response:
-        """Many prompts, their texts, where the vllm backend is the one loaded."""
-        if service.settings.backend != "vllm":
-            message = f"BACKEND=vllm is not loaded here, {service.settings.backend} is; use /generate."
+        """Many prompts, their texts, where a vLLM backend is the one loaded; this lab has none."""
+        backend = service.settings.backend
+        if backend != "vllm":
+            message = (
+                f"This lab has no vLLM backend ({backend} is loaded): send the same list of prompts "
+                "to /generate or /v1/completions."
+            )
             raise Refusal(501, message, code="backend_not_loaded")
         return await answer(http, partial(TextWriter, many=True), streams=False, many=True)
 

@@ -269,5 +269,5 @@ class Engine:
             scheduler.num_running,
             scheduler.queue_depth,
             scheduler.kv_used_tokens,
-            scheduler.num_prefilling,
+            scheduler.prefilling_seq_ids(),
         )

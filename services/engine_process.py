@@ -44,6 +44,7 @@ class EngineProcess:
         self._pipe: _Pipe | None = None
         self._ready: asyncio.Future[BackendInfo] | None = None
         self._process: multiprocessing.process.BaseProcess | None = None
+        self._is_loaded = False
         self._watch: Watch | None = None
         self._checking: asyncio.TimerHandle | None = None
 
@@ -57,9 +58,13 @@ class EngineProcess:
         process = context.Process(
             target=run_process, args=(theirs, self._spec), name="lab-engine", daemon=True
         )
+        try:
+            with _environment(_thread_settings(self._spec)), theirs:
+                process.start()
+        except BaseException:
+            ours.close()
+            raise
         self._process = process
-        with _environment(_thread_settings(self._spec)), theirs:
-            process.start()
         logger.info("the engine is process %d", process.pid)
         self._ready = asyncio.get_running_loop().create_future()
         self._pipe = await _open_pipe(ours, self._receive, lambda: self._lose(None))
@@ -75,7 +80,7 @@ class EngineProcess:
             return
         self.send(Stop())
         self._hang_up()
-        if self._ready is None or not self._ready.done():
+        if not self._is_loaded:
             process.kill()  # a model that is still loading would not hear of it
         await asyncio.to_thread(process.join, STOP_WITHIN_S)
         if process.is_alive():
@@ -99,6 +104,7 @@ class EngineProcess:
 
     def _settle(self, info: BackendInfo, now_s: float) -> None:
         """The model is loaded: from now on silence means something."""
+        self._is_loaded = True
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(info)
         self._watch = Watch(self._spec.silence_limit_s, self._spec.step_limit_s, now_s)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -191,8 +192,16 @@ def listen_on(host: str, port: int) -> socket.socket:
         except BaseException:
             listener.close()
             raise
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host}:{port} ({error.strerror or error}): free it or set another PORT"
-        ) from error
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        advice = "free it or set another PORT"
+        if _is_about_the_address(error):
+            advice = "set HOST to an address of this machine"
+        raise ConfigError(f"cannot listen on {host}:{port} ({reason}): {advice}") from error
     return listener
+
+
+def _is_about_the_address(error: OSError | UnicodeError) -> bool:
+    if isinstance(error, socket.gaierror | UnicodeError):  # no such name, or no name at all
+        return True
+    return error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)

@@ -97,7 +97,7 @@ class StepReport:
     num_running: int = 0
     queue_depth: int = 0
     kv_used_tokens: int = 0
-    num_prefilling: int = 0
+    prefilling_seq_ids: list[int] = field(default_factory=list)
     """Of the running ones, those that have no token yet."""
 
 

@@ -49,7 +49,7 @@ class QueueLimit:
             raise refusals.queue_tokens_full(self._max_tokens, self.retry_after_s(num_waiting, now_s))
 
     def started(self, num_requests: int, num_waiting: int, now_s: float) -> None:
-        """So many requests got their first token; so many still wait."""
+        """So many requests, none perhaps, got their first token; so many still wait."""
         if num_waiting:
             self._starts_s.extend([now_s] * num_requests)
         else:

@@ -58,16 +58,6 @@ class Scheduler:
         return self._batch.num_live + len(self._ending)
 
     @property
-    def num_prefilling(self) -> int:
-        """Of the running ones, those that have no token yet."""
-        num_prefilling = sum(
-            seq.first_token_s is None and seq.state is _RUNNING for seq in self._batch.sequences
-        )
-        if self._ending:
-            num_prefilling += sum(seq.first_token_s is None for seq in self._ending.values())
-        return num_prefilling
-
-    @property
     def queue_depth(self) -> int:
         return len(self._waiting)
 
@@ -75,6 +65,13 @@ class Scheduler:
     def kv_used_tokens(self) -> int:
         """KV places reserved, those of dead rows included."""
         return self._batch.kv_used_tokens
+
+    def prefilling_seq_ids(self) -> list[int]:
+        """Of the running ones, those that have no token yet."""
+        seq_ids = [
+            seq.seq_id for seq in self._batch.sequences if seq.first_token_s is None and seq.state is _RUNNING
+        ]
+        return seq_ids + [seq.seq_id for seq in self._ending.values() if seq.first_token_s is None]
 
     @property
     def needs_tokens(self) -> bool:

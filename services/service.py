@@ -225,8 +225,7 @@ class Service:
         if report.record is not None:
             self.steps.add(report.record)
         stopped, num_started = self._flight.take(report, metrics)
-        if num_started:
-            self._limit.started(num_started, self._flight.num_waiting, time.monotonic())
+        self._limit.started(num_started, self._flight.num_waiting, time.monotonic())
         self._show_load()
         if stopped:
             self._supervisor.send(Cancel(stopped, "stop"))

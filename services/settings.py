@@ -2,13 +2,14 @@
 
 What enters are the environment, a `.env` file and overrides from the command line (the last one wins);
 what leaves is `Settings` and the configurations that backend, strategy and scheduler are built from.
-A name in `.env` that is no setting is an error. Names that related tools use are accepted as aliases.
+A name in `.env` that is no setting, of the service or of a measurement, is an error. Names that related
+tools use are accepted as aliases.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,6 +40,14 @@ ALIASES: dict[str, str] = {
     "artifact_dir": "artifacts_dir",
 }
 """Where both are set, the setting's own name counts; of several aliases, the first one listed here."""
+
+MEASUREMENT_NAMES = (
+    *("requests", "concurrency", "rate", "arrivals", "cv", "on_s", "off_s", "rate_from"),
+    *("trace", "time_scale", "trace_max_tokens", "repeats", "out", "url", "corpus", "warmup"),
+    *("request_timeout_s", "floor", "start_timeout_s", "max_in_flight", "processes"),
+    *("shard", "shards", "job_completion_index", "start_at"),
+)
+"""What `lab bench` and `lab compare` read from the same `.env`; the service passes it over."""
 
 _DEFAULT_STEP_TOKENS = 512
 _SECRETS = ("api_key",)
@@ -94,7 +103,10 @@ class Settings(BaseSettings):
         description="Tokens computed in one step; unset: 512, or MAX_BATCH + PREFILL_CHUNK if that is more.",
     )
     max_model_len: int | None = Field(
-        None, ge=2, le=10_000_000, description="Longest prompt and answer in tokens; unset: the model's."
+        None,
+        ge=2,
+        le=10_000_000,
+        description="Longest prompt and answer in tokens; unset: the model's own, at most 4096.",
     )
     cpu_kernels: bool = Field(
         True, description="torch on a CPU: compile the small operators if there is a C++ compiler."
@@ -260,7 +272,7 @@ class _Environment(EnvSettingsSource):
 class _EnvFile(DotEnvSettingsSource):
     def __call__(self) -> dict[str, Any]:
         for name in self.env_vars:
-            _check_known(name, "in .env")
+            _check_known(name, "in .env", MEASUREMENT_NAMES)
         return _by_setting(self.env_vars)
 
 
@@ -282,12 +294,14 @@ def read_settings(
         raise ConfigError("; ".join(problems)) from error
 
 
-def _check_known(name: str, where: str) -> None:
-    known = [*Settings.model_fields, *ALIASES]
+def _check_known(name: str, where: str, others: Iterable[str] = ()) -> None:
+    """Raises: ConfigError for a name that is neither a setting nor one of `others`."""
+    settings = [*Settings.model_fields, *ALIASES]
+    known = [*settings, *others]
     if name in known:
         return
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0].upper()}?" if near else f" (.env.example lists all {len(known)})"
+    hint = f"; did you mean {near[0].upper()}?" if near else f" (.env.example lists all {len(settings)})"
     raise ConfigError(f"{name.upper()}, {where}, is not a setting{hint}")
 
 

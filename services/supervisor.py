@@ -23,6 +23,7 @@ FIRST_PAUSE_S = 0.2
 MAX_PAUSE_S = 30.0
 STABLE_AFTER_S = 30.0
 """An engine that lives this long was no part of a crash loop."""
+_MAX_DOUBLINGS = 20
 FAILED_AFTER = 4
 """Losses in a row after which the state is called failed; tries go on."""
 
@@ -97,15 +98,22 @@ class Supervisor:
 
     async def _restart(self) -> None:
         while True:
-            if self._line is not None:
-                await self._line.close()
-            await asyncio.sleep(min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._num_losses - 1)))
             try:
+                if self._line is not None:
+                    await self._line.close()
+                await asyncio.sleep(_pause_s(self._num_losses))
                 await self._start_line()
             except LabError as error:
                 logger.error("the engine could not be restarted: %s", error)
                 self._count_loss()
-                continue
-            self._on_restart()
-            logger.info("the engine runs again")
-            return
+            except Exception:  # no process or no descriptor to be had, say: there may be one later
+                logger.exception("the engine could not be restarted")
+                self._count_loss()
+            else:
+                self._on_restart()
+                logger.info("the engine runs again")
+                return
+
+
+def _pause_s(num_losses: int) -> float:
+    return min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(num_losses - 1, _MAX_DOUBLINGS))

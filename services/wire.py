@@ -23,8 +23,10 @@ def pack(message: ToApi) -> bytes:
         else (update.seq_id, update.token_ids, update.finish_reason, update.timings, update.error)
         for update in message.updates
     ]
-    counts = (message.num_running, message.queue_depth, message.kv_used_tokens, message.num_prefilling)
-    return pickle.dumps((updates, message.record, *counts), pickle.HIGHEST_PROTOCOL)
+    counts = (message.num_running, message.queue_depth, message.kv_used_tokens)
+    return pickle.dumps(
+        (updates, message.record, *counts, message.prefilling_seq_ids), pickle.HIGHEST_PROTOCOL
+    )
 
 
 def unpack(data: bytes) -> ToApi:

@@ -100,7 +100,7 @@ def _only(*neutral: object) -> AfterValidator:
     """For a field that would change the answer and is not supported: only values without effect pass."""
 
     def check(value: Any) -> Any:
-        if value not in neutral:
+        if not any(type(value) is type(item) and value == item for item in neutral):
             raise PydanticCustomError(
                 "unsupported",
                 "is not supported by this service; leave it out{neutral}",

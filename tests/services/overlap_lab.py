@@ -82,7 +82,7 @@ class OverlapLab:
         return [report.record for _, report in self.reports if report.record]
 
     def _hear(self, report: StepReport) -> None:
-        assert report.num_prefilling <= report.num_running
+        assert len(report.prefilling_seq_ids) <= report.num_running
         self.reports.append((round(self.clock.now_s - 50.0, 6), report))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from adapters.base import BackendInfo, Sequence
@@ -53,12 +54,12 @@ class ScriptedEngine:
     def cancelled(self) -> list[int]:
         return [i for message in self.messages if isinstance(message, Cancel) for i in message.seq_ids]
 
-    def step(self, *updates: SequenceUpdate, num_running: int = 0, num_prefilling: int = 0) -> None:
+    def step(self, *updates: SequenceUpdate, num_running: int = 0, prefilling_seq_ids: Seq[int] = ()) -> None:
         """Report one step."""
         begin_s = self.start_s + self.num_steps * self.step_s
         record = StepRecord(self.num_steps, begin_s, self.step_s, len(updates), 5, 1, 2, 0)
         self.num_steps += 1
-        self.on_report(StepReport(list(updates), record, num_running, 0, 64, num_prefilling))
+        self.on_report(StepReport(list(updates), record, num_running, 0, 64, list(prefilling_seq_ids)))
 
 
 def last(seq_id: int, token_ids: list[int]) -> SequenceUpdate:

@@ -171,7 +171,7 @@ def test_a_full_queue_refuses_at_once_but_names_what_never_fits() -> None:
         assert served.post(prompt=5).status_code == 422
 
         first, second = (seq.seq_id for seq in engine.submitted)
-        served.call(lambda: engine.step(num_running=1, num_prefilling=1))
+        served.call(lambda: engine.step(num_running=1, prefilling_seq_ids=[first]))
         third = Background(served, prompt="a")
         until(lambda: len(engine.submitted) == 3)
         served.call(lambda: engine.step(*(last(seq.seq_id, [97]) for seq in engine.submitted)))

@@ -116,10 +116,15 @@ def test_nobatch_shares_no_step(lab: LabProcess) -> None:
 
 
 def test_vllm_s_shape_says_what_is_missing(lab: LabProcess) -> None:
-    status, body = curl(lab, "/generate_vllm", prompts=["a", "b"])
+    fields = {"prompts": ["a", "b"], "max_tokens": 3, "ignore_eos": True}
+    status, body = curl(lab, "/generate_vllm", **fields)
     error = json.loads(body)["error"]
     assert (status, error["code"]) == (501, "backend_not_loaded")
-    assert "BACKEND=vllm" in error["message"]
+    assert "no vLLM backend (null is loaded)" in error["message"]
+    for path in ("/generate", "/v1/completions"):
+        assert path in error["message"]
+        status, body = curl(lab, path, **fields)
+        assert (status, len(json.loads(body)["choices"])) == (200, 2)
 
 
 @pytest.mark.parametrize(

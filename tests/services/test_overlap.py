@@ -123,7 +123,7 @@ def test_a_slot_is_free_for_the_next_step_when_the_last_token_is_launched() -> N
 def test_a_sequence_with_its_last_token_launched_still_counts_as_running() -> None:
     lab = OverlapLab(eos_one_in=NEVER)
     lab.run(request(1, 3), request(2, 1))
-    gauges = [(report.num_running, report.num_prefilling) for _, report in lab.reports]
+    gauges = [(report.num_running, len(report.prefilling_seq_ids)) for _, report in lab.reports]
     assert gauges == [(1, 0), (1, 0), (0, 0)]
     assert lab.scheduler.kv_used_tokens == 0
 

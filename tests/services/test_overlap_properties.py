@@ -131,7 +131,7 @@ WORKLOADS = st.builds(
 def assert_nothing_is_left(lab: OverlapLab) -> None:
     scheduler = lab.scheduler
     assert (scheduler.queue_depth, scheduler.num_running, scheduler.kv_used_tokens) == (0, 0, 0)
-    assert scheduler.num_prefilling == 0
+    assert scheduler.prefilling_seq_ids() == []
     assert lab.backend.num_slots_in_use == 0
     released = [seq_id for what, seq_id in lab.backend.log if what == "release"]
     assert len(released) == len(set(released))

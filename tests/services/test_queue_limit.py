@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 
+from services.messages import SequenceUpdate
 from services.queue_limit import MAX_RETRY_AFTER_S, QueueLimit
 from services.refusals import Refusal
-from tests.services.scripted_engine import ScriptedEngine, last
+from tests.services.scripted_engine import TIMINGS, ScriptedEngine, last
 from tests.services.served import CLIENT, lab_serve, serving, until
 from tests.services.test_api import Background
 
@@ -92,6 +95,41 @@ def test_prompt_tokens_that_wait_fill_the_queue() -> None:
         until(lambda: len(engine.submitted) == 2)
         served.call(lambda: engine.step(last(engine.submitted[1].seq_id, [97])))
         assert second.answer().status_code == 200
+
+
+def test_a_request_of_many_prompts_makes_room_for_one() -> None:
+    engine = ScriptedEngine()
+    with serving(engine, MAX_QUEUE=2) as served:
+        many = Background(served, prompt=["a"] * 16)
+        until(lambda: len(engine.submitted) == 16)
+        seq_ids = [seq.seq_id for seq in engine.submitted]
+        served.call(lambda: engine.step(num_running=16, prefilling_seq_ids=seq_ids))
+        waiting = [Background(served, prompt="b") for _ in range(2)]
+        until(lambda: len(engine.submitted) == 18)
+        assert served.post(prompt="b").status_code == 429
+
+        begun = SequenceUpdate(seq_ids[0], [97])
+        served.call(lambda: engine.step(begun, num_running=16, prefilling_seq_ids=seq_ids[1:]))
+        assert served.post(prompt="b").status_code == 429
+        served.call(lambda: engine.step(*(last(seq.seq_id, [97]) for seq in engine.submitted)))
+        assert [request.answer().status_code for request in (many, *waiting)] == [200] * 3
+
+
+def test_requests_that_end_without_a_token_are_no_part_of_the_rate() -> None:
+    engine = ScriptedEngine()
+    with serving(engine, MAX_QUEUE=6) as served:
+        waiting = [Background(served, prompt="a") for _ in range(6)]
+        until(lambda: len(engine.submitted) == 6)
+        ids = [seq.seq_id for seq in engine.submitted]
+        starts: list[tuple[int, int]] = []
+        with patch.object(served.service._limit, "started", lambda *counts: starts.append(counts[:2])):
+            aborted = SequenceUpdate(ids[0], [], "abort", TIMINGS)
+            broken = SequenceUpdate(ids[1], [], "error", None, "broken")
+            served.call(lambda: engine.step(aborted, broken))
+            served.call(lambda: engine.step(SequenceUpdate(ids[2], [97])))
+            served.call(lambda: engine.step(*(last(i, [97]) for i in ids[2:])))
+        assert starts == [(0, 4), (1, 3), (3, 0)]
+        assert sorted(request.answer().status_code for request in waiting) == [200] * 5 + [500]
 
 
 def test_a_refusal_comes_before_the_headers_of_a_stream_and_is_counted() -> None:

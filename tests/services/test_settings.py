@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from adapters.base import ConfigError
-from services.settings import ALIASES, Settings, read_settings
+from harness.settings import OPTIONS, HarnessSettings
+from services.settings import ALIASES, MEASUREMENT_NAMES, Settings, read_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +65,7 @@ def test_the_own_name_beats_an_alias_beside_it(monkeypatch: pytest.MonkeyPatch) 
     [
         ("MAX_BACTH=8", "MAX_BACTH, in .env, is not a setting; did you mean MAX_BATCH?"),
         ("BATCH_WAIT=8", "BATCH_WAIT, in .env, is not a setting; did you mean BATCH_WAIT_MS?"),
+        ("REQUETS=8", "REQUETS, in .env, is not a setting; did you mean REQUESTS?"),
         ("QQQQ=", r"QQQQ, in .env, is not a setting \(.env.example lists all"),
     ],
 )
@@ -71,6 +73,15 @@ def test_unknown_names_in_the_file(line: str, sentence: str, env_file: Path) -> 
     env_file.write_text(line + "\n")
     with pytest.raises(ConfigError, match=sentence):
         read_settings(env_file=env_file)
+
+
+def test_the_service_passes_over_what_a_measurement_reads_from_the_file(env_file: Path) -> None:
+    assert set(MEASUREMENT_NAMES) == HarnessSettings.model_fields.keys() - Settings.model_fields.keys()
+    assert {name for name, _ in OPTIONS} <= {*MEASUREMENT_NAMES, *Settings.model_fields}
+    env_file.write_text("".join(f"{name.upper()}=4\n" for name in MEASUREMENT_NAMES) + "MAX_BATCH=3\n")
+    assert read_settings(env_file=env_file) == read_settings({"MAX_BATCH": 3}, env_file=None)
+    with pytest.raises(ConfigError, match="REQUESTS, given, is not a setting"):
+        read_settings({"REQUESTS": "4"}, env_file=None)
 
 
 def test_unknown_names_on_the_command_line_and_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

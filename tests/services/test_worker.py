@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import multiprocessing.context
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -22,7 +25,7 @@ from services import supervisor as supervisor_module
 from services.engine import Message
 from services.engine_process import EngineProcess
 from services.engine_spec import EngineSpec
-from services.lines import EngineThread, MakeLine, OnLost, OnReport
+from services.lines import STOP_WITHIN_S, EngineThread, MakeLine, OnLost, OnReport
 from services.messages import (
     EngineFailed,
     Ready,
@@ -57,6 +60,7 @@ NULL = EngineSpec("continuous", BackendConfig(backend="null", num_threads=1))
             num_running=3,
             queue_depth=9,
             kv_used_tokens=77,
+            prefilling_seq_ids=[9, 10],
         ),
     ],
 )
@@ -89,6 +93,24 @@ def test_a_line_answers_and_ends(make_line: MakeLine) -> None:
     asyncio.run(scenario())
 
 
+def test_an_engine_that_is_still_loading_is_ended_at_once() -> None:
+    async def scenario() -> None:
+        line = EngineProcess(NULL, lambda report: None, pytest.fail)
+        starting = asyncio.create_task(line.start())
+        await asyncio.sleep(0)
+        assert line.pid is not None
+        os.kill(line.pid, signal.SIGSTOP)
+        await asyncio.sleep(0.05)
+        starting.cancel()
+        await asyncio.wait([starting])
+        begin_s = time.monotonic()
+        await line.close()
+        assert time.monotonic() - begin_s < STOP_WITHIN_S / 2
+        assert not psutil.pid_exists(line.pid)
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("make_line", [EngineProcess, EngineThread])
 def test_a_model_that_cannot_be_loaded_says_why(make_line: MakeLine) -> None:
     async def scenario() -> None:
@@ -102,9 +124,9 @@ def test_a_model_that_cannot_be_loaded_says_why(make_line: MakeLine) -> None:
 
 
 class FlakyLine:
-    """A line whose starts go as planned: each entry of `plan` says whether one works."""
+    """A line whose starts go as planned: each entry of `plan` says whether one works, or what it raises."""
 
-    def __init__(self, plan: list[bool]) -> None:
+    def __init__(self, plan: list[bool | Exception]) -> None:
         self.plan = plan
         self.on_lost: OnLost = pytest.fail
         self.sent: list[Message] = []
@@ -114,7 +136,10 @@ class FlakyLine:
         return self
 
     async def start(self) -> BackendInfo:
-        if not self.plan.pop(0):
+        entry = self.plan.pop(0)
+        if isinstance(entry, Exception):
+            raise entry
+        if not entry:
             raise BackendError("no memory")
         return NullBackend(NULL.backend).info
 
@@ -148,6 +173,43 @@ def test_the_supervisor_tries_again_and_again(monkeypatch: pytest.MonkeyPatch) -
         await supervisor.close()
         line.on_lost("closed on purpose")
         assert losses == ["gone"]
+
+    asyncio.run(scenario())
+
+
+def test_a_restart_may_fail_for_any_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "FIRST_PAUSE_S", 0.0)
+
+    async def scenario() -> None:
+        no_process = OSError(errno.EAGAIN, "no process is left")
+        line = FlakyLine([True, no_process, True])
+        is_back = asyncio.Event()
+        supervisor = Supervisor(NULL, line, lambda report: None, lambda reason: None, is_back.set)
+        await supervisor.start()
+        line.on_lost("gone")
+        await asyncio.wait_for(is_back.wait(), DEADLINE_S)
+        assert supervisor.state == "running"
+        await supervisor.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("num_losses", "pause_s"), [(1, 0.2), (3, 0.8), (10, 30.0), (10_000, 30.0)])
+def test_pauses_grow_up_to_a_limit(num_losses: int, pause_s: float) -> None:
+    assert supervisor_module._pause_s(num_losses) == pytest.approx(pause_s)
+
+
+def test_a_process_that_cannot_be_started_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(process: Any) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "_Popen", staticmethod(refuse))
+
+    async def scenario() -> None:
+        line = EngineProcess(NULL, lambda report: None, pytest.fail)
+        with pytest.raises(OSError, match="no memory"):
+            await line.start()
+        await line.close()
 
     asyncio.run(scenario())
 
@@ -275,6 +337,17 @@ def test_a_port_in_use_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> No
     complaint = capsys.readouterr().err
     assert complaint.count("\n") == 1
     assert f"127.0.0.1:{port}" in complaint
+    assert "another PORT" in complaint
+
+
+@pytest.mark.parametrize("host", ["300.1.1.1", "a..b", "203.0.113.1"])
+def test_an_address_that_is_not_ours_is_one_sentence(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--backend=null", f"--host={host}", "--port=8000"]) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") == 1
+    assert f"{host}:8000" in complaint
+    assert "HOST" in complaint
+    assert "PORT" not in complaint
 
 
 @pytest.mark.parametrize(
