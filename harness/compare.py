@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=parse_share,
         default=DEFAULT_MARGIN,
         metavar="SHARE",
-        help=f"differences below this count as none (default {DEFAULT_MARGIN:.0%})",
+        help=f"differences below this count as none (default {DEFAULT_MARGIN:.0%}%)",
     )
 
 
