@@ -148,6 +148,13 @@ def test_arms_may_have_settings_of_their_own() -> None:
     for text in ("c@MAX_BATCH", "@X=1", "c@=3"):
         with pytest.raises(ConfigError):
             parse_arm(text)
+    for text, message in (
+        ("c@CONCURRENCY=4", "CONCURRENCY is the same for all arms"),
+        ("c@PORT=80", "PORT is the same for all arms"),
+        ("c@BACKEND=nul", "there is no backend 'nul'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse_arm(text)
 
 
 def test_reasons_that_differ_in_figures_only_are_told_once() -> None:
