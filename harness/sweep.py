@@ -179,7 +179,7 @@ def render_sweep(points: list[Point], limits: Limits, *, is_open: bool) -> str:
         state = "saturated" if point.is_saturated else point.measurement.verdict.level
         lines.append([*cells, state, "-" if point.met is None else "yes" if point.met else "no"])
     headers = [unit, "output tok/s", "requests/s", "TTFT p50", "TTFT p95", "total p95", "state", "met SLO"]
-    text = [render_table(headers, lines)]
+    text = [render_table(headers, lines), "TTFT and total in ms, from schedule."]
     found = knee(points)
     text.append(f"knee: {found:g} {unit}" if found is not None else "knee: too few loads to tell")
     if limits:

@@ -84,7 +84,7 @@ def to_markdown(data: ReportData) -> str:
     parts = [f"### {_title(data)}", f"**{validity['level']}.** " + " ".join(verdict_sentences(data))]
     parts.append(render_table(*arm_table(data)))
     if data.found:
-        parts.append(f"Ratios to {data.reference}; intervals hold together at 95%.")
+        parts.append(f"Latencies from schedule. Ratios to {data.reference}; intervals hold together at 95%.")
         parts.append(render_table(*contrast_table(data.found)))
         parts.append("\n".join(f"- {sentence}" for sentence in contrast_sentences(data.found)))
     headers, lines = budget_table(data)
