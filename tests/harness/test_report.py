@@ -65,6 +65,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, capsys: pytest.Capt
     assert "none.journal.jsonl" in complaints
 
 
+def test_a_limit_that_means_nothing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", "x.parquet", "--slo", "ttft=5"])
+    assert "'ttft' is no latency; use total_ms" in capsys.readouterr().err
+
+
 def test_tables_line_up() -> None:
     assert render_table(["name", "value"], [["a", "1"], ["longer", "1,000.5"]]).splitlines() == [
         "| name   |   value |",

@@ -44,6 +44,8 @@ def test_the_index_of_a_job_names_the_shard(monkeypatch: pytest.MonkeyPatch) -> 
     assert HarnessSettings(shard="0/2").which_shard() == (0, 2)
     with pytest.raises(ConfigError, match="numbered 0 to 1"):
         HarnessSettings(shards=2).which_shard()
+    with pytest.raises(ConfigError, match="SHARD=0/0: there must be at least 1 part"):
+        HarnessSettings(shard="0/0").which_shard()
 
 
 def test_three_shards_make_the_run(tmp_path: Path) -> None:
@@ -81,6 +83,16 @@ def test_late_shards_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         words = ["--url", server.url, "--requests", "4", "--rate", "100", "--warmup", "0", "--shard", "0/2"]
         assert main(["bench", *words, "--start-at", f"{time.time() - 5:.3f}"]) == 2
     assert "late for START_AT" in capsys.readouterr().err
+
+
+def test_more_processes_than_users_are_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with FakeServer(card=model_card()) as server:
+        words = ["--url", server.url, "--processes", "2", "--concurrency", "1"]
+        assert main(["bench", *words]) == 2
+        assert server.bodies == []
+    assert "1 users cannot be split into 2 parts" in capsys.readouterr().err
 
 
 def test_several_processes_send_the_same_schedule(tmp_path: Path) -> None:
