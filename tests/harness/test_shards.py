@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
-from adapters.base import ConfigError
+from adapters.base import ConfigError, LabError
+from harness import processes
 from harness.arrivals import Arrivals, Load, make_schedule
 from harness.corpus import Prompt
 from harness.record import read_parquet
@@ -93,6 +97,30 @@ def test_more_processes_than_users_are_refused_before_anything_starts(
         assert main(["bench", *words]) == 2
         assert server.bodies == []
     assert "1 users cannot be split into 2 parts" in capsys.readouterr().err
+
+
+def ready_and_stuck(line: Connection, part: object) -> None:
+    line.send("ready")
+    line.recv()
+    time.sleep(60)
+
+
+def test_when_one_process_fails_the_others_are_ended_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[Connection] = []
+    failed_s: list[float] = []
+
+    def collect(found: dict[Connection, BaseProcess], on_complete: object) -> NoReturn:
+        lines.extend(found)
+        failed_s.append(time.monotonic())
+        raise EOFError
+
+    monkeypatch.setattr(processes, "_play_part", ready_and_stuck)
+    monkeypatch.setattr(processes, "_collect", collect)
+    parts: list[Any] = [None, None, None]
+    with pytest.raises(LabError, match="ended before it was done"):
+        processes.play_in_processes(parts, lambda _: None, None)
+    assert time.monotonic() - failed_s[0] < 5
+    assert [line.closed for line in lines] == [True, True, True]
 
 
 def test_several_processes_send_the_same_schedule(tmp_path: Path) -> None:
