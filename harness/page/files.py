@@ -14,6 +14,7 @@ from harness.comparing.combine import choose_reference, comparison_manifest, rea
 from harness.comparing.comparison import agreement_of_all
 from harness.cost import Price
 from harness.metrics import Slo
+from harness.out_folder import make_folder
 from harness.page.data import ReportData, gather
 from harness.page.html import make_charts, render_page
 from harness.page.words import (
@@ -55,7 +56,7 @@ def load_report(
 
 
 def write_html(data: ReportData, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     path.write_text(render_page(data, _title(data)), encoding="utf-8")
 
 
@@ -69,7 +70,7 @@ def write_charts(data: ReportData, folder: Path) -> list[Path]:
         import resvg_py
     except ImportError as error:
         raise ConfigError("--png needs one more package: uv sync --inexact --extra png") from error
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written: list[Path] = []
     for name, svg in make_charts(data).items():
         path = folder / f"{name}.png"

@@ -320,4 +320,15 @@ def test_an_unknown_strategy_fails_before_anything_is_measured(
     complaint = capsys.readouterr().err
     assert "no_such_strategy" in complaint
     Path(complaint.rpartition("its log: ")[2].strip()).unlink()
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("words", [["bench"], ["compare"], ["sweep", "--concurrency", "1"]])
+def test_a_place_that_takes_no_files_is_told_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a service was started"))
+    assert main([*words, "--out", str(tmp_path / "prompts.jsonl" / "below")]) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith(f"lab {words[0]}: cannot write into ")
+    assert complaint.endswith(": Not a directory\n")
