@@ -111,7 +111,7 @@ check: .venv/.dev ## ruff, mypy, import-linter, corpus drift
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	.venv/bin/python -m tools.make_prompts --check
+	.venv/bin/python -m tools.cli prompts --check
 
 format: .venv/.dev ## let ruff rewrite the sources
 	.venv/bin/ruff format .

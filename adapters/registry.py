@@ -24,6 +24,17 @@ _EXTRAS = {
 """The extra of this project that brings a backend's own packages, and these packages."""
 
 
+def check_backend(name: str) -> None:
+    """Refuse what is no BACKEND, without importing any.
+
+    Raises:
+        ConfigError: there is no backend of this name.
+    """
+    if name not in BACKENDS:
+        names = ", ".join(BACKENDS)
+        raise ConfigError(f"there is no backend {name!r}: BACKEND must be one of {names}")
+
+
 def create_backend(config: BackendConfig) -> Backend:
     """Import the backend of `config.backend` and load its model.
 
@@ -31,11 +42,8 @@ def create_backend(config: BackendConfig) -> Backend:
         ConfigError: there is no such backend, its packages are not installed, or the model cannot be found.
         BackendError: the model failed while loading.
     """
-    place = BACKENDS.get(config.backend)
-    if place is None:
-        names = ", ".join(BACKENDS)
-        raise ConfigError(f"there is no backend {config.backend!r}: BACKEND must be one of {names}")
-    module_name, class_name = place.split(":")
+    check_backend(config.backend)
+    module_name, class_name = BACKENDS[config.backend].split(":")
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:

@@ -22,6 +22,7 @@ from harness.comparing.combine import (
 from harness.comparing.compare_runs import Ledger, measure_blocks, plan_digest
 from harness.comparing.comparison import render_comparison
 from harness.comparing.verdict import DEFAULT_MARGIN
+from harness.out_folder import make_folder
 from harness.plan import plan
 from harness.progress import make_reporter
 from harness.record import read_parquet
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=parse_share,
         default=DEFAULT_MARGIN,
         metavar="SHARE",
-        help=f"differences below this count as none (default {DEFAULT_MARGIN:.0%})",
+        help=f"differences below this count as none (default {DEFAULT_MARGIN:.0%}%)",
     )
 
 
@@ -84,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     settings = read_settings(args).model_copy(update={"variant": None, "url": None, "repeats": 1})
     corpus, schedule = plan(settings, allow_changed_corpus=args.allow_changed_corpus)
     folder = settings.out / "compare"
+    make_folder(folder)
     with make_reporter() as reporter:
         arms = find_arms(args.variants, args.pad, settings, reporter)
         reference = choose_reference([str(arm.name) for arm in arms], args.baseline)

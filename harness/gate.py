@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         if not gated:
             raise ConfigError(f"none of the metrics is called {', '.join(sorted(wanted))}")
     print(_table(gated))
+    print("TTFT, total and time per request are from schedule.")
     print("\n".join(reasons))
     results = {g.result for g in gated}
     if "REGRESSION" in results:

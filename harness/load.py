@@ -7,6 +7,7 @@ Makes no arrival times (`arrival_times` does) and knows no prompts.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -67,13 +68,15 @@ def make_load(
     """Read the load that was asked for: a rate means an open loop, its absence a closed one.
 
     Raises:
-        ConfigError: the values contradict each other or make no load.
+        ConfigError: the values contradict each other, make no load, or one of them has no effect.
     """
+    shape = {"cv": cv, "on_s": on_s, "off_s": off_s, "rate_from": rate_from}
     if rate is None:
         if arrivals not in (None, "", Arrivals.CLOSED):
             raise ConfigError(f"ARRIVALS={arrivals} needs a RATE in requests a second")
         if concurrency < 1:
             raise ConfigError(f"CONCURRENCY must be at least 1, not {concurrency}")
+        refuse_shape(shape)
         return Load(Arrivals.CLOSED, concurrency=concurrency)
     _check_positive("RATE", rate, "requests a second")
     kind = arrivals or Arrivals.POISSON
@@ -82,6 +85,7 @@ def make_load(
         raise ConfigError(
             f"ARRIVALS must be {known} when RATE is given, not {kind!r}; TRACE= replays a trace"
         )
+    refuse_shape({name: value for name, value in shape.items() if _KIND_OF[name] != kind})
     extra: dict[str, Any] = {}
     if kind == Arrivals.GAMMA:
         extra = {"cv": _check_positive("CV", cv, "the coefficient of variation of gaps; 1 is Poisson")}
@@ -98,6 +102,25 @@ def make_load(
             )
         extra = {"rate_from": start}
     return Load(Arrivals(kind), concurrency=concurrency, rate=rate, **extra)
+
+
+_KIND_OF = {
+    "cv": Arrivals.GAMMA,
+    "on_s": Arrivals.ONOFF,
+    "off_s": Arrivals.ONOFF,
+    "rate_from": Arrivals.RAMP,
+}
+
+
+def refuse_shape(given: Mapping[str, float | None]) -> None:
+    """For a load that takes none of these options.
+
+    Raises:
+        ConfigError: one is given, and would have no effect.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{name.upper()}={value:g} needs ARRIVALS={_KIND_OF[name]} and a RATE")
 
 
 def _check_positive(name: str, value: float | None, what: str) -> float:

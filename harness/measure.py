@@ -106,8 +106,8 @@ def _served(
         yield server, None
         return
     chosen = {"BACKEND": settings.backend, "MODEL": settings.model}
-    env = {**{name: value for name, value in chosen.items() if value}, **arm.env}
-    launch = ServiceLaunch(arm.variant, env)
+    env = {name: value for name, value in chosen.items() if value}
+    launch = ServiceLaunch(arm.variant, env, arm.settings)
     with running_service(
         launch, start_timeout_s=settings.start_timeout_s, announce=reporter.announce
     ) as service:

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from adapters.base import ConfigError
+from harness.out_folder import make_folder
 from harness.record import SCHEMA, Manifest, read_parquet, write_table
 from harness.report import render_report
 from harness.validity import judge
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         LabError: the files are not all the shards of one run.
     """
+    make_folder(args.out.parent)
     manifest, rows = merge(args.files)
     verdict = judge(rows, manifest)
     manifest["validity"] = verdict.as_dict()

@@ -7,6 +7,7 @@ latencies. Knows no files, no tables and no verdicts.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -154,17 +155,20 @@ class Slo:
         """Read `ttft_ms=500,tpot_ms=50`.
 
         Raises:
-            ValueError: a name is unknown or a limit is not a number above 0.
+            argparse.ArgumentTypeError: a name is unknown or a limit is not a number above 0.
         """
         known = {field.name for field in fields(cls)}
         limits: dict[str, float] = {}
         for part in text.split(","):
             name, _, value = part.strip().partition("=")
             if name not in known:
-                raise ValueError(f"{name!r} is no latency; use {', '.join(sorted(known))}")
-            limits[name] = float(value)
+                raise argparse.ArgumentTypeError(f"{name!r} is no latency; use {', '.join(sorted(known))}")
+            try:
+                limits[name] = float(value)
+            except ValueError:
+                limits[name] = -1.0
             if not limits[name] > 0:
-                raise ValueError(f"the limit of {name} must be above 0")
+                raise argparse.ArgumentTypeError(f"the limit of {name} must be a number above 0")
         return cls(**limits)
 
     def text(self) -> str:

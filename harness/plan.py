@@ -9,7 +9,7 @@ from __future__ import annotations
 from adapters.base import ConfigError
 from harness.arrivals import Schedule, derive_seed, make_schedule
 from harness.corpus import Corpus, default_path, load_corpus
-from harness.load import Arrivals, Load, make_load
+from harness.load import Arrivals, Load, make_load, refuse_shape
 from harness.settings import HarnessSettings
 from harness.traces import load_trace, synthetic_corpus, trace_corpus
 
@@ -30,12 +30,17 @@ def plan(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tuple[Corp
         raise ConfigError(
             f"{len(schedule.requests)} requests are too few for {of * settings.processes} parts"
         )
-    return corpus, schedule.part(index, of) if of > 1 else schedule
+    part = schedule.part(index, of) if of > 1 else schedule
+    part.part(0, settings.processes)  # refuses what the processes could not split
+    return corpus, part
 
 
 def _plan_whole(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tuple[Corpus, Schedule]:
     if settings.trace is not None:
         return _plan_trace(settings)
+    for name in ("time_scale", "trace_max_tokens"):
+        if (value := getattr(settings, name)) is not None:
+            raise ConfigError(f"{name.upper()}={value:g} needs a TRACE")
     load = make_load(
         concurrency=settings.concurrency,
         rate=settings.rate,
@@ -59,15 +64,18 @@ def _plan_trace(settings: HarnessSettings) -> tuple[Corpus, Schedule]:
     assert settings.trace is not None
     if settings.rate is not None or settings.corpus is not None or settings.arrivals not in (None, "trace"):
         raise ConfigError("TRACE brings arrivals and lengths of its own: leave out RATE, ARRIVALS and CORPUS")
+    names = ("cv", "on_s", "off_s", "rate_from")
+    refuse_shape({name: getattr(settings, name) for name in names})
+    time_scale = 1.0 if settings.time_scale is None else settings.time_scale
     trace = load_trace(
         settings.trace,
         num_rows=settings.requests,
-        time_scale=settings.time_scale,
+        time_scale=time_scale,
         max_tokens=settings.trace_max_tokens,
     )
     corpus = trace_corpus(trace, settings.trace, derive_seed(settings.seed, "prompts"))
     offsets_s = [row.offset_s for row in trace.rows]
     rate = (len(offsets_s) - 1) / offsets_s[-1] if offsets_s[-1] > 0 else float(len(offsets_s))
-    load = Load(Arrivals.TRACE, rate=rate, trace_sha256=trace.sha256, time_scale=settings.time_scale)
+    load = Load(Arrivals.TRACE, rate=rate, trace_sha256=trace.sha256, time_scale=time_scale)
     schedule = make_schedule(corpus.prompts, len(trace.rows), load, settings.seed, offsets_s=offsets_s)
     return corpus, schedule

@@ -32,6 +32,7 @@ from harness.target import Target
 
 _READY = "ready"
 _START_TIMEOUT_S = 60.0
+_END_TIMEOUT_S = 5.0
 _LEAD_S = 0.25
 """From the last process's word that it is ready to the shared start."""
 
@@ -73,20 +74,32 @@ def play_in_processes(parts: list[Part], on_complete: OnComplete, start_s: float
             line.send(common_s)
         with _forwarded(list(lines.values())):
             ends = _collect(lines, on_complete)
-    except EOFError as error:
-        raise LabError("a process of the harness ended before it was done") from error
-    finally:
+    except BaseException as error:
         for process in lines.values():
-            if process.is_alive():
-                process.join(5)
-                process.kill()
-            process.join()
+            process.terminate()
+        if isinstance(error, EOFError):
+            raise LabError("a process of the harness ended before it was done") from error
+        raise
+    finally:
+        _end(lines)
     return ReplayEnd(
         common_s,
         max(end.ended_s for end in ends),
         any(end.hit_in_flight_cap for end in ends),
         any(end.was_interrupted for end in ends),
     )
+
+
+def _end(lines: dict[Connection, BaseProcess]) -> None:
+    """Wait for all processes until one shared deadline, kill what is left, and close the lines."""
+    deadline_s = perf_counter() + _END_TIMEOUT_S
+    for process in lines.values():
+        process.join(max(0.0, deadline_s - perf_counter()))
+    for line, process in lines.items():
+        process.kill()
+        process.join()
+        process.close()
+        line.close()
 
 
 def _collect(lines: dict[Connection, BaseProcess], on_complete: OnComplete) -> list[ReplayEnd]:

@@ -168,8 +168,9 @@ def read_journal(path: Path) -> tuple[Manifest, list[Row]]:
     """Read what a journal holds; a last line that was cut off is dropped.
 
     Raises:
-        LabError: the file does not begin with a manifest.
+        LabError: there is no such file, or it does not begin with a manifest.
     """
+    _check_there(path)
     manifest: Manifest | None = None
     rows: list[Row] = []
     with path.open("rb") as file:
@@ -211,17 +212,30 @@ def read_parquet(path: Path) -> tuple[Manifest, pd.DataFrame]:
     """Read a file of this harness back.
 
     Raises:
-        LabError: it is not parquet, or carries no manifest.
+        LabError: there is no such file, it is not parquet, or carries no manifest.
     """
+    _check_there(path)
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise LabError(f"{path} cannot be read as parquet: {error}") from error
-    raw = (table.schema.metadata or {}).get(MANIFEST_KEY)
+    metadata: dict[bytes, bytes] = table.schema.metadata or {}
+    raw = metadata.get(MANIFEST_KEY)
     if raw is None:
+        own = next((name.decode() for name in metadata if name.split(b".")[0] == b"lab"), None)
+        if own is not None:
+            raise LabError(
+                f"{path} holds figures of the lab, but neither a run nor a comparison: read its rows with "
+                f"pandas.read_parquet, and how they came about in the parquet metadata `{own}`"
+            )
         raise LabError(f"{path} carries no manifest: it was not written by this harness")
     manifest: Manifest = json.loads(raw)
     return manifest, _frame(table)
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise LabError(f"there is no file {path}")
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:

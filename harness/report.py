@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
             shown = recover(path) if args.recover else path
             manifest, rows = read_rows(shown)
         except (LabError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"lab report: {error}", file=sys.stderr)
             status = 2
             continue
         if not shown.name.endswith(JOURNAL_SUFFIX):

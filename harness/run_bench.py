@@ -14,6 +14,7 @@ from harness.comparing.arm_file import Arm, Measurement
 from harness.measure import measure
 from harness.metrics import Slo
 from harness.openmetrics import push, write_openmetrics
+from harness.out_folder import make_folder
 from harness.plan import plan
 from harness.progress import make_reporter
 from harness.report import render_report
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """
     settings = read_settings(args)
     corpus, schedule = plan(settings, allow_changed_corpus=args.allow_changed_corpus)
+    make_folder(settings.out)
     # With a URL the variant is a label, and only one that was given; otherwise the service has a default.
     arm = Arm(settings.variant)
     with make_reporter() as reporter:

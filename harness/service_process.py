@@ -1,7 +1,7 @@
 """One service of ours as a child process: started on a free port, waited for, and always stopped.
 
-What enters are a variant and environment overrides; what leaves is the URL of a service that answers
-`/health` with ok, or an error that repeats what the service said before it ended. The child also ends
+What enters are a variant, settings and environment overrides; what leaves is the URL of a service that
+answers `/health` with ok, or an error that repeats what the service said before it ended. The child also ends
 when the harness is killed. Knows nothing of what is measured.
 """
 
@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.base import LabError
@@ -33,14 +33,20 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ServiceLaunch:
-    """What to start. `variant` None leaves the choice to the service's own settings."""
+    """What to start. `variant` None leaves the choice to the service's own settings.
+
+    The service ignores what it does not know in `env`, but ends if it does not know one of `settings`.
+    """
 
     variant: str | None
     env: Mapping[str, str]
+    settings: Mapping[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = (sys.executable, "-m", "tools.cli", "serve")
 
     def argv(self, port: int) -> list[str]:
         chosen = ["--variant", self.variant] if self.variant else []
+        for name, value in self.settings.items():
+            chosen += ["--set", f"{name}={value}"]
         return [*self.command, *chosen, "--port", str(port)]
 
 

@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapters.base import ConfigError
+from adapters.registry import check_backend
 
 # Options of the command line in the order of `--help`: (name, help). Each is also an environment
 # variable of the same name in capitals.
@@ -72,7 +73,7 @@ class HarnessSettings(BaseSettings):
     off_s: float | None = None
     rate_from: float | None = None
     trace: Path | None = None
-    time_scale: float = Field(1.0, gt=0)
+    time_scale: float | None = Field(None, gt=0)
     trace_max_tokens: int | None = Field(None, ge=2)
     seed: int = Field(0, ge=0)
     repeats: int = Field(1, ge=1)
@@ -110,6 +111,8 @@ class HarnessSettings(BaseSettings):
         if text is None:
             return 0, 1
         index, of = map(int, text.split("/"))
+        if of < 1:
+            raise ConfigError(f"SHARD={text}: there must be at least 1 part")
         if index >= of:
             raise ConfigError(f"SHARD={text}: parts of {of} are numbered 0 to {of - 1}")
         return index, of
@@ -135,8 +138,11 @@ def read_settings(args: argparse.Namespace) -> HarnessSettings:
     names = {name for name, _ in OPTIONS}
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     try:
-        return HarnessSettings(**{name: value for name, value in given.items() if value != ""})
+        settings = HarnessSettings(**{name: value for name, value in given.items() if value != ""})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]).upper()
         raise ConfigError(f"{name}={first['input']}: {first['msg']}") from error
+    if settings.backend:
+        check_backend(settings.backend)
+    return settings

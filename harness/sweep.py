@@ -20,6 +20,7 @@ from harness.comparing.arm_file import Arm, Measurement
 from harness.latency_limits import Limits
 from harness.measure import measure
 from harness.metrics import throughput
+from harness.out_folder import make_folder
 from harness.plan import plan
 from harness.progress import Reporter, make_reporter
 from harness.run_bench import INTERRUPTED_STATUS, add_corpus_option
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     loads = sorted(set(args.rates or args.users))
     if loads[0] <= 0:
         raise ConfigError(f"loads must be above 0, not {loads[0]:g}")
+    make_folder(settings.out)
     sweep = Sweep(settings, limits, is_open=bool(args.rates), allow_changed=args.allow_changed_corpus)
     with make_reporter() as reporter:
         points = sweep.run(loads, args.search, reporter)
@@ -179,7 +181,7 @@ def render_sweep(points: list[Point], limits: Limits, *, is_open: bool) -> str:
         state = "saturated" if point.is_saturated else point.measurement.verdict.level
         lines.append([*cells, state, "-" if point.met is None else "yes" if point.met else "no"])
     headers = [unit, "output tok/s", "requests/s", "TTFT p50", "TTFT p95", "total p95", "state", "met SLO"]
-    text = [render_table(headers, lines)]
+    text = [render_table(headers, lines), "TTFT and total in ms, from schedule."]
     found = knee(points)
     text.append(f"knee: {found:g} {unit}" if found is not None else "knee: too few loads to tell")
     if limits:

@@ -19,6 +19,7 @@ from typing import Any
 
 from adapters.base import ConfigError
 from harness.corpus import Prompt
+from harness.out_folder import make_folder
 
 CHARS_PER_TOKEN = 4
 """For `--max-tokens reply`: English text has about four characters a token."""
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.file} holds no prompt")
     lines = [p.model_dump_json(include={"id", "prompt", "max_tokens"}) for p in prompts]
     content = ("\n".join(lines) + "\n").encode()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out.parent)
     args.out.write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
     args.out.with_suffix(".sha256").write_text(f"{digest}  {args.out.name}\n", encoding="utf-8")

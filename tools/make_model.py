@@ -95,33 +95,23 @@ def _list(artifacts_dir: str) -> int:
 
 def _verify(preset: str, artifacts_dir: str) -> int:
     if preset not in PRESETS:
-        print(f"error: only presets can be verified: {', '.join(PRESETS)}", file=sys.stderr)
-        return 2
+        raise ConfigError(f"only presets can be verified: {', '.join(PRESETS)}")
     folder = preset_folder(preset, artifacts_dir)
     if not is_current(folder):
-        print(f"error: {folder} is missing or out of date; `lab model {preset}` makes it", file=sys.stderr)
-        return 1
+        return _told(f"{folder} is missing or out of date; `lab model {preset}` makes it")
     changed = changed_files(folder)
     if changed:
         listed = ", ".join(changed)
-        print(
-            f"error: {folder} has changed ({listed}); `lab model {preset} --force` makes it anew",
-            file=sys.stderr,
-        )
-        return 1
+        return _told(f"{folder} has changed ({listed}); `lab model {preset} --force` makes it anew")
     print(f"{folder} is intact, {read_manifest(folder)['digest']}")
     return 0
 
 
+def _told(problem: str) -> int:
+    """What `--verify` found; the exit status for it."""
+    print(f"lab model: {problem}", file=sys.stderr)
+    return 1
+
+
 def _num_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="make_model", description="Make or fetch a model.")
-    add_arguments(parser)
-    return run(parser.parse_args())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 
+from adapters.base import ConfigError
 from tools.prompt_lengths import OUTPUT_TOKENS, PROMPT_TOKENS, Draws, stratified_lengths
 from tools.prompt_texts import write_prompt
 
@@ -70,7 +71,7 @@ def write_corpus(path: Path, content: bytes) -> str:
 
 def check_corpus(path: Path, content: bytes) -> str | None:
     """What is wrong with the files on disk, or None when they are what the generator writes."""
-    remake = f"run `python -m tools.make_prompts --out {path}` or restore the file"
+    remake = f"run `lab prompts --out {path}` or restore the file"
     if not path.is_file():
         return f"{path} is missing; {remake}."
     on_disk = path.read_bytes()
@@ -141,19 +142,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     out: Path = args.out
     if args.extend_with and (args.check or out.resolve() == CORPUS_PATH):
-        print(
-            "error: an extended corpus differs from machine to machine; give it a file of its own with "
-            "--out, and do not --check it.",
-            file=sys.stderr,
+        raise ConfigError(
+            "an extended corpus differs from machine to machine; give it a file of its own with --out, "
+            "and do not --check it"
         )
-        return 2
     prompts = make_prompts(args.n, args.seed)
     if args.extend_with:
         prompts = extend_prompts(prompts, args.extend_with, args.artifacts_dir, args.extend_tokens, args.seed)
     content = to_jsonl(prompts)
     if args.check:
         problem = check_corpus(out, content)
-        print(f"error: {problem}" if problem else f"{out} is what the generator writes.", file=sys.stderr)
+        told = f"lab prompts: {problem}" if problem else f"{out} is what the generator writes."
+        print(told, file=sys.stderr)
         return 1 if problem else 0
     digest = write_corpus(out, content)
     print(f"{out}: {len(prompts)} prompts, {sum(p.max_tokens for p in prompts)} output tokens at most")
@@ -166,13 +166,3 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="make_prompts", description="Write the corpus of prompts.")
-    add_arguments(parser)
-    return run(parser.parse_args())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -40,7 +40,8 @@ class Arm:
 
     variant: str | None
     name: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Of the service, by their names in `.env.example`."""
 
 
 @dataclass(frozen=True, slots=True)

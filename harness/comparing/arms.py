@@ -7,33 +7,42 @@ Measures nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from adapters.base import ConfigError
+from adapters.base import ConfigError, LabError
+from adapters.registry import check_backend
 from harness.arrivals import derive_seed
 from harness.comparing.arm_file import Arm
 from harness.progress import Reporter
 from harness.server import find_server
 from harness.service_process import ServiceLaunch, running_service
 from harness.settings import HarnessSettings
+from services.contract import ModelCard
+
+_OF_THE_RUN = {*HarnessSettings.model_fields, "host", "port"} - {"backend", "model"}
+"""What all arms have in common: the load, and what the harness itself tells every service."""
 
 
 def parse_arm(text: str) -> tuple[str, dict[str, str]]:
     """`continuous@MAX_BATCH=8,MODEL=lab-110m` -> the name and its settings.
 
     Raises:
-        ConfigError: it is spelled otherwise.
+        ConfigError: it is spelled otherwise, or sets what is no arm's own.
     """
     name, _, listed = text.partition("@")
-    env: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for item in filter(None, listed.split(",")):
         setting, equals, value = item.partition("=")
         if not equals or not setting.isidentifier():
             raise ConfigError(f"{text!r}: settings of an arm are written NAME@SETTING=VALUE,SETTING=VALUE")
-        env[setting.upper()] = value
+        if setting.lower() in _OF_THE_RUN:
+            raise ConfigError(f"{text!r}: {setting.upper()} is the same for all arms, not a setting of one")
+        settings[setting.upper()] = value
     if not name:
         raise ConfigError(f"{text!r} names no strategy before its @")
-    return name, env
+    if backend := settings.get("BACKEND"):
+        check_backend(backend)
+    return name, settings
 
 
 def split_names(words: Sequence[str]) -> list[str]:
@@ -45,35 +54,45 @@ def find_arms(words: Sequence[str], pad: str, settings: HarnessSettings, reporte
     """The arms of these variants: each once, and those that keep finished rows with it on, off or both.
 
     Starts each service for a moment, without a model, to learn its canonical name and whether it pads;
-    a name or setting that does not exist so fails before anything is measured.
+    a name, a setting or a value that the service refuses so fails before anything is measured.
 
     Raises:
-        ConfigError: there are no names.
+        ConfigError: there are no names, or one of them is spelled wrong.
+        LabError: a service refused its name or its settings, in its own words.
     """
     names = split_names(words)
     if not names:
         raise ConfigError("name at least one strategy to compare")
+    asked = [(text, *parse_arm(text)) for text in names]
     arms: dict[str, Arm] = {}
-    for text in names:
-        name, env = parse_arm(text)
+    for text, name, own in asked:
         reporter.announce(f"looking at {text}")
-        launch = ServiceLaunch(name, {"PAD_FINISHED": "1", **env, "BACKEND": "null"})
+        card = _card_of(text, name, own, settings)
+        chosen = "".join(f" {setting}={value}" for setting, value in own.items())
+        label = f"{card.variant}{chosen}"
+        if "PAD_FINISHED" in own or not card.strategy.get("pad_finished"):
+            arms[label] = Arm(card.variant, label, own)
+            continue
+        if pad in ("on", "both"):
+            arms[label] = Arm(card.variant, label, {**own, "PAD_FINISHED": "1"})
+        if pad in ("off", "both"):
+            unpadded = f"{label} PAD_FINISHED=0"
+            arms[unpadded] = Arm(card.variant, unpadded, {**own, "PAD_FINISHED": "0"})
+    return list(arms.values())
+
+
+def _card_of(text: str, name: str, own: Mapping[str, str], settings: HarnessSettings) -> ModelCard:
+    """What a service with these settings says about itself, without a model."""
+    launch = ServiceLaunch(name, {"PAD_FINISHED": "1"}, {**own, "BACKEND": "null"})
+    try:
         with running_service(
             launch, start_timeout_s=settings.start_timeout_s, announce=lambda _: None
         ) as service:
             card = find_server(service.url, settings, service.process.pid).card
-            assert card is not None, "a service that was started has a card"
-        chosen = "".join(f" {setting}={value}" for setting, value in env.items())
-        label = f"{card.variant}{chosen}"
-        if "PAD_FINISHED" in env or not card.strategy.get("pad_finished"):
-            arms[label] = Arm(card.variant, label, env)
-            continue
-        if pad in ("on", "both"):
-            arms[label] = Arm(card.variant, label, {**env, "PAD_FINISHED": "1"})
-        if pad in ("off", "both"):
-            unpadded = f"{label} PAD_FINISHED=0"
-            arms[unpadded] = Arm(card.variant, unpadded, {**env, "PAD_FINISHED": "0"})
-    return list(arms.values())
+    except LabError as error:
+        raise LabError(f"{text}: {error}") from error
+    assert card is not None, "a service that was started has a card"
+    return card
 
 
 def arm_order(arms: Sequence[Arm], block: int, seed: int) -> list[Arm]:

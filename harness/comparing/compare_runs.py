@@ -63,7 +63,7 @@ class Ledger:
 
 def plan_digest(arms: Sequence[Arm], settings: HarnessSettings, corpus: Corpus, schedule: Schedule) -> str:
     content = {
-        "arms": [[arm.variant, arm.name, sorted(arm.env.items())] for arm in arms],
+        "arms": [[arm.variant, arm.name, sorted(arm.settings.items())] for arm in arms],
         "settings": settings.recorded(),
         "corpus": corpus.sha256,
         "schedule": schedule.digest,

@@ -65,12 +65,13 @@ def _percentile_of(column: str, q: int) -> Value:
 THROUGHPUT = Headline("output tok/s", True, _tokens_per_s)
 REQUEST_TIME = Headline("time per request", False, None)
 """From schedule to last token: the geometric mean over requests of the ratio of one request to itself."""
+# Latencies count from schedule: from send, a strategy whose client waits before it sends would look better.
 HEADLINES = (
     THROUGHPUT,
     REQUEST_TIME,
     Headline("TTFT p50", False, _percentile_of("ttft_sched_ms", 50)),
     Headline("TTFT p95", False, _percentile_of("ttft_sched_ms", 95)),
-    Headline("total p95", False, _percentile_of("total_ms", 95)),
+    Headline("total p95", False, _percentile_of("total_sched_ms", 95)),
 )
 
 

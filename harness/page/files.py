@@ -14,6 +14,7 @@ from harness.comparing.combine import choose_reference, comparison_manifest, rea
 from harness.comparing.comparison import agreement_of_all
 from harness.cost import Price
 from harness.metrics import Slo
+from harness.out_folder import make_folder
 from harness.page.data import ReportData, gather
 from harness.page.html import make_charts, render_page
 from harness.page.words import (
@@ -55,7 +56,7 @@ def load_report(
 
 
 def write_html(data: ReportData, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     path.write_text(render_page(data, _title(data)), encoding="utf-8")
 
 
@@ -69,7 +70,7 @@ def write_charts(data: ReportData, folder: Path) -> list[Path]:
         import resvg_py
     except ImportError as error:
         raise ConfigError("--png needs one more package: uv sync --inexact --extra png") from error
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written: list[Path] = []
     for name, svg in make_charts(data).items():
         path = folder / f"{name}.png"
@@ -84,7 +85,7 @@ def to_markdown(data: ReportData) -> str:
     parts = [f"### {_title(data)}", f"**{validity['level']}.** " + " ".join(verdict_sentences(data))]
     parts.append(render_table(*arm_table(data)))
     if data.found:
-        parts.append(f"Ratios to {data.reference}; intervals hold together at 95%.")
+        parts.append(f"Latencies from schedule. Ratios to {data.reference}; intervals hold together at 95%.")
         parts.append(render_table(*contrast_table(data.found)))
         parts.append("\n".join(f"- {sentence}" for sentence in contrast_sentences(data.found)))
     headers, lines = budget_table(data)

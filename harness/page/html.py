@@ -153,8 +153,9 @@ def _contrast_section(data: ReportData) -> str:
     if not data.found:
         return ""
     note = (
-        f"Ratios to {data.reference}, the same requests paired, intervals over {data.num_blocks} block(s); "
-        "those of an arm hold together at 95%. Below 1 is better for times."
+        f"Ratios to {data.reference}, latencies from schedule, the same requests paired, "
+        f"intervals over {data.num_blocks} block(s); those of an arm hold together at 95%. "
+        "Below 1 is better for times."
     )
     same = f"{data.num_same[0]} of {data.num_same[1]} prompts got the same output from all arms."
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in contrast_sentences(data.found))

@@ -119,6 +119,21 @@ def test_impossible_loads_are_refused_by_name(
         make_load(concurrency=concurrency, rate=rate, arrivals=arrivals)
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"rate": None, "arrivals": None, "cv": 2.0}, "CV=2 needs ARRIVALS=gamma"),
+        ({"rate": 2.0, "arrivals": None, "cv": 2.0}, "CV=2 needs ARRIVALS=gamma"),
+        ({"rate": 2.0, "arrivals": "gamma", "cv": 2.0, "on_s": 1.0}, "ON_S=1 needs ARRIVALS=onoff"),
+        ({"rate": 2.0, "arrivals": "poisson", "off_s": 0.5}, "OFF_S=0.5 needs ARRIVALS=onoff"),
+        ({"rate": 2.0, "arrivals": "constant", "rate_from": 0.0}, "RATE_FROM=0 needs ARRIVALS=ramp"),
+    ],
+)
+def test_options_without_effect_are_refused(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        make_load(concurrency=1, **fields)
+
+
 def test_no_requests_are_refused() -> None:
     with pytest.raises(ConfigError, match="REQUESTS"):
         make_schedule(PROMPTS, 0, CLOSED, 0)

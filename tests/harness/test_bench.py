@@ -276,7 +276,7 @@ def test_compare_measures_every_arm_in_every_block(
     words = [
         "--variants",
         "baseline",
-        "dynamic_batch",
+        "dynamic_batch@MAX_BATCH=2",
         "--blocks",
         "1",
         "--requests",
@@ -287,16 +287,30 @@ def test_compare_measures_every_arm_in_every_block(
     assert main(["compare", *words]) == 0
     (path,) = (tmp_path / "out" / "compare").glob("*.parquet")
     manifest, rows = read_parquet(path)
-    assert manifest["arms"] == ["baseline", "dynamic", "dynamic PAD_FINISHED=0"]
+    own = "dynamic MAX_BATCH=2"
+    assert manifest["arms"] == ["baseline", own, f"{own} PAD_FINISHED=0"]
     assert rows.groupby("arm").size().to_dict() == dict.fromkeys(manifest["arms"], 8)
     assert rows.groupby("schedule_index")["output_sha256"].nunique().eq(1).all()
     pads = {run["arm"]: run["service"]["strategy"]["pad_finished"] for run in manifest["runs"]}
-    assert pads == {"baseline": False, "dynamic": True, "dynamic PAD_FINISHED=0": False}
+    assert pads == {"baseline": False, own: True, f"{own} PAD_FINISHED=0": False}
+    batches = {run["arm"]: run["service"]["strategy"]["max_batch"] for run in manifest["runs"]}
+    assert batches[own] == batches[f"{own} PAD_FINISHED=0"] == 2
     shown = capsys.readouterr().out
     assert "same as baseline" in shown
     assert "All arms gave the same output for 8 of 8 prompts." in shown
     assert main(["report", str(path)]) == 0
     assert "Ratios to baseline" in capsys.readouterr().out
+
+
+def test_a_mistyped_setting_of_an_arm_fails_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "--variants", "baseline", "continuous@MAX_BTCH=1", "--requests", "2"]) == 2
+    complaint = capsys.readouterr().err
+    assert "continuous@MAX_BTCH=1: " in complaint
+    assert "MAX_BTCH, given, is not a setting; did you mean MAX_BATCH?" in complaint
+    Path(complaint.rpartition("its log: ")[2].strip()).unlink()
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 def test_an_unknown_strategy_fails_before_anything_is_measured(
@@ -306,4 +320,15 @@ def test_an_unknown_strategy_fails_before_anything_is_measured(
     complaint = capsys.readouterr().err
     assert "no_such_strategy" in complaint
     Path(complaint.rpartition("its log: ")[2].strip()).unlink()
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("words", [["bench"], ["compare"], ["sweep", "--concurrency", "1"]])
+def test_a_place_that_takes_no_files_is_told_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a service was started"))
+    assert main([*words, "--out", str(tmp_path / "prompts.jsonl" / "below")]) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith(f"lab {words[0]}: cannot write into ")
+    assert complaint.endswith(": Not a directory\n")

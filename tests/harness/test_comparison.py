@@ -75,8 +75,17 @@ def test_figures_of_each_run() -> None:
     ]  # fmt: skip
     assert [f.output_tokens_per_s for f in figures] == pytest.approx([2.0, 1.0, 8.0, 4.0])
     assert figures[0].ttft_sched_p50_ms == pytest.approx(500)
-    assert figures[0].total_p95_ms == pytest.approx(1000)
+    assert figures[0].total_sched_p95_ms == pytest.approx(1000)
     assert (figures[0].mean_batch_size, figures[0].dead_row_share) == (2.0, 0.25)
+
+
+def test_a_wait_before_sending_is_in_the_figures() -> None:
+    late = run_rows("static", 0, 1.0)
+    for row in late:
+        row["sent_s"] += 0.4
+        row["total_ms"] -= 400
+    rows, manifest = comparison(run_rows("baseline", 0, 1.0), late)
+    assert [f.total_sched_p95_ms for f in compare_arms(made_frame(rows), manifest)] == [1000, 1000]
 
 
 def test_agreement_counts_equal_outputs_of_the_same_block() -> None:
@@ -107,6 +116,7 @@ def test_tables_show_ratios_and_say_when_samples_are_too_few() -> None:
     rows, manifest = comparison(*BLOCKS)
     text = render_comparison(made_frame(rows), manifest)
     assert "4.00x [4-4]" in text
+    assert "TTFT and total are from schedule." in text
     assert "continuous: better in output tok/s (4.00x)" in text
     assert "All arms gave the same output for 59 of 60 prompts." in text
     few = [run_rows("baseline", 0, 1.0, num=10), run_rows("static", 0, 1.0, num=10)]
@@ -147,6 +157,13 @@ def test_arms_may_have_settings_of_their_own() -> None:
     assert parse_arm("c@max_batch=1,MODEL=lab-26m:bf16") == ("c", {"MAX_BATCH": "1", "MODEL": "lab-26m:bf16"})
     for text in ("c@MAX_BATCH", "@X=1", "c@=3"):
         with pytest.raises(ConfigError):
+            parse_arm(text)
+    for text, message in (
+        ("c@CONCURRENCY=4", "CONCURRENCY is the same for all arms"),
+        ("c@PORT=80", "PORT is the same for all arms"),
+        ("c@BACKEND=nul", "there is no backend 'nul'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             parse_arm(text)
 
 

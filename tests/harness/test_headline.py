@@ -35,6 +35,21 @@ def test_a_machine_that_drifts_does_not_move_the_ratio() -> None:
     assert more_blocks(found, is_open=False) == 0
 
 
+def test_a_client_that_waits_before_it_sends_gains_nothing() -> None:
+    rows = blocks((1.0, 1.0), (1.0, 1.0))
+    for row in rows:
+        if row["arm"] == "other":
+            row["sent_s"] += 0.4
+            row["ttft_ms"] -= 400
+            row["total_ms"] -= 400
+    found = contrasts(made_frame(rows), ["baseline", "other"], "baseline", is_open=False)
+    latencies = [c for c in found if not c.metric.higher_is_better]
+    assert len(latencies) == 4
+    for contrast in latencies:
+        assert contrast.judgement is not None
+        assert contrast.judgement.ratio == pytest.approx(1.0)
+
+
 def test_only_requests_that_both_answered_count() -> None:
     rows = blocks((1.0, 1.0), (1.0, 1.0))
     for row in rows:

@@ -61,8 +61,21 @@ def test_report_of_nothing_finished() -> None:
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path / "none.parquet"), str(tmp_path / "none.journal.jsonl")]) == 2
     complaints = capsys.readouterr().err
-    assert "none.parquet" in complaints
-    assert "none.journal.jsonl" in complaints
+    assert f"lab report: there is no file {tmp_path / 'none.parquet'}\n" in complaints
+    assert f"lab report: there is no file {tmp_path / 'none.journal.jsonl'}\n" in complaints
+
+
+@pytest.mark.parametrize("name", ["llama-server", "yardsticks-lab-26m"])
+def test_figures_that_are_no_run_say_how_to_read_them(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[2] / "docs" / "measured" / f"{name}.parquet"
+    assert main(["report", str(path)]) == 2
+    assert "neither a run nor a comparison: read its rows with pandas.read_parquet" in capsys.readouterr().err
+
+
+def test_a_limit_that_means_nothing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", "x.parquet", "--slo", "ttft=5"])
+    assert "'ttft' is no latency; use total_ms" in capsys.readouterr().err
 
 
 def test_tables_line_up() -> None:

@@ -36,7 +36,7 @@ FAILING = "import sys; print('lab serve: MODEL=x cannot be had', file=sys.stderr
 
 
 def launch(code: str, **env: str) -> ServiceLaunch:
-    return ServiceLaunch("static", env, command=(sys.executable, "-c", code))
+    return ServiceLaunch("static", env, {"MAX_BATCH": "8"}, command=(sys.executable, "-c", code))
 
 
 def is_running(process: psutil.Process) -> bool:
@@ -62,7 +62,7 @@ def test_a_ready_service_is_used_and_stopped_with_all_it_started(tmp_path: Path)
         assert all(is_running(process) for process in processes)
         assert service.problem() is None
         log = service.log_path.read_text()
-        assert "'--variant', 'static', '--port'" in log
+        assert "'--variant', 'static', '--set', 'MAX_BATCH=8', '--port'" in log
         assert "127.0.0.1" in log
     assert all(is_soon_gone(process) for process in processes)
     assert not service.log_path.exists()

@@ -55,6 +55,7 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--concurrency", "-1"), "CONCURRENCY=-1"),
         (("--temperature", "3"), "TEMPERATURE=3"),
         (("--variant", "../elsewhere"), "VARIANT=../elsewhere"),
+        (("--backend", "nul"), "there is no backend 'nul': BACKEND must be one of torch"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(words: tuple[str, ...], named: str) -> None:

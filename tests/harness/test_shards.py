@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
-from adapters.base import ConfigError
+from adapters.base import ConfigError, LabError
+from harness import processes
 from harness.arrivals import Arrivals, Load, make_schedule
 from harness.corpus import Prompt
 from harness.record import read_parquet
@@ -44,6 +48,8 @@ def test_the_index_of_a_job_names_the_shard(monkeypatch: pytest.MonkeyPatch) -> 
     assert HarnessSettings(shard="0/2").which_shard() == (0, 2)
     with pytest.raises(ConfigError, match="numbered 0 to 1"):
         HarnessSettings(shards=2).which_shard()
+    with pytest.raises(ConfigError, match="SHARD=0/0: there must be at least 1 part"):
+        HarnessSettings(shard="0/0").which_shard()
 
 
 def test_three_shards_make_the_run(tmp_path: Path) -> None:
@@ -81,6 +87,40 @@ def test_late_shards_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         words = ["--url", server.url, "--requests", "4", "--rate", "100", "--warmup", "0", "--shard", "0/2"]
         assert main(["bench", *words, "--start-at", f"{time.time() - 5:.3f}"]) == 2
     assert "late for START_AT" in capsys.readouterr().err
+
+
+def test_more_processes_than_users_are_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with FakeServer(card=model_card()) as server:
+        words = ["--url", server.url, "--processes", "2", "--concurrency", "1"]
+        assert main(["bench", *words]) == 2
+        assert server.bodies == []
+    assert "1 users cannot be split into 2 parts" in capsys.readouterr().err
+
+
+def ready_and_stuck(line: Connection, part: object) -> None:
+    line.send("ready")
+    line.recv()
+    time.sleep(60)
+
+
+def test_when_one_process_fails_the_others_are_ended_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[Connection] = []
+    failed_s: list[float] = []
+
+    def collect(found: dict[Connection, BaseProcess], on_complete: object) -> NoReturn:
+        lines.extend(found)
+        failed_s.append(time.monotonic())
+        raise EOFError
+
+    monkeypatch.setattr(processes, "_play_part", ready_and_stuck)
+    monkeypatch.setattr(processes, "_collect", collect)
+    parts: list[Any] = [None, None, None]
+    with pytest.raises(LabError, match="ended before it was done"):
+        processes.play_in_processes(parts, lambda _: None, None)
+    assert time.monotonic() - failed_s[0] < 5
+    assert [line.closed for line in lines] == [True, True, True]
 
 
 def test_several_processes_send_the_same_schedule(tmp_path: Path) -> None:

@@ -86,5 +86,11 @@ def test_what_is_no_trace_is_refused(tmp_path: Path, text: str) -> None:
 def test_contradictions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="leave out RATE"):
         plan(HarnessSettings(trace=write(tmp_path, AZURE), rate=2.0), allow_changed_corpus=False)
+    with pytest.raises(ConfigError, match="CV=2 needs ARRIVALS=gamma"):
+        plan(HarnessSettings(trace=write(tmp_path, AZURE), cv=2.0), allow_changed_corpus=False)
+    with pytest.raises(ConfigError, match="TIME_SCALE=5 needs a TRACE"):
+        plan(HarnessSettings(time_scale=5.0), allow_changed_corpus=False)
+    with pytest.raises(ConfigError, match="TRACE_MAX_TOKENS=99 needs a TRACE"):
+        plan(HarnessSettings(trace_max_tokens=99), allow_changed_corpus=False)
     with pytest.raises(ConfigError, match="PROMPTxOUTPUT"):
         synthetic_corpus("512", 3, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from importlib import import_module
 from types import SimpleNamespace
 from typing import NoReturn
 
@@ -35,6 +36,18 @@ def test_help_names_every_command_without_loading_any(
         cli.main(["--help"])
     told = capsys.readouterr().out
     assert [name for name in cli.COMMANDS if f"\n    {name}" not in told] == []
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_tells_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module, _ = cli.COMMANDS[name]
+    try:
+        import_module(module)
+    except ModuleNotFoundError as missing:
+        pytest.skip(f"needs an extra: {missing}")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([name, "--help"])
+    assert f"usage: lab {name}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("argv", [[], ["serv"], ["serve", "--no-such-option"]])
