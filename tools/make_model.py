@@ -115,3 +115,9 @@ def _told(problem: str) -> int:
 
 def _num_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+if __name__ == "__main__":
+    from tools.cli import main
+
+    raise SystemExit(main(["model", *sys.argv[1:]]))

@@ -166,3 +166,9 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
+
+
+if __name__ == "__main__":
+    from tools.cli import main
+
+    raise SystemExit(main(["prompts", *sys.argv[1:]]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +210,8 @@ def test_a_language_model_can_extend_the_prompts(tmp_path: Path) -> None:
 def test_an_extended_corpus_does_not_replace_the_recorded_one() -> None:
     with pytest.raises(ConfigError, match="--out"):
         run("--extend-with", "lab-26m")
+
+
+def test_the_file_runs_as_a_program() -> None:
+    done = subprocess.run([sys.executable, make_prompts.__file__, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
