@@ -159,7 +159,7 @@ def next_load(points: list[Point], *, is_open: bool) -> float | None:
 
 
 def knee(points: list[Point]) -> float | None:
-    """The load of the best ratio of throughput to median TTFT on the curve (Kleinrock's power)."""
+    """The load of the best ratio of throughput to median time per request (Kleinrock's power)."""
     powers = [
         (point.tokens_per_s / float(median), point.load)
         for point in points

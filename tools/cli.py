@@ -7,6 +7,7 @@ Arguments enter; an exit code leaves. Only the module of the command asked for i
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -65,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lab {asked}: needs {package}; install it with `uv sync --extra {extra}`", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # as in `lab report FILE | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 2
 
 

@@ -16,8 +16,10 @@ import torch
 from adapters.base import SamplingParams, ScheduledChunk, Sequence
 from adapters.torch_backend.backend import TorchBackend
 from adapters.torch_backend.linear import KernelLinear, TiledLinear
+from adapters.torch_backend.step_buffers import StepBuffer
 
 _IN_FLIGHT = 2
+_UPLOAD = StepBuffer.upload
 _PREFILL_TOKENS = 2048
 
 
@@ -128,8 +130,13 @@ def _sequence(seq_id: int, num_tokens: int, backend: TorchBackend) -> Sequence:
     return Sequence(seq_id, [(7 * seq_id + 13 * j) % vocab_size for j in range(num_tokens)], SamplingParams())
 
 
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
 class DeviceTimes:
-    """How long the device was at work on the steps of a backend, from events around each launch.
+    """How long the device was at work on the steps of a backend, from an event before each step's first copy
+    and one behind its last.
 
     A step that is computed operator by operator counts as work from its first operator to its last.
     """
@@ -142,19 +149,25 @@ class DeviceTimes:
     def __enter__(self) -> DeviceTimes:
         if self._launch is not None and torch.cuda.is_available():
             self._backend.launch = self._timed
+            StepBuffer.upload = lambda *args, **options: self._upload(*args, **options)  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *error: object) -> None:
         self._backend.__dict__.pop("launch", None)
+        StepBuffer.upload = _UPLOAD  # type: ignore[method-assign]
 
     def _timed(self, chunks: Any) -> Any:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begin.record()
         assert self._launch is not None
         step = self._launch(chunks)
+        end = _event()
         end.record()
-        self._pairs.append((begin, end))
+        self._pairs.append((self._begin, end))
         return step
+
+    def _upload(self, *args: Any, **options: Any) -> Any:
+        self._begin = _event()
+        self._begin.record()
+        return _UPLOAD(*args, **options)
 
     def busy_s(self) -> float | None:
         """None where the device has no such events."""

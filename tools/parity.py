@@ -134,9 +134,9 @@ class _kept_logits:
         self._choose = _torch_module.choose_tokens
         kept: list[Logits] = []
 
-        def choose(logits: Any, sequences: Any) -> list[int]:
+        def choose(logits: Any, *rest: Any) -> list[int]:
             kept[:] = [logits[0].float().numpy()]
-            tokens: list[int] = self._choose(logits, sequences)
+            tokens: list[int] = self._choose(logits, *rest)
             return tokens
 
         _torch_module.choose_tokens = choose

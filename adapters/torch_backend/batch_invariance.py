@@ -42,7 +42,8 @@ def changed_linears(module: nn.Module, device: torch.device) -> list[str]:
 def forward_is_changed(forward: Forward, packer: StepPacker, vocab_size: int) -> bool:
     """True where a decode row's logits differ alone, among others, or beside a prompt chunk."""
     count = min(len(_LENGTHS), packer.slots.num_slots)
-    ids = [[(7 * i + 13 * j) % vocab_size for j in range(n)] for i, n in enumerate(_LENGTHS[:count])]
+    lengths = [min(length, packer.max_len - 1) for length in _LENGTHS[:count]]
+    ids = [[(7 * i + 13 * j) % vocab_size for j in range(n)] for i, n in enumerate(lengths)]
     sequences = [Sequence(-1 - i, prompt, SamplingParams()) for i, prompt in enumerate(ids)]
 
     def logits(*chunks: ScheduledChunk) -> Tensor:

@@ -69,6 +69,9 @@ class CpuKernels:
         self._norm = getattr(library, f"lab_norm_{name}")
         self._norm.argtypes = (_PTR, _PTR, _PTR, _INT, _INT, ctypes.c_float)
         self._norm.restype = None
+        self._argmax = getattr(library, f"lab_argmax_{name}")
+        self._argmax.argtypes = (_PTR, _INT, _INT, _PTR)
+        self._argmax.restype = None
         self._rotate_and_store = getattr(library, f"lab_rotate_and_store_{name}")
         self._rotate_and_store.argtypes = (step, _PTR, _PTR, _PTR)
         self._rotate_and_store.restype = None
@@ -95,6 +98,13 @@ class CpuKernels:
         out = torch.empty_like(x)
         self._norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.shape[0], x.shape[1], eps)
         return out
+
+    def argmax(self, x: Tensor) -> list[int]:
+        """The place of the largest number in each row of `x (T, n)`, the first of equals."""
+        places = torch.empty(len(x), dtype=torch.int64)
+        self._argmax(x.data_ptr(), x.shape[0], x.shape[1], places.data_ptr())
+        found: list[int] = places.tolist()
+        return found
 
     def step(
         self,

@@ -42,7 +42,9 @@ class _Probe:
             return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
 
         self.k, self.v = (noise(len(_SLOTS) * _MAX_LEN, kv_heads, head_dim) for _ in range(2))
-        self.q = noise(512, heads, head_dim)
+        # Cut from wider rows, as the queries of a model with joined projections are.
+        self._wide = noise(512, heads + 2 * kv_heads, head_dim)
+        self._heads = heads
         self.device = device
         self.scaling = head_dim**-0.5
 
@@ -56,7 +58,7 @@ class _Probe:
             torch.tensor([t[e] for e in entries], device=self.device) for t in (_SLOTS, _LENGTHS)
         )
         spans = decode_spans(slots, lengths - 1, _MAX_LEN, max_rows=max_rows)
-        return self.q[list(entries)], spans
+        return self._wide[list(entries)][:, : self._heads], spans
 
     def mixed(self, rows: tuple[int, ...]) -> Case:
         """The first entries with so many rows each."""
@@ -66,7 +68,7 @@ class _Probe:
             torch.tensor(values, dtype=torch.int32, device=self.device)
             for values in (starts, [*places, 0], list(_LENGTHS[: len(rows)]))
         )
-        return self.q[: starts[-1]], KeySpans(row_starts, place_starts, lengths, max(rows))
+        return self._wide[: starts[-1], : self._heads], KeySpans(row_starts, place_starts, lengths, max(rows))
 
 
 def attention_error(
@@ -83,6 +85,7 @@ def attention_error(
     cases = [
         probe.decode(*range(6)),
         probe.decode(3),
+        probe.decode(*range(6), *[0] * 250),  # a large batch, most of it rows that pad
         probe.decode(*range(6), max_rows=2),
         probe.mixed((1, 64, 7, 128, 1, 200)),
         probe.mixed((1, 1, 63)),
@@ -135,6 +138,8 @@ def usable_attention(
         return None
     try:
         error = attention_error(op, heads, kv_heads, head_dim, dtype, device, window)
+    except torch.AcceleratorError:
+        raise  # the device is lost
     except (RuntimeError, TypeError) as problem:
         logger.warning("no fast attention here, the general path instead: %s", problem)
         return None

@@ -13,7 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from adapters.base import BackendError
 from adapters.torch_backend.flash_attention import LEAST_CAPABILITY, AttentionOp, flash_attention
+
+_RECOVERS_FROM_CAPTURE = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
+"""Older versions can be left capturing, and their allocator with a pool that never ends."""
 
 
 class Event(Protocol):
@@ -25,7 +29,9 @@ class Event(Protocol):
 class StepGraph(Protocol):
     """Device work that was written down once and can be done again over the same tensors."""
 
-    def capture(self, work: Callable[[], None]) -> None: ...
+    def capture(self, work: Callable[[], None]) -> None:
+        """Raises what `work` raises; BackendError where the device cannot be used after that."""
+        ...
 
     def replay(self) -> None: ...
 
@@ -41,6 +47,10 @@ class Machine(Protocol):
 
     def make_current(self) -> None:
         """Events, graphs and kernels of this thread are this device's from now on."""
+        ...
+
+    def wait(self) -> None:
+        """Until the device has nothing left to do; raises what ended it, if anything did."""
         ...
 
     def free_bytes(self) -> int: ...
@@ -59,6 +69,7 @@ class CudaMachine:
         self.device = device
         self._index = torch.cuda.current_device() if device.index is None else device.index
         self._pool: Any = None
+        self._stream: Any = None
         self.make_current()
 
     def make_current(self) -> None:
@@ -67,6 +78,9 @@ class CudaMachine:
     @property
     def attention(self) -> AttentionOp | None:
         return flash_attention if torch.cuda.get_device_capability() >= LEAST_CAPABILITY else None
+
+    def wait(self) -> None:
+        torch.cuda.synchronize(self._index)
 
     def free_bytes(self) -> int:
         gc.collect()
@@ -83,17 +97,30 @@ class CudaMachine:
     def graph(self) -> StepGraph:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        return _CudaGraph(self._pool)
+            # Not torch's own for captures: what is kept for that stream goes with the first graph that dies.
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        return _CudaGraph(self._pool, self._stream)
 
 
 class _CudaGraph:
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, pool: Any, stream: Any) -> None:
         self._graph = torch.cuda.CUDAGraph()
         self._pool = pool
+        self._stream = stream
 
     def capture(self, work: Callable[[], None]) -> None:
-        with torch.cuda.graph(self._graph, pool=self._pool):
-            work()
+        before = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(self._graph, pool=self._pool, stream=self._stream):
+                work()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if not _RECOVERS_FROM_CAPTURE:
+                raise BackendError(f"decode steps cannot be captured, set CUDA_GRAPHS=0: {error}") from error
+            raise
+        finally:
+            torch.cuda.set_stream(before)
 
     def replay(self) -> None:
         self._graph.replay()

@@ -78,6 +78,9 @@ class FakeMachine:
     def make_current(self) -> None:
         self.log.append("current")
 
+    def wait(self) -> None:
+        self.log.append("wait for all")
+
     def free_bytes(self) -> int:
         return self._free_bytes
 

@@ -51,6 +51,17 @@ def test_norm(folder: Path, dtype: torch.dtype, size: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 15, 16, 4099])
+def test_argmax(folder: Path, dtype: torch.dtype, size: int) -> None:
+    """The first of equals, of which bf16 has many, as NumPy has it."""
+    x = drawn(19, 40, size, dtype=dtype)
+    x[0] = 3.0
+    x[1] = -torch.inf
+    x[2, -1] = x[2].max()
+    assert kernels(folder, dtype).argmax(x) == x.float().numpy().argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [0, 24])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 32), (8, 4, 64), (6, 2, 96), (8, 1, 128)])
 def test_attention(

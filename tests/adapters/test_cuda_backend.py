@@ -25,7 +25,7 @@ from adapters.torch_backend import batch_invariance, factory, flash_attention
 from adapters.torch_backend.backend import TorchBackend
 from adapters.torch_backend.cuda_backend import CudaTorchBackend
 from adapters.torch_backend.linear import TiledLinear
-from adapters.torch_backend.step_graphs import graph_sizes
+from adapters.torch_backend.step_graphs import DecodeGraphs, graph_sizes
 from tests.adapters.fake_machine import FakeMachine, row_by_row
 from tests.adapters.test_torch_backend import load, make_model, prompts, run_together, sequences_of
 
@@ -227,6 +227,20 @@ def test_capture_failures(llama: Path, caplog: pytest.LogCaptureFixture) -> None
     assert run_together(backend, sequences_of(prompts(3))) == want
     with pytest.raises(BackendError, match=r"out of memory while capturing.*CUDA_GRAPHS=0"):
         load_device(llama, FakeMachine(capture_failure=torch.OutOfMemoryError("CUDA out of memory")))
+
+
+def test_graphs_that_replay_wrongly_are_dropped(
+    llama: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replay(graphs: DecodeGraphs, size: int) -> None:
+        assert graphs.logits is not None
+        graphs.logits.normal_()
+
+    monkeypatch.setattr(DecodeGraphs, "replay", replay)
+    with caplog.at_level(logging.WARNING):
+        backend = load_device(llama)
+    assert "a row out of one is off by" in caplog.text
+    assert backend.info.details["cuda_graphs"] == 0
 
 
 def wrong_for_single_rows(*args: Any) -> Any:

@@ -198,6 +198,12 @@ def test_limits_are_errors_that_leave_the_backend_usable(llama: Path) -> None:
     assert [o.seq_id for o in backend.step([ScheduledChunk(c, 0, 3)])] == [c.seq_id]
 
 
+@pytest.mark.parametrize("preset", ["lab-26m", "lab-110m"])
+def test_presets_agree_with_their_own_forward(preset: str, tmp_path: Path) -> None:
+    config = BackendConfig(model=preset, dtype="bf16", max_batch_size=2, artifacts_dir=str(tmp_path))
+    assert 0.0 < float(TorchBackend(config).info.details["self_test_error"]) < 0.1
+
+
 def test_what_cannot_run_is_refused_by_name(tmp_path: Path) -> None:
     bloom = transformers.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=1, n_head=2)
     transformers.AutoModelForCausalLM.from_config(bloom).save_pretrained(tmp_path / "bloom")

@@ -43,6 +43,9 @@ extern "C" int lab_attend_prompt_bfloat16(
     extern "C" void lab_norm_##name(const T* x, const T* w, T* y, int64_t rows, int64_t size, float eps) {     \
         norm(x, w, y, rows, size, eps);                                                                        \
     }                                                                                                          \
+    extern "C" void lab_argmax_##name(const T* x, int64_t rows, int64_t size, int64_t* places) {               \
+        argmax(x, rows, size, places);                                                                         \
+    }                                                                                                          \
     extern "C" void lab_rotate_and_store_##name(const Step* s, T* qkv, T* keys, T* values) {                   \
         rotate_and_store(*s, qkv, keys, values);                                                               \
     }                                                                                                          \

@@ -1,4 +1,4 @@
-// What is done row by row: norm, rotary embedding with cache write, attention of single rows.
+// What is done row by row: norm, rotary embedding with cache write, attention of single rows, greedy choice.
 #pragma once
 
 #include "vectors.h"
@@ -16,6 +16,32 @@ static void norm(const T* x, const T* weight, T* y, int64_t rows, int64_t size, 
         }
         float scale = 1.0f / std::sqrt(sum(squares) / size + eps);
         for (int64_t i = 0; i < size; i += kLanes) store(out + i, load(in + i) * scale * load(weight + i));
+    }
+}
+
+// The place of the largest number of each row, the first of equals.
+template <typename T>
+static void argmax(const T* x, int64_t rows, int64_t size, int64_t* places) {
+    i32v lane{};
+    for (int i = 0; i < kLanes; i++) lane[i] = i;
+    for (int64_t row = 0; row < rows; row++) {
+        const T* in = x + row * size;
+        f32v best = f32v{} - INFINITY;
+        i32v at = lane;
+        int64_t i = 0;
+        for (; i + kLanes <= size; i += kLanes) {
+            f32v v = load(in + i);
+            i32v is_larger = v > best;
+            best = is_larger ? v : best;
+            at = is_larger ? lane + int32_t(i) : at;
+        }
+        float top = best[0];
+        int64_t place = at[0];
+        for (int k = 1; k < kLanes; k++)
+            if (best[k] > top || (best[k] == top && at[k] < place)) top = best[k], place = at[k];
+        for (; i < size; i++)
+            if (to_float(in[i]) > top) top = to_float(in[i]), place = i;
+        places[row] = place;
     }
 }
 
