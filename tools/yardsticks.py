@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     num_tokens = sum(item.max_tokens for item in work)
     _say(f"{len(work)} prompts, {num_tokens} tokens to make, {backend.info.num_threads} engine thread(s)")
     for contest in contestants.values():
-        contest([dataclasses.replace(item, max_tokens=4) for item in work[:2]])
+        # All of them: memory of a slot is mapped when it is first written.
+        contest([dataclasses.replace(item, max_tokens=2) for item in work])
     for block in range(args.blocks):
         names = list(contestants)
         for name in names[block % len(names) :] + names[: block % len(names)]:
