@@ -44,16 +44,36 @@ class Origin:
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
 
+class _Arrivals:
+    """Bytes that were stamped and wait to be read, of all connections of a pool, in their order."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stamped: list[tuple[Connection, float, bytes]] = []
+
+    def add(self, connection: Connection, data: bytes) -> None:
+        if not self._stamped:
+            self._loop.call_soon(self.read)
+        self._stamped.append((connection, perf_counter(), data))
+
+    def read(self) -> None:
+        stamped, self._stamped = self._stamped, []
+        for connection, now_s, data in stamped:
+            try:
+                connection.read(data, now_s)
+            except Exception as error:  # what goes wrong on one is not the others' business
+                connection.abort(f"{type(error).__name__}: {error}")
+
+
 class Connection(asyncio.Protocol):
     """Carries one request after the other. `is_reusable` says whether the next one may use it."""
 
-    def __init__(self) -> None:
+    def __init__(self, arrivals: _Arrivals) -> None:
+        self._arrivals = arrivals
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._sink: ResponseSink | None = None
         self._headers: dict[str, str] = {}
-        self._loop = asyncio.get_running_loop()
-        self._arrived: list[tuple[float, bytes]] = []
         self._now_s = 0.0
         self._is_open = False
         self._keep_alive = False
@@ -94,24 +114,19 @@ class Connection(asyncio.Protocol):
         self._keep_alive = True
 
     def data_received(self, data: bytes) -> None:
-        if not self._arrived:
-            self._loop.call_soon(self._read_arrived)
-        self._arrived.append((perf_counter(), data))
+        self._arrivals.add(self, data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         lost_s = perf_counter()
-        self._read_arrived()
+        self._arrivals.read()
         self._is_open = False
         self._now_s = lost_s
         reason = f"connection lost: {exc}" if exc else "connection closed by the server"
         self._finish(reason)
 
-    def _read_arrived(self) -> None:
-        arrived, self._arrived = self._arrived, []
-        for self._now_s, data in arrived:
-            self._read(data)
-
-    def _read(self, data: bytes) -> None:
+    def read(self, data: bytes, now_s: float) -> None:
+        """Parse what came at `now_s`."""
+        self._now_s = now_s
         self.got_bytes = True
         if self._parser is None:
             self.abort("the server sent bytes that no request asked for")
@@ -126,7 +141,7 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self.abort("the server wants to switch protocols")
 
-    # httptools callbacks, all within _read
+    # httptools callbacks, all within read
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
@@ -167,6 +182,7 @@ class ConnectionPool:
     connect_timeout_s: float = 10.0
     num_opened: int = 0
     _idle: list[Connection] = field(default_factory=list)
+    _arrivals: _Arrivals | None = None
 
     def take_idle(self) -> Connection | None:
         while self._idle:
@@ -182,9 +198,10 @@ class ConnectionPool:
             OSError: it could not be made (`TimeoutError` and TLS errors are subclasses).
         """
         loop = asyncio.get_running_loop()
+        arrivals = self._arrivals = self._arrivals or _Arrivals()
         async with asyncio.timeout(self.connect_timeout_s):
             _, connection = await loop.create_connection(
-                Connection, self.origin.host, self.origin.port, ssl=self.origin.tls
+                lambda: Connection(arrivals), self.origin.host, self.origin.port, ssl=self.origin.tls
             )
         self.num_opened += 1
         return connection
