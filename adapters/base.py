@@ -71,6 +71,11 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    takes_likeliest: bool = field(init=False, repr=False, compare=False)
+    """Greedy without penalties. Stored, since every step asks it of every row."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "takes_likeliest", self.temperature <= 0 and not self.has_penalties)
 
     @property
     def has_penalties(self) -> bool:

@@ -8,6 +8,7 @@ pipe that they pass in the service, and each part's own time is taken without th
 from __future__ import annotations
 
 import argparse
+import ctypes
 import multiprocessing
 import sys
 import time
@@ -22,7 +23,7 @@ from adapters.base import BackendConfig
 from adapters.torch_backend import backend as torch_backend
 from adapters.torch_backend.attention import StepLayout
 from adapters.torch_backend.backend import TorchBackend
-from adapters.torch_backend.cpu_kernels import CpuKernels
+from adapters.torch_backend.cpu_kernels import PARTS, CpuKernels
 from adapters.torch_backend.kv_cache import SlotCache
 from adapters.torch_backend.linear import KernelLinear, TiledLinear
 from adapters.torch_backend.llama_forward import LlamaForward
@@ -36,15 +37,15 @@ from services.wire import pack
 from tools.engine_drive import Work, add_common_arguments, drive
 
 _STEP = "engine loop"
-_PRODUCTS = ("forward", "plus", "times", "swish")
 _PARTS: list[tuple[object, str, str]] = [
-    *((kind, name, "matrix products") for kind in (TiledLinear, KernelLinear) for name in _PRODUCTS),
+    *((TiledLinear, name, "matrix products") for name in ("forward", "plus", "times", "swish")),
+    (KernelLinear, "forward", "matrix products"),
     (StepLayout, "_attend_stored", "attention"),
     (CpuKernels, "rotate_and_store", "rotation, cache writes"),
     (SlotCache, "write", "rotation, cache writes"),
     (LlamaForward, "_normed", "norms"),
-    (StepPacker, "pack", "packing rows"),
-    (torch_backend, "choose_tokens", "sampling"),
+    *((StepPacker, name, "packing rows") for name in ("plan", "packed")),
+    *((torch_backend, name, "sampling") for name in ("choose_tokens", "find_likeliest")),
     (TorchBackend, "step", "other operators"),
     (Scheduler, "plan", "scheduler"),
     (Scheduler, "commit", "scheduler"),
@@ -73,6 +74,19 @@ class SelfTimes:
 
         return timed
 
+    def wrap_model(self, run_model: Callable[..., Any]) -> Callable[..., Any]:
+        """`CpuKernels.run_model`, which takes the time of its parts itself."""
+
+        def timed(kernels: CpuKernels, *args: Any) -> Any:
+            seconds = kernels.part_seconds = (ctypes.c_double * len(PARTS))()
+            returned = run_model(kernels, *args)
+            for part, took_s in zip(PARTS, seconds, strict=True):
+                self._times[part] += took_s
+                self._inner_s[-1] += took_s
+            return returned
+
+        return timed
+
     def take(self) -> dict[str, float]:
         taken = dict(self._times)
         self._times.clear()
@@ -81,7 +95,9 @@ class SelfTimes:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser)
-    parser.add_argument("--context", type=int, default=128, help="tokens that each row has behind it")
+    parser.add_argument(
+        "--context", type=int, default=128, help="tokens that each row has behind it, on average"
+    )
     parser.add_argument("--steps", type=int, default=64, help="steps to measure (default 64)")
 
 
@@ -98,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
     backend = TorchBackend(config)
     for owner, name, part in _PARTS:
         setattr(owner, name, times.wrap(getattr(owner, name), part))
+    setattr(CpuKernels, "run_model", times.wrap_model(CpuKernels.run_model))  # noqa: B010 - mypy forbids an assignment
     frames = []
     for num_rows in args.rows:
         print(f"{num_rows} rows ...", file=sys.stderr, flush=True)
@@ -137,9 +154,8 @@ def _profile(
         if record and record.num_decode_tokens == num_rows:
             rows.extend({"step": record.step, "part": part, "seconds": s} for part, s in took.items())
 
-    work = [
-        Work([(7 * row + 13 * j) % 251 for j in range(context)], num_steps + 2) for row in range(num_rows)
-    ]
+    begin = max(context - num_steps // 2, 1)
+    work = [Work([(7 * row + 13 * j) % 251 for j in range(begin)], num_steps + 2) for row in range(num_rows)]
     drive(backend, "continuous", work, max_batch=num_rows, max_step_tokens=1024, publish=publish)
     process.terminate()
     process.join()

@@ -85,7 +85,7 @@ class StepLayout:
         """The same for rows `qkv (T, heads + 2 kv_heads, D)` that are not rotated yet; needs `kernels`."""
         assert self.kernels is not None
         k_cache, v_cache = self.cache.pair(layer) or self._first_rows(layer, qkv[:, heads:])
-        step = self._kernel_step(heads, k_cache, scaling, 0, rotary)
+        step = self._kernel_step((heads, *k_cache.shape[2:]), scaling, 0, rotary)
         self.kernels.rotate_and_store(step, qkv, k_cache, v_cache)
         return self._attend_stored(qkv[:, :heads], k_cache, v_cache, scaling, 0)
 
@@ -105,14 +105,14 @@ class StepLayout:
             out[self.num_used_rows :].zero_()
         if self.num_decode_rows and self._kernels_cover(q, v_cache):
             assert self.kernels is not None
-            step = self._kernel_step(heads, k_cache, scaling, window, None)
+            step = self._kernel_step((heads, *k_cache.shape[2:]), scaling, window)
             self.kernels.attend(step, q, k_cache, v_cache, out)
         else:
             self._attend_runs(q, k_cache, v_cache, scaling, window, out)
         if self.kernels is not None and self.kernels.has_linear and self._kernels_cover(q, v_cache):
-            step = self._kernel_step(heads, k_cache, scaling, window, None)
-            for block in self.prompt_blocks:
-                self.kernels.attend_prompt(step, block.row, block.count, q, k_cache, v_cache, out)
+            step = self._kernel_step((heads, *k_cache.shape[2:]), scaling, window)
+            for row, count in joined_rows(self.prompt_blocks):
+                self.kernels.attend_prompt(step, row, count, q, k_cache, v_cache, out)
             return out
         repeat = heads // k_cache.shape[2]
         for block in self.prompt_blocks:
@@ -156,15 +156,19 @@ class StepLayout:
         )
 
     def _kernel_step(
-        self, heads: int, k_cache: Tensor, scaling: float, window: int, rotary: tuple[Tensor, Tensor] | None
+        self,
+        heads: tuple[int, int, int],
+        scaling: float,
+        window: int = 0,
+        rotary: tuple[Tensor, Tensor] | None = None,
     ) -> KernelStep:
+        """What the kernels want to know, for `heads` query heads, key heads and their dimension."""
         assert self.kernels is not None
-        _, max_len, kv_heads, dim = k_cache.shape
-        key = (heads, kv_heads, dim, window, scaling, rotary is not None)
+        key = (*heads, window, scaling, rotary is not None)
         if key not in self._steps:
-            shape = (heads, kv_heads, dim)
+            slots, positions = self.slots.tolist(), self.positions.tolist()
             self._steps[key] = self.kernels.step(
-                self.slots, self.positions, self.num_decode_rows, rotary, shape, max_len, scaling, window
+                slots, positions, self.num_decode_rows, rotary, heads, self.cache.max_len, scaling, window
             )
         return self._steps[key]
 
@@ -233,6 +237,19 @@ def prompt_blocks(row: int, slot: int, start: int, count: int, size: int) -> lis
         blocks.append(PromptBlock(row + position - start, stop - position, slot, span))
         position = stop
     return blocks
+
+
+def joined_rows(blocks: Seq[PromptBlock]) -> list[tuple[int, int]]:
+    """First rows and counts for the kernels, whose bits do not depend on how a prompt is cut."""
+    joined: list[tuple[int, int]] = []
+    slot = -1
+    for block in blocks:
+        if block.slot == slot and joined[-1][1] + block.count <= BLOCK:
+            joined[-1] = joined[-1][0], joined[-1][1] + block.count
+        else:
+            joined.append((block.row, block.count))
+        slot = block.slot
+    return joined
 
 
 def padding_is_neutral(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> bool:

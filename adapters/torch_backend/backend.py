@@ -28,12 +28,13 @@ from adapters.base import (
 from adapters.cores import default_threads
 from adapters.model_store import ModelFiles, resolve_model
 from adapters.torch_backend import loading
-from adapters.torch_backend.attention import own_padded_len, padding_is_neutral
+from adapters.torch_backend.attention import joined_rows, own_padded_len, padding_is_neutral
 from adapters.torch_backend.cpu_kernels import CpuKernels, load_kernels
+from adapters.torch_backend.kernel_llama import KernelLlama
 from adapters.torch_backend.kv_cache import SlotCache
 from adapters.torch_backend.linear import common_row_range
-from adapters.torch_backend.packing import StepPacker
-from adapters.torch_backend.sampling import choose_tokens
+from adapters.torch_backend.packing import PackedStep, RowPlan, StepPacker
+from adapters.torch_backend.sampling import choose_tokens, find_likeliest
 
 logger = logging.getLogger(__name__)
 
@@ -118,16 +119,29 @@ class TorchBackend:
         return self._info
 
     def step(self, chunks: Seq[ScheduledChunk]) -> list[StepOutput]:
-        batch = self._packer.pack(chunks)
+        plan = self._packer.plan(chunks)
         try:
-            with torch.inference_mode():
-                logits = self._forward(batch.input_ids, batch.layout, batch.logit_rows)
-                tokens = choose_tokens(logits, batch.sampled, self._packer.kernels)
+            if isinstance(self.module, KernelLlama):
+                tokens = self._step_in_kernels(self.module, plan)
+            else:
+                tokens = self._step_in_torch(self._packer.packed(plan))
         except torch.OutOfMemoryError as error:
             raise BackendError(f"out of memory in a step of {len(chunks)} rows: lower MAX_BATCH") from error
         except RuntimeError as error:
             raise BackendError(f"the forward pass failed: {error}") from error
-        return [StepOutput(seq.seq_id, [token]) for seq, token in zip(batch.sampled, tokens, strict=True)]
+        return [StepOutput(seq.seq_id, [token]) for seq, token in zip(plan.sampled, tokens, strict=True)]
+
+    def _step_in_kernels(self, model: KernelLlama, plan: RowPlan) -> list[int]:
+        rows = plan.ids, plan.slots, plan.positions
+        prompts = joined_rows(plan.blocks)
+        logits, likeliest = model.run(self._packer.cache, *rows, plan.num_decodes, prompts, plan.logit_rows)
+        return choose_tokens(logits, plan.sampled, likeliest)
+
+    def _step_in_torch(self, batch: PackedStep) -> list[int]:
+        with torch.inference_mode():
+            logits = self._forward(batch.input_ids, batch.layout, batch.logit_rows)
+            likeliest = find_likeliest(logits[: len(batch.sampled)], self._packer.kernels)
+            return choose_tokens(logits, batch.sampled, likeliest)
 
     def release(self, seq_ids: Seq[int]) -> None:
         for seq_id in seq_ids:

@@ -123,26 +123,12 @@ class KernelLinear(nn.Module):
         self.dtype = weight.dtype
         self.weight = kernels.pack_weight(weight)
         self.bias = bias
+        self.packed = kernels.weight(self.weight, bias)
         self._kernels = kernels
-        self._layer = kernels.layer(self.weight, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 2:
-            return self._kernels.linear(self._layer, x.contiguous(), "none")
         rows = x.reshape(-1, self.in_features).contiguous()
-        return self._kernels.linear(self._layer, rows, "none").view(*x.shape[:-1], self.out_features)
-
-    def swish(self, x: Tensor) -> Tensor:
-        """`silu(linear(x))` for `(T, in)`."""
-        return self._kernels.linear(self._layer, x, "swish")
-
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """`linear(x) + other` for `(T, in)` and `(T, out)`."""
-        return self._kernels.linear(self._layer, x, "add", other)
-
-    def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """`linear(x) * other` for `(T, in)` and `(T, out)`."""
-        return self._kernels.linear(self._layer, x, "mul", other)
+        return self._kernels.linear(self.packed, rows).view(*x.shape[:-1], self.out_features)
 
 
 Linear = TiledLinear | KernelLinear
@@ -150,7 +136,7 @@ Linear = TiledLinear | KernelLinear
 
 def make_linear(weight: Tensor, bias: Tensor | None, *, packed: bool, kernels: CpuKernels | None) -> Linear:
     """The fastest layer there is for this weight; `packed` says whether torch's can be packed."""
-    if kernels is not None and kernels.covers_linear(weight):
+    if kernels is not None and kernels.covers_linear(*weight.shape):
         return KernelLinear(weight, bias, kernels)
     return TiledLinear(weight, bias, packed=packed)
 

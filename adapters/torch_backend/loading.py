@@ -20,8 +20,10 @@ from adapters.base import BackendError, ConfigError, UnsupportedModel
 from adapters.torch_backend import hf_attention
 from adapters.torch_backend.attention import StepLayout
 from adapters.torch_backend.cpu_kernels import CpuKernels
+from adapters.torch_backend.kernel_llama import KernelLlama
 from adapters.torch_backend.linear import can_pack, make_linear
-from adapters.torch_backend.llama_forward import LlamaForward, is_llama_shaped
+from adapters.torch_backend.llama_forward import LlamaForward
+from adapters.torch_backend.llama_shape import llama_shape
 
 logger = logging.getLogger(__name__)
 
@@ -219,8 +221,14 @@ def make_batched(
     """
     packed = can_pack(dtype, device)
     module: Any = loaded.module
-    if fast and is_llama_shaped(module):
-        loaded.module = LlamaForward(module, packed=packed, kernels=kernels, max_len=max_len, joined=joined)
+    shape = llama_shape(module) if fast else None
+    if shape is not None:
+        if kernels is not None and KernelLlama.covers(shape, kernels):
+            loaded.module = KernelLlama(module, shape, kernels, max_len)
+        else:
+            loaded.module = LlamaForward(
+                module, shape, packed=packed, kernels=kernels, max_len=max_len, joined=joined
+            )
         loaded.forward = loaded.module.forward
         return "llama"
     if tiled:

@@ -113,7 +113,10 @@ class StepPacker:
 
     def pack(self, chunks: Seq[ScheduledChunk]) -> PackedStep:
         """Order the rows of a step and say where each reads and writes."""
-        plan = self.plan(chunks)
+        return self.packed(self.plan(chunks))
+
+    def packed(self, plan: RowPlan) -> PackedStep:
+        """The rows of `plan`, padded, as tensors."""
         rows, logit_rows = self.padded(plan)
         where = torch.tensor(rows, device=self._device)
         layout = StepLayout(

@@ -16,17 +16,24 @@ from adapters.sampling import choose_token
 from adapters.torch_backend.cpu_kernels import CpuKernels
 
 
-def choose_tokens(logits: Tensor, sequences: Seq[Sequence], kernels: CpuKernels | None = None) -> list[int]:
-    """One token id for each row; `logits` may have padding rows behind those of `sequences`."""
-    logits = logits[: len(sequences)]
-    if kernels is not None and kernels.dtype == logits.dtype:
-        tokens = kernels.argmax(logits)
-    elif logits.device.type == "cpu":
-        # NumPy's argmax over rows is about 20 times faster than torch's on a CPU.
-        tokens = logits.float().numpy().argmax(-1).tolist()
-    else:
-        tokens = logits.argmax(-1).tolist()
+def choose_tokens(logits: Tensor, sequences: Seq[Sequence], likeliest: list[int]) -> list[int]:
+    """One token id for each row; `logits` may have rows behind those of `sequences`.
+
+    `likeliest` are the places of the largest logits; the list is changed and returned.
+    """
     for row, seq in enumerate(sequences):
-        if seq.params.temperature > 0 or seq.params.has_penalties:
-            tokens[row] = choose_token(logits[row].float().cpu().numpy(), seq)
-    return tokens
+        if not seq.params.takes_likeliest:
+            likeliest[row] = choose_token(logits[row].float().cpu().numpy(), seq)
+    return likeliest
+
+
+def find_likeliest(logits: Tensor, kernels: CpuKernels | None) -> list[int]:
+    """The argmax of each row of `logits (n, vocabulary)`, the first of equals."""
+    if kernels is not None and kernels.dtype == logits.dtype:
+        return kernels.argmax(logits)
+    if logits.device.type == "cpu":
+        # NumPy's argmax over rows is about 20 times faster than torch's on a CPU.
+        places: list[int] = logits.float().numpy().argmax(-1).tolist()
+    else:
+        places = logits.argmax(-1).tolist()
+    return places

@@ -128,7 +128,7 @@ def test_without_penalties_the_tokens_so_far_change_nothing() -> None:
 
 def test_rows_of_a_torch_batch_are_chosen_one_by_one() -> None:
     torch = pytest.importorskip("torch", reason="needs the torch extra")
-    from adapters.torch_backend.sampling import choose_tokens
+    from adapters.torch_backend.sampling import choose_tokens, find_likeliest
 
     params = [
         SamplingParams(),
@@ -137,7 +137,9 @@ def test_rows_of_a_torch_batch_are_chosen_one_by_one() -> None:
     ]
     sequences = [Sequence(i, [0], one, output_token_ids=[1, 4]) for i, one in enumerate(params)]
     logits = torch.tensor(np.stack([PENALIZED] * 4))
-    assert choose_tokens(logits, sequences) == [choose_token(PENALIZED, seq) for seq in sequences]
+    likeliest = find_likeliest(logits[:3], None)
+    assert likeliest == [int(PENALIZED.argmax())] * 3
+    assert choose_tokens(logits, sequences, likeliest) == [choose_token(PENALIZED, seq) for seq in sequences]
 
 
 def test_a_temperature_near_zero_is_greedy_and_overflows_nothing() -> None:

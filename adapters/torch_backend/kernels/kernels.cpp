@@ -1,42 +1,39 @@
 // A step on the CPU: norm, rotary embedding with cache write, attention of single rows; and, where the CPU
-// multiplies pairs of bf16, linear layers and the attention of prompt rows. The first would be half a dozen
-// torch operators each, or attention padded to the longest row.
+// multiplies pairs of bf16, linear layers, the attention of prompt rows, and all of a Llama-shaped model. The
+// first would be half a dozen torch operators each, or attention padded to the longest row.
 //
 // A row's result depends on that row alone: its loops run over its own length in a fixed order, and threads
 // share out whole rows or heads. Sums are fp32. Compiled by cpu_kernels.py with the system's compiler; written
 // with the vector extension that gcc and clang share, for any CPU.
 
-#include "prompts.h"
+#include "model.h"
 
 #if defined(__AVX512BF16__)
 extern "C" int lab_has_linear() { return 1; }
 
-extern "C" void lab_linear_bfloat16(
-    const Linear* l, const bf16* x, int64_t rows, const bf16* other, bf16* out, int32_t epilogue
-) {
-    product(l, x, rows, other, out, (Epilogue)epilogue);
+extern "C" void lab_linear_bfloat16(const Linear* l, const bf16* x, int64_t rows, bf16* out) {
+    product(*l, x, rows, nullptr, out, kNone);
 }
 
 extern "C" int lab_attend_prompt_bfloat16(
     const Step* s, int64_t row, int64_t count, const bf16* q, int64_t row_stride, int64_t head_stride,
     const bf16* keys, const bf16* values, bf16* out
 ) {
-    switch (s->dim) {
-        case 32: attend_prompt<32>(*s, row, count, q, row_stride, head_stride, keys, values, out); return 0;
-        case 64: attend_prompt<64>(*s, row, count, q, row_stride, head_stride, keys, values, out); return 0;
-        case 96: attend_prompt<96>(*s, row, count, q, row_stride, head_stride, keys, values, out); return 0;
-        case 128: attend_prompt<128>(*s, row, count, q, row_stride, head_stride, keys, values, out); return 0;
-        default: return 1;
-    }
+    return attend_prompt_any(*s, row, count, q, row_stride, head_stride, keys, values, out);
+}
+
+extern "C" void lab_model_bfloat16(const Step* s, const Model* model, const Rows* rows, double* seconds) {
+    run_model(*s, *model, *rows, seconds);
 }
 #else
 extern "C" int lab_has_linear() { return 0; }
-extern "C" void lab_linear_bfloat16(const Linear*, const bf16*, int64_t, const bf16*, bf16*, int32_t) {}
+extern "C" void lab_linear_bfloat16(const Linear*, const bf16*, int64_t, bf16*) {}
 extern "C" int lab_attend_prompt_bfloat16(
     const Step*, int64_t, int64_t, const bf16*, int64_t, int64_t, const bf16*, const bf16*, bf16*
 ) {
     return 1;
 }
+extern "C" void lab_model_bfloat16(const Step*, const void*, const void*, double*) {}
 #endif
 
 #define LAB_KERNELS(T, name)                                                                                   \

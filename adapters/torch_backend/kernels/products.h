@@ -85,22 +85,23 @@ static void product_rest(
 }
 
 static void product(
-    const Linear* l, const bf16* x, int64_t rows, const bf16* other, bf16* out, Epilogue epilogue
+    const Linear& l, const bf16* x, int64_t rows, const bf16* other, bf16* out, Epilogue epilogue
 ) {
-    int64_t panels = l->out_features / kLanes;
-    int64_t tiles = (rows + kTile - 1) / kTile, panel_size = l->in_features * kLanes;
-#pragma omp parallel for num_threads(l->threads) schedule(static) if (l->threads > 1)
+    int64_t panels = l.out_features / kLanes;
+    int64_t tiles = (rows + kTile - 1) / kTile, panel_size = l.in_features * kLanes;
+#pragma omp parallel for num_threads(l.threads) schedule(static) if (l.threads > 1)
     for (int64_t panel = 0; panel < panels; panel += kPanels) {
         int64_t last = panel + kPanels < panels ? panel + kPanels : panels;
-        // With one tile memory is the limit, and the CPU fetches ahead by itself.
-        int64_t num_next = tiles == 1 ? 0 : panels - last < kPanels ? panels - last : kPanels;
+        int64_t num_next = panels - last < kPanels ? panels - last : kPanels;
+        // With one tile memory is the limit, and the CPU fetches ahead by itself as far as a page goes.
+        if (tiles == 1) find_pages(l.panels + last * panel_size, num_next * panel_size), num_next = 0;
         for (int64_t tile = 0; tile < tiles; tile++) {
-            int64_t row = tile * kTile, count = rows - row < kTile ? rows - row : kTile, at = row * l->out_features;
+            int64_t row = tile * kTile, count = rows - row < kTile ? rows - row : kTile, at = row * l.out_features;
             int64_t from = tile * num_next / tiles, to = (tile + 1) * num_next / tiles;
             const bf16* rest = other ? other + at : nullptr;
             product_rest(
-                count, *l, panel, last, x + row * l->in_features, rest, out + at, epilogue,
-                {l->panels + (last + from) * panel_size, to - from}
+                count, l, panel, last, x + row * l.in_features, rest, out + at, epilogue,
+                {l.panels + (last + from) * panel_size, to - from}
             );
         }
     }

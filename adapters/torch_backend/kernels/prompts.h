@@ -201,4 +201,17 @@ static void attend_prompt(
     }
 }
 
+static int attend_prompt_any(
+    const Step& s, int64_t row, int64_t count, const bf16* q, int64_t row_stride, int64_t head_stride,
+    const bf16* keys, const bf16* values, bf16* out
+) {
+    switch (s.dim) {
+        case 32: attend_prompt<32>(s, row, count, q, row_stride, head_stride, keys, values, out); return 0;
+        case 64: attend_prompt<64>(s, row, count, q, row_stride, head_stride, keys, values, out); return 0;
+        case 96: attend_prompt<96>(s, row, count, q, row_stride, head_stride, keys, values, out); return 0;
+        case 128: attend_prompt<128>(s, row, count, q, row_stride, head_stride, keys, values, out); return 0;
+        default: return 1;
+    }
+}
+
 #endif

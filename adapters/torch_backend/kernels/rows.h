@@ -107,8 +107,10 @@ static inline f32v plus_products(f32v sum, const bf16* a, const bf16* b) {
 #endif
 }
 
-// Fetches a place's share of the next block while that place is computed: memory is then read in order and all
-// the time, which strided reads of single heads, or whole blocks asked for at once, are not.
+// Fetches a place's share of a block to come while a place is computed: memory is then read in order and all the
+// time, which strided reads of single heads, or whole blocks asked for at once, are not.
+constexpr int64_t kBlocksAhead = 2;
+
 template <typename T, int D>
 static inline void fetch_place(const T* share, int64_t place) {
     const char* from = (const char*)(share + place * D);
@@ -190,47 +192,64 @@ static inline void for_heads(int64_t first, int64_t last, int64_t repeat, F step
     }
 }
 
+// The first position that a decode row sees.
+static inline int64_t first_seen(const Step& s, int64_t row) {
+    int64_t end = s.positions[row] + 1;
+    return s.window && end > s.window ? end - s.window : 0;
+}
+
 // One row and the query heads of the key heads `first .. last - 1`. Keys are read once, then values, each as
-// one stream: a place holds all heads side by side. `following` are the keys that are read next.
+// one stream: a place holds all heads side by side.
 template <typename T, int D>
 static void attend_row(
     const Step& s, int64_t row, int64_t first, int64_t last, const T* q, int64_t head_stride, const T* keys,
-    const T* values, const T* following, T* out
+    const T* values, T* out
 ) {
-    int64_t repeat = s.heads / s.kv_heads, stride = s.kv_heads * D;
-    int64_t end = s.positions[row] + 1, begin = s.window && end > s.window ? end - s.window : 0;
-    int64_t length = end - begin, room = (length + kLanes - 1) / kLanes * kLanes;
+    int64_t repeat = s.heads / s.kv_heads, stride = s.kv_heads * D, begin = first_seen(s, row);
+    int64_t length = s.positions[row] + 1 - begin, room = (length + kLanes - 1) / kLanes * kLanes;
     int64_t base = (s.slots[row] * s.max_len + begin) * stride;
+    int64_t following = row + 1 < s.decode_rows ? row + 1 : row;
+    int64_t next_base = (s.slots[following] * s.max_len + first_seen(s, following)) * stride;
 
     static thread_local std::vector<float> space;
     space.assign(s.heads * D, 0.0f);
     space.resize(s.heads * (D + room));
     float *mix = space.data(), *scores = mix + s.heads * D;
 
-    for (int64_t j = 0; j < room; j += kLanes)
+    // The block to fetch while block `number` is computed, keys and values counted through.
+    auto ahead = [&](int64_t number) {
+        int64_t at = (number + kBlocksAhead) * kLanes;
+        if (at < room) return keys + base + at * stride;
+        return at < 2 * room ? values + base + (at - room) * stride : keys + next_base + (at - 2 * room) * stride;
+    };
+    for (int64_t j = 0; j < room; j += kLanes) {
+        find_pages(keys + next_base + j * stride, kLanes * stride);
         for_heads(first, last, repeat, [&](int64_t h, int64_t head, auto r) {
             const T* block = keys + base + j * stride + head * D;
-            const T* next = j + kLanes < room ? keys + base + (j + kLanes) * stride : values + base;
+            const T* next = ahead(j / kLanes);
             score_block<T, D, r.value>(
                 q + h * head_stride, head_stride, block, stride, s.scale, scores + h * room + j, room,
                 h == head * repeat ? next + head * kLanes * D : nullptr
             );
         });
+    }
     for (int64_t h = first * repeat; h < last * repeat; h++) {
         float total = soften(scores + h * room, length, room);
         for (int64_t j = 0; j < room; j += kLanes)
             store(scores + h * room + j, load(scores + h * room + j) * (1.0f / total));
     }
-    for (int64_t j = 0; j < length; j += kLanes)
+    for (int64_t j = 0; j < length; j += kLanes) {
+        find_pages(values + next_base + j * stride, kLanes * stride);
         for_heads(first, last, repeat, [&](int64_t h, int64_t head, auto r) {
             const T* block = values + base + j * stride + head * D;
             int64_t count = length - j < kLanes ? length - j : kLanes;
-            const T* next = j + kLanes < length ? values + base + (j + kLanes) * stride : following;
+            const T* next = ahead((room + j) / kLanes);
             mix_block<T, D, r.value>(
                 scores + h * room + j, room, block, stride, count, mix + h * D,
                 h == head * repeat ? next + head * kLanes * D : nullptr
             );
         });
+    }
     for (int64_t h = first * repeat; h < last * repeat; h++)
         for (int i = 0; i < D; i += 2 * kLanes)
             store_pair(out + h * D + i, load(mix + h * D + i), load(mix + h * D + i + kLanes));
@@ -247,9 +266,8 @@ static void attend(
     for (int64_t item = 0; item < s.decode_rows * parts; item++) {
         int64_t row = item / parts, part = item % parts;
         int64_t first = part * s.kv_heads / parts, last = (part + 1) * s.kv_heads / parts;
-        const T* following = keys + s.slots[row + 1 < s.decode_rows ? row + 1 : row] * s.max_len * s.kv_heads * D;
         attend_row<T, D>(
-            s, row, first, last, q + row * row_stride, head_stride, keys, values, following, out + row * s.heads * D
+            s, row, first, last, q + row * row_stride, head_stride, keys, values, out + row * s.heads * D
         );
     }
 }

@@ -133,3 +133,9 @@ static inline f32v exp_of(f32v x) {
     f32v value = p * (f32v)power;
     return n < -126.0f ? f32v{} : value;
 }
+
+// Finding the memory page of an address can take longer than reading from it, so it is asked for well ahead.
+template <typename T>
+static inline void find_pages(const T* from, int64_t size) {
+    for (size_t i = 0; i < size * sizeof(T); i += 4096) __builtin_prefetch((const char*)from + i, 0, 2);
+}
