@@ -212,7 +212,7 @@ class BackendConfig:
     """Engine threads; None takes physical cores - 1, at least one."""
     max_batch_size: int = 16
     max_step_tokens: int = 512
-    prefill_chunk: int = 64
+    prefill_chunk: int = 16
     """Prompts are cut at multiples of this; a backend may rely on it for what it computes together."""
     max_model_len: int | None = None
     artifacts_dir: str = "artifacts"

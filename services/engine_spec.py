@@ -18,6 +18,9 @@ from services.scheduler import Scheduler
 from services.strategies import VARIANTS
 from services.strategies.base import StrategyConfig
 
+LONG_PREFILL_ON_CPU = 256
+"""Tokens; such a prompt in one step costs what ten decode steps of sixteen rows cost (lab-26m)."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
@@ -26,7 +29,9 @@ class EngineSpec:
     variant: str
     backend: BackendConfig = field(default_factory=BackendConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
-    prefill_chunk: int = 64
+    prefill_chunk: int = 16
+    long_prefill_token_threshold: int | None = None
+    """None: what suits the device."""
     pad_finished: bool = True
     aging_s: float = 10.0
     tick_s: float = 0.0
@@ -39,12 +44,16 @@ class EngineSpec:
 
     def limits(self, info: BackendInfo) -> SchedulerLimits:
         """The scheduler's limits for what the backend has loaded."""
+        threshold = self.long_prefill_token_threshold
+        if threshold is None:  # a GPU computes hundreds of prompt tokens in the time of a decode step
+            threshold = LONG_PREFILL_ON_CPU if info.device == "cpu" else 0
         return SchedulerLimits(
             kv_capacity_tokens=info.kv_capacity_tokens,
             max_model_len=info.max_model_len,
             max_batch=self.strategy.max_batch,
             max_step_tokens=self.backend.max_step_tokens,
             prefill_chunk=self.prefill_chunk,
+            long_prefill_token_threshold=threshold,
             pad_finished=self.pad_finished,
             aging_s=self.aging_s,
         )

@@ -22,8 +22,10 @@ class SchedulerLimits:
     max_batch: int = 16
     max_step_tokens: int = 512
     """Prompt tokens, decode rows and dead rows of one step, together."""
-    prefill_chunk: int = 64
+    prefill_chunk: int = 16
     """Prompts are cut at multiples of this many positions."""
+    long_prefill_token_threshold: int = 0
+    """While others decode, all prompts of more tokens together get one chunk a step; 0: never so."""
     pad_finished: bool = True
     """Strategies that keep finished rows do so; False drops them."""
     aging_s: float = 10.0
@@ -33,6 +35,10 @@ class SchedulerLimits:
         for name in ("kv_capacity_tokens", "max_model_len", "max_batch", "prefill_chunk"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.long_prefill_token_threshold < 0:
+            raise ConfigError(
+                f"LONG_PREFILL_TOKEN_THRESHOLD is {self.long_prefill_token_threshold}: it must be 0 or more"
+            )
         if not (math.isfinite(self.aging_s) and self.aging_s >= 0):
             raise ConfigError(f"AGING_S is {self.aging_s}: it must be a number of seconds, 0 or more")
         if self.max_step_tokens < self.max_batch + self.prefill_chunk:

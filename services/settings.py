@@ -95,7 +95,14 @@ class Settings(BaseSettings):
     pad_finished: bool = Field(
         True, description="static, dynamic: finished rows stay in the batch until its last one is done."
     )
-    prefill_chunk: int = Field(64, ge=1, le=65_536, description="Prompts are cut at multiples of this.")
+    prefill_chunk: int = Field(16, ge=1, le=65_536, description="Prompts are cut at multiples of this.")
+    long_prefill_token_threshold: int | None = Field(
+        None,
+        ge=0,
+        le=10_000_000,
+        description="continuous: while others decode, all prompts of more tokens than this together "
+        "get PREFILL_CHUNK tokens a step; 0: never so; unset: 256 on a CPU, 0 elsewhere.",
+    )
     max_step_tokens: int | None = Field(
         None,
         ge=1,
@@ -248,6 +255,7 @@ class Settings(BaseSettings):
             ),
             strategy=StrategyConfig(max_batch=self.max_batch, batch_wait_s=self.batch_wait_ms / 1000),
             prefill_chunk=self.prefill_chunk,
+            long_prefill_token_threshold=self.long_prefill_token_threshold,
             pad_finished=self.pad_finished,
             aging_s=self.aging_s,
             tick_s=self.schedule_tick_ms / 1000,

@@ -1,9 +1,9 @@
 """One step as it is laid out: which sequence computes which places.
 
 The sequences that have a slot enter; a `StepPlan` leaves. Decode rows go first and prompts are cut at
-multiples of `prefill_chunk`, so a long prompt holds up nobody's next token for more than one step; short
-prompts go before long ones, so it holds up their first token no longer either. It changes no sequence and
-does not know who was admitted why.
+multiples of `prefill_chunk`, so a long prompt holds up nobody's next token for more than one step, and where
+there is a threshold, not for more than a chunk; short prompts go before long ones, so it holds up their first
+token no longer either. It changes no sequence and does not know who was admitted why.
 """
 
 from __future__ import annotations
@@ -64,24 +64,38 @@ def lay_out(
         else:
             chunks.append(ScheduledChunk(seq, num_computed, 1))
     num_decode_tokens = len(chunks) - num_dead
-    num_prompt_tokens = _add_prompt_chunks(chunks, prompts, limits) if prompts else 0
+    num_prompt_tokens = 0
+    if prompts:
+        threshold = limits.long_prefill_token_threshold if num_decode_tokens else 0
+        num_prompt_tokens = _add_prompt_chunks(chunks, prompts, limits, threshold)
     return StepPlan(
         chunks, len(chunks) - num_dead, num_dead, num_prompt_tokens, num_decode_tokens, recheck_at_s
     )
 
 
-def _add_prompt_chunks(chunks: list[ScheduledChunk], prompts: list[Sequence], limits: SchedulerLimits) -> int:
+def _add_prompt_chunks(
+    chunks: list[ScheduledChunk], prompts: list[Sequence], limits: SchedulerLimits, threshold: int
+) -> int:
     """Fill the rest of the step with `prompts`, fewest tokens left first; returns the tokens added.
 
     So a short prompt does not wait for all of a long one. One chunk is kept for the prompt that was
-    admitted first, so that it moves at each step and none starves.
+    admitted first, so that it moves at each step and none starves. Of the prompts above `threshold` (0: none
+    is) only the one admitted first gets anything, and no more than a chunk.
     """
     room = free = limits.max_step_tokens - len(chunks)
     kept = min(limits.prefill_chunk, _num_left(prompts[0]))
+    long = [seq for seq in prompts if 0 < threshold < len(seq.prompt_token_ids)]
+    held_back = {seq.seq_id for seq in long[1:]}
     for seq in sorted(prompts, key=_num_left):
+        if seq.seq_id in held_back:
+            continue
         if seq is prompts[0]:
             kept = 0
         num_tokens = _num_left(seq)
+        if long and seq is long[0]:
+            num_tokens = min(
+                num_tokens, limits.prefill_chunk - seq.num_computed_tokens % limits.prefill_chunk
+            )
         if num_tokens > free - kept:
             num_tokens = free - kept - (free - kept) % limits.prefill_chunk
         if num_tokens:

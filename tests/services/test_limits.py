@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from adapters.base import ConfigError, RequestTooLong
+from adapters.base import BackendConfig, ConfigError, RequestTooLong
+from adapters.null_backend import NullBackend
+from services.engine_spec import EngineSpec
 from services.limits import SchedulerLimits
 from tests.services.virtual_lab import LIMITS, VirtualLab
 
@@ -26,6 +28,7 @@ def test_a_step_must_hold_a_full_batch_and_one_chunk() -> None:
         (lambda: replace(LIMITS, prefill_chunk=0), "prefill_chunk is 0"),
         (lambda: replace(LIMITS, kv_capacity_tokens=0), "kv_capacity_tokens is 0"),
         (lambda: replace(LIMITS, max_model_len=-1), "max_model_len is -1"),
+        (lambda: replace(LIMITS, long_prefill_token_threshold=-1), "LONG_PREFILL_TOKEN_THRESHOLD is -1"),
         (lambda: replace(LIMITS, aging_s=-1.0), "AGING_S is -1"),
         (lambda: replace(LIMITS, aging_s=float("nan")), "AGING_S is nan"),
     ],
@@ -52,3 +55,13 @@ def test_only_a_strategy_that_takes_groups_refuses_one_that_never_fits_as_a_whol
     lab.submit(*[22] * 4, *[27] * 4)
     lab.run()
     assert lab.scheduler.kv_used_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "threshold"),
+    [(None, "cpu", 256), (None, "cuda:0", 0), (None, "none", 0), (0, "cpu", 0), (99, "cuda:0", 99)],
+)
+def test_what_a_long_prompt_is_depends_on_the_device(asked: int | None, device: str, threshold: int) -> None:
+    info = replace(NullBackend(BackendConfig(backend="null")).info, device=device)
+    limits = EngineSpec("continuous", long_prefill_token_threshold=asked).limits(info)
+    assert limits.long_prefill_token_threshold == threshold

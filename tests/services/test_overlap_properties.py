@@ -106,13 +106,14 @@ WORKLOADS = st.builds(
     Workload,
     variant=st.sampled_from(sorted(VARIANTS)),
     limits=st.builds(
-        lambda max_batch, chunk, spare, pad, slots_of_kv: replace(
+        lambda max_batch, chunk, spare, pad, slots_of_kv, threshold: replace(
             LIMITS,
             kv_capacity_tokens=(MAX_PROMPT + MAX_TOKENS) * 6 * slots_of_kv,
             max_batch=max_batch,
             prefill_chunk=chunk,
             max_step_tokens=max_batch + chunk + spare,
             pad_finished=pad,
+            long_prefill_token_threshold=threshold,
             aging_s=1.0,
         ),
         st.integers(1, 5),
@@ -120,6 +121,7 @@ WORKLOADS = st.builds(
         st.integers(0, 30),
         st.booleans(),
         st.integers(1, 3),
+        st.sampled_from([0, 5, 20]),
     ),
     requests=st.lists(REQUESTS, min_size=1, max_size=8),
     tick_s=st.sampled_from([0.0, 0.0, 0.0, 0.05, 0.25]),

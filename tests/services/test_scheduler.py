@@ -80,6 +80,53 @@ def test_a_long_prompt_does_not_hold_up_the_next_token() -> None:
         assert len(talker.output_token_ids) == before + 1
 
 
+LONG = replace(LIMITS, long_prefill_token_threshold=20)
+
+
+def chunks_of(lab: VirtualLab) -> dict[int, tuple[int, int]]:
+    """Start and number of tokens by sequence."""
+    return {chunk.seq.seq_id: (chunk.start, chunk.num_tokens) for chunk in lab.step().chunks}
+
+
+def test_above_the_threshold_prompts_take_one_chunk_of_a_step_while_others_decode() -> None:
+    lab = VirtualLab("continuous", limits=LONG)
+    lab.submit(5)  # decodes in steps 2 to 5
+    lab.step()
+    lab.submit(9, prompt=21)
+    lab.submit(9, prompt=30)
+    lab.submit(9, prompt=20)  # not above it
+    assert chunks_of(lab) == {0: (3, 1), 3: (0, 20), 1: (0, 8)}
+    assert chunks_of(lab) == {0: (4, 1), 3: (20, 1), 1: (8, 8)}
+    assert chunks_of(lab) == {0: (5, 1), 3: (21, 1), 1: (16, 5)}
+    assert chunks_of(lab) == {0: (6, 1), 3: (22, 1), 1: (21, 1), 2: (0, 8)}
+
+
+def test_where_nobody_decodes_a_long_prompt_takes_the_whole_step() -> None:
+    lab = VirtualLab("continuous", limits=LONG)
+    lab.submit(2)
+    lab.step()
+    lab.submit(1, prompt=60)
+    assert chunks_of(lab) == {0: (3, 1), 1: (0, 8)}
+    assert chunks_of(lab) == {1: (8, 52)}
+
+
+def test_a_long_prompt_goes_on_at_multiples_of_a_chunk() -> None:
+    lab = VirtualLab("continuous", limits=replace(LONG, max_step_tokens=30))
+    lab.submit(1, prompt=45)
+    (short,) = lab.submit(9, prompt=6)
+    assert chunks_of(lab) == {1: (0, 6), 0: (0, 24)}
+    assert chunks_of(lab) == {1: (6, 1), 0: (24, 8)}
+    assert short.output_token_ids
+
+
+@pytest.mark.parametrize("variant", ["static", "dynamic"])
+def test_in_a_batch_that_ends_together_there_is_no_threshold(variant: str) -> None:
+    lab = VirtualLab(variant, limits=replace(LONG, max_step_tokens=46), batch_wait_s=0.0)
+    lab.submit(9, 9, prompt=40)
+    assert chunks_of(lab) == {0: (0, 40)}
+    assert chunks_of(lab) == {0: (40, 1), 1: (0, 40)}
+
+
 # -- ends -----------------------------------------------------------------------------------------
 
 

@@ -56,7 +56,7 @@ ROUGH = st.lists(
     ARRIVALS | PASSES | st.builds(CancelOne, st.integers(0, 99)) | st.just(Fail()), min_size=1, max_size=25
 )
 LIMITS_OF_ALL_SIZES = st.builds(
-    lambda max_batch, chunk, spare, slots_of_kv, pad: replace(
+    lambda max_batch, chunk, spare, slots_of_kv, pad, threshold: replace(
         LIMITS,
         max_batch=max_batch,
         prefill_chunk=chunk,
@@ -65,6 +65,7 @@ LIMITS_OF_ALL_SIZES = st.builds(
         kv_capacity_tokens=(MAX_PROMPT + MAX_BUDGET) * max(slots_of_kv, 1),
         max_model_len=MAX_PROMPT + MAX_BUDGET,
         pad_finished=pad,
+        long_prefill_token_threshold=threshold,
         aging_s=AGING_S,
     ),
     st.integers(1, 6),
@@ -72,6 +73,7 @@ LIMITS_OF_ALL_SIZES = st.builds(
     st.integers(0, 40),
     st.integers(1, 6),
     st.booleans(),
+    st.sampled_from([0, 5, 20]),
 )
 
 

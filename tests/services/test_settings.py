@@ -29,7 +29,7 @@ def env_file(tmp_path: Path) -> Path:
 def test_defaults() -> None:
     settings = read_settings(env_file=None)
     assert (settings.variant, settings.backend, settings.model) == ("continuous", "torch", "lab-26m")
-    assert (settings.max_batch, settings.batch_wait_ms, settings.prefill_chunk) == (16, 50.0, 64)
+    assert (settings.max_batch, settings.batch_wait_ms, settings.prefill_chunk) == (16, 50.0, 16)
     assert settings.max_queue >= 128
     assert settings.host == "127.0.0.1"
 
@@ -103,7 +103,7 @@ def test_unknown_names_on_the_command_line_and_in_the_environment(monkeypatch: p
         ("VARIANT", "statik", "VARIANT must be one of baseline"),
         ("BACKEND", "tensorflow", "BACKEND must be one of torch"),
         ("LOG_LEVEL", "loud", "LOG_LEVEL must be 'DEBUG'"),
-        ("MAX_STEP_TOKENS", "79", r"MAX_STEP_TOKENS is 79.*MAX_BATCH \+ PREFILL_CHUNK = 80"),
+        ("MAX_STEP_TOKENS", "31", r"MAX_STEP_TOKENS is 31.*MAX_BATCH \+ PREFILL_CHUNK = 32"),
     ],
 )
 def test_values_that_cannot_work(name: str, value: str, sentence: str) -> None:
@@ -122,7 +122,7 @@ def test_old_variant_names() -> None:
 
 @pytest.mark.parametrize(
     ("given", "step_tokens"),
-    [({}, 512), ({"MAX_BATCH": "1000"}, 1064), ({"MAX_STEP_TOKENS": "80"}, 80)],
+    [({}, 512), ({"MAX_BATCH": "1000"}, 1016), ({"MAX_STEP_TOKENS": "80"}, 80)],
 )
 def test_step_tokens_hold_a_batch_and_a_chunk(given: dict[str, str], step_tokens: int) -> None:
     spec = read_settings(given, env_file=None).engine_spec()
