@@ -8,7 +8,6 @@ pipe that they pass in the service, and each part's own time is taken without th
 from __future__ import annotations
 
 import argparse
-import ctypes
 import multiprocessing
 import sys
 import time
@@ -23,7 +22,7 @@ from adapters.base import BackendConfig
 from adapters.torch_backend import backend as torch_backend
 from adapters.torch_backend.attention import StepLayout
 from adapters.torch_backend.backend import TorchBackend
-from adapters.torch_backend.cpu_kernels import PARTS, CpuKernels
+from adapters.torch_backend.cpu_kernels import CpuKernels
 from adapters.torch_backend.kv_cache import SlotCache
 from adapters.torch_backend.linear import KernelLinear, TiledLinear
 from adapters.torch_backend.llama_forward import LlamaForward
@@ -78,9 +77,9 @@ class SelfTimes:
         """`CpuKernels.run_model`, which takes the time of its parts itself."""
 
         def timed(kernels: CpuKernels, *args: Any) -> Any:
-            seconds = kernels.part_seconds = (ctypes.c_double * len(PARTS))()
+            kernels.take_part_seconds()
             returned = run_model(kernels, *args)
-            for part, took_s in zip(PARTS, seconds, strict=True):
+            for part, took_s in kernels.take_part_seconds().items():
                 self._times[part] += took_s
                 self._inner_s[-1] += took_s
             return returned

@@ -13,6 +13,7 @@ import dataclasses
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 from adapters.base import BackendConfig, SamplingParams, ScheduledChunk, Sequence
 from adapters.tokenizer import load_tokenizer
 from adapters.torch_backend.backend import TorchBackend
+from adapters.torch_backend.kernel_llama import KernelLlama
 from adapters.torch_backend.linear import KernelLinear, TiledLinear
 from harness.corpus import default_path, load_corpus
 from harness.manifest import utc_stamp
@@ -101,31 +103,34 @@ def _time_step(backend: TorchBackend, model: Any, num_rows: int) -> Iterator[dic
         (output,) = backend.step([ScheduledChunk(seq, 0, _STEP_CONTEXT)])
         seq.output_token_ids += output.token_ids
     chunks = [ScheduledChunk(seq, _STEP_CONTEXT, 1) for seq in sequences]
-    packed = [m for m in backend.module.modules() if isinstance(m, TiledLinear | KernelLinear)]
-    packed = list(dict.fromkeys(packed))
+    layers = [m for m in backend.module.modules() if isinstance(m, TiledLinear | KernelLinear)]
+    packed = list(dict.fromkeys(layers))
     plain = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
     inputs = {n: torch.randn(num_rows, n, dtype=packed[0].dtype) for n in {m.in_features for m in packed}}
-
-    def packed_products() -> None:
-        for layer in packed:
-            layer(inputs[layer.in_features])
 
     def plain_products() -> None:
         for weight in plain:
             F.linear(inputs[weight.shape[1]], weight)
 
-    timed: dict[str, Callable[[], Any]] = {
-        "decode step": lambda: backend.step(chunks),
-        "matrix products, packed": packed_products,
-        "matrix products, plain": plain_products,
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    seconds: defaultdict[str, list[float]] = defaultdict(list)
+
+    def timed(name: str, call: Callable[[], Any]) -> None:
+        started_s = time.perf_counter()
+        call()
+        seconds[name].append(time.perf_counter() - started_s)
+
     with torch.inference_mode():
         for _ in range(31):
-            for name, call in timed.items():
-                started_s = time.perf_counter()
-                call()
-                seconds[name].append(time.perf_counter() - started_s)
+            if isinstance(backend.module, KernelLlama):
+                # By themselves they would be 40 calls from Python, and slower than within the step.
+                kernels = backend.module.kernels
+                kernels.take_part_seconds()
+                timed("decode step", lambda: backend.step(chunks))
+                seconds["matrix products, packed"].append(kernels.take_part_seconds()["matrix products"])
+            else:
+                timed("decode step", lambda: backend.step(chunks))
+                timed("matrix products, packed", lambda: [m(inputs[m.in_features]) for m in packed])
+            timed("matrix products, plain", plain_products)
     backend.release([seq.seq_id for seq in sequences])
     for name, values in seconds.items():
         yield {"name": name, "num_tokens": num_rows, "seconds": statistics.median(values)}

@@ -139,8 +139,7 @@ class CpuKernels:
         self._run_model = library.lab_model_bfloat16
         self._run_model.argtypes = (step, ctypes.POINTER(KernelModel), ctypes.POINTER(KernelRows), _PTR)
         self._run_model.restype = None
-        self.part_seconds: ctypes.Array[ctypes.c_double] | None = None
-        """Where set, one number for each of `PARTS`: `run_model` adds its time to them."""
+        self._part_seconds: ctypes.Array[ctypes.c_double] | None = None
 
     @staticmethod
     def covers(head_dim: int, v_dim: int | None = None, hidden_size: int = _LANES) -> bool:
@@ -232,6 +231,12 @@ class CpuKernels:
         self._linear(weight, x.data_ptr(), len(x), out.data_ptr())
         return out
 
+    def take_part_seconds(self) -> dict[str, float]:
+        """What `run_model` spent on each of `PARTS` since the last call; the first begins the account."""
+        taken = self._part_seconds or [0.0] * len(PARTS)
+        self._part_seconds = (ctypes.c_double * len(PARTS))()
+        return dict(zip(PARTS, taken, strict=True))
+
     def run_model(
         self,
         step: KernelStep,
@@ -255,7 +260,7 @@ class CpuKernels:
             len(prompts),
             len(logit_rows),
         )
-        self._run_model(step, model, rows, self.part_seconds)
+        self._run_model(step, model, rows, self._part_seconds)
         return likeliest[:]
 
 

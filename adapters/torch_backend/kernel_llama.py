@@ -29,7 +29,7 @@ class KernelLlama(nn.Module):
         inner: Any = model.model
         head: Any = model.lm_head
         make = partial(KernelLinear, kernels=kernels)
-        self._kernels = kernels
+        self.kernels = kernels
         self._shape = shape
         self._rotary = rotary_table(model, max_len, shape.head_dim)
         self._embedding: Tensor = inner.embed_tokens.weight
@@ -68,10 +68,10 @@ class KernelLlama(nn.Module):
             self._logits = self._logits.new_empty(len(logit_rows), self._shape.vocab_size)
         shape = self._shape
         heads = shape.num_heads, shape.num_kv_heads, shape.head_dim
-        step = self._kernels.step(
+        step = self.kernels.step(
             slots, positions, num_decode_rows, self._rotary, heads, cache.max_len, shape.scaling
         )
-        likeliest = self._kernels.run_model(step, self._bound[1], ids, prompts, logit_rows, self._logits)
+        likeliest = self.kernels.run_model(step, self._bound[1], ids, prompts, logit_rows, self._logits)
         return self._logits, likeliest
 
     def forward(self, input_ids: Tensor, layout: StepLayout, logit_rows: Tensor) -> Tensor:

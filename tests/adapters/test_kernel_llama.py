@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +133,15 @@ def test_another_cache_is_bound_anew(kernels: CpuKernels) -> None:
     assert torch.equal(*logits)
 
 
-def test_parts_take_time_where_it_is_asked_for(kernels: CpuKernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = (ctypes.c_double * len(PARTS))()
-    monkeypatch.setattr(kernels, "part_seconds", seconds)
-    answer(make_ours(kernels), ids_of(50), [49, 1])
-    assert all(0 < s < 10 for s in seconds)
+def test_parts_take_time_from_the_first_question_on(kernels: CpuKernels) -> None:
+    model, ids = make_ours(kernels), ids_of(50)
+    answer(model, ids, [49, 1])
+    assert set(kernels.take_part_seconds().values()) == {0.0}
+    answer(model, ids, [49, 1])
+    taken = kernels.take_part_seconds()
+    assert list(taken) == list(PARTS)
+    assert all(0 < s < 10 for s in taken.values())
+    assert set(kernels.take_part_seconds().values()) == {0.0}
 
 
 @pytest.mark.parametrize(
