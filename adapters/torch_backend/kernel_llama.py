@@ -61,7 +61,12 @@ class KernelLlama(nn.Module):
 
         Decode rows come first; `prompts` are first rows and numbers of rows: neighbouring positions of one
         slot.
+
+        Raises:
+            RuntimeError: an id that has no embedding.
         """
+        if min(ids) < 0 or max(ids) >= self._shape.vocab_size:
+            raise RuntimeError(f"a token id is not in the vocabulary of {self._shape.vocab_size}")
         if self._bound is None or self._bound[0] is not cache:
             self._bound = cache, self._bind(cache)
         if len(self._logits) < len(logit_rows):

@@ -124,6 +124,12 @@ def test_only_the_rows_asked_for_have_logits(kernels: CpuKernels) -> None:
     assert model.run(cache, ids, [0] * 12, range(12), 0, [(0, 12)], [])[1] == []
 
 
+@pytest.mark.parametrize("wrong", [-1, 208])
+def test_an_id_outside_the_vocabulary_is_an_error(kernels: CpuKernels, wrong: int) -> None:
+    with pytest.raises(RuntimeError, match="vocabulary of 208"):
+        make_ours(kernels).run(SlotCache(1, 64), [5, wrong], [0, 0], [0, 1], 0, [(0, 2)], [1])
+
+
 def test_another_cache_is_bound_anew(kernels: CpuKernels) -> None:
     model, ids = make_ours(kernels), ids_of(20)
     first, second = SlotCache(1, MAX_LEN), SlotCache(2, 64)
