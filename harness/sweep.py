@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     """
     limits = Limits.parse(args.slo)
     settings = read_settings(args).model_copy(update={"repeats": 1, "rate": None})
+    if settings.trace is not None:
+        raise ConfigError(f"TRACE is {settings.trace}, but a sweep sets the load itself: unset it")
     loads = sorted(set(args.rates or args.users))
     if loads[0] <= 0:
         raise ConfigError(f"loads must be above 0, not {loads[0]:g}")

@@ -80,3 +80,10 @@ def test_a_sweep_from_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
     report = capsys.readouterr().out
     assert "2 users" in report
     assert "8 users" in report
+
+
+def test_a_trace_cannot_be_swept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be replayed as it is at every load."""
+    monkeypatch.setenv("TRACE", "azure.csv")
+    assert main(["sweep", "--rates", "1", "2"]) == 2
+    assert "TRACE is azure.csv, but a sweep sets the load itself: unset it" in capsys.readouterr().err
