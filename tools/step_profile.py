@@ -36,9 +36,9 @@ from services.wire import pack
 from tools.engine_drive import Work, add_common_arguments, drive
 
 _STEP = "engine loop"
+_PRODUCTS = ("forward", "plus", "times", "swish")
 _PARTS: list[tuple[object, str, str]] = [
-    *((TiledLinear, name, "matrix products") for name in ("forward", "plus", "times", "swish")),
-    (KernelLinear, "forward", "matrix products"),
+    *((kind, name, "matrix products") for kind in (TiledLinear, KernelLinear) for name in _PRODUCTS),
     (StepLayout, "_attend_stored", "attention"),
     (CpuKernels, "rotate_and_store", "rotation, cache writes"),
     (SlotCache, "write", "rotation, cache writes"),

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.torch_backend.kernel_build import built_library
+from adapters.torch_backend.kernel_build import built_library, cpu_capabilities
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,8 @@ _ALIGNMENT = 64
 _ARENA_BLOCK_BYTES = 64 << 20
 """What is not written takes no memory."""
 _HEAD_DIMS = {32, 64, 96, 128}
-_LANES = 16
+PANEL = 16
+"""Numbers in a vector, and outputs of a linear layer that lie together."""
 _INT, _I32, _PTR = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p
 PARTS = ("norms", "matrix products", "rotation, cache writes", "attention")
 """Of `run_model`; `Part` in the source."""
@@ -75,6 +76,7 @@ class KernelModel(ctypes.Structure):
         ("head", KernelWeight),
         ("layers", ctypes.POINTER(KernelLayer)),
         ("num_layers", _INT),
+        ("vocab_size", _INT),
         ("eps", ctypes.c_float),
     )
 
@@ -131,7 +133,7 @@ class CpuKernels:
         self._attend_prompt.argtypes = (step, _INT, _INT, _PTR, _INT, _INT, _PTR, _PTR, _PTR)
         self._attend_prompt.restype = ctypes.c_int
         # A CPU with a matrix unit (AMX) multiplies several times faster through torch.
-        has_matrix_unit = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        has_matrix_unit = bool(cpu_capabilities().get("amx_bf16"))
         self.has_linear = dtype is torch.bfloat16 and bool(library.lab_has_linear()) and not has_matrix_unit
         self._linear = library.lab_linear_bfloat16
         self._linear.argtypes = (ctypes.POINTER(KernelWeight), _PTR, _INT, _PTR)
@@ -142,9 +144,9 @@ class CpuKernels:
         self._part_seconds: ctypes.Array[ctypes.c_double] | None = None
 
     @staticmethod
-    def covers(head_dim: int, v_dim: int | None = None, hidden_size: int = _LANES) -> bool:
+    def covers(head_dim: int, v_dim: int | None = None, hidden_size: int = PANEL) -> bool:
         """True where attention of such heads and norms of such rows can run here."""
-        return head_dim in _HEAD_DIMS and v_dim in (None, head_dim) and hidden_size % _LANES == 0
+        return head_dim in _HEAD_DIMS and v_dim in (None, head_dim) and hidden_size % PANEL == 0
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Root-mean-square norm of `x (T, n)`, computed in fp32 and rounded once."""
@@ -211,12 +213,12 @@ class CpuKernels:
 
     def covers_linear(self, out_features: int, in_features: int) -> bool:
         """True where `linear` can take the place of a layer with a weight of this shape."""
-        return self.has_linear and out_features % _LANES == 0 and in_features % 2 == 0
+        return self.has_linear and out_features % PANEL == 0 and in_features % 2 == 0
 
     def pack_weight(self, weight: Tensor) -> Tensor:
         """`(out, in)` as `(panels, in / 2, 16, 2)`: what `linear` reads is one stream."""
         out_features, in_features = weight.shape
-        panels = weight.view(out_features // _LANES, _LANES, in_features // 2, 2).permute(0, 2, 1, 3)
+        panels = weight.view(out_features // PANEL, PANEL, in_features // 2, 2).permute(0, 2, 1, 3)
         return self._arena.empty(panels.shape, weight.dtype).copy_(panels)
 
     def weight(self, panels: Tensor, bias: Tensor | None) -> KernelWeight:
@@ -246,7 +248,8 @@ class CpuKernels:
         logit_rows: Seq[int],
         logits: Tensor,
     ) -> list[int]:
-        """From all token ids to `logits[: len(logit_rows)]`, and their argmax; needs `has_linear`.
+        """From all token ids to `logits[: len(logit_rows)]`, as wide as the head, and their argmax; needs
+        `has_linear`.
 
         `prompts` are first rows and numbers of rows: neighbouring positions of one slot.
         """

@@ -13,7 +13,9 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +29,18 @@ _MACHINE_FLAGS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), (
 _COMPILE_TIMEOUT_S = 120
 
 
+def cpu_capabilities() -> Mapping[str, Any]:
+    """What torch knows of the CPU, by the names of torch 2.12."""
+    try:
+        found: Mapping[str, Any] = torch.cpu.get_capabilities()
+    except AttributeError:  # torch < 2.12
+        return {
+            "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+            "amx_bf16": torch.cpu._is_amx_tile_supported(),
+        }
+    return found
+
+
 def built_library(folder: Path) -> Path:
     """The path of the library for this source, compiler and CPU.
 
@@ -36,7 +50,7 @@ def built_library(folder: Path) -> Path:
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
         raise OSError(f"no C++ compiler found (looked for {', '.join(_COMPILERS)})")
-    cpu = json.dumps(torch.cpu.get_capabilities(), sort_keys=True, default=str)
+    cpu = json.dumps(cpu_capabilities(), sort_keys=True, default=str)
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=10).stdout
     made_with = "\0".join([compiler, version, cpu, repr((_FLAGS, _MACHINE_FLAGS))])
     sources = [path.read_bytes() for path in sorted(_SOURCES.iterdir()) if path.is_file()]

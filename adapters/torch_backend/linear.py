@@ -130,6 +130,20 @@ class KernelLinear(nn.Module):
         rows = x.reshape(-1, self.in_features).contiguous()
         return self._kernels.linear(self.packed, rows).view(*x.shape[:-1], self.out_features)
 
+    def swish(self, x: Tensor) -> Tensor:
+        """`silu(linear(x))` for `(T, in)`."""
+        return F.silu(self(x), inplace=True)
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """`linear(x) + other` for `(T, in)` and `(T, out)`."""
+        out: Tensor = self(x)
+        return out.add_(other)
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """`linear(x) * other` for `(T, in)` and `(T, out)`."""
+        out: Tensor = self(x)
+        return out.mul_(other)
+
 
 Linear = TiledLinear | KernelLinear
 

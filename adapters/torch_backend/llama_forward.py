@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from adapters.torch_backend.attention import StepLayout
 from adapters.torch_backend.cpu_kernels import CpuKernels
-from adapters.torch_backend.linear import TiledLinear
+from adapters.torch_backend.linear import Linear, make_linear
 from adapters.torch_backend.llama_shape import Layer, LlamaShape, rotary_table, take_layers
 
 
@@ -34,7 +34,7 @@ class LlamaForward(nn.Module):
         max_len: int = 0,
         joined: bool = False,
     ) -> None:
-        """`kernels` take over norms, rotation and cache writes, for positions below `max_len`.
+        """`kernels` take over what they cover, for positions below `max_len`.
 
         With `joined`, gate and up are one product: fewer and larger ones suit a GPU.
         """
@@ -48,7 +48,7 @@ class LlamaForward(nn.Module):
         covered = kernels is not None and kernels.covers(shape.head_dim, hidden_size=shape.hidden_size)
         self._kernels = kernels if covered else None
         self._rotary_table = rotary_table(model, max_len, shape.head_dim) if covered else None
-        make = partial(TiledLinear, packed=packed)
+        make = partial(make_linear, packed=packed, kernels=kernels)
         self.head = make(head.weight, None)
         self.layers = take_layers(model, make, join_gate=joined)
         self.linears = nn.ModuleList([part for layer in self.layers for part in layer.linears])
@@ -66,7 +66,7 @@ class LlamaForward(nn.Module):
         return logits
 
     @staticmethod
-    def _gated(layer: Layer[TiledLinear], h: Tensor) -> Tensor:
+    def _gated(layer: Layer[Linear], h: Tensor) -> Tensor:
         if layer.up is not None:
             return layer.up.times(h, layer.gate.swish(h))
         gate, up = layer.gate(h).chunk(2, dim=-1)

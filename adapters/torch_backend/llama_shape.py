@@ -14,11 +14,11 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from adapters.torch_backend.linear import KernelLinear, TiledLinear
+from adapters.torch_backend.linear import Linear
 
 _FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
-L = TypeVar("L", KernelLinear, TiledLinear)
+L = TypeVar("L", bound=Linear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,10 @@ class LlamaShape:
 
     @property
     def products(self) -> list[tuple[int, int]]:
-        """Sizes `(out, in)` of all the matrices there are."""
+        """Sizes `(out, in)` of the matrices of a layer."""
         hidden, mixed = self.hidden_size, self.num_heads * self.head_dim
         qkv = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        layer = [(qkv, hidden), (hidden, mixed), (self.inner_size, hidden), (hidden, self.inner_size)]
-        return [*layer, (self.vocab_size, hidden)]
+        return [(qkv, hidden), (hidden, mixed), (self.inner_size, hidden), (hidden, self.inner_size)]
 
 
 def llama_shape(model: nn.Module) -> LlamaShape | None:

@@ -20,6 +20,7 @@ from adapters.base import BackendError, ConfigError, UnsupportedModel
 from adapters.torch_backend import hf_attention
 from adapters.torch_backend.attention import StepLayout
 from adapters.torch_backend.cpu_kernels import CpuKernels
+from adapters.torch_backend.kernel_build import cpu_capabilities
 from adapters.torch_backend.kernel_llama import KernelLlama
 from adapters.torch_backend.linear import can_pack, make_linear
 from adapters.torch_backend.llama_forward import LlamaForward
@@ -91,10 +92,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def cpu_has_bf16() -> bool:
     """True where the CPU has instructions that multiply bf16."""
-    try:
-        capabilities = torch.cpu.get_capabilities()
-    except AttributeError:  # torch < 2.12
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    capabilities = cpu_capabilities()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
 
 

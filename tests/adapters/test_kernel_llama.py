@@ -75,17 +75,26 @@ def ids_of(count: int, seed: int = 1) -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Mistral"])
-def test_logits_are_the_models_own(kernels: CpuKernels, family: str) -> None:
-    """Qwen2 has biases. As a prompt, token by token, and both."""
-    changes: dict[str, Any] = {"sliding_window": None} if family == "Mistral" else {}
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("Llama", {}),
+        ("Llama", {"vocab_size": 209, "tie_word_embeddings": True}),
+        ("Llama", {"hidden_size": 256, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 32}),
+        ("Llama", {"mlp_bias": True, "attention_bias": True, "num_key_value_heads": 1}),
+        ("Qwen2", {}),
+        ("Mistral", {"sliding_window": None}),
+    ],
+)
+def test_logits_are_the_models_own(kernels: CpuKernels, family: str, changes: dict[str, Any]) -> None:
+    """As a prompt, token by token, and both; with biases, a padded head, a stream wider than all else."""
     ids = ids_of(90)
     with torch.inference_mode():
         want = make_module(family, **changes).double()(torch.tensor([ids])).logits[0]
         ours = make_ours(kernels, family, **changes)
         for cuts in ([90], [1] * 90, [70, *[1] * 20]):
             error = (answer(ours, ids, cuts).double() - want).square().mean().sqrt() / want.std()
-            assert error < 0.03, cuts  # bf16 rounds between the operators
+            assert error < 0.06, cuts  # bf16 rounds between the operators; a wrong pass is off by about 1
 
 
 def test_a_row_has_the_same_bits_in_any_company(kernels: CpuKernels) -> None:
@@ -124,6 +133,26 @@ def test_only_the_rows_asked_for_have_logits(kernels: CpuKernels) -> None:
     assert model.run(cache, ids, [0] * 12, range(12), 0, [(0, 12)], [])[1] == []
 
 
+def test_a_padded_head_never_wins(kernels: CpuKernels) -> None:
+    """All logits are below the zeros of the padding."""
+    module = make_module(vocab_size=201).bfloat16()
+    with torch.no_grad():
+        module.model.norm.weight.fill_(1.0)
+        module.model.embed_tokens.weight.fill_(1.0)
+        for layer in module.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        module.lm_head.weight.fill_(-1.0)
+        module.lm_head.weight[200] = -0.5
+    shape = llama_shape(module)
+    assert shape is not None
+    model = KernelLlama(module, shape, kernels, MAX_LEN)
+    logits, likeliest = model.run(SlotCache(1, 64), [5, 6], [0, 0], [0, 1], 0, [(0, 2)], [0, 1])
+    assert logits.shape == (2, 201)
+    assert (logits < 0).all()
+    assert likeliest == [200, 200]
+
+
 @pytest.mark.parametrize("wrong", [-1, 208])
 def test_an_id_outside_the_vocabulary_is_an_error(kernels: CpuKernels, wrong: int) -> None:
     with pytest.raises(RuntimeError, match="vocabulary of 208"):
@@ -150,9 +179,7 @@ def test_parts_take_time_from_the_first_question_on(kernels: CpuKernels) -> None
     assert set(kernels.take_part_seconds().values()) == {0.0}
 
 
-@pytest.mark.parametrize(
-    "changes", [{"vocab_size": 199}, {"head_dim": 48}, {"intermediate_size": 100}, {"hidden_size": 136}]
-)
+@pytest.mark.parametrize("changes", [{"head_dim": 48}, {"intermediate_size": 100}, {"hidden_size": 136}])
 def test_what_the_kernels_do_not_cover(kernels: CpuKernels, changes: dict[str, Any]) -> None:
     shape = llama_shape(make_module(**changes))
     assert shape is not None

@@ -130,19 +130,26 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("cpu_kernels", [True, False], ids=["kernels", "operators"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    ("family", "vocab_size"),
-    [("LlamaConfig", 208), ("LlamaConfig", VOCAB), ("MistralConfig", VOCAB), ("GPT2Config", VOCAB)],
+    ("family", "changes"),
+    [
+        ("LlamaConfig", {}),
+        ("LlamaConfig", {"intermediate_size": 100}),
+        ("LlamaConfig", {"head_dim": 48}),
+        ("MistralConfig", {}),
+        ("GPT2Config", {}),
+    ],
+    ids=["llama", "llama-odd-products", "llama-odd-heads", "mistral", "gpt2"],
 )
 def test_logits_have_the_same_bits_in_every_batch(
     family: str,
-    vocab_size: int,
+    changes: dict[str, Any],
     dtype: str,
     cpu_kernels: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With a vocabulary of 208 the kernels can run the whole Llama, with 199 its parts."""
-    folder = make_model(tmp_path, family, vocab_size=vocab_size)
+    """The kernels can run all of the first Llama, and some parts of the two others."""
+    folder = make_model(tmp_path, family, **changes)
     backend = load(folder, dtype=dtype, cpu_kernels=cpu_kernels)
     seen: dict[tuple[int, int], Any] = {}
     choose = torch_backend.choose_tokens

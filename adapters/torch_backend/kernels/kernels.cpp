@@ -41,7 +41,7 @@ extern "C" void lab_model_bfloat16(const Step*, const void*, const void*, double
         norm(x, w, y, rows, size, eps);                                                                        \
     }                                                                                                          \
     extern "C" void lab_argmax_##name(const T* x, int64_t rows, int64_t size, int64_t* places) {               \
-        argmax(x, rows, size, places);                                                                         \
+        argmax(x, rows, size, size, places);                                                                   \
     }                                                                                                          \
     extern "C" void lab_rotate_and_store_##name(const Step* s, T* qkv, T* keys, T* values) {                   \
         rotate_and_store(*s, qkv, keys, values);                                                               \

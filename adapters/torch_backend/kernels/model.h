@@ -15,9 +15,9 @@ struct Layer {  // mirrors `KernelLayer` in cpu_kernels.py
 
 struct Model {  // mirrors `KernelModel` in cpu_kernels.py
     const bf16 *embedding, *norm;
-    Linear head;
+    Linear head;  // its outputs may be padded
     const Layer* layers;
-    int64_t num_layers;
+    int64_t num_layers, vocab_size;
     float eps;
 };
 
@@ -32,7 +32,7 @@ struct Rows {
     const PromptRows* prompts;
     const int64_t* logit_rows;
     int64_t* likeliest;  // per row of logits
-    bf16* logits;        // (num_logits, vocabulary)
+    bf16* logits;        // (num_logits, outputs of the head)
     int64_t num_prompts, num_logits;
 };
 
@@ -92,12 +92,12 @@ static void run_model(const Step& s, const Model& model, const Rows& r, double* 
         product(l.down, gated, rows, x, x, kPlus);
         times.add(kProducts);
     }
-    gather(x, r.logit_rows, r.num_logits, hidden, qkv);
-    norm(qkv, model.norm, normed, r.num_logits, hidden, model.eps);
+    gather(x, r.logit_rows, r.num_logits, hidden, normed);
+    norm(normed, model.norm, normed, r.num_logits, hidden, model.eps);
     times.add(kNorms);
     product(model.head, normed, r.num_logits, nullptr, r.logits, kNone);
     times.add(kProducts);
-    argmax(r.logits, r.num_logits, model.head.out_features, r.likeliest);
+    argmax(r.logits, r.num_logits, model.vocab_size, model.head.out_features, r.likeliest);
 }
 
 #endif

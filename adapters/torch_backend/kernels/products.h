@@ -7,7 +7,7 @@
 
 #include "vectors.h"
 
-struct Linear {  // mirrors `KernelLayer` in cpu_kernels.py
+struct Linear {  // mirrors `KernelWeight` in cpu_kernels.py
     const bf16* panels;
     const bf16* bias;  // or null
     int64_t out_features, in_features;

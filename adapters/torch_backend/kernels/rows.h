@@ -3,7 +3,7 @@
 
 #include "vectors.h"
 
-// y = x / rms(x) * weight, row by row.
+// y = x / rms(x) * weight, row by row; `y` may be `x`.
 template <typename T>
 static void norm(const T* x, const T* weight, T* y, int64_t rows, int64_t size, float eps) {
     for (int64_t row = 0; row < rows; row++) {
@@ -19,13 +19,13 @@ static void norm(const T* x, const T* weight, T* y, int64_t rows, int64_t size, 
     }
 }
 
-// The place of the largest number of each row, the first of equals.
+// The place of the largest of the first `size` numbers of each row, the first of equals.
 template <typename T>
-static void argmax(const T* x, int64_t rows, int64_t size, int64_t* places) {
+static void argmax(const T* x, int64_t rows, int64_t size, int64_t stride, int64_t* places) {
     i32v lane{};
     for (int i = 0; i < kLanes; i++) lane[i] = i;
     for (int64_t row = 0; row < rows; row++) {
-        const T* in = x + row * size;
+        const T* in = x + row * stride;
         f32v best = f32v{} - INFINITY;
         i32v at = lane;
         int64_t i = 0;
