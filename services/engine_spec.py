@@ -45,15 +45,18 @@ class EngineSpec:
     def limits(self, info: BackendInfo) -> SchedulerLimits:
         """The scheduler's limits for what the backend has loaded."""
         threshold = self.long_prefill_token_threshold
-        if threshold is None:  # a GPU computes hundreds of prompt tokens in the time of a decode step
-            threshold = LONG_PREFILL_ON_CPU if info.device == "cpu" else 0
+        if threshold is None:
+            # A GPU computes hundreds of prompt tokens in the time of a decode step, and llama.cpp takes twice
+            # as long for a prompt in pieces of sixteen.
+            threshold = LONG_PREFILL_ON_CPU if (info.backend, info.device) == ("torch", "cpu") else 0
         return SchedulerLimits(
             kv_capacity_tokens=info.kv_capacity_tokens,
             max_model_len=info.max_model_len,
             max_batch=self.strategy.max_batch,
             max_step_tokens=self.backend.max_step_tokens,
             prefill_chunk=self.prefill_chunk,
-            long_prefill_token_threshold=threshold,
+            # A batch that ends together waits for its last one anyway.
+            long_prefill_token_threshold=0 if VARIANTS[self.variant].keeps_finished_rows else threshold,
             pad_finished=self.pad_finished,
             aging_s=self.aging_s,
         )

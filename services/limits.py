@@ -25,7 +25,7 @@ class SchedulerLimits:
     prefill_chunk: int = 16
     """Prompts are cut at multiples of this many positions."""
     long_prefill_token_threshold: int = 0
-    """While others decode, all prompts of more tokens together get one chunk a step; 0: never so."""
+    """While others decode, prompts of more tokens get one chunk a step for each of them; 0: never so."""
     pad_finished: bool = True
     """Strategies that keep finished rows do so; False drops them."""
     aging_s: float = 10.0

@@ -27,6 +27,7 @@ def lab_version() -> str:
 
 def model_card(settings: Settings, info: BackendInfo) -> ModelCard:
     strategy = VARIANTS[settings.variant]
+    limits = settings.engine_spec().limits(info)
     return ModelCard(
         model=info.model,
         backend=info.backend,
@@ -47,6 +48,7 @@ def model_card(settings: Settings, info: BackendInfo) -> ModelCard:
             "max_batch": settings.max_batch,
             "batch_wait_ms": settings.batch_wait_ms,
             "pad_finished": settings.pad_finished and strategy.keeps_finished_rows,
+            "long_prefill_token_threshold": limits.long_prefill_token_threshold,
         },
         client_chunk=min(settings.max_batch, MAX_PROMPTS) if strategy.takes_groups else 1,
         max_queue=settings.max_queue,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 
 from adapters.base import FinishReason, Sequence, SequenceState, StepOutput
@@ -42,8 +42,6 @@ class Scheduler:
     def __init__(
         self, strategy: BatchingStrategy, limits: SchedulerLimits, eos_token_ids: Iterable[int] = ()
     ) -> None:
-        if strategy.keeps_finished_rows:  # a batch waits for its last one anyway
-            limits = replace(limits, long_prefill_token_threshold=0)
         self.limits = limits
         self._strategy = strategy
         self._eos_token_ids = frozenset(eos_token_ids)

@@ -100,8 +100,8 @@ class Settings(BaseSettings):
         None,
         ge=0,
         le=10_000_000,
-        description="continuous: while others decode, all prompts of more tokens than this together "
-        "get PREFILL_CHUNK tokens a step; 0: never so; unset: 256 on a CPU, 0 elsewhere.",
+        description="continuous: while others decode, prompts of more tokens than this get PREFILL_CHUNK "
+        "tokens a step for each of them; 0: never so; unset: 256 with torch on a CPU, else 0.",
     )
     max_step_tokens: int | None = Field(
         None,
@@ -116,7 +116,7 @@ class Settings(BaseSettings):
         description="Longest prompt and answer in tokens; unset: the model's own, at most 4096.",
     )
     cpu_kernels: bool = Field(
-        True, description="torch on a CPU: compile the small operators if there is a C++ compiler."
+        True, description="torch on a CPU: compile what a step does if there is a C++ compiler."
     )
     cuda_graphs: bool = Field(True, description="torch on CUDA: replay decode steps as graphs.")
     batch_invariant: bool = Field(

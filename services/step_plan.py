@@ -2,8 +2,8 @@
 
 The sequences that have a slot enter; a `StepPlan` leaves. Decode rows go first and prompts are cut at
 multiples of `prefill_chunk`, so a long prompt holds up nobody's next token for more than one step, and where
-there is a threshold, not for more than a chunk; short prompts go before long ones, so it holds up their first
-token no longer either. It changes no sequence and does not know who was admitted why.
+there is a threshold, for about a chunk; short prompts go before long ones, so it holds up their first token
+no longer either. It changes no sequence and does not know who was admitted why.
 """
 
 from __future__ import annotations
@@ -76,29 +76,36 @@ def lay_out(
 def _add_prompt_chunks(
     chunks: list[ScheduledChunk], prompts: list[Sequence], limits: SchedulerLimits, threshold: int
 ) -> int:
-    """Fill the rest of the step with `prompts`, fewest tokens left first; returns the tokens added.
+    """Fill the rest of the step with `prompts`, in order of admission; returns the tokens added.
 
-    So a short prompt does not wait for all of a long one. One chunk is kept for the prompt that was
-    admitted first, so that it moves at each step and none starves. Of the prompts above `threshold` (0: none
-    is) only the one admitted first gets anything, and no more than a chunk.
+    Those above `threshold` (0: none is) come last, and have as many chunks among them as they are.
     """
-    room = free = limits.max_step_tokens - len(chunks)
-    kept = min(limits.prefill_chunk, _num_left(prompts[0]))
-    long = [seq for seq in prompts if 0 < threshold < len(seq.prompt_token_ids)]
-    held_back = {seq.seq_id for seq in long[1:]}
+    size, room = limits.prefill_chunk, limits.max_step_tokens - len(chunks)
+    if not threshold:
+        return _fill(chunks, prompts, room, size)
+    long = [seq for seq in prompts if len(seq.prompt_token_ids) > threshold]
+    short = [seq for seq in prompts if len(seq.prompt_token_ids) <= threshold]
+    kept = min(size, _num_left(long[0])) if long and long[0] is prompts[0] else 0
+    num_tokens = _fill(chunks, short, room - kept, size)
+    return num_tokens + _fill(chunks, long, min(room - num_tokens, size * len(long)), size)
+
+
+def _fill(chunks: list[ScheduledChunk], prompts: list[Sequence], room: int, size: int) -> int:
+    """Give `room` tokens to `prompts`, fewest tokens left first; returns the tokens given.
+
+    So a short prompt does not wait for all of a long one. One chunk of `size` is kept for the prompt that
+    was admitted first, so that it moves at each step and none starves.
+    """
+    free = room
+    kept = min(size, _num_left(prompts[0])) if prompts else 0
     for seq in sorted(prompts, key=_num_left):
-        if seq.seq_id in held_back:
-            continue
         if seq is prompts[0]:
             kept = 0
         num_tokens = _num_left(seq)
-        if long and seq is long[0]:
-            num_tokens = min(
-                num_tokens, limits.prefill_chunk - seq.num_computed_tokens % limits.prefill_chunk
-            )
         if num_tokens > free - kept:
-            num_tokens = free - kept - (free - kept) % limits.prefill_chunk
-        if num_tokens:
+            num_tokens = max(free - kept, 0)
+            num_tokens -= (seq.num_computed_tokens + num_tokens) % size
+        if num_tokens > 0:
             chunks.append(ScheduledChunk(seq, seq.num_computed_tokens, num_tokens))
             free -= num_tokens
     return room - free

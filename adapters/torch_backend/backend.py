@@ -28,7 +28,7 @@ from adapters.base import (
 from adapters.cores import default_threads
 from adapters.model_store import ModelFiles, resolve_model
 from adapters.torch_backend import loading
-from adapters.torch_backend.attention import joined_rows, own_padded_len, padding_is_neutral
+from adapters.torch_backend.attention import BLOCK, joined_rows, own_padded_len, padding_is_neutral
 from adapters.torch_backend.cpu_kernels import CpuKernels, load_kernels
 from adapters.torch_backend.kernel_llama import KernelLlama
 from adapters.torch_backend.kv_cache import SlotCache
@@ -154,7 +154,9 @@ class TorchBackend:
     def _make_packer(self, max_len: int) -> StepPacker:
         # Room for the padding of the longest row, which is rounded up to a power of two.
         cache = SlotCache(self._config.max_batch_size, own_padded_len(max_len))
-        return StepPacker(cache, max_len, self._config.prefill_chunk, self._device)
+        # Elsewhere bits depend on more than this, and each block is a call.
+        block = self._config.prefill_chunk if self._device.type == "cpu" else BLOCK
+        return StepPacker(cache, max_len, block, self._device)
 
     def _needs_tiles(self) -> bool:
         return self._device.type == "cpu"

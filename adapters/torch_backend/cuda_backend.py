@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adapters.base import BackendConfig, BackendError, ScheduledChunk, StepOutput
 from adapters.torch_backend import batch_invariance, flash_check, kv_memory, loading
+from adapters.torch_backend.attention import BLOCK
 from adapters.torch_backend.backend import TOLERANCE, TorchBackend
 from adapters.torch_backend.device_packing import DevicePacker
 from adapters.torch_backend.device_sampling import (
@@ -163,7 +164,7 @@ class CudaTorchBackend(TorchBackend):
 
     def _make_packer(self, max_len: int) -> DevicePacker:
         """Over a cache that is just large enough for the self-test: its layers tell what a place takes."""
-        return DevicePacker(self._machine, SlotCache(1, _PROBE_LEN), max_len, self._config.prefill_chunk)
+        return DevicePacker(self._machine, SlotCache(1, _PROBE_LEN), max_len, BLOCK)
 
     def _needs_tiles(self) -> bool:
         return self._config.batch_invariant

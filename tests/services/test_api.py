@@ -37,7 +37,12 @@ def test_health(served: Served) -> None:
 def test_model(served: Served) -> None:
     card = contract.ModelCard.model_validate(served.get("/model").json(), strict=True)
     assert (card.model, card.backend, card.variant, card.max_model_len) == ("null", "null", "continuous", 200)
-    assert card.strategy == {"max_batch": 4, "batch_wait_ms": 50.0, "pad_finished": False}
+    assert card.strategy == {
+        "max_batch": 4,
+        "batch_wait_ms": 50.0,
+        "pad_finished": False,
+        "long_prefill_token_threshold": 0,
+    }
     assert (card.client_chunk, card.max_queue, card.eos_token_ids) == (1, 256, [256])
     assert card.settings["max_step_tokens"] == 512
     assert "host" not in card.settings

@@ -11,6 +11,7 @@ from adapters.base import BackendConfig, ConfigError, RequestTooLong
 from adapters.null_backend import NullBackend
 from services.engine_spec import EngineSpec
 from services.limits import SchedulerLimits
+from services.strategies import VARIANTS
 from tests.services.virtual_lab import LIMITS, VirtualLab
 
 
@@ -58,10 +59,20 @@ def test_only_a_strategy_that_takes_groups_refuses_one_that_never_fits_as_a_whol
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "threshold"),
-    [(None, "cpu", 256), (None, "cuda:0", 0), (None, "none", 0), (0, "cpu", 0), (99, "cuda:0", 99)],
+    ("asked", "backend", "device", "threshold"),
+    [
+        (None, "torch", "cpu", 256),
+        (None, "torch", "cuda:0", 0),
+        (None, "llama_cpp", "cpu", 0),
+        (0, "torch", "cpu", 0),
+        (99, "torch", "cuda:0", 99),
+    ],
 )
-def test_what_a_long_prompt_is_depends_on_the_device(asked: int | None, device: str, threshold: int) -> None:
-    info = replace(NullBackend(BackendConfig(backend="null")).info, device=device)
-    limits = EngineSpec("continuous", long_prefill_token_threshold=asked).limits(info)
-    assert limits.long_prefill_token_threshold == threshold
+def test_what_a_long_prompt_is_depends_on_the_backend(
+    asked: int | None, backend: str, device: str, threshold: int
+) -> None:
+    info = replace(NullBackend(BackendConfig(backend="null")).info, backend=backend, device=device)
+    for variant in VARIANTS:
+        limits = EngineSpec(variant, long_prefill_token_threshold=asked).limits(info)
+        ends_together = variant in ("static", "dynamic")
+        assert limits.long_prefill_token_threshold == (0 if ends_together else threshold), variant

@@ -88,17 +88,43 @@ def chunks_of(lab: VirtualLab) -> dict[int, tuple[int, int]]:
     return {chunk.seq.seq_id: (chunk.start, chunk.num_tokens) for chunk in lab.step().chunks}
 
 
-def test_above_the_threshold_prompts_take_one_chunk_of_a_step_while_others_decode() -> None:
+def test_above_the_threshold_prompts_share_a_chunk_for_each_while_others_decode() -> None:
     lab = VirtualLab("continuous", limits=LONG)
     lab.submit(5)  # decodes in steps 2 to 5
     lab.step()
-    lab.submit(9, prompt=21)
     lab.submit(9, prompt=30)
     lab.submit(9, prompt=20)  # not above it
-    assert chunks_of(lab) == {0: (3, 1), 3: (0, 20), 1: (0, 8)}
-    assert chunks_of(lab) == {0: (4, 1), 3: (20, 1), 1: (8, 8)}
-    assert chunks_of(lab) == {0: (5, 1), 3: (21, 1), 1: (16, 5)}
-    assert chunks_of(lab) == {0: (6, 1), 3: (22, 1), 1: (21, 1), 2: (0, 8)}
+    assert chunks_of(lab) == {0: (3, 1), 2: (0, 20), 1: (0, 8)}
+    lab.submit(9, prompt=21)
+    # Two chunks, the fewest left first; but one is for whom was admitted first.
+    assert chunks_of(lab) == {0: (4, 1), 2: (20, 1), 1: (8, 8), 3: (0, 8)}
+    assert chunks_of(lab) == {0: (5, 1), 2: (21, 1), 1: (16, 8), 3: (8, 8)}
+    assert chunks_of(lab) == {0: (6, 1), 2: (22, 1), 1: (24, 6), 3: (16, 5)}
+
+
+def test_a_prompt_just_above_the_threshold_does_not_wait_for_a_much_longer_one() -> None:
+    lab = VirtualLab("continuous", limits=LONG)
+    lab.submit(99)
+    lab.step()
+    lab.submit(1, prompt=400)
+    lab.step()
+    (shorter,) = lab.submit(1, prompt=24)
+    for _ in range(3):
+        lab.step()
+    assert shorter.output_token_ids
+
+
+def test_where_most_prompts_are_long_the_batch_stays_full() -> None:
+    """In balance, so many decode that as many prompts begin as end."""
+    lab = VirtualLab("continuous", limits=replace(LONG, max_batch=16, max_step_tokens=256))
+    for _ in range(200):
+        lab.submit(30, prompt=64)
+    for _ in range(150):
+        lab.step()
+    rows = [len(live) for live, _ in lab.batches[50:]]
+    decoding = [sum(c.is_decode for c in lab.step().chunks) for _ in range(50)]
+    assert min(rows) >= 12
+    assert sum(decoding) / len(decoding) > 9
 
 
 def test_where_nobody_decodes_a_long_prompt_takes_the_whole_step() -> None:
@@ -117,14 +143,6 @@ def test_a_long_prompt_goes_on_at_multiples_of_a_chunk() -> None:
     assert chunks_of(lab) == {1: (0, 6), 0: (0, 24)}
     assert chunks_of(lab) == {1: (6, 1), 0: (24, 8)}
     assert short.output_token_ids
-
-
-@pytest.mark.parametrize("variant", ["static", "dynamic"])
-def test_in_a_batch_that_ends_together_there_is_no_threshold(variant: str) -> None:
-    lab = VirtualLab(variant, limits=replace(LONG, max_step_tokens=46), batch_wait_s=0.0)
-    lab.submit(9, 9, prompt=40)
-    assert chunks_of(lab) == {0: (0, 40)}
-    assert chunks_of(lab) == {0: (40, 1), 1: (0, 40)}
 
 
 # -- ends -----------------------------------------------------------------------------------------
