@@ -3,7 +3,7 @@
 What enters are a model and a number of prompts; what leaves is a table and a parquet file with one row a
 measurement. Everything runs in this process, in interleaved blocks, without HTTP: the engine one by one and
 continuous, `model.generate()` one by one, transformers' own continuous batching; then decode steps against
-the matrix products alone at the same number of rows, and those again the way a plain linear layer does them.
+their matrix products, and those again the way a plain linear layer does them.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _time_step(backend: TorchBackend, model: Any, num_rows: int) -> Iterator[dict[str, Any]]:
-    """Median times of a decode step and of the matrix products alone, taken in turns."""
+    """Median times of a decode step, of its matrix products, and of those by a plain linear layer."""
     sequences = [
         Sequence(10_000 + i, [(7 * i + 13 * j) % 251 for j in range(_STEP_CONTEXT)], SamplingParams())
         for i in range(num_rows)
