@@ -268,3 +268,12 @@ def attend(
     out = torch.empty_like(q)
     lab.attend(step, q, keys, values, out)
     return out
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_what_an_older_torch_knows_of_the_cpu(has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below 2.12 there is no `get_capabilities`."""
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert kernel_build.cpu_capabilities() == {"avx512_bf16": has_bf16, "amx_bf16": False}
