@@ -105,7 +105,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
 
     @app.get("/steps", response_model=contract.Steps, responses={s: ERRORS[s] for s in (401, 422)})
     async def steps(after: Annotated[int, Query(ge=0, lt=2**63)] = 0) -> Response:
-        """The engine's steps from number `after` on."""
+        """The engine's steps from number `after` on, 5,000 at most; `next` asks for what follows."""
         return Response(service.steps.page(after), media_type="application/json")
 
 

@@ -71,7 +71,7 @@ class StepLine(BaseModel):
 
 
 class Steps(BaseModel):
-    """`GET /steps?after=N`: steps N and later; ask with `next` for what follows them."""
+    """`GET /steps?after=N`: steps N and later, 5,000 at most; ask with `next` for what follows them."""
 
     steps: list[StepLine]
     next: int

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -156,3 +158,17 @@ def test_the_step_log_counts_what_it_dropped() -> None:
     assert log.page(1).endswith(b'"num_dropped":1}')
     assert log.page(4).count(b'"step":') == 1
     assert log.page(9) == b'{"steps":[],"next":5,"num_dropped":0}'
+
+
+def test_the_step_log_comes_in_pages_that_lose_nothing() -> None:
+    log = StepLog(max_steps=10, page_steps=4)
+    records = [StepRecord(i, 0.1 * i, 1 / (i + 3), i, 2 * i, 3 * i, 4 * i, 5 * i) for i in range(13)]
+    for record in records:
+        log.add(record)
+    seen, after = [], 0
+    while (page := json.loads(log.page(after)))["steps"]:
+        assert page["num_dropped"] == (3 if after == 0 else 0)
+        seen += page["steps"]
+        after = page["next"]
+    assert seen == [asdict(record) for record in records[3:]]
+    assert page["next"] == 13
