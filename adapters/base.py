@@ -56,6 +56,10 @@ class SequenceState(StrEnum):
     FINISHED = "finished"
 
 
+LEAST_TEMPERATURE = 1e-5
+"""Dividing by less overflows, and nothing but the likeliest token has a chance there anyway."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen. `temperature == 0` is greedy; `top_k == 0` and `top_p == 1` are off."""
@@ -75,7 +79,8 @@ class SamplingParams:
     """Greedy without penalties. Stored, since every step asks it of every row."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "takes_likeliest", self.temperature <= 0 and not self.has_penalties)
+        is_greedy = self.temperature < LEAST_TEMPERATURE
+        object.__setattr__(self, "takes_likeliest", is_greedy and not self.has_penalties)
 
     @property
     def has_penalties(self) -> bool:

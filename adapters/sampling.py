@@ -12,12 +12,10 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import numpy.typing as npt
 
-from adapters.base import SamplingParams, Sequence
+from adapters.base import LEAST_TEMPERATURE, SamplingParams, Sequence
 
 _MASK = (1 << 64) - 1
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-LEAST_TEMPERATURE = 1e-5
-"""Dividing by less overflows, and nothing but the likeliest token has a chance there anyway."""
 
 
 def mix64(value: int) -> int:

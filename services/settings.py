@@ -24,7 +24,7 @@ from pydantic_settings import (
 
 from adapters.base import BackendConfig, ConfigError
 from adapters.cores import default_threads
-from adapters.registry import BACKENDS
+from adapters.registry import BACKENDS, check_backend
 from services.engine_spec import EngineSpec
 from services.logs import LogFormat
 from services.strategies import VARIANTS, resolve_variant
@@ -186,8 +186,7 @@ class Settings(BaseSettings):
     @field_validator("backend")
     @classmethod
     def _known_backend(cls, name: str) -> str:
-        if name not in BACKENDS:
-            raise ConfigError(f"BACKEND must be one of {', '.join(BACKENDS)}, not {name!r}")
+        check_backend(name)
         return name
 
     @field_validator("log_level", mode="before")

@@ -76,15 +76,13 @@ def lay_out(
 def _add_prompt_chunks(
     chunks: list[ScheduledChunk], prompts: list[Sequence], limits: SchedulerLimits, threshold: int
 ) -> int:
-    """Fill the rest of the step with `prompts`, in order of admission; returns the tokens added.
+    """Fill the rest of the step with `prompts`, listed as they were admitted; returns the tokens added.
 
     Those above `threshold` (0: none is) come last, and have as many chunks among them as they are.
     """
     size, room = limits.prefill_chunk, limits.max_step_tokens - len(chunks)
-    if not threshold:
-        return _fill(chunks, prompts, room, size)
-    long = [seq for seq in prompts if len(seq.prompt_token_ids) > threshold]
-    short = [seq for seq in prompts if len(seq.prompt_token_ids) <= threshold]
+    long = [seq for seq in prompts if 0 < threshold < len(seq.prompt_token_ids)]
+    short = [seq for seq in prompts if not 0 < threshold < len(seq.prompt_token_ids)]
     kept = min(size, _num_left(long[0])) if long and long[0] is prompts[0] else 0
     num_tokens = _fill(chunks, short, room - kept, size)
     return num_tokens + _fill(chunks, long, min(room - num_tokens, size * len(long)), size)

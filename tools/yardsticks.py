@@ -119,16 +119,16 @@ def _time_step(backend: TorchBackend, model: Any, num_rows: int) -> Iterator[dic
         call()
         seconds[name].append(time.perf_counter() - started_s)
 
+    kernels = backend.module.kernels if isinstance(backend.module, KernelLlama) else None
     with torch.inference_mode():
         for _ in range(31):
-            if isinstance(backend.module, KernelLlama):
-                # By themselves they would be 40 calls from Python, and slower than within the step.
-                kernels = backend.module.kernels
+            if kernels is not None:
                 kernels.take_part_seconds()
-                timed("decode step", lambda: backend.step(chunks))
+            timed("decode step", lambda: backend.step(chunks))
+            if kernels is not None:
+                # By themselves they would be 40 calls from Python, and slower than within the step.
                 seconds["matrix products, packed"].append(kernels.take_part_seconds()["matrix products"])
             else:
-                timed("decode step", lambda: backend.step(chunks))
                 timed("matrix products, packed", lambda: [m(inputs[m.in_features]) for m in packed])
             timed("matrix products, plain", plain_products)
     backend.release([seq.seq_id for seq in sequences])

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.base import Sequence
-from adapters.sampling import LEAST_TEMPERATURE, uniform_draw
+from adapters.base import LEAST_TEMPERATURE, Sequence
+from adapters.sampling import uniform_draw
 
 NUM_INTS = 5
 NUM_FLOATS = 7
@@ -25,7 +25,7 @@ _MAX_ELEMENTS = 1 << 23
 
 def needs_sampling(seq: Sequence) -> bool:
     """True unless the likeliest token is the answer."""
-    return seq.params.temperature >= LEAST_TEMPERATURE or seq.params.has_penalties
+    return not seq.params.takes_likeliest
 
 
 def row_settings(
