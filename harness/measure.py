@@ -15,18 +15,18 @@ from types import FrameType
 from typing import Any
 
 from adapters.base import ConfigError
-from harness.answer import Answer
-from harness.arrivals import Schedule
-from harness.comparing.arm_file import Arm, ArmFile, Measurement
-from harness.corpus import Corpus
-from harness.manifest import describe_repeat
-from harness.progress import Reporter
-from harness.replay import replay
+from harness.client.answer import Answer
+from harness.client.server import Server, find_server
+from harness.plan.corpus import Corpus
+from harness.plan.schedule import Schedule
+from harness.replay.arm_file import Arm, ArmFile, Measurement
+from harness.replay.progress import Reporter
+from harness.replay.replay import replay
+from harness.replay.service_process import RunningService, ServiceLaunch, running_service
+from harness.results.manifest import describe_repeat
+from harness.results.steps import step_rows, summarise_steps
 from harness.selfcheck.floor import measure_floor
-from harness.server import Server, find_server
-from harness.service_process import RunningService, ServiceLaunch, running_service
 from harness.settings import HarnessSettings
-from harness.steps import step_rows, summarise_steps
 
 
 def measure(

@@ -23,11 +23,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from adapters.base import ConfigError, LabError
 from adapters.registry import BACKENDS
-from services import refusals
-from services.api import create_app
-from services.live_response import ABORT
+from services import errors
+from services.core.service import Service
+from services.http.app import create_app
+from services.http.response import ABORT
 from services.logs import set_up_logs
-from services.service import Service
 from services.settings import read_settings
 from services.strategies import VARIANTS
 
@@ -113,7 +113,7 @@ async def _live(service: Service, signals: _Signals, url: str) -> int:
     logger.info("finishing accepted requests (up to %g s); a second signal ends them", timeout_s)
     num_cut = await _unless(signals.second, service.drain())
     if num_cut is None:
-        num_cut = await service.cut_off(refusals.draining())
+        num_cut = await service.cut_off(errors.draining())
     logger.info("stopped; %d accepted requests were cut off", num_cut)
     return 1 if num_cut else 0
 

@@ -25,7 +25,7 @@ from pydantic_settings import (
 from adapters.base import BackendConfig, ConfigError
 from adapters.cores import default_threads
 from adapters.registry import BACKENDS, check_backend
-from services.engine_spec import EngineSpec
+from services.engine.spec import EngineSpec
 from services.logs import LogFormat
 from services.strategies import VARIANTS, resolve_variant
 from services.strategies.base import StrategyConfig

@@ -17,15 +17,21 @@ from adapters.base import LabError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("services.main", "run one service: a model behind HTTP, batched by one strategy"),
-    "bench": ("harness.run_bench", "measure one strategy, or any server, and write the rows as parquet"),
-    "compare": ("harness.compare", "measure several strategies in interleaved blocks and compare them"),
-    "sweep": ("harness.sweep", "measure one strategy over several loads: knee, and highest load within SLOs"),
+    "bench": ("harness.commands.bench", "measure one strategy, or any server, and write the rows as parquet"),
+    "compare": (
+        "harness.commands.compare",
+        "measure several strategies in turns and compare them",
+    ),
+    "sweep": (
+        "harness.commands.sweep",
+        "measure one strategy over several loads: the knee, and what meets the SLOs",
+    ),
     "gate": (
-        "harness.gate",
+        "harness.commands.gate",
         "hold a new result file against an old one; non-zero exit on a regression",
     ),
-    "merge": ("harness.merge", "make one result file of the files of all shards"),
-    "report": ("harness.report", "print the table of results that were written before"),
+    "merge": ("harness.commands.merge", "make one result file of the files of all shards"),
+    "report": ("harness.commands.report", "print the table of results that were written before"),
     "model": ("tools.make_model", "make a model, or stage it into a folder of its own"),
     "prompts": ("tools.make_prompts", "make the prompt corpus"),
     "import-prompts": (

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.base import Backend, SamplingParams, Sequence
-from services.engine import Engine, QueueInbox
-from services.limits import SchedulerLimits
-from services.messages import StepReport, Stop, Submit
-from services.scheduler import Scheduler
+from services.engine.engine import Engine, QueueInbox
+from services.engine.limits import SchedulerLimits
+from services.engine.messages import StepReport, Stop, Submit
+from services.engine.scheduler import Scheduler
 from services.strategies import VARIANTS
 from services.strategies.base import StrategyConfig
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base import ConfigError
-from harness.corpus import Prompt
-from harness.out_folder import make_folder
+from harness.plan.corpus import Prompt
+from harness.results.output_dir import make_folder
 
 CHARS_PER_TOKEN = 4
 """For `--max-tokens reply`: English text has about four characters a token."""

@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapters.base import BackendConfig, ConfigError
-from adapters.gguf_store import resolve_gguf
-from adapters.model_manifest import changed_files, is_current, read_manifest
-from adapters.model_store import make_preset, preset_folder, resolve_model
-from adapters.seeded_model import PRESETS
+from adapters.models.gguf.store import resolve_gguf
+from adapters.models.manifest import changed_files, is_current, read_manifest
+from adapters.models.presets import PRESETS
+from adapters.models.store import make_preset, preset_folder, resolve_model
 from services.settings import read_settings
 
 

@@ -18,8 +18,8 @@ from itertools import count
 from pathlib import Path
 
 from adapters.base import ConfigError
-from tools.prompt_lengths import OUTPUT_TOKENS, PROMPT_TOKENS, Draws, stratified_lengths
-from tools.prompt_texts import write_prompt
+from tools.corpus.lengths import OUTPUT_TOKENS, PROMPT_TOKENS, Draws, stratified_lengths
+from tools.corpus.texts import write_prompt
 
 CORPUS_PATH = Path(__file__).resolve().parents[1] / "data" / "prompts.jsonl"
 DEFAULT_NUM = 500
@@ -110,8 +110,8 @@ def _load_writer(model: str, artifacts_dir: str, num_tokens: int, seed: int) -> 
     from transformers import AutoModelForCausalLM
 
     from adapters.base import BackendConfig
-    from adapters.model_store import resolve_model
-    from adapters.tokenizer import HFTokenizer
+    from adapters.models.store import resolve_model
+    from adapters.text.tokenizer import HFTokenizer
 
     folder = resolve_model(BackendConfig(model=model, artifacts_dir=artifacts_dir)).folder
     tokenizer = HFTokenizer.from_folder(folder)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from adapters.base import Backend, BackendConfig, SamplingParams, ScheduledChunk, Sequence
 from adapters.llama_cpp_backend.backend import LlamaCppBackend
-from adapters.tokenizer import load_tokenizer
+from adapters.text.tokenizer import load_tokenizer
 from adapters.torch_backend.backend import TorchBackend
-from harness.corpus import default_path, load_corpus
+from harness.plan.corpus import default_path, load_corpus
 
 _torch_module: Any = import_module(TorchBackend.__module__)
 

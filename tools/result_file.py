@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness.machine import describe_host
+from harness.replay.machine import describe_host
 
 
 def write_rows(frame: pd.DataFrame, path: Path, facts: dict[str, Any]) -> None:

@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 from adapters.base import BackendConfig, ConfigError
-from adapters.gguf_store import is_gguf_name, resolve_gguf
-from adapters.hub_model import gguf_in_hub, looks_like_hub_id
-from adapters.hub_staging import HubCommit, download, list_commit
-from adapters.model_store import resolve_model, split_format
-from adapters.seeded_model import PRESETS
-from adapters.staging import STAGED_MANIFEST, Fill, Staged, stage
+from adapters.models.gguf.store import is_gguf_name, resolve_gguf
+from adapters.models.hub import gguf_in_hub, looks_like_hub_id
+from adapters.models.hub_staging import HubCommit, download, list_commit
+from adapters.models.presets import PRESETS
+from adapters.models.staging import STAGED_MANIFEST, Fill, Staged, stage
+from adapters.models.store import resolve_model, split_format
 
 
 def stage_model(config: BackendConfig, target: Path) -> Staged:

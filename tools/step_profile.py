@@ -20,19 +20,19 @@ import pandas as pd
 
 from adapters.base import BackendConfig
 from adapters.torch_backend import backend as torch_backend
-from adapters.torch_backend.attention import StepLayout
 from adapters.torch_backend.backend import TorchBackend
-from adapters.torch_backend.cpu_kernels import CpuKernels
-from adapters.torch_backend.kv_cache import SlotCache
-from adapters.torch_backend.linear import KernelLinear, TiledLinear
-from adapters.torch_backend.llama_forward import LlamaForward
+from adapters.torch_backend.cpu.kernels import CpuKernels
+from adapters.torch_backend.model.attention import StepLayout
+from adapters.torch_backend.model.kv_cache import SlotCache
+from adapters.torch_backend.model.linear import KernelLinear, TiledLinear
+from adapters.torch_backend.model.llama_forward import LlamaForward
 from adapters.torch_backend.packing import StepPacker
-from harness.manifest import utc_stamp
-from harness.table import render_table
-from services.engine import Engine
-from services.messages import StepReport
-from services.scheduler import Scheduler
-from services.wire import pack
+from harness.results.manifest import utc_stamp
+from harness.results.table import render_table
+from services.engine.engine import Engine
+from services.engine.messages import StepReport
+from services.engine.scheduler import Scheduler
+from services.engine_client.wire import pack
 from tools.engine_drive import Work, add_common_arguments, drive
 
 _STEP = "engine loop"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from adapters.base import BackendConfig
-from adapters.model_store import resolve_model
+from adapters.models.store import resolve_model
 from tools.engine_drive import Work
 
 

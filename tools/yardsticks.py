@@ -24,12 +24,12 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from adapters.base import BackendConfig, SamplingParams, ScheduledChunk, Sequence
-from adapters.tokenizer import load_tokenizer
+from adapters.text.tokenizer import load_tokenizer
 from adapters.torch_backend.backend import TorchBackend
-from adapters.torch_backend.kernel_llama import KernelLlama
-from adapters.torch_backend.linear import KernelLinear, TiledLinear
-from harness.corpus import default_path, load_corpus
-from harness.manifest import utc_stamp
+from adapters.torch_backend.model.kernel_llama import KernelLlama
+from adapters.torch_backend.model.linear import KernelLinear, TiledLinear
+from harness.plan.corpus import default_path, load_corpus
+from harness.results.manifest import utc_stamp
 from tools.engine_drive import Work, add_common_arguments, drive
 from tools.result_file import write_rows
 from tools.transformers_runs import load_reference, run_continuous_batching, run_generate

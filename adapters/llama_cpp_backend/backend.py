@@ -24,13 +24,13 @@ from adapters.base import (
     StepOutput,
 )
 from adapters.cores import default_threads
-from adapters.gguf_store import GgufFile, resolve_gguf
 from adapters.llama_cpp_backend.batch import StepBatch
 from adapters.llama_cpp_backend.context import open_context, plan_context
 from adapters.llama_cpp_backend.loading import LlamaModel, device_name, load_model, pick_gpu_layers
 from adapters.llama_cpp_backend.slots import SlotTable, StepRows
+from adapters.models.gguf.store import GgufFile, resolve_gguf
 from adapters.sampling import choose_token
-from adapters.tokenizer import HFTokenizer
+from adapters.text.tokenizer import HFTokenizer
 
 _NO_ROOM = 1
 """What `llama_decode` returns when it finds no place for the tokens in the cache."""

@@ -14,7 +14,7 @@ import llama_cpp.llama_cpp as C
 
 from adapters.base import BackendConfig, BackendError, ConfigError
 from adapters.llama_cpp_backend.loading import LlamaModel, cache_room, out_of_memory
-from adapters.llama_cpp_backend.log import errors_of
+from adapters.models.gguf.llama_log import errors_of
 
 _DEFAULT_MODEL_LEN = 4096
 _CELLS = 256

@@ -16,8 +16,8 @@ import llama_cpp.llama_cpp as C
 import psutil
 
 from adapters.base import BackendError, ConfigError, UnsupportedModel
-from adapters.llama_cpp_backend.log import errors_of
-from adapters.llama_cpp_backend.quantize import FILE_TYPES
+from adapters.models.gguf.llama_log import errors_of
+from adapters.models.gguf.quantize import FILE_TYPES
 
 ALL_LAYERS = -1
 _SPARE_BYTES = 256 << 20

@@ -13,10 +13,10 @@ from pathlib import Path
 import llama_cpp.llama_cpp as C
 
 from adapters.base import ConfigError
-from adapters.chat_template import ChatTemplate, ChatTemplateError
-from adapters.detokenizer import PieceDetokenizer, TokenStream
 from adapters.llama_cpp_backend.loading import LlamaModel, load_model
-from adapters.unicode_text import valid_unicode
+from adapters.text.chat_template import ChatTemplate, ChatTemplateError
+from adapters.text.detokenizer import PieceDetokenizer, TokenStream
+from adapters.text.unicode_text import valid_unicode
 
 _TEMPLATE_KEY = "tokenizer.chat_template"
 

@@ -26,13 +26,13 @@ from adapters.base import (
     UnsupportedModel,
 )
 from adapters.cores import default_threads
-from adapters.model_store import ModelFiles, resolve_model
+from adapters.models.store import ModelFiles, resolve_model
 from adapters.torch_backend import loading
-from adapters.torch_backend.attention import BLOCK, joined_rows, own_padded_len, padding_is_neutral
-from adapters.torch_backend.cpu_kernels import CpuKernels, load_kernels
-from adapters.torch_backend.kernel_llama import KernelLlama
-from adapters.torch_backend.kv_cache import SlotCache
-from adapters.torch_backend.linear import common_row_range
+from adapters.torch_backend.cpu.kernels import CpuKernels, load_kernels
+from adapters.torch_backend.model.attention import BLOCK, joined_rows, own_padded_len, padding_is_neutral
+from adapters.torch_backend.model.kernel_llama import KernelLlama
+from adapters.torch_backend.model.kv_cache import SlotCache
+from adapters.torch_backend.model.linear import common_row_range
 from adapters.torch_backend.packing import PackedStep, RowPlan, StepPacker
 from adapters.torch_backend.sampling import choose_tokens, find_likeliest
 

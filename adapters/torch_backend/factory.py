@@ -15,6 +15,6 @@ def create(config: BackendConfig) -> TorchBackend:
     """Raises: as `TorchBackend`."""
     if pick_device(config.device).type != "cuda":
         return TorchBackend(config)
-    from adapters.torch_backend.cuda_backend import CudaTorchBackend
+    from adapters.torch_backend.cuda.backend import CudaTorchBackend
 
     return CudaTorchBackend(config)

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from adapters.base import BackendError, ConfigError, UnsupportedModel
-from adapters.torch_backend import hf_attention
-from adapters.torch_backend.attention import StepLayout
-from adapters.torch_backend.cpu_kernels import CpuKernels
-from adapters.torch_backend.kernel_build import cpu_capabilities
-from adapters.torch_backend.kernel_llama import KernelLlama
-from adapters.torch_backend.linear import can_pack, make_linear
-from adapters.torch_backend.llama_forward import LlamaForward
-from adapters.torch_backend.llama_shape import llama_shape
+from adapters.torch_backend.cpu.build import cpu_capabilities
+from adapters.torch_backend.cpu.kernels import CpuKernels
+from adapters.torch_backend.model import hf_attention
+from adapters.torch_backend.model.attention import StepLayout
+from adapters.torch_backend.model.kernel_llama import KernelLlama
+from adapters.torch_backend.model.linear import can_pack, make_linear
+from adapters.torch_backend.model.llama_forward import LlamaForward
+from adapters.torch_backend.model.llama_shape import llama_shape
 
 logger = logging.getLogger(__name__)
 

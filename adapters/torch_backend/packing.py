@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from adapters.base import BackendError, ScheduledChunk, Sequence
-from adapters.torch_backend.attention import PromptBlock, StepLayout, prompt_blocks
-from adapters.torch_backend.cpu_kernels import CpuKernels
-from adapters.torch_backend.kv_cache import SlotAllocator, SlotCache
-from adapters.torch_backend.linear import ANY_ROWS
+from adapters.torch_backend.cpu.kernels import CpuKernels
+from adapters.torch_backend.model.attention import PromptBlock, StepLayout, prompt_blocks
+from adapters.torch_backend.model.kv_cache import SlotAllocator, SlotCache
+from adapters.torch_backend.model.linear import ANY_ROWS
 
 UNKNOWN = -1
 """The input id of a row whose token only the device knows."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapters.base import Sequence
 from adapters.sampling import choose_token
-from adapters.torch_backend.cpu_kernels import CpuKernels
+from adapters.torch_backend.cpu.kernels import CpuKernels
 
 
 def choose_tokens(logits: Tensor, sequences: Seq[Sequence], likeliest: list[int]) -> list[int]:

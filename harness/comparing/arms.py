@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 
 from adapters.base import ConfigError, LabError
 from adapters.registry import check_backend
-from harness.arrivals import derive_seed
-from harness.comparing.arm_file import Arm
-from harness.progress import Reporter
-from harness.server import find_server
-from harness.service_process import ServiceLaunch, running_service
+from harness.client.server import find_server
+from harness.plan.schedule import derive_seed
+from harness.replay.arm_file import Arm
+from harness.replay.progress import Reporter
+from harness.replay.service_process import ServiceLaunch, running_service
 from harness.settings import HarnessSettings
 from services.contract import ModelCard
 

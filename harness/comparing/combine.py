@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adapters.base import ConfigError
-from harness.comparing.arm_file import Measurement
-from harness.manifest import utc_stamp
-from harness.record import Manifest, read_parquet, write_table
-from harness.validity import Verdict
+from harness.replay.arm_file import Measurement
+from harness.results.manifest import utc_stamp
+from harness.results.record import Manifest, read_parquet, write_table
+from harness.results.validity import Verdict
 
 _MUST_AGREE = (
     ("schedules", lambda m: m["schedule"]["digest"]),

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.base import LabError
-from harness.arrivals import Schedule
-from harness.comparing.arm_file import Arm, Measurement
 from harness.comparing.arms import arm_order
-from harness.corpus import Corpus
-from harness.manifest import git_state
 from harness.measure import measure
-from harness.progress import Reporter
-from harness.record import read_parquet
+from harness.plan.corpus import Corpus
+from harness.plan.schedule import Schedule
+from harness.replay.arm_file import Arm, Measurement
+from harness.replay.progress import Reporter
+from harness.results.manifest import git_state
+from harness.results.record import read_parquet
+from harness.results.validity import Verdict
 from harness.settings import HarnessSettings
-from harness.validity import Verdict
 
 
 class Ledger:

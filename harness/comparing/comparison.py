@@ -16,11 +16,11 @@ import pandas as pd
 
 from harness.comparing.headline import HEADLINES, Contrast, contrasts, in_words, more_blocks, primary
 from harness.comparing.verdict import DEFAULT_MARGIN
-from harness.metrics import throughput
-from harness.record import Manifest
-from harness.stats import MIN_SAMPLES, percentile
-from harness.table import number, render_table, share
-from harness.validity import Verdict, load_of
+from harness.results.metrics import throughput
+from harness.results.record import Manifest
+from harness.results.stats import MIN_SAMPLES, percentile
+from harness.results.table import number, render_table, share
+from harness.results.validity import Verdict, load_of
 
 Value = Callable[["BlockFigures"], float | None]
 

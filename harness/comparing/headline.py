@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from harness.comparing.verdict import DEFAULT_MARGIN, Judgement, judge_ratio
-from harness.metrics import throughput
-from harness.stats import percentile
+from harness.results.metrics import throughput
+from harness.results.stats import percentile
 
 Value = Callable[[pd.DataFrame, bool], float | None]
 """From the answers of one arm in one block, and whether the loop was open."""

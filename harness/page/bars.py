@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from harness.budget import TERMS
 from harness.page.charts import COLOURS, GRID, INK, Scale, svg, text, tick_text
 from harness.page.timeline import Timeline
+from harness.results.latency_budget import TERMS
 
 MAX_BARS = 600
 TERM_COLOURS = {

@@ -16,15 +16,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from harness.budget import Budget, latency_budget
 from harness.comparing.headline import Contrast, contrasts
 from harness.comparing.verdict import DEFAULT_MARGIN
-from harness.cost import Price
-from harness.metrics import Slo, goodput, throughput, token_gaps
 from harness.page.timeline import Timeline, batch_timeline
-from harness.record import Manifest
-from harness.stats import Percentile, percentile
-from harness.validity import load_of
+from harness.results.cost import Price
+from harness.results.latency_budget import Budget, latency_budget
+from harness.results.metrics import Slo, goodput, throughput, token_gaps
+from harness.results.record import Manifest
+from harness.results.stats import Percentile, percentile
+from harness.results.validity import load_of
 
 Floats = NDArray[np.float64]
 

@@ -12,9 +12,6 @@ from pathlib import Path
 from adapters.base import ConfigError
 from harness.comparing.combine import choose_reference, comparison_manifest, read_runs, verdict_of
 from harness.comparing.comparison import agreement_of_all
-from harness.cost import Price
-from harness.metrics import Slo
-from harness.out_folder import make_folder
 from harness.page.data import ReportData, gather
 from harness.page.html import make_charts, render_page
 from harness.page.words import (
@@ -25,9 +22,12 @@ from harness.page.words import (
     setting_lines,
     verdict_sentences,
 )
-from harness.record import read_parquet
-from harness.table import render_table
-from harness.validity import Verdict
+from harness.results.cost import Price
+from harness.results.metrics import Slo
+from harness.results.output_dir import make_folder
+from harness.results.record import read_parquet
+from harness.results.table import render_table
+from harness.results.validity import Verdict
 
 
 def load_report(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.budget import TERMS
 from harness.comparing.headline import HEADLINES, Contrast, decision, in_words, more_blocks, primary
 from harness.page.data import ArmData, ReportData
-from harness.table import MISSING, number, share
+from harness.results.latency_budget import TERMS
+from harness.results.table import MISSING, number, share
 
 
 def verdict_sentences(data: ReportData) -> list[str]:

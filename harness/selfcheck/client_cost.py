@@ -17,15 +17,15 @@ import httpx
 import numpy as np
 from pydantic_core import from_json
 
-from harness.answer import Answer
-from harness.arrivals import PlannedRequest
-from harness.client import StreamClient
-from harness.connection import Origin
-from harness.manifest import loop_factory
+from harness.client.answer import Answer
+from harness.client.connection import Origin
+from harness.client.sse import EventSplitter
+from harness.client.stream import StreamClient
+from harness.client.target import Target
+from harness.plan.schedule import PlannedRequest
+from harness.results.manifest import loop_factory
+from harness.results.table import number, render_table
 from harness.selfcheck.known_server import Delays, known_server
-from harness.sse import EventSplitter
-from harness.table import number, render_table
-from harness.target import Target
 
 GAP_S = 0.010
 

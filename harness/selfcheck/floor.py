@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+from harness.results.stats import percentile
 from harness.selfcheck.known_server import Delays
 from harness.selfcheck.known_truth import measure_known
-from harness.stats import percentile
 
 _RATE, _NUM_REQUESTS, _NUM_TOKENS = 200.0, 100, 4
 

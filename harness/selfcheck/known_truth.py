@@ -17,21 +17,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness.answer import Answer
-from harness.arrivals import Arrivals, Load, Schedule, make_schedule
-from harness.client import StreamClient
-from harness.connection import Origin
-from harness.corpus import Prompt
-from harness.manifest import loop_factory
-from harness.metrics import send_lag_s, token_gaps
-from harness.play import play
-from harness.record import ReplayLabels, make_row, to_frame
-from harness.runner import ReplayEnd
+from harness.client.answer import Answer
+from harness.client.connection import Origin
+from harness.client.stream import StreamClient
+from harness.client.target import Target
+from harness.plan.corpus import Prompt
+from harness.plan.schedule import Arrivals, Load, Schedule, make_schedule
+from harness.plan.warmup import make_warmup
+from harness.replay.play import play
+from harness.replay.runner import ReplayEnd
+from harness.results.manifest import loop_factory
+from harness.results.metrics import send_lag_s, token_gaps
+from harness.results.record import ReplayLabels, make_row, to_frame
+from harness.results.stats import percentile
+from harness.results.table import number, render_table, share
 from harness.selfcheck.known_server import Delays, known_server
-from harness.stats import percentile
-from harness.table import number, render_table, share
-from harness.target import Target
-from harness.warmup import make_warmup
 
 QUANTILES = (50, 95, 99)
 STALL_S = 2.0

@@ -15,12 +15,12 @@ from typing import Any
 
 import pandas as pd
 
-from harness.comparing.arm_file import Arm
 from harness.comparing.arms import arm_order
 from harness.comparing.headline import contrasts
 from harness.measure import measure
-from harness.plan import plan
-from harness.progress import PlainReporter
+from harness.plan.planner import plan
+from harness.replay.arm_file import Arm
+from harness.replay.progress import PlainReporter
 from harness.settings import HarnessSettings
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from harness.comparing.headline import HEADLINES, THROUGHPUT, error_share
 from harness.comparing.verdict import FEWEST_BLOCKS, Judgement, judge_ratio
-from harness.table import render_table, share
+from harness.results.table import render_table, share
 
 Floats = NDArray[np.float64]
 

@@ -82,7 +82,7 @@ def torch_backend() -> Backend:
 def torch_backend_of_a_device() -> Backend:
     """The CUDA side with stand-ins for the device, in bf16 and with products of one row count."""
     folder = tiny_llama()
-    from adapters.torch_backend.cuda_backend import CudaTorchBackend
+    from adapters.torch_backend.cuda.backend import CudaTorchBackend
     from tests.adapters.fake_machine import FakeMachine, row_by_row
 
     limits = {"max_batch_size": MAX_BATCH, "max_model_len": MAX_MODEL_LEN}

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")
 
-from adapters.torch_backend.flash_attention import KeySpans, plain_attention
+from adapters.torch_backend.model.flash_attention import KeySpans, plain_attention
 
 GIB = 1 << 30
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from harness.answer import Answer
-from harness.arrivals import Arrivals, Load, PlannedRequest, schedule_digest
-from harness.record import Manifest, ReplayLabels, Row, make_row, to_frame
+from harness.client.answer import Answer
+from harness.plan.schedule import Arrivals, Load, PlannedRequest, schedule_digest
+from harness.results.record import Manifest, ReplayLabels, Row, make_row, to_frame
 
 
 def made_row(

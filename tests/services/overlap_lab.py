@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adapters.base import SamplingParams, Sequence
-from services.engine import Engine, Message
-from services.limits import SchedulerLimits
-from services.messages import SequenceUpdate, StepRecord, StepReport, Submit
-from services.scheduler import Scheduler
+from services.engine.engine import Engine, Message
+from services.engine.limits import SchedulerLimits
+from services.engine.messages import SequenceUpdate, StepRecord, StepReport, Submit
+from services.engine.scheduler import Scheduler
 from services.strategies import VARIANTS
 from services.strategies.base import StrategyConfig
 from tests.services.launching_backend import EOS, LaunchingBackend

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 
 from adapters.base import BackendInfo, Sequence
 from adapters.null_backend import NullBackend
-from services.engine import Message
-from services.engine_spec import EngineSpec
-from services.lines import OnLost, OnReport
-from services.messages import (
+from services.engine.engine import Message
+from services.engine.messages import (
     Cancel,
     SequenceTimings,
     SequenceUpdate,
@@ -18,6 +16,8 @@ from services.messages import (
     StepReport,
     Submit,
 )
+from services.engine.spec import EngineSpec
+from services.engine_client.thread import OnLost, OnReport
 
 TIMINGS = SequenceTimings(0.25, 0.5, 0.001, 0.002, 3, 1.0)
 

@@ -18,10 +18,10 @@ from typing import Any
 import httpx
 import uvicorn
 
-from services.api import create_app
-from services.lines import MakeLine
+from services.core.service import Service
+from services.engine_client.thread import MakeLine
+from services.http.app import create_app
 from services.main import Connection, listen_on
-from services.service import Service
 from services.settings import read_settings
 
 DEADLINE_S = 20.0

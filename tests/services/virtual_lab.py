@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from adapters.base import FinishReason, SamplingParams, Sequence, StepOutput
-from services.limits import SchedulerLimits
-from services.messages import SequenceUpdate
-from services.scheduler import Outcome, Scheduler, StepPlan
+from services.engine.limits import SchedulerLimits
+from services.engine.messages import SequenceUpdate
+from services.engine.scheduler import Outcome, Scheduler, StepPlan
 from services.strategies import VARIANTS
 from services.strategies.base import BatchingStrategy, StrategyConfig
 

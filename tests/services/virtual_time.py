@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
-from services.engine import Message
-from services.messages import Stop
+from services.engine.engine import Message
+from services.engine.messages import Stop
 
 
 class Clock:

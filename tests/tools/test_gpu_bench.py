@@ -14,11 +14,14 @@ torch = pytest.importorskip("torch", reason="needs the torch extra")
 import pyarrow.parquet as pq
 
 from adapters.base import BackendConfig
-from adapters.seeded_model import PRESETS, Preset
+from adapters.models.presets import PRESETS, Preset
 from adapters.torch_backend import loading
 from adapters.torch_backend.backend import TorchBackend
 from tests.adapters.conformance import torch_backend_of_a_device
-from tools import gpu_bench, gpu_measures, gpu_parts, shape_model
+from tools import gpu_bench
+from tools.gpu import measures as gpu_measures
+from tools.gpu import parts as gpu_parts
+from tools.gpu import shape_model
 from tools.gpu_bench import QUICK, Bench
 
 

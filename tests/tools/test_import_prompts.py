@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.corpus import load_corpus
+from harness.plan.corpus import load_corpus
 from tools.cli import main
 
 SHAREGPT = [

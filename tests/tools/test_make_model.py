@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapters.base import ConfigError
-from adapters.seeded_model import PRESETS, Preset
+from adapters.models.presets import PRESETS, Preset
 from tools import make_model
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from adapters.base import ConfigError
-from adapters.seeded_model import PRESETS
-from adapters.seeded_tokenizer import write_tokenizer
-from adapters.tokenizer import HFTokenizer
+from adapters.models.preset_tokenizer import write_tokenizer
+from adapters.models.presets import PRESETS
+from adapters.text.tokenizer import HFTokenizer
 from tools import make_prompts
+from tools.corpus.lengths import BLOCK, OUTPUT_TOKENS, PROMPT_TOKENS, Draws, LogNormal, stratified_lengths
+from tools.corpus.texts import KINDS, estimated_tokens, write_prompt
 from tools.make_prompts import CORPUS_PATH, Prompt, check_corpus, to_jsonl, write_corpus
-from tools.prompt_lengths import BLOCK, OUTPUT_TOKENS, PROMPT_TOKENS, Draws, LogNormal, stratified_lengths
-from tools.prompt_texts import KINDS, estimated_tokens, write_prompt
 
 
 @pytest.fixture(scope="module")

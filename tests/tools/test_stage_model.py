@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from adapters import staging
 from adapters.base import BackendConfig, ConfigError
-from adapters.model_store import make_preset, resolve_model
-from adapters.seeded_model import PRESETS, Preset
-from adapters.staging import STAGED_MANIFEST, changed_staged_files, read_staged, unfinished_folder
+from adapters.models import staging
+from adapters.models.presets import PRESETS, Preset
+from adapters.models.staging import STAGED_MANIFEST, changed_staged_files, read_staged, unfinished_folder
+from adapters.models.store import make_preset, resolve_model
 from tests.adapters.fake_hub import COMMIT, FakeHub, fake_hub
 from tools.stage_model import stage_model
 
@@ -213,7 +213,7 @@ def test_a_staged_preset_is_that_preset(tiny: str, tmp_path: Path) -> None:
 @pytest.mark.llama
 def test_a_preset_is_staged_as_one_gguf_file(tiny: str, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp", reason="needs the llama extra")
-    from adapters.gguf_store import resolve_gguf
+    from adapters.models.gguf.store import resolve_gguf
 
     target = tmp_path / "staged"
     stage_model(config(f"{tiny}:f16", tmp_path, backend="llama_cpp"), target)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import psutil
 import pytest
 
+from tests.services.engine_client.test_worker import engine_pid
 from tests.services.load_client import Connection, ms
 from tests.services.served import CLIENT, LabProcess, lab_serve
-from tests.services.test_worker import engine_pid
 
 LATEST_S = 0.1
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import psutil
 import pytest
 
+from tests.services.engine_client.test_worker import engine_pid
 from tests.services.load_client import Connection, Ending, ms
 from tests.services.served import CLIENT, LabProcess, lab_serve
-from tests.services.test_worker import engine_pid
 
 CONCURRENCY = 32
 

@@ -1,0 +1,1 @@
+"""Models as files: found, made from a seed, fetched, converted, checked."""

@@ -1,0 +1,199 @@
+"""From a model's name to one GGUF file on this disk.
+
+What enters is a `BackendConfig`; what leaves is a `GgufFile`. The name is a .gguf file here or in a hub
+repository, or whatever `adapters.models.store` finds as a Hugging Face folder: that is exported once and
+quantized to the format after the colon. Files made here lie under `<artifacts>/models/<name>-gguf/` and
+appear whole or not at all, also when several processes ask at once. Reads no weights itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from adapters.base import BackendConfig, ConfigError
+from adapters.models.hub import fetch_file_from_hub, gguf_in_hub
+from adapters.models.manifest import file_digest
+from adapters.models.presets import PRESETS
+from adapters.models.store import GGUF_FORMATS, ModelFiles, resolve_model, split_format, wait_for_local
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FORMAT = "q4_k_m"
+EXPORT_RECIPE = 1
+"""Goes up when the same weights would get another file; a file of another recipe is made anew."""
+
+_DTYPES = {"float32": "f32", "fp32": "f32", "float16": "f16", "fp16": "f16", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    """`folder` is the Hugging Face folder that the file was made from; None for a foreign file."""
+
+    path: Path
+    name: str
+    digest: str
+    folder: Path | None
+
+
+def is_gguf_name(model: str) -> bool:
+    """Whether MODEL names a GGUF file itself, here or on the hub, or a folder that holds just one."""
+    return model.endswith(".gguf") or _only_gguf(Path(model).expanduser()) is not None
+
+
+def resolve_gguf(config: BackendConfig) -> GgufFile:
+    """Find, download or make the file that the configuration names.
+
+    Raises:
+        ConfigError: there is no such model or format, or it cannot be fetched or made; says what to do.
+        BackendError: llama.cpp cannot quantize it.
+    """
+    name, _ = split_format(config.model, config.backend)
+    if name not in PRESETS:
+        wait_for_local(name, config)
+    if is_gguf_name(config.model):
+        path = find_gguf(config.model)
+        return GgufFile(path, path.stem, file_digest(path), None)
+    files = resolve_model(config)
+    return _made_from(files, _format(files, config.dtype), config)
+
+
+def find_gguf(model: str) -> Path:
+    """The path of a foreign GGUF file, which is downloaded where MODEL says `owner/repository/file.gguf`.
+
+    Raises:
+        ConfigError: it is not here, and not on the hub or out of reach.
+    """
+    local = Path(model).expanduser()
+    inside = _only_gguf(local)
+    if inside is not None:
+        return inside
+    if local.is_file():
+        return local
+    in_hub = gguf_in_hub(model)
+    if in_hub is None:
+        raise ConfigError(
+            f"MODEL={model} does not exist; give the path of a .gguf file, or owner/repository/file.gguf "
+            "for one of the hub"
+        )
+    return fetch_file_from_hub(*in_hub)
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return None
+    found = sorted(folder.glob("*.gguf"))
+    return found[0] if len(found) == 1 else None
+
+
+def _format(files: ModelFiles, dtype: str) -> str:
+    """The suffix of MODEL, else DTYPE, else this backend's default.
+
+    Raises:
+        ConfigError: DTYPE is no format of GGUF.
+    """
+    wanted = files.format or (DEFAULT_FORMAT if dtype == "auto" else _DTYPES.get(dtype, dtype))
+    if wanted not in GGUF_FORMATS:
+        raise ConfigError(f"DTYPE={dtype}: BACKEND=llama_cpp has {', '.join(sorted(GGUF_FORMATS))}")
+    return wanted
+
+
+def _made_from(files: ModelFiles, file_format: str, config: BackendConfig) -> GgufFile:
+    folder = _gguf_folder(files, config.artifacts_dir)
+    path = folder / f"{folder.name.removesuffix('-gguf')}-{file_format}.gguf"
+    if not _is_current(path, files.digest):
+        make_gguf(files, file_format, path, config.num_threads or 1)
+    return GgufFile(path, files.name, _read_record(path)["digest"], files.folder)
+
+
+def _gguf_folder(files: ModelFiles, artifacts_dir: str) -> Path:
+    """Beside a preset's folder; other folders may share a name, so part of their path is added."""
+    models = Path(artifacts_dir) / "models"
+    if files.folder.parent == models:
+        return models / f"{files.name}-gguf"
+    mark = hashlib.sha256(str(files.folder.resolve()).encode()).hexdigest()[:8]
+    return models / f"{files.name.replace('/', '--')}-{mark}-gguf"
+
+
+def make_gguf(files: ModelFiles, file_format: str, path: Path, num_threads: int) -> None:
+    """Export `files` and quantize the export; another process may do the same at the same time.
+
+    Raises:
+        ConfigError: the place cannot be written, or the folder is no Llama model.
+        BackendError: llama.cpp cannot quantize it.
+    """
+    from adapters.models.gguf.export import export_gguf, own_format
+    from adapters.models.gguf.quantize import quantize
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / ".lock"):
+            if _is_current(path, files.digest):
+                return
+            started = time.monotonic()
+            own = own_format(files.folder)
+            exported = path.with_name(path.name.replace(f"-{file_format}.gguf", f"-{own}.gguf"))
+            if not _is_current(exported, files.digest):
+                logger.info("exporting %s to %s", files.folder, exported)
+                unfinished = _unfinished(exported)
+                export_gguf(files.folder, unfinished, files.name)
+                _finish(unfinished, exported, files.digest)
+            if path != exported:
+                logger.info("quantizing %s to %s", exported, path)
+                unfinished = _unfinished(path)
+                quantize(exported, unfinished, file_format, num_threads)
+                _finish(unfinished, path, files.digest)
+            logger.info("made %s in %.1f s", path, time.monotonic() - started)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be made: {error}; set ARTIFACTS_DIR elsewhere") from error
+
+
+def _unfinished(path: Path) -> Path:
+    """Where a file is written before it counts; under the lock, so a leftover is nobody's."""
+    unfinished = path.with_name(f".making-{path.name}")
+    unfinished.unlink(missing_ok=True)
+    return unfinished
+
+
+def _finish(unfinished: Path, path: Path, source_digest: str) -> None:
+    record = {
+        "recipe": EXPORT_RECIPE,
+        "source_digest": source_digest,
+        "bytes": unfinished.stat().st_size,
+        "digest": file_digest(unfinished),
+    }
+    with unfinished.open("rb+") as file:
+        os.fsync(file.fileno())
+    _record_path(path).unlink(missing_ok=True)
+    unfinished.replace(path)
+    _record_path(path).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(_record_path(path).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _is_current(path: Path, source_digest: str) -> bool:
+    record = _read_record(path)
+    return (
+        record.get("recipe") == EXPORT_RECIPE
+        and record.get("source_digest") == source_digest
+        and path.is_file()
+        and path.stat().st_size == record.get("bytes")
+    )

@@ -1,0 +1,208 @@
+"""Text to token ids and back.
+
+What enters are a `BackendConfig` (which model) and then text, ids or chat messages; what leaves are ids and
+text. A model folder is read with the light `tokenizers` package, so that a process that only talks HTTP
+never loads torch. A foreign GGUF file brings its own, which llama.cpp reads; the null backend gets bytes.
+Knows nothing of requests, stop strings or sampling.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+import tokenizers
+
+from adapters.base import BackendConfig, ConfigError
+from adapters.text.chat_template import ChatTemplate, ChatTemplateError, load_chat_template, token_text
+from adapters.text.detokenizer import PieceDetokenizer, TokenStream, detokenizer_of
+from adapters.text.unicode_text import valid_unicode
+
+__all__ = [
+    "ByteTokenizer",
+    "ChatTemplateError",
+    "HFTokenizer",
+    "TokenStream",
+    "Tokenizer",
+    "least_num_tokens",
+    "load_tokenizer",
+]
+
+
+class Tokenizer(Protocol):
+    """What the service needs of a tokenizer. Decoding reads ids as a continuation of earlier text."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]: ...
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a prompt, with the model's own first token where it wants one."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text these ids add after earlier text: special tokens left out, broken UTF-8 as U+FFFD."""
+        ...
+
+    def stream(self) -> TokenStream:
+        """A fresh incremental `decode`."""
+        ...
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+        """The ids of a conversation, ending where the assistant is to go on.
+
+        Raises:
+            ChatTemplateError: the model has no chat template, or its template refuses the messages.
+        """
+        ...
+
+
+@runtime_checkable
+class BoundedTokenizer(Protocol):
+    """One that knows how much text a token holds at most; not every tokenizer can."""
+
+    @property
+    def max_token_chars(self) -> int | None: ...
+
+
+def least_num_tokens(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> int:
+    """How many tokens a prompt has at least, told from its length alone."""
+    if not isinstance(prompt, str):
+        return len(prompt)
+    max_chars = tokenizer.max_token_chars if isinstance(tokenizer, BoundedTokenizer) else None
+    return 1 if max_chars is None else -(-len(prompt) // max_chars)
+
+
+class ByteTokenizer:
+    """Ids 0-255 are bytes, 256 ends the answer. For the null backend, which has no model."""
+
+    vocab_size = 257
+    eos_token_ids: tuple[int, ...] = (256,)
+    max_token_chars: int | None = 1
+
+    def __init__(self) -> None:
+        self._detokenizer = PieceDetokenizer({**{i: bytes([i]) for i in range(256)}, 256: b""})
+
+    def encode(self, text: str) -> list[int]:
+        return list(valid_unicode(text).encode())
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self._detokenizer.decode(token_ids)
+
+    def stream(self) -> TokenStream:
+        return self._detokenizer.stream()
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+        lines = [f"{message.get('role')}: {message.get('content')}" for message in messages]
+        return self.encode("\n".join([*lines, "assistant: "]))
+
+
+class HFTokenizer:
+    """A Hugging Face tokenizer. Use `from_folder`."""
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        eos_token_ids: tuple[int, ...] = (),
+        chat_template: ChatTemplate | None = None,
+    ) -> None:
+        tokenizer.no_truncation()  # a tokenizer.json may carry both; silently cut prompts are wrong prompts
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._detokenizer = detokenizer_of(tokenizer)
+        self._chat_template = chat_template
+        self.eos_token_ids = eos_token_ids
+        self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.max_token_chars = _max_token_chars(tokenizer)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> HFTokenizer:
+        """Read `tokenizer.json` and the small JSON files beside it.
+
+        Raises:
+            ConfigError: the folder holds no tokenizer that can be read.
+        """
+        tokenizer = _read_tokenizer(folder)
+        config = _read_json(folder / "tokenizer_config.json")
+        return cls(tokenizer, _eos_token_ids(folder, tokenizer, config), load_chat_template(folder, config))
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(valid_unicode(text)).ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self._detokenizer.decode(token_ids)
+
+    def stream(self) -> TokenStream:
+        return self._detokenizer.stream()
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+        if self._chat_template is None:
+            raise ChatTemplateError("this model has no chat template; send a prompt to /v1/completions")
+        text = valid_unicode(self._chat_template.render(messages))
+        return self._tokenizer.encode(text, add_special_tokens=False).ids  # the template spells out the first
+
+
+def load_tokenizer(config: BackendConfig) -> Tokenizer:
+    """The tokenizer of `config.model`, which is made or fetched when it is missing.
+
+    Raises:
+        ConfigError: there is no such model, or it has no tokenizer that can be read.
+    """
+    if config.backend == "null":
+        return ByteTokenizer()
+    if config.backend == "llama_cpp":
+        from adapters.models.gguf.store import find_gguf, is_gguf_name
+
+        if is_gguf_name(config.model):
+            from adapters.llama_cpp_backend.tokenizer import GgufTokenizer
+
+            return GgufTokenizer.from_file(find_gguf(config.model))
+    from adapters.models.store import resolve_model
+
+    return HFTokenizer.from_folder(resolve_model(config).folder)
+
+
+def _max_token_chars(tokenizer: tokenizers.Tokenizer) -> int | None:
+    """Where every byte of a text is spelled by one character of a token; None where text may shrink first."""
+    spells_bytes = isinstance(tokenizer.decoder, tokenizers.decoders.ByteLevel)
+    if not spells_bytes or tokenizer.normalizer is not None:
+        return None
+    return max(map(len, tokenizer.get_vocab(with_added_tokens=True)))
+
+
+def _read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        try:
+            return tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the binding raises plain Exception
+            raise ConfigError(f"{file} cannot be read as a tokenizer: {error}") from error
+    from adapters.text.conversion import convert_tokenizer
+
+    return convert_tokenizer(folder)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return cast(dict[str, Any], json.loads(file.read_text("utf-8")))
+    except ValueError as error:
+        raise ConfigError(f"{file} is not valid JSON: {error}") from error
+
+
+def _eos_token_ids(
+    folder: Path, tokenizer: tokenizers.Tokenizer, tokenizer_config: Mapping[str, Any]
+) -> tuple[int, ...]:
+    """Every id that ends an answer: chat models name further ones in `generation_config.json`."""
+    listed = _read_json(folder / "generation_config.json").get("eos_token_id")
+    if listed is None:
+        listed = _read_json(folder / "config.json").get("eos_token_id")
+    ids: list[int] = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    text = token_text(tokenizer_config.get("eos_token"))
+    own = None if text is None else tokenizer.token_to_id(text)
+    return tuple(dict.fromkeys([*ids, own] if own is not None else ids))

@@ -1,0 +1,1 @@
+"""The compiled kernels for CPUs: C++ in `src`, built at first use."""

@@ -1,0 +1,1 @@
+"""One forward pass over packed rows: attention, KV slots, linear layers, Llama's shape."""

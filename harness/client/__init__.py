@@ -1,0 +1,1 @@
+"""One request: written to a socket, its answer stamped frame by frame."""

@@ -1,0 +1,138 @@
+"""What came back for one prompt: raw stamps, tokens and counts, before any metric is derived.
+
+What enters are decoded choices of a stream with the instant at which they arrived; what leaves is an
+`Answer` that is open, then ended (its own finishing entry came), then complete (its counts are known
+too, or it failed). Instants are seconds of `time.perf_counter`. Knows no sockets and no percentiles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.plan.schedule import PlannedRequest
+
+TIMING_FIELDS = (
+    *("queue_s", "batch_wait_s", "prefill_s", "decode_s", "num_steps", "mean_batch_size"),
+    *("received_s", "first_token_s", "first_write_s"),
+)
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """One planned request on its way. Mutated by the client until `is_complete`."""
+
+    planned: PlannedRequest
+    scheduled_s: float
+    group_id: int = -1
+    group_size: int = 1
+    body_sha256: str | None = None
+    sent_s: float | None = None
+    written_s: float | None = None
+    """When a connection was there and the request was handed to it; `sent_s` is when one was asked for."""
+    chunk_s: list[float] = field(default_factory=list)
+    chunk_tokens: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    has_token_ids: bool = True
+    """False from the first text on that came without the ids of its tokens."""
+    finish_s: float | None = None
+    finish_reason: str | None = None
+    num_prompt_tokens: int | None = None
+    num_output_tokens: int | None = None
+    num_cached_tokens: int | None = None
+    """Prompt tokens that the server says it took from a prefix cache."""
+    timings: dict[str, Any] = field(default_factory=dict)
+    server_request_id: str | None = None
+    error: str | None = None
+    is_complete: bool = False
+    on_ended: Callable[[Answer], None] | None = None
+    """Called once, when the user who asked may go on."""
+    on_complete: Callable[[Answer], None] | None = None
+    """Called once, when nothing about the answer will change any more."""
+
+    def add(self, choice: dict[str, Any], now_s: float) -> None:
+        """Take one entry of an event's `choices`. It counts as a chunk only if it carries a token."""
+        text = choice.get("text") or ""
+        token_ids = choice.get("token_ids")
+        if text:
+            self.text.append(text)
+        if token_ids:
+            self.chunk_s.append(now_s)
+            self.chunk_tokens.append(len(token_ids))
+            self.token_ids.extend(token_ids)
+        elif text and token_ids is None:
+            # An empty list is different: text that was held back, and no new token.
+            self.chunk_s.append(now_s)
+            self.has_token_ids = False
+        reason = choice.get("finish_reason")
+        if reason is not None and self.finish_reason is None:
+            self.finish_reason = str(reason)
+            self.finish_s = now_s
+            self.num_prompt_tokens = choice.get("num_prompt_tokens", self.num_prompt_tokens)
+            self.num_output_tokens = choice.get("num_output_tokens", self.num_output_tokens)
+            self.timings = choice.get("timings") or {}
+            self._end()
+            if reason in ("error", "abort"):
+                self.fail(f"the server ended the answer: finish_reason {reason}", now_s)
+            elif self.num_output_tokens is not None:
+                self._complete()
+
+    def add_usage(self, usage: dict[str, Any]) -> None:
+        """Take the counts of a request that carried this prompt alone."""
+        if self.num_prompt_tokens is None:
+            self.num_prompt_tokens = usage.get("prompt_tokens")
+        if self.num_output_tokens is None:
+            self.num_output_tokens = usage.get("completion_tokens")
+        details = usage.get("prompt_tokens_details")
+        if isinstance(details, dict):
+            self.num_cached_tokens = details.get("cached_tokens")
+
+    def close(self, now_s: float, problem: str | None) -> None:
+        """The stream is over; whatever is still missing is an error, named in `problem` or here."""
+        if self.is_complete:
+            return
+        if self.finish_reason is None:
+            self.fail(problem or "the stream ended before the answer did", now_s)
+        elif self.num_output_tokens is None:
+            self.fail(problem or "no token counts: the server's stream carried no usage", now_s)
+        else:
+            self._complete()
+
+    def fail(self, error: str, now_s: float) -> None:
+        if self.is_complete:
+            return
+        self.error = error
+        if self.finish_s is None:
+            self.finish_s = now_s
+        self._end()
+        self._complete()
+
+    @property
+    def output_sha256(self) -> str | None:
+        """Of the token ids in decimal, joined by commas; None where the server sent none."""
+        if not self.has_token_ids or not self.token_ids:
+            return None
+        return hashlib.sha256(",".join(map(str, self.token_ids)).encode()).hexdigest()
+
+    @property
+    def text_sha256(self) -> str | None:
+        return hashlib.sha256("".join(self.text).encode()).hexdigest() if self.text else None
+
+    def _end(self) -> None:
+        callback, self.on_ended = self.on_ended, None
+        if callback is not None:
+            callback(self)
+
+    def _complete(self) -> None:
+        self.is_complete = True
+        callback, self.on_complete = self.on_complete, None
+        if callback is not None:
+            callback(self)
+
+
+def fail_all(answers: Sequence[Answer], error: str, now_s: float) -> None:
+    for answer in answers:
+        answer.fail(error, now_s)

@@ -1,0 +1,66 @@
+"""The server under test as the harness sees it: where to send, in which dialect, how many at once.
+
+What enters is a URL; what leaves says whether a service of ours answers there (it has `/model`) or any
+OpenAI-compatible one. Sends no prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit, urlunsplit
+
+from adapters.base import LabError
+from harness.client.control import Control
+from harness.client.target import Target, completions_path, parse_origin
+from harness.settings import HarnessSettings
+from services.contract import ModelCard
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """`card` is None for a foreign server, `pid` for one that the harness did not start."""
+
+    url: str
+    target: Target
+    card: ModelCard | None
+    pid: int | None
+
+    @property
+    def client_chunk(self) -> int:
+        return self.card.client_chunk if self.card else 1
+
+    @property
+    def model(self) -> str:
+        return self.card.model if self.card else self.target.model or "unknown"
+
+    @property
+    def backend(self) -> str:
+        return self.card.backend if self.card else "external"
+
+    @property
+    def is_local(self) -> bool:
+        return self.pid is not None or self.target.origin.host in _LOOPBACK
+
+
+def find_server(url: str, settings: HarnessSettings, pid: int | None = None) -> Server:
+    """Ask what answers at `url`.
+
+    Raises:
+        LabError: nothing does, or it cannot be told how to ask it.
+    """
+    origin, prefix = parse_origin(url)
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    with Control(url, key) as control:
+        card = control.model_card()
+        if card is not None:
+            target = Target(origin, f"{prefix}/generate", "lab", card.model, settings.temperature, key)
+            return Server(url, target, card, pid)
+        if pid is not None:
+            raise LabError(f"the service at {url} does not describe itself at /model as this harness expects")
+        path = completions_path(prefix)
+        scheme, netloc, *_ = urlsplit(url)
+        models_url = urlunsplit((scheme, netloc, path.removesuffix("/completions") + "/models", "", ""))
+        model = settings.model or control.first_model_name(models_url)
+    return Server(url, Target(origin, path, "openai", model, settings.temperature, key), None, pid)

@@ -1,0 +1,84 @@
+"""Where requests go and how their bodies are spelled.
+
+What enters is a URL and what was learnt about the server behind it; what leaves are the exact bytes of
+each request. Two dialects: `lab` (`/generate`, lists of budgets and seeds, counts in the finishing
+entry) and `openai` (any `/v1/completions`, usage asked for). `ignore_eos`, `temperature` and `seed` are
+always sent. A body depends on the plan alone, so that two runs of one seed send the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from adapters.base import ConfigError
+from harness.client.connection import Origin
+from harness.plan.schedule import PlannedRequest
+
+Dialect = Literal["lab", "openai"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One endpoint. `api_key` goes into the request head and nowhere else."""
+
+    origin: Origin
+    path: str
+    dialect: Dialect = "lab"
+    model: str | None = None
+    temperature: float = 0.0
+    api_key: str | None = None
+
+    def body(self, group: Sequence[PlannedRequest]) -> bytes:
+        """The JSON body for prompts that go out together; a single prompt is sent without lists."""
+        alone = len(group) == 1
+        fields: dict[str, Any] = {
+            "prompt": group[0].prompt if alone else [planned.prompt for planned in group],
+            "max_tokens": group[0].max_tokens if alone else [planned.max_tokens for planned in group],
+            "seed": group[0].seed if alone else [planned.seed for planned in group],
+            "temperature": self.temperature,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        if self.dialect == "openai":
+            fields["model"] = self.model
+            fields["stream_options"] = {"include_usage": True}
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def request(self, body: bytes) -> bytes:
+        """Head and body, ready for the socket."""
+        key = f"Authorization: Bearer {self.api_key}\r\n" if self.api_key else ""
+        head = (
+            f"POST {self.path} HTTP/1.1\r\nHost: {self.origin.host_header}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            f"Accept: text/event-stream\r\nAccept-Encoding: identity\r\nUser-Agent: batching-lab\r\n{key}\r\n"
+        )
+        return head.encode("latin-1") + body
+
+
+def parse_origin(url: str) -> tuple[Origin, str]:
+    """Split a URL into where to connect and the path it names (without a trailing slash).
+
+    Raises:
+        ConfigError: it is not an http or https URL with a host.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"URL={url} cannot be read: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"URL must look like http://host:port or https://host, not {url!r}")
+    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    return Origin(parts.hostname, port or (443 if tls else 80), tls), parts.path.rstrip("/")
+
+
+def completions_path(path: str) -> str:
+    """The completions endpoint of an OpenAI-compatible server whose base URL has this path."""
+    if path.endswith("/completions"):
+        return path
+    return f"{path}/completions" if path.endswith("/v1") else f"{path}/v1/completions"

@@ -1,0 +1,1 @@
+"""What `lab bench`, `compare`, `sweep`, `gate`, `merge` and `report` do."""

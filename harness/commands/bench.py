@@ -1,0 +1,65 @@
+"""`lab bench`: one strategy (or any server at a URL), measured from start to table.
+
+What enters are options and environment variables; what leaves are a parquet file, a printed table and an
+exit status: 0 when the run counts, 1 when it is INVALID, 2 when it could not be made, 130 on Ctrl-C. It
+decides nothing about how requests are sent or judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from harness.commands.report import render_report
+from harness.measure import measure
+from harness.plan.planner import plan
+from harness.replay.arm_file import Arm, Measurement
+from harness.replay.progress import make_reporter
+from harness.results.metrics import Slo
+from harness.results.openmetrics import push, write_openmetrics
+from harness.results.output_dir import make_folder
+from harness.settings import add_setting_options, read_settings
+
+INTERRUPTED_STATUS = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_setting_options(parser)
+    add_corpus_option(parser)
+    parser.add_argument("--slo", type=Slo.parse, metavar="LIMITS", help="goodput, as ttft_ms=500,tpot_ms=50")
+
+
+def add_corpus_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-changed-corpus",
+        action="store_true",
+        help="replay a corpus whose digest is not the recorded one; such a run does not count",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, and return the exit status.
+
+    Raises:
+        LabError: nothing could be measured; the message says why.
+    """
+    settings = read_settings(args)
+    corpus, schedule = plan(settings, allow_changed_corpus=args.allow_changed_corpus)
+    make_folder(settings.out)
+    # With a URL the variant is a label, and only one that was given; otherwise the service has a default.
+    arm = Arm(settings.variant)
+    with make_reporter() as reporter:
+        measurement = measure(arm, settings, corpus, schedule, reporter, range(settings.repeats))
+    print(
+        render_report(measurement.rows, measurement.manifest, measurement.verdict, measurement.path, args.slo)
+    )
+    write_openmetrics(measurement.path, measurement.rows, measurement.manifest)
+    if (problem := push(measurement.rows, measurement.manifest)) is not None:
+        print(f"warning: {problem}", file=sys.stderr)
+    return exit_status(measurement)
+
+
+def exit_status(measurement: Measurement) -> int:
+    if measurement.was_interrupted:
+        return INTERRUPTED_STATUS
+    return 1 if measurement.verdict.level == "INVALID" else 0

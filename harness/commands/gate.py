@@ -1,0 +1,132 @@
+"""`lab gate`: does a new result file regress against an old one? For CI: the exit status says so.
+
+What enters are two files of this harness with several repeats or blocks each; what leaves is a table and a
+status: 0 passed, 1 a regression, 2 files that do not count, 3 with --strict where the blocks cannot tell.
+Measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adapters.base import ConfigError
+from harness.commands.share import parse_share
+from harness.comparing.combine import compare_files
+from harness.comparing.headline import Contrast, contrasts
+from harness.results.record import Manifest
+from harness.results.table import MISSING, render_table
+from harness.results.validity import load_of
+
+Result = Literal["pass", "REGRESSION", "can't tell"]
+INCONCLUSIVE_STATUS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Gated:
+    contrast: Contrast
+    result: Result
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="the new result file")
+    parser.add_argument("--against", type=Path, required=True, metavar="FILE", help="the old one")
+    parser.add_argument(
+        "--max-regression", type=parse_share, default=0.05, metavar="SHARE", help="still passes (default 5%%)"
+    )
+    parser.add_argument(
+        "--metrics", nargs="+", metavar="NAME", help="hold these alone, as output-tok/s TTFT-p50"
+    )
+    parser.add_argument("--allow-invalid", action="store_true", help="judge files that are INVALID as well")
+    parser.add_argument(
+        "--strict", action="store_true", help=f"exit {INCONCLUSIVE_STATUS} where blocks can't tell"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what was found and return the exit status.
+
+    Raises:
+        LabError: the files cannot be read or held against each other.
+    """
+    gated, reasons = gate(args.against, args.file, args.max_regression, allow_invalid=args.allow_invalid)
+    if args.metrics:
+        wanted = {name.replace("-", " ").lower() for name in args.metrics}
+        gated = [g for g in gated if g.contrast.metric.name.lower() in wanted]
+        if not gated:
+            raise ConfigError(f"none of the metrics is called {', '.join(sorted(wanted))}")
+    print(_table(gated))
+    print("TTFT, total and time per request are from schedule.")
+    print("\n".join(reasons))
+    results = {g.result for g in gated}
+    if "REGRESSION" in results:
+        return 1
+    if "can't tell" in results:
+        missing = max(g.contrast.judgement.num_missing for g in gated if g.contrast.judgement)
+        print(f"some metrics cannot be told: measure {missing} more blocks in both (REPEATS=)")
+        return INCONCLUSIVE_STATUS if args.strict else 0
+    return 0
+
+
+def gate(old: Path, new: Path, limit: float, *, allow_invalid: bool) -> tuple[list[Gated], list[str]]:
+    """Every arm that both files have (or the only one of each), with all headline metrics.
+
+    Raises:
+        ConfigError: the files replayed different schedules or share no arm.
+    """
+    if old.resolve() == new.resolve():
+        raise ConfigError(f"{new} cannot be held against itself")
+    made = compare_files([old, new], allow_invalid=allow_invalid)
+    validity = made.manifest["validity"]
+    if any("cannot be compared" in reason for reason in validity["invalid"]):
+        raise ConfigError(f"{new} cannot be held against {old}: {validity['invalid'][0]}")
+    is_open = load_of(made.manifest["runs"][0]).is_open
+    found = [
+        Gated(contrast, judge_regression(contrast, limit))
+        for before, after in _pairs(made.manifest["runs"], old)
+        for contrast in contrasts(made.rows, [before, after], before, is_open=is_open, margin=limit)
+    ]
+    return found, [f"caution: {reason}" for reason in validity["caution"]]
+
+
+def judge_regression(contrast: Contrast, limit: float) -> Result:
+    """A regression is sure (the interval excludes 1) and larger than the limit; a pass is sure as well."""
+    judgement = contrast.judgement
+    if judgement is None or judgement.interval is None:
+        return "can't tell"
+    low, high = judgement.interval
+    if not contrast.metric.higher_is_better:
+        low, high = 1 / high, 1 / low
+    ratio = judgement.ratio if contrast.metric.higher_is_better else 1 / judgement.ratio
+    worst = 1 / (1 + limit)
+    if high < 1 and ratio < worst:
+        return "REGRESSION"
+    return "pass" if low >= worst else "can't tell"
+
+
+def _pairs(runs: Sequence[Manifest], old: Path) -> list[tuple[str, str]]:
+    """(arm of the old file, arm of the new one): of the same name, or the only ones there are."""
+    before = {run["own_arm"]: run["arm"] for run in runs if run["file"] == str(old)}
+    after = {run["own_arm"]: run["arm"] for run in runs if run["file"] != str(old)}
+    if len(before) == len(after) == 1:
+        return [(*before.values(), *after.values())]
+    common = [name for name in before if name in after]
+    if not common:
+        raise ConfigError(f"the files share no arm: {', '.join(before)} and {', '.join(after)}")
+    return [(before[name], after[name]) for name in common]
+
+
+def _table(gated: list[Gated]) -> str:
+    lines = [
+        [
+            g.contrast.arm,
+            g.contrast.metric.name,
+            g.contrast.text() if g.contrast.judgement else MISSING,
+            g.result,
+        ]
+        for g in gated
+    ]
+    return render_table(["arm", "metric", "new / old", "result"], lines)

@@ -1,0 +1,193 @@
+"""`lab sweep`: one strategy over several loads, the knee of its curve, the highest load that meets the SLOs.
+
+What enters are concurrencies or rates, and limits as `ttft_p95_ms=500`; what leaves are one result file a
+load and one table. A sweep of rates ends early where the server is saturated; with limits it then searches
+between the last load that met them and the first that did not. Decides no figure that `metrics` does not
+define.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from adapters.base import ConfigError
+from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
+from harness.measure import measure
+from harness.plan.planner import plan
+from harness.replay.arm_file import Arm, Measurement
+from harness.replay.progress import Reporter, make_reporter
+from harness.results.metrics import throughput
+from harness.results.output_dir import make_folder
+from harness.results.slo import Limits
+from harness.results.stats import percentile
+from harness.results.table import number, render_table
+from harness.settings import HarnessSettings, add_setting_options, read_settings
+
+SATURATED_SHARE = 0.90
+"""Below this share of the rate asked for (or of the gain that more users should bring), no more is tried."""
+KNEE_GAIN = 0.10
+"""A doubling of users that brings less throughput than this is beyond the knee."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One load. `met` is None without limits."""
+
+    load: float
+    measurement: Measurement
+    tokens_per_s: float
+    requests_per_s: float
+    is_saturated: bool
+    met: bool | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_setting_options(
+        parser, leave_out=frozenset({"concurrency", "rate", "repeats", "trace", "time_scale"})
+    )
+    add_corpus_option(parser)
+    loads = parser.add_mutually_exclusive_group(required=True)
+    loads.add_argument("--concurrency", type=int, nargs="+", dest="users", metavar="N", help="closed loops")
+    loads.add_argument("--rates", type=float, nargs="+", metavar="R", help="open loops, requests a second")
+    parser.add_argument(
+        "--slo", action="append", default=[], metavar="LIMIT", help="as ttft_p95_ms=500; may be repeated"
+    )
+    parser.add_argument(
+        "--search", type=int, default=4, metavar="N", help="loads tried by the search (default 4)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, and return the exit status.
+
+    Raises:
+        LabError: nothing could be measured.
+    """
+    limits = Limits.parse(args.slo)
+    settings = read_settings(args).model_copy(update={"repeats": 1, "rate": None})
+    if settings.trace is not None:
+        raise ConfigError(f"TRACE is {settings.trace}, but a sweep sets the load itself: unset it")
+    loads = sorted(set(args.rates or args.users))
+    if loads[0] <= 0:
+        raise ConfigError(f"loads must be above 0, not {loads[0]:g}")
+    make_folder(settings.out)
+    sweep = Sweep(settings, limits, is_open=bool(args.rates), allow_changed=args.allow_changed_corpus)
+    with make_reporter() as reporter:
+        points = sweep.run(loads, args.search, reporter)
+    print(render_sweep(points, limits, is_open=sweep.is_open))
+    print("files: " + " ".join(str(point.measurement.path) for point in points))
+    print(f"`lab report {Path(points[0].measurement.path).parent}/...` draws the curve of these files")
+    return INTERRUPTED_STATUS if any(p.measurement.was_interrupted for p in points) else 0
+
+
+class Sweep:
+    """Measures loads one by one; a point that was measured is not measured again."""
+
+    def __init__(
+        self, settings: HarnessSettings, limits: Limits, *, is_open: bool, allow_changed: bool = False
+    ) -> None:
+        self._settings = settings
+        self._limits = limits
+        self.is_open = is_open
+        self._allow_changed = allow_changed
+
+    def run(self, loads: list[float], num_searched: int, reporter: Reporter) -> list[Point]:
+        """All loads in order until saturation, then the search; sorted by load."""
+        points: list[Point] = []
+        for load in loads:
+            points.append(self._measure(load, points, reporter))
+            if points[-1].measurement.was_interrupted or points[-1].is_saturated:
+                break
+        for _ in range(num_searched if self._limits else 0):
+            between = next_load(points, is_open=self.is_open)
+            if between is None or any(point.measurement.was_interrupted for point in points):
+                break
+            points.append(self._measure(between, points, reporter))
+            points.sort(key=lambda point: point.load)
+        return points
+
+    def _measure(self, load: float, before: list[Point], reporter: Reporter) -> Point:
+        chosen = {"rate": load} if self.is_open else {"concurrency": int(load)}
+        if not self.is_open:
+            # Every user asks at least four times, else the load is not held.
+            chosen["requests"] = max(self._settings.requests, 4 * int(load))
+        settings = self._settings.model_copy(update=chosen)
+        corpus, schedule = plan(settings, allow_changed_corpus=self._allow_changed)
+        reporter.announce(f"{load:g} {'requests/s' if self.is_open else 'users'}")
+        measurement = measure(Arm(settings.variant), settings, corpus, schedule, reporter, [0])
+        rate = throughput(measurement.rows, is_open=self.is_open)
+        tokens_per_s = rate.output_tokens_per_s if rate else 0.0
+        requests_per_s = rate.requests_per_s if rate else 0.0
+        met = None
+        if self._limits:
+            met = measurement.verdict.level != "INVALID" and self._limits.are_met(measurement.rows)
+        saturated = is_saturated(measurement.rows) if self.is_open else False
+        if not self.is_open and len(before) > 1:
+            gain = tokens_per_s / max(before[-2].tokens_per_s, 1e-9) - 1
+            saturated = gain < KNEE_GAIN and met is not True
+        return Point(load, measurement, tokens_per_s, requests_per_s, saturated, met)
+
+
+def is_saturated(rows: pd.DataFrame) -> bool:
+    """Whether answers came clearly slower than requests: the queue then grows as long as the run lasts.
+
+    What is left to answer after the last arrival is held against what the first fifth of the requests took,
+    which met an empty server.
+    """
+    if rows["error"].notna().any() or len(rows) < 2:
+        return True
+    ordered = rows.sort_values("schedule_index")
+    asked_s = float(ordered["scheduled_s"].iloc[-1] - ordered["scheduled_s"].iloc[0])
+    left_s = float(ordered["finish_s"].max() - ordered["scheduled_s"].iloc[-1])
+    unloaded_s = float(ordered["total_sched_ms"].head(max(1, len(rows) // 5)).max()) / 1e3
+    return asked_s / (asked_s + max(0.0, left_s - unloaded_s)) < SATURATED_SHARE
+
+
+def next_load(points: list[Point], *, is_open: bool) -> float | None:
+    """Between the highest load that met the limits and the lowest above it; None when settled."""
+    met = [point.load for point in points if point.met]
+    missed = [point.load for point in points if not point.met and point.load > max(met, default=0.0)]
+    if not met or not missed:
+        return None
+    low, high = max(met), min(missed)
+    if is_open:
+        return math.sqrt(low * high) if high / low > 1.05 else None
+    return float(round((low + high) / 2)) if high - low > 1 else None
+
+
+def knee(points: list[Point]) -> float | None:
+    """The load of the best ratio of throughput to median time per request (Kleinrock's power)."""
+    powers = [
+        (point.tokens_per_s / float(median), point.load)
+        for point in points
+        if (median := point.measurement.rows["total_sched_ms"].median()) == median and median > 0
+    ]
+    return max(powers)[1] if len(powers) > 2 else None
+
+
+def render_sweep(points: list[Point], limits: Limits, *, is_open: bool) -> str:
+    """The table, the knee, and the highest load that met the limits."""
+    unit = "requests/s" if is_open else "users"
+    lines: list[list[str]] = []
+    for point in points:
+        rows = point.measurement.rows
+        done = rows[rows["error"].isna()]
+        ttft, total = (done[name].to_numpy(dtype=float) for name in ("ttft_sched_ms", "total_sched_ms"))
+        cells = [f"{point.load:g}", number(point.tokens_per_s), number(point.requests_per_s, 2)]
+        cells += [percentile(ttft, 50).text(), percentile(ttft, 95).text(), percentile(total, 95).text()]
+        state = "saturated" if point.is_saturated else point.measurement.verdict.level
+        lines.append([*cells, state, "-" if point.met is None else "yes" if point.met else "no"])
+    headers = [unit, "output tok/s", "requests/s", "TTFT p50", "TTFT p95", "total p95", "state", "met SLO"]
+    text = [render_table(headers, lines), "TTFT and total in ms, from schedule."]
+    found = knee(points)
+    text.append(f"knee: {found:g} {unit}" if found is not None else "knee: too few loads to tell")
+    if limits:
+        met = [point.load for point in points if point.met]
+        best = f"{max(met):.3g} {unit}" if met else f"none of {min(p.load for p in points):g} {unit} or more"
+        text.append(f"highest load that met {limits.text()}: {best}")
+    return "\n".join(text)

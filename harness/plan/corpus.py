@@ -1,0 +1,112 @@
+"""The prompts of a run: a JSON-lines file and the digest it is held to.
+
+What enters is a path; what leaves is a frozen `Corpus`. A file whose SHA-256 is not the one recorded
+beside it (`prompts.jsonl` and `prompts.sha256`, in the format of `sha256sum`) is refused, since figures
+of two runs compare only when both replayed the same prompts. Knows nothing of schedules or tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adapters.base import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class Prompt(BaseModel):
+    """One line of the corpus; fields beyond these four are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str = Field(min_length=1)
+    prompt: str | tuple[int, ...] = Field(min_length=1)
+    """Text, or token ids."""
+    max_tokens: int = Field(ge=1)
+    category: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    prompts: tuple[Prompt, ...]
+    path: Path
+    sha256: str
+    recorded_sha256: str | None
+    """What the digest file says; None where there is no such file."""
+
+    @property
+    def is_as_recorded(self) -> bool:
+        return self.sha256 == self.recorded_sha256
+
+
+def default_path() -> Path:
+    """`data/prompts.jsonl` of the working directory, else the one of this checkout."""
+    local = Path("data/prompts.jsonl")
+    return local if local.exists() else REPOSITORY / local
+
+
+def load_corpus(path: Path, *, allow_changed: bool = False) -> Corpus:
+    """Read and check a corpus.
+
+    Raises:
+        ConfigError: the file is missing, malformed, or not the recorded one (unless `allow_changed`).
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no corpus at {path}; `lab prompts` (or `make prompts`) writes it")
+    content = path.read_bytes()
+    corpus = Corpus(
+        prompts=_parse(content, path),
+        path=path,
+        sha256=hashlib.sha256(content).hexdigest(),
+        recorded_sha256=_recorded_digest(path),
+    )
+    if not corpus.is_as_recorded and not allow_changed:
+        raise ConfigError(_refusal(corpus))
+    return corpus
+
+
+def _parse(content: bytes, path: Path) -> tuple[Prompt, ...]:
+    prompts: list[Prompt] = []
+    seen: set[str] = set()
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            prompt = Prompt.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "line"
+            raise ConfigError(f"{path}, line {number}: {field}: {first['msg']}") from error
+        if prompt.id in seen:
+            raise ConfigError(f"{path}, line {number}: the id {prompt.id!r} is used twice")
+        seen.add(prompt.id)
+        prompts.append(prompt)
+    if not prompts:
+        raise ConfigError(f"{path} holds no prompts; `lab prompts` (or `make prompts`) writes them")
+    return tuple(prompts)
+
+
+def _recorded_digest(path: Path) -> str | None:
+    record = path.with_suffix(".sha256")
+    if not record.is_file():
+        return None
+    words = record.read_text(encoding="utf-8").split()
+    return words[0].lower() if words else None
+
+
+def _refusal(corpus: Corpus) -> str:
+    record = corpus.path.with_suffix(".sha256")
+    if corpus.recorded_sha256 is None:
+        return (
+            f"{corpus.path} has no recorded digest in {record}. Record it with `sha256sum {corpus.path} > "
+            f"{record}`, or pass --allow-changed-corpus for a run that does not count"
+        )
+    return (
+        f"{corpus.path} is not the recorded corpus: its SHA-256 is {corpus.sha256}, {record} says "
+        f"{corpus.recorded_sha256}. Restore the file (`git checkout` or `make prompts`), or pass "
+        f"--allow-changed-corpus for a run that does not count"
+    )

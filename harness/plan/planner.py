@@ -1,0 +1,81 @@
+"""What a run will do, decided before it starts: which prompts, when.
+
+What enters are settings; what leaves are a corpus and a schedule. Prompts come from the recorded corpus,
+from a file that was given, from a trace, or are made up; times from a load or a trace. Sends nothing.
+"""
+
+from __future__ import annotations
+
+from adapters.base import ConfigError
+from harness.plan.corpus import Corpus, default_path, load_corpus
+from harness.plan.load import Arrivals, Load, make_load, refuse_shape
+from harness.plan.schedule import Schedule, derive_seed, make_schedule
+from harness.plan.traces import load_trace, synthetic_corpus, trace_corpus
+from harness.settings import HarnessSettings
+
+_SYNTHETIC = "synthetic:"
+
+
+def plan(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tuple[Corpus, Schedule]:
+    """The corpus and the schedule, or the part of it, that the settings ask for.
+
+    Raises:
+        ConfigError: they cannot be had, or contradict each other.
+    """
+    corpus, schedule = _plan_whole(settings, allow_changed_corpus=allow_changed_corpus)
+    index, of = settings.which_shard()
+    if settings.start_at is not None and settings.repeats > 1:
+        raise ConfigError("START_AT is one instant: with REPEATS above 1 the second replay would be late")
+    if len(schedule.requests) < of * settings.processes:
+        raise ConfigError(
+            f"{len(schedule.requests)} requests are too few for {of * settings.processes} parts"
+        )
+    part = schedule.part(index, of) if of > 1 else schedule
+    part.part(0, settings.processes)  # refuses what the processes could not split
+    return corpus, part
+
+
+def _plan_whole(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tuple[Corpus, Schedule]:
+    if settings.trace is not None:
+        return _plan_trace(settings)
+    for name in ("time_scale", "trace_max_tokens"):
+        if (value := getattr(settings, name)) is not None:
+            raise ConfigError(f"{name.upper()}={value:g} needs a TRACE")
+    load = make_load(
+        concurrency=settings.concurrency,
+        rate=settings.rate,
+        arrivals=settings.arrivals,
+        cv=settings.cv,
+        on_s=settings.on_s,
+        off_s=settings.off_s,
+        rate_from=settings.rate_from,
+    )
+    asked = str(settings.corpus or "")
+    if asked.startswith(_SYNTHETIC):
+        spec, seed = asked.removeprefix(_SYNTHETIC), derive_seed(settings.seed, "prompts")
+        corpus = synthetic_corpus(spec, settings.requests, seed)
+    else:
+        corpus = load_corpus(settings.corpus or default_path(), allow_changed=allow_changed_corpus)
+    return corpus, make_schedule(corpus.prompts, settings.requests, load, settings.seed)
+
+
+def _plan_trace(settings: HarnessSettings) -> tuple[Corpus, Schedule]:
+    """At most REQUESTS rows, at the trace's own times; its mean rate is what counts as asked for."""
+    assert settings.trace is not None
+    if settings.rate is not None or settings.corpus is not None or settings.arrivals not in (None, "trace"):
+        raise ConfigError("TRACE brings arrivals and lengths of its own: leave out RATE, ARRIVALS and CORPUS")
+    names = ("cv", "on_s", "off_s", "rate_from")
+    refuse_shape({name: getattr(settings, name) for name in names})
+    time_scale = 1.0 if settings.time_scale is None else settings.time_scale
+    trace = load_trace(
+        settings.trace,
+        num_rows=settings.requests,
+        time_scale=time_scale,
+        max_tokens=settings.trace_max_tokens,
+    )
+    corpus = trace_corpus(trace, settings.trace, derive_seed(settings.seed, "prompts"))
+    offsets_s = [row.offset_s for row in trace.rows]
+    rate = (len(offsets_s) - 1) / offsets_s[-1] if offsets_s[-1] > 0 else float(len(offsets_s))
+    load = Load(Arrivals.TRACE, rate=rate, trace_sha256=trace.sha256, time_scale=time_scale)
+    schedule = make_schedule(corpus.prompts, len(trace.rows), load, settings.seed, offsets_s=offsets_s)
+    return corpus, schedule

@@ -1,0 +1,147 @@
+"""The schedule of a run, made in full before its first request.
+
+What enters are prompts, a number of requests, a load and one seed; what leaves is a frozen `Schedule`
+with a digest. Prompts come in the order of the corpus, from its first line on, so that every run of n
+requests replays the same n prompts. Each random dimension (arrival times, sampling) draws from a seed of
+its own, derived from the one given, so that changing the rate does not change the sampling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+
+from adapters.base import ConfigError
+from harness.plan.arrival_times import arrival_times
+from harness.plan.corpus import Prompt
+from harness.plan.load import Arrivals, Load, make_load
+
+__all__ = [
+    "Arrivals",
+    "Load",
+    "PlannedRequest",
+    "Schedule",
+    "derive_seed",
+    "make_load",
+    "make_schedule",
+    "schedule_digest",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRequest:
+    """One prompt of the schedule. `offset_s` counts from the start of the run; None in a closed loop."""
+
+    index: int
+    prompt_id: str
+    prompt: str | tuple[int, ...]
+    """Text, or token ids."""
+    max_tokens: int
+    seed: int
+    offset_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    load: Load
+    requests: tuple[PlannedRequest, ...]
+    """Those of this shard."""
+    seeds: dict[str, int]
+    digest: str
+    """Of the whole schedule, whatever part this is."""
+    shard: tuple[int, int] = (0, 1)
+    """Which part of how many."""
+
+    @property
+    def last_offset_s(self) -> float:
+        return self.requests[-1].offset_s or 0.0
+
+    @property
+    def num_users(self) -> int:
+        """Users of a closed loop that belong to this shard."""
+        index, of = self.shard
+        return self.load.concurrency // of + (index < self.load.concurrency % of)
+
+    @property
+    def part_digest(self) -> str:
+        return schedule_digest(self.load, [entry_of(request) for request in self.requests])
+
+    def part(self, index: int, of: int) -> Schedule:
+        """Every `of`-th request, from number `index` on. Parts of parts are parts of the whole.
+
+        Raises:
+            ConfigError: a closed loop has fewer users than there are parts.
+        """
+        outer_index, outer_of = self.shard
+        shard = (outer_index + index * outer_of, outer_of * of)
+        if not self.load.is_open and self.load.concurrency < shard[1]:
+            raise ConfigError(f"{self.load.concurrency} users cannot be split into {shard[1]} parts")
+        return replace(self, requests=self.requests[index::of], shard=shard)
+
+
+def entry_of(request: PlannedRequest) -> tuple[int, str, int, int, float | None]:
+    """What the digest covers of one request."""
+    return request.index, request.prompt_id, request.max_tokens, request.seed, request.offset_s
+
+
+def derive_seed(seed: int, dimension: str) -> int:
+    """A 63-bit seed for one dimension; neighbouring seeds give unrelated ones."""
+    return int.from_bytes(_block(f"{seed}/{dimension}")[:8], "big") >> 1
+
+
+def make_schedule(
+    prompts: Sequence[Prompt],
+    num_requests: int,
+    load: Load,
+    seed: int,
+    *,
+    offsets_s: Sequence[float] | None = None,
+) -> Schedule:
+    """Plan every request. More requests than prompts go over the corpus again.
+
+    `offsets_s` are the arrival times of a trace; other loads make theirs from the seed.
+
+    Raises:
+        ConfigError: `num_requests` is below 1.
+    """
+    if num_requests < 1:
+        raise ConfigError(f"REQUESTS must be at least 1, not {num_requests}")
+    seeds = {name: derive_seed(seed, name) for name in ("arrivals", "sampling")}
+    offsets: Sequence[float | None] = [None] * num_requests
+    if load.is_open:
+        offsets = offsets_s or arrival_times(num_requests, load, seeds["arrivals"])
+    requests = tuple(
+        PlannedRequest(
+            index=index,
+            prompt_id=prompt.id,
+            prompt=prompt.prompt,
+            max_tokens=prompt.max_tokens,
+            # 31 bits: the widest seed that every server of this API takes.
+            seed=int.from_bytes(_block(f"{seeds['sampling']}/{index}")[:4], "big") >> 1,
+            offset_s=offsets[index],
+        )
+        for index, prompt in enumerate(islice(cycle(prompts), num_requests))
+    )
+    entries = [entry_of(request) for request in requests]
+    return Schedule(load=load, requests=requests, seeds=seeds, digest=schedule_digest(load, entries))
+
+
+def schedule_digest(load: Load, entries: Iterable[tuple[int, str, int, int, float | None]]) -> str:
+    """SHA-256 over canonical JSON of the load and (index, prompt id, max_tokens, seed, offset in s)."""
+    content: dict[str, object] = {
+        "arrivals": load.arrivals.value,
+        "concurrency": None if load.is_open else load.concurrency,
+        "rate": load.rate,
+        "requests": [list(entry) for entry in entries],
+    }
+    if load.shape:
+        content["shape"] = load.shape
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _block(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

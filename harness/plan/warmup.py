@@ -1,0 +1,31 @@
+"""Requests before the measured ones, so that these meet a server that has settled.
+
+What enters is a count; what leaves is a schedule of short prompts that share no text with any corpus (a
+prefix cache learns nothing) and no seed with the measured plan. Their budgets are staggered: a batch
+shrinks from its largest size to one, so every batch size is seen. Their rows are written nowhere.
+"""
+
+from __future__ import annotations
+
+from harness.plan.schedule import Arrivals, Load, PlannedRequest, Schedule, derive_seed, schedule_digest
+
+WARMUP_SEED = 20_260_101
+FEWEST_TOKENS = 2
+
+
+def make_warmup(num_requests: int) -> Schedule:
+    """All requests at once, number i with a budget of i + 2 tokens."""
+    seed = derive_seed(WARMUP_SEED, "warmup")
+    load = Load(Arrivals.CLOSED, concurrency=num_requests)
+    requests = tuple(
+        PlannedRequest(
+            index=index,
+            prompt_id=f"warmup-{index}",
+            prompt=f"{index} warm-up " + "count " * (4 + 4 * index),
+            max_tokens=FEWEST_TOKENS + index,
+            seed=(seed + index) % 2**31,
+        )
+        for index in range(num_requests)
+    )
+    entries = [(r.index, r.prompt_id, r.max_tokens, r.seed, r.offset_s) for r in requests]
+    return Schedule(load, requests, {"warmup": seed}, schedule_digest(load, entries))

@@ -1,0 +1,143 @@
+"""The growing result of one arm: journal, rows and manifest, until it is one judged file.
+
+What enters are completed answers and the facts of each replay; what leaves is a `Measurement` and its
+files under `OUT/<variant>/`. Starts no service and sends nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.client.answer import Answer
+from harness.client.server import Server
+from harness.plan.corpus import Corpus
+from harness.plan.schedule import Schedule
+from harness.results.manifest import make_manifest, new_run_id, utc_stamp
+from harness.results.record import (
+    JOURNAL_SUFFIX,
+    Journal,
+    Manifest,
+    ReplayLabels,
+    Row,
+    make_row,
+    to_frame,
+    write_parquet,
+)
+from harness.results.steps import write_steps
+from harness.results.validity import Verdict, judge
+from harness.settings import HarnessSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One thing to measure: a strategy with settings of its own. `name` None takes the variant's name."""
+
+    variant: str | None
+    name: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Of the service, by their names in `.env.example`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    path: Path
+    rows: pd.DataFrame
+    manifest: Manifest
+    verdict: Verdict
+
+    @property
+    def was_interrupted(self) -> bool:
+        return any(entry["was_interrupted"] for entry in self.manifest["repeats"])
+
+
+class ArmFile:
+    """The growing result of one arm."""
+
+    def __init__(
+        self,
+        arm: Arm,
+        server: Server,
+        settings: HarnessSettings,
+        corpus: Corpus,
+        schedule: Schedule,
+        repeats: Sequence[int],
+    ) -> None:
+        stamp = utc_stamp()
+        self.run_id = new_run_id(stamp)
+        self._variant = _variant_name(arm, server, settings)
+        self._arm = arm.name or self._variant
+        self._backend, self._model = server.backend, server.model
+        self.manifest = make_manifest(
+            run_id=self.run_id,
+            variant=self._variant,
+            arm=self._arm,
+            settings=settings,
+            corpus=corpus,
+            schedule=schedule,
+            card=server.card,
+            served_model=server.model,
+            is_local=server.is_local,
+            planned_repeats=repeats,
+        )
+        self._rows: list[Row] = []
+        self._steps: list[dict[str, Any]] = []
+        self.path, self._journal = _new_journal(settings.out / self._variant, stamp, self.manifest)
+
+    def label(self, repeat: int) -> str:
+        planned = self.manifest["planned_repeats"]
+        return f"{self._arm}, repeat {repeat}" if len(planned) > 1 else self._arm
+
+    def add(self, repeat: int, answer: Answer) -> None:
+        labels = ReplayLabels(self.run_id, self._variant, self._arm, self._backend, self._model, repeat)
+        row = make_row(labels, answer)
+        self._journal.append(row)
+        self._rows.append(row)
+
+    def end_repeat(self, entry: dict[str, Any], steps: list[dict[str, Any]]) -> None:
+        self._journal.append_repeat(entry)
+        self.manifest["repeats"].append(entry)
+        self._steps.extend(steps)
+
+    def keep(self) -> Path | None:
+        """End a run that was cut short: its rows are kept as INVALID, a file without rows is not."""
+        if self._rows:
+            return self.finish().path
+        self._journal.close()
+        self._journal.path.unlink()
+        return None
+
+    def finish(self) -> Measurement:
+        self._journal.close()
+        rows = to_frame(self._rows)
+        verdict = judge(rows, self.manifest)
+        self.manifest["validity"] = verdict.as_dict()
+        write_parquet(self.path, self._rows, self.manifest)
+        if self._steps:
+            write_steps(self.path.with_suffix(".steps.parquet"), self._steps, self.manifest)
+        self._journal.path.unlink()
+        return Measurement(self.path, rows, self.manifest, verdict)
+
+
+def _variant_name(arm: Arm, server: Server, settings: HarnessSettings) -> str:
+    """The canonical name, as a service of ours gives it; a foreign server is what the label says."""
+    if settings.url and arm.variant is None:
+        return "external"
+    return server.card.variant if server.card else arm.variant or "external"
+
+
+def _new_journal(folder: Path, stamp: str, manifest: Manifest) -> tuple[Path, Journal]:
+    """A journal, and the parquet path it will become; a second run within the same second gets a number."""
+    number = 1
+    while True:
+        stem = stamp if number == 1 else f"{stamp}-{number}"
+        path = folder / f"{stem}.parquet"
+        if not path.exists():
+            with contextlib.suppress(FileExistsError):
+                return path, Journal(folder / f"{stem}{JOURNAL_SUFFIX}", manifest)
+        number += 1

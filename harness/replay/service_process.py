@@ -1,0 +1,160 @@
+"""One service of ours as a child process: started on a free port, waited for, and always stopped.
+
+What enters are a variant, settings and environment overrides; what leaves is the URL of a service that
+answers `/health` with ok, or an error that repeats what the service said before it ended. The child also ends
+when the harness is killed. Knows nothing of what is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapters.base import LabError
+from harness.client.control import Control
+
+STOP_TIMEOUT_S = 30.0
+POLL_S = 0.1
+MAX_LOG_LINES = 12
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLaunch:
+    """What to start. `variant` None leaves the choice to the service's own settings.
+
+    The service ignores what it does not know in `env`, but ends if it does not know one of `settings`.
+    """
+
+    variant: str | None
+    env: Mapping[str, str]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] = (sys.executable, "-m", "tools.cli", "serve")
+
+    def argv(self, port: int) -> list[str]:
+        chosen = ["--variant", self.variant] if self.variant else []
+        for name, value in self.settings.items():
+            chosen += ["--set", f"{name}={value}"]
+        return [*self.command, *chosen, "--port", str(port)]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningService:
+    url: str
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    def problem(self) -> str | None:
+        """Why it is no longer there; None while it runs."""
+        if self.process.poll() is None:
+            return None
+        status, words = self.process.returncode, _last_words(self.log_path)
+        return f"the service ended early (exit status {status}): {words}; its log: {self.log_path}"
+
+    def failure(self, what: str) -> LabError:
+        """An error that says what happened, in the service's own last words."""
+        return LabError(f"{what}: {_last_words(self.log_path)}\nits log: {self.log_path}")
+
+
+@contextmanager
+def running_service(
+    launch: ServiceLaunch, *, start_timeout_s: float, announce: Announce
+) -> Iterator[RunningService]:
+    """Start a service, wait until it is ready, and stop it whatever happens.
+
+    Raises:
+        LabError: it ended or stayed unready; its log is repeated and kept.
+    """
+    port = _free_port()
+    descriptor, log_name = tempfile.mkstemp(prefix="lab-service-", suffix=".log")
+    log_path = Path(log_name)
+    environment = {**os.environ, **launch.env, "HOST": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
+    with os.fdopen(descriptor, "wb") as log:
+        process = subprocess.Popen(
+            launch.argv(port),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_end_with_parent() if sys.platform == "linux" else None,
+        )
+    service = RunningService(f"http://127.0.0.1:{port}", process, log_path)
+    keep_log = True
+    try:
+        _wait_until_ready(service, start_timeout_s, announce)
+        yield service
+        keep_log = service.problem() is not None
+    except KeyboardInterrupt:
+        keep_log = False
+        raise
+    finally:
+        _stop(process)
+        if not keep_log:
+            log_path.unlink(missing_ok=True)
+
+
+def _wait_until_ready(service: RunningService, timeout_s: float, announce: Announce) -> None:
+    started_s = time.monotonic()
+    with Control(service.url) as control:
+        while True:
+            if (problem := service.problem()) is not None:
+                raise LabError(problem)
+            health = control.health()
+            if health is not None and health.status == "ok":
+                return
+            if health is not None and health.status == "failed":
+                raise service.failure("the service could not start its engine")
+            waited_s = time.monotonic() - started_s
+            if waited_s > timeout_s:
+                raise service.failure(f"the service was not ready after {timeout_s:g} s (START_TIMEOUT_S)")
+            announce(f"starting the service, {waited_s:.0f} s")
+            time.sleep(POLL_S)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, then SIGKILL for it and all it started."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT_S)
+    # It leads a session of its own: what it left behind is in its process group.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _last_words(log_path: Path) -> str:
+    text = log_path.read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
+    for line in reversed(lines):
+        for mark in (" ERROR ", "lab serve: "):
+            if mark in line:
+                return line.partition(mark)[2]
+    return "\n".join(lines[-MAX_LOG_LINES:]) or "it said nothing"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _end_with_parent() -> Callable[[], None]:
+    """For the child, before it becomes the service: SIGTERM when the harness is gone, however it went."""
+    pr_set_pdeathsig = 1
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    return lambda: prctl(pr_set_pdeathsig, signal.SIGTERM)

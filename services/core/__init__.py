@@ -1,0 +1,1 @@
+"""The service without HTTP: requests in, outputs to whom they belong."""

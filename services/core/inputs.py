@@ -1,0 +1,206 @@
+"""From the bytes of a request to sequences that the engine can take.
+
+What enters are a body and what is known of the model; what leaves is a checked request, then its sequences.
+Everything that is wrong with a request alone is found here, before the queue is looked at.
+Long texts are tokenized in a thread, so that other answers keep streaming meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from adapters.base import BackendInfo, RequestTooLong, SamplingParams, Sequence
+from adapters.sampling import mix64
+from adapters.text.tokenizer import ChatTemplateError, Tokenizer, least_num_tokens
+from services import errors
+from services.contract import MAX_PROMPTS, ChatRequest, GenerateRequest, SamplingFields
+from services.core.outputs import LiveRequest
+from services.engine.limits import SchedulerLimits
+from services.settings import Settings
+
+THREAD_ABOVE_CHARS = 16_384
+"""Tokenizing this much takes a few milliseconds."""
+
+RequestT = TypeVar("RequestT", bound=SamplingFields)
+
+
+def parse(model: type[RequestT], body: bytes) -> RequestT:
+    """Check a body against one of the request models.
+
+    Raises:
+        Refusal: 400 for what is not JSON, 422 with the field's name for the rest.
+    """
+    try:
+        data = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise errors.not_json(str(error)) from None
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise errors.from_validation(error) from None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What the engine has loaded, with what the API needs to talk about it."""
+
+    info: BackendInfo
+    tokenizer: Tokenizer
+    limits: SchedulerLimits
+    takes_groups: bool
+
+
+@dataclass(slots=True)
+class SequenceMaker:
+    """Makes the sequences of a request; ids go on over all requests of this process."""
+
+    settings: Settings
+    loaded: LoadedModel
+    seq_ids: Iterator[int] = field(default_factory=lambda: count(1))
+    group_ids: Iterator[int] = field(default_factory=lambda: count(1))
+
+    def check_before_tokenizing(self, request: GenerateRequest | ChatRequest) -> None:
+        """What costs nothing to see, so that it is said even when the queue is full.
+
+        Raises:
+            Refusal: 404 for another model, 422 for a field, 400 for what surely never fits.
+        """
+        served = self.loaded.info.model
+        if request.model is not None and request.model not in (served, self.settings.model):
+            raise errors.unknown_model(request.model, served)
+        if isinstance(request, ChatRequest):
+            return
+        if len(request.prompt) * request.n > MAX_PROMPTS:
+            raise errors.bad_field("n", f"times the number of prompts must not exceed {MAX_PROMPTS}")
+        room = min(self.loaded.limits.max_model_len, self.loaded.limits.kv_capacity_tokens)
+        least = max(least_num_tokens(self.loaded.tokenizer, prompt) for prompt in request.prompt)
+        if least >= room:
+            problem = f"the prompt has at least {least} tokens, at most {room} fit with the answer"
+            raise errors.too_long(f"{problem}: shorten it", "prompt")
+
+    async def make(
+        self, request: GenerateRequest | ChatRequest, arrival_s: float, *, alone: bool = False
+    ) -> list[Sequence]:
+        """One sequence a prompt, in order, or `n` of them.
+
+        Raises:
+            Refusal: 422 for a field, 400 for what can never fit.
+        """
+        param = "prompt" if isinstance(request, GenerateRequest) else "messages"
+        prompts = await self._token_ids(request)
+        budgets = _per_prompt(request.max_tokens, len(prompts), "max_tokens")
+        seeds = _per_prompt(request.seed, len(prompts), "seed")
+        group_id = next(self.group_ids)
+        sequences = [
+            Sequence(
+                seq_id=next(self.seq_ids),
+                prompt_token_ids=prompt,
+                params=self._sampling(request, budget, _seed_of(seed, choice), len(prompt)),
+                priority=request.priority,
+                group_id=group_id,
+                group_size=len(prompts) * request.n,
+                arrival_s=arrival_s,
+                alone=alone,
+            )
+            for prompt, budget, seed in zip(prompts, budgets, seeds, strict=True)
+            for choice in range(request.n)
+        ]
+        try:
+            self.loaded.limits.check(sequences, together=self.loaded.takes_groups)
+        except RequestTooLong as error:
+            raise errors.too_long(str(error), param) from None
+        return sequences
+
+    def live_request(
+        self, request: GenerateRequest | ChatRequest, request_id: str, sequences: list[Sequence]
+    ) -> LiveRequest:
+        """What gathers the answers of `sequences`, which `make` made of this request."""
+        tokenizer = self.loaded.tokenizer
+        leads: list[str] = []
+        if isinstance(request, GenerateRequest) and request.echo:
+            texts = [item if isinstance(item, str) else tokenizer.decode(item) for item in request.prompt]
+            leads = [text for text in texts for _ in range(request.n)]
+        return LiveRequest(
+            request_id,
+            sequences,
+            [tokenizer.stream() for _ in sequences],
+            request.stop,
+            streamed=request.stream,
+            leads=leads,
+            max_unread_tokens=self.settings.max_unread_tokens,
+        )
+
+    async def _token_ids(self, request: GenerateRequest | ChatRequest) -> list[list[int]]:
+        if isinstance(request, ChatRequest):
+            num_chars = sum(len(message.content) for message in request.messages)
+            return await _off_the_loop(num_chars, lambda: [self._chat_token_ids(request)])
+        texts = [prompt for prompt in request.prompt if isinstance(prompt, str)]
+        if texts:
+            encode = self.loaded.tokenizer.encode
+            encoded = await _off_the_loop(sum(map(len, texts)), lambda: [encode(text) for text in texts])
+            if not all(encoded):
+                raise errors.bad_field("prompt", "has no tokens")
+            return encoded
+        ids = [prompt for prompt in request.prompt if not isinstance(prompt, str)]
+        vocab_size = self.loaded.info.vocab_size
+        if max(map(max, ids)) >= vocab_size:
+            raise errors.bad_field("prompt", f"holds a token id that is not below {vocab_size}")
+        return ids
+
+    def _chat_token_ids(self, request: ChatRequest) -> list[int]:
+        messages = [message.model_dump(exclude_none=True) for message in request.messages]
+        try:
+            return self.loaded.tokenizer.apply_chat_template(messages)
+        except ChatTemplateError as error:
+            raise errors.bad_field("messages", f"cannot be turned into a prompt: {error}") from None
+
+    def _sampling(
+        self, request: SamplingFields, budget: int | None, seed: int | None, num_prompt_tokens: int
+    ) -> SamplingParams:
+        """A budget that nobody asked for shrinks to what fits; a seed that nobody gave is drawn."""
+        settings = self.settings
+        if budget is None:
+            limits = self.loaded.limits
+            room = min(limits.max_model_len, limits.kv_capacity_tokens) - num_prompt_tokens
+            budget = max(1, min(settings.max_tokens, room))
+        if seed is None:
+            seed = random.getrandbits(62) if settings.seed is None else settings.seed
+        return SamplingParams(
+            max_tokens=budget,
+            temperature=settings.temperature if request.temperature is None else request.temperature,
+            top_p=settings.top_p if request.top_p is None else request.top_p,
+            top_k=settings.top_k if request.top_k is None else request.top_k,
+            seed=seed,
+            ignore_eos=request.ignore_eos,
+            min_p=request.min_p,
+            repetition_penalty=request.repetition_penalty,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+        )
+
+
+def _seed_of(seed: int | None, choice: int) -> int | None:
+    """The first of `n` choices gets what a request with one choice gets."""
+    return seed if seed is None or choice == 0 else mix64(seed + choice) >> 1
+
+
+async def _off_the_loop(num_chars: int, encode: Callable[[], list[list[int]]]) -> list[list[int]]:
+    return encode() if num_chars <= THREAD_ABOVE_CHARS else await asyncio.to_thread(encode)
+
+
+def _per_prompt(value: int | list[int] | None, num_prompts: int, name: str) -> list[int] | list[None]:
+    if value is None:
+        return [None] * num_prompts
+    if isinstance(value, int):
+        return [value] * num_prompts
+    if len(value) != num_prompts:
+        raise errors.bad_field(name, f"has {len(value)} entries for {num_prompts} prompts")
+    return value

@@ -1,0 +1,66 @@
+"""The sequences that have a slot, and the account of slots and KV.
+
+Sequences enter with their admission and leave when their cache space may be freed. In a padded batch a
+finished sequence stays as a dead row until the last one is done; one whose last token is launched counts
+as finished here. It does not know why a sequence was admitted or how it ended, and reads no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+from adapters.base import Sequence, SequenceState
+from services.engine.limits import SchedulerLimits
+
+
+class RunningBatch:
+    """`pads`: finished rows stay. KV is reserved for a sequence's prompt and everything it may produce."""
+
+    def __init__(self, limits: SchedulerLimits, *, pads: bool) -> None:
+        self._max_batch = limits.max_batch
+        self._kv_capacity_tokens = limits.kv_capacity_tokens
+        self._pads = pads
+        self.sequences: list[Sequence] = []  # in order of admission, dead rows among them
+        self.num_dead = 0
+        self.kv_used_tokens = 0
+
+    @property
+    def num_live(self) -> int:
+        return len(self.sequences) - self.num_dead
+
+    def num_fitting(self, waiting: Seq[Sequence]) -> int:
+        """How many from the head of the queue would find a slot and KV now."""
+        free_kv_tokens = self._kv_capacity_tokens - self.kv_used_tokens
+        count = 0
+        for seq in waiting[: self._max_batch - len(self.sequences)]:
+            free_kv_tokens -= seq.max_total_tokens
+            if free_kv_tokens < 0:
+                break
+            count += 1
+        return count
+
+    def join(self, joining: Seq[Sequence], now_s: float) -> None:
+        for seq in joining:
+            seq.state = SequenceState.RUNNING
+            seq.admitted_s = now_s
+            self.kv_used_tokens += seq.max_total_tokens
+        self.sequences += joining
+
+    def sweep(self) -> list[int]:
+        """Let finished sequences go, each at once or, in a padded batch, all with the last one.
+
+        One with nothing in the cache was never part of a padded batch, or lost its place in it, and
+        goes at once. Returns the ids whose cache space is free.
+        """
+        if not self.num_dead:
+            return []
+        is_done = not self._pads or not self.num_live
+        staying: list[Sequence] = []
+        leaving: list[Sequence] = []
+        for seq in self.sequences:
+            goes = seq.state is not SequenceState.RUNNING and (is_done or not seq.num_computed_tokens)
+            (leaving if goes else staying).append(seq)
+        self.sequences = staying
+        self.num_dead -= len(leaving)
+        self.kv_used_tokens -= sum(seq.max_total_tokens for seq in leaving)
+        return [seq.seq_id for seq in leaving]

@@ -1,0 +1,1 @@
+"""Routes, request bodies and the bytes of answers."""

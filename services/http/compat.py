@@ -1,0 +1,165 @@
+"""Other shapes of the same call, kept working as they are written elsewhere.
+
+HTTP in those shapes enters; their answers leave. Each is a thin coat over one request of
+`services.contract`: other field names, other frames, no strategy and no engine of its own.
+
+`POST /v1/generate` has two known shapes. A body with `max_new_tokens`, or with nothing telling, streams
+`event: ttft` with the seconds, `data:` lines with the text, and `event: done`; one with `max_tokens` or
+`priority` gets one JSON object. An explicit `stream` decides.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from services import contract
+from services.core.outputs import Ending, News
+from services.core.service import Service
+from services.errors import Refusal, bad_field
+from services.http.handler import Intake, MakeWriter, parse_off_the_loop, post, read_body
+
+_PREFIX = "gen-"
+_TELLS_JSON = ("max_tokens", "priority")
+
+
+class CompatRequest(contract.GenerateRequest):
+    """As `GenerateRequest`; one prompt, but for `/generate_vllm`, where there may be many."""
+
+
+class Generated(BaseModel):
+    """`/v1/generate` without a stream."""
+
+    request_id: str
+    text: str
+    tokens_generated: int
+    latency_ms: float
+    batch_wait_ms: float
+
+
+class GeneratedText(BaseModel):
+    """`/v1/generate_nobatch`, `/basic_generate`."""
+
+    text: str
+
+
+class GeneratedTexts(BaseModel):
+    """`/generate_vllm`: one text a prompt, in order."""
+
+    texts: list[str]
+
+
+class EventWriter:
+    """`event: ttft`, then text as `data:` lines, then `event: done`; as a whole, a `Generated`."""
+
+    def __init__(self, request_id: str, arrival_s: float) -> None:
+        self._request_id = request_id
+        self._arrival_s = arrival_s
+        self._is_begun = False
+
+    def frame(self, news: Iterable[News]) -> bytes:
+        text = "".join(item.text for item in news)
+        frames = "" if self._is_begun else f"event: ttft\ndata: {time.monotonic() - self._arrival_s:.6f}\n\n"
+        self._is_begun = True
+        return (frames + (_data(text) if text else "")).encode()
+
+    def end(self, endings: Sequence[Ending]) -> bytes:
+        num_tokens = sum(ending.num_output_tokens for ending in endings)
+        reason = endings[0].reason
+        return (
+            f'event: done\ndata: {{"tokens_generated":{num_tokens},"finish_reason":"{reason}"}}\n\n'.encode()
+        )
+
+    def whole(self, answers: Sequence[News]) -> bytes:
+        (answer,) = answers
+        assert answer.ending is not None
+        body = Generated(
+            request_id=self._request_id,
+            text=answer.text,
+            tokens_generated=answer.ending.num_output_tokens,
+            latency_ms=(time.monotonic() - self._arrival_s) * 1000,
+            batch_wait_ms=answer.ending.timings.batch_wait_s * 1000,
+        )
+        return body.model_dump_json().encode()
+
+
+class TextWriter(EventWriter):
+    """The same stream; as a whole, `{"text"}` alone, or `{"texts"}` with `many`."""
+
+    def __init__(self, request_id: str, arrival_s: float, *, many: bool = False) -> None:
+        super().__init__(request_id, arrival_s)
+        self._many = many
+
+    def whole(self, answers: Sequence[News]) -> bytes:
+        texts = [answer.text for answer in answers]
+        body = GeneratedTexts(texts=texts) if self._many else GeneratedText(text=texts[0])
+        return body.model_dump_json().encode()
+
+
+def add_compat_routes(app: FastAPI, service: Service, intake: Intake) -> None:
+    async def answer(
+        http: Request, writer: MakeWriter, *, streams: bool | None, many: bool = False, alone: bool = False
+    ) -> Response:
+        """`streams` None: the body decides, as the module says; `many`: prompts, not one prompt."""
+        arrival_s = time.monotonic()
+        body = await read_body(http)
+        if body is None:
+            return Response()
+        request = await parse_off_the_loop(CompatRequest, body)
+        if not many and len(request.prompt) * request.n > 1:
+            raise bad_field("prompt", "must be a single prompt on this path")
+        if streams is None:
+            sent = json.loads(body)
+            tells_json = any(sent.get(name) is not None for name in _TELLS_JSON)
+            streams = request.stream if sent.get("stream") is not None else not tells_json
+        elif request.stream and not streams:
+            raise bad_field("stream", "is not possible on this path; use /generate")
+        request = request.model_copy(update={"stream": streams})
+        return await intake.respond(http, request, _PREFIX, arrival_s, writer, alone=alone)
+
+    @app.post(**post("/v1/generate", Generated, CompatRequest))
+    async def generate(http: Request) -> Response:
+        """One prompt, as events or as one object."""
+        return await answer(http, EventWriter, streams=None)
+
+    @app.post(**post("/generate_stream", Generated, CompatRequest))
+    async def generate_stream(http: Request) -> Response:
+        """One prompt, always as events."""
+        return await answer(http, EventWriter, streams=True)
+
+    @app.post(**post("/basic_generate", GeneratedText, CompatRequest, streams=False))
+    async def basic_generate(http: Request) -> Response:
+        """One prompt, its text."""
+        return await answer(http, TextWriter, streams=False)
+
+    @app.post(**post("/v1/generate_nobatch", GeneratedText, CompatRequest, streams=False))
+    async def generate_nobatch(http: Request) -> Response:
+        """One prompt, its text; it shares no step with another request."""
+        return await answer(http, TextWriter, streams=False, alone=True)
+
+    vllm = post("/generate_vllm", GeneratedTexts, CompatRequest, streams=False)
+    vllm["responses"][501] = {"model": contract.ErrorBody}
+
+    @app.post(**vllm)
+    async def generate_vllm(http: Request) -> Response:
+        """Many prompts, their texts, where a vLLM backend is the one loaded; this lab has none."""
+        backend = service.settings.backend
+        if backend != "vllm":
+            message = (
+                f"This lab has no vLLM backend ({backend} is loaded): send the same list of prompts "
+                "to /generate or /v1/completions."
+            )
+            raise Refusal(501, message, code="backend_not_loaded")
+        return await answer(http, partial(TextWriter, many=True), streams=False, many=True)
+
+
+def _data(text: str) -> str:
+    """One event; a line break inside the text begins another `data:` line of it."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "".join(f"data: {line}\n" for line in lines) + "\n"

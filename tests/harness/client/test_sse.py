@@ -1,0 +1,51 @@
+"""Events come out whole, however the bytes were cut."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.client.sse import EventSplitter
+
+STREAM = b'data: {"a": 1}\n\ndata: zwei\r\n\r\n: comment\nevent: x\ndata:three\r\rdata: [DONE]\n\n'
+EVENTS = [b'{"a": 1}', b"zwei", b"three", b"[DONE]"]
+
+
+def split(pieces: list[bytes]) -> list[bytes]:
+    splitter = EventSplitter()
+    return [event for piece in pieces for event in splitter.feed(piece)]
+
+
+def test_whole_stream() -> None:
+    assert split([STREAM]) == EVENTS
+
+
+@given(st.lists(st.integers(0, len(STREAM)), max_size=12))
+def test_any_cut_gives_the_same_events(cuts: list[int]) -> None:
+    edges = [0, *sorted(cuts), len(STREAM)]
+    assert split([STREAM[a:b] for a, b in pairwise(edges)]) == EVENTS
+
+
+def test_byte_by_byte() -> None:
+    assert split([bytes([byte]) for byte in STREAM]) == EVENTS
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\u0085", "\u000b", "\u000c", "\u001c"])
+def test_only_cr_and_lf_end_a_line(character: str) -> None:
+    payload = f'{{"text":"a{character}b"}}'.encode()
+    assert split([b"data: " + payload + b"\n\n"]) == [payload]
+
+
+def test_crlf_cut_between_its_bytes_is_one_line_end() -> None:
+    assert split([b"data: a\r", b"\ndata: b\r", b"\n\r", b"\n"]) == [b"a\nb"]
+
+
+def test_an_event_without_its_blank_line_is_not_given() -> None:
+    assert split([b"data: whole\n\ndata: half\n"]) == [b"whole"]
+
+
+def test_byte_order_mark_is_dropped() -> None:
+    assert split([b"\xef", b"\xbb\xbfdata: a\n\n"]) == [b"a"]

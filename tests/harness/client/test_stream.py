@@ -1,0 +1,332 @@
+"""The streaming client against a real socket: what it stamps, counts and calls an error."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import pytest
+
+from harness.client.answer import Answer
+from harness.client.connection import Origin
+from harness.client.stream import StreamClient
+from harness.client.target import Target, completions_path, parse_origin
+from harness.plan.schedule import PlannedRequest
+from harness.results.manifest import loop_factory
+from tests.harness.fake_server import (
+    END,
+    STREAM_HEAD,
+    Answering,
+    FakeServer,
+    HangUp,
+    answer_all,
+    chunk,
+    entry,
+    event,
+    json_response,
+    lab_tokens,
+    wait_until,
+)
+
+PLAN = PlannedRequest(index=0, prompt_id="p0", prompt="Hello", max_tokens=3, seed=5)
+
+
+def target(server: FakeServer, **changes: Any) -> Target:
+    return replace(Target(Origin("127.0.0.1", server.port), "/generate"), **changes)
+
+
+def ask(
+    answer: Answering,
+    *,
+    plans: list[PlannedRequest] | None = None,
+    answers: list[Answer] | None = None,
+    timeout_s: float = 5.0,
+    uvloop: bool = True,
+    **changes: Any,
+) -> tuple[list[Answer], FakeServer]:
+    """Send one request for `plans` and return its answers."""
+    answers = answers or [Answer(plan, 0.0) for plan in plans or [PLAN]]
+    with FakeServer(answer) as server:
+        factory = loop_factory() if uvloop else asyncio.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            client = StreamClient(target(server, **changes), timeout_s=timeout_s)
+            runner.run(client.send(answers, 0))
+            client.close()
+    return answers, server
+
+
+def scripted(*pieces: bytes, hang_up: bool = False, wait_s: float = 0.0) -> Answering:
+    async def answer(body: dict[str, Any]) -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+            await asyncio.sleep(wait_s)
+        if hang_up:
+            raise HangUp
+
+    return answer
+
+
+def in_lockstep(answer: Answer, choices: list[dict[str, Any]], sent: list[float]) -> Answering:
+    """Sends an event once the client has stamped what came before, and notes when."""
+
+    async def answering(body: dict[str, Any]) -> AsyncIterator[bytes]:
+        yield STREAM_HEAD
+        num_tokens = 0
+        for choice in choices:
+            await wait_until(lambda: len(answer.chunk_s) >= num_tokens)  # noqa: B023 - awaited at once
+            sent.append(perf_counter())
+            yield event({"id": "cmpl-1", "choices": [choice]})
+            num_tokens += bool(choice["token_ids"])
+        yield event("[DONE]")
+        yield END
+
+    return answering
+
+
+def ask_in_lockstep(choices: list[dict[str, Any]], *, uvloop: bool = True) -> tuple[Answer, list[float]]:
+    answer, sent = Answer(PLAN, 0.0), list[float]()
+    ask(in_lockstep(answer, choices, sent), answers=[answer], uvloop=uvloop)
+    return answer, sent
+
+
+@pytest.mark.parametrize("uvloop", [True, False])
+def test_one_prompt_is_stamped_chunk_by_chunk(uvloop: bool) -> None:
+    choices = [entry(0, [10]), entry(0, [11, 12]), entry(0, [13], 4)]
+    answer, sent = ask_in_lockstep(choices, uvloop=uvloop)
+    assert answer.error is None
+    assert answer.is_complete
+    assert answer.token_ids == [10, 11, 12, 13]
+    assert answer.chunk_tokens == [1, 2, 1]
+    assert answer.sent_s is not None
+    assert answer.sent_s < sent[0]
+    # Each stamp lies between the sending of its own event and that of the next.
+    assert all(s <= stamp for s, stamp in zip(sent, answer.chunk_s, strict=True))
+    assert all(stamp <= s for stamp, s in zip(answer.chunk_s, sent[1:], strict=False))
+    assert answer.finish_s == answer.chunk_s[-1]
+    assert (answer.num_prompt_tokens, answer.num_output_tokens) == (7, 4)
+    assert answer.timings["mean_batch_size"] == 2.5
+    assert answer.server_request_id == "cmpl-1"
+
+
+def test_sampling_is_always_explicit_and_a_single_prompt_needs_no_lists() -> None:
+    _, server = ask(answer_all, temperature=0.5)
+    assert json.loads(server.bodies[0]) == {
+        "prompt": "Hello", "max_tokens": 3, "seed": 5, "temperature": 0.5, "ignore_eos": True, "stream": True,
+    }  # fmt: skip
+
+
+def test_prompts_of_one_request_are_told_apart_by_index() -> None:
+    plans = [replace(PLAN, index=i, prompt="x" * (i + 1), max_tokens=i + 1, seed=i) for i in range(4)]
+    answers, server = ask(answer_all, plans=plans)
+    body = json.loads(server.bodies[0])
+    assert (body["max_tokens"], body["seed"]) == ([1, 2, 3, 4], [0, 1, 2, 3])
+    for plan, answer in zip(plans, answers, strict=True):
+        assert answer.token_ids == lab_tokens(plan.prompt, plan.seed, plan.max_tokens)
+        assert answer.group_size == 4
+    ends = [answer.finish_s for answer in answers]
+    assert ends == sorted(ends)
+    digest = hashlib.sha256(server.bodies[0]).hexdigest()
+    assert {answer.body_sha256 for answer in answers} == {digest}
+
+
+def test_output_hash_is_over_the_token_ids() -> None:
+    (answer,), _ = ask(answer_all)
+    ids = ",".join(map(str, lab_tokens("Hello", 5, 3)))
+    assert answer.output_sha256 == hashlib.sha256(ids.encode()).hexdigest()
+
+
+def test_an_event_without_a_token_is_no_first_token() -> None:
+    answer, sent = ask_in_lockstep([entry(0, [], text=""), entry(0, [1, 2], 2)])
+    assert answer.chunk_tokens == [2]
+    assert answer.chunk_s[0] >= sent[1]
+
+
+def test_held_back_text_is_no_token() -> None:
+    tail = entry(0, [], 2, text="é")
+    (answer,), _ = ask(
+        scripted(STREAM_HEAD, event({"choices": [entry(0, [1, 2])]}), event({"choices": [tail]}), END)
+    )
+    assert (answer.error, answer.chunk_tokens, answer.has_token_ids) == (None, [2], True)
+    assert "".join(answer.text) == " wé"
+
+
+def test_bytes_may_be_cut_anywhere() -> None:
+    payload = json.dumps({"choices": [entry(0, [1], 1, text="a\u2028b\u0085é")]}, ensure_ascii=False)
+    stream = STREAM_HEAD + chunk(f"data: {payload}\r\n\r\ndata: [DONE]\r\n\r\n".encode()) + END
+    (answer,), _ = ask(scripted(*(stream[i : i + 1] for i in range(len(stream)))))
+    assert answer.error is None
+    assert "".join(answer.text) == "a\u2028b\u0085é"
+
+
+def test_foreign_server_counts_come_from_usage() -> None:
+    def said(text: str, reason: str | None = None) -> bytes:
+        return event({"choices": [{"index": 0, "text": text, "finish_reason": reason}]})
+
+    usage = event({"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 9, "total_tokens": 13}})
+    (answer,), server = ask(
+        scripted(
+            STREAM_HEAD, said(""), said("a b c"), said(" d"), said("", "length"), usage, event("[DONE]"), END
+        ),
+        dialect="openai",
+        model="m",
+        path="/v1/completions",
+        api_key="secret",
+    )
+    assert answer.error is None
+    assert (answer.num_prompt_tokens, answer.num_output_tokens) == (4, 9)
+    assert (len(answer.chunk_s), answer.has_token_ids, answer.output_sha256) == (2, False, None)
+    assert answer.text_sha256 == hashlib.sha256(b"a b c d").hexdigest()
+    body = json.loads(server.bodies[0])
+    assert body["model"] == "m"
+    assert body["stream_options"] == {"include_usage": True}
+    assert (body["ignore_eos"], body["temperature"], body["seed"]) == (True, 0.0, 5)
+    assert "Authorization: Bearer secret\r\n" in server.heads[0]
+
+
+TOKEN = event({"choices": [entry(0, [1])]})
+FAILURE = {
+    "error": {"message": "engine died", "type": "server_error", "param": None, "code": "engine_failed"}
+}
+
+
+@pytest.mark.parametrize(
+    ("answering", "expected"),
+    [
+        pytest.param(
+            scripted(json_response(429, {"error": {"message": "queue is full", "code": "queue_full"}})),
+            "http 429: queue_full: queue is full",
+            id="refused",
+        ),
+        pytest.param(
+            scripted(b"HTTP/1.1 502 X\r\nContent-Length: 3\r\n\r\nbad"), "http 502: bad", id="not json"
+        ),
+        pytest.param(
+            scripted(json_response(200, {"choices": []})), "answered application/json, not", id="unstreamed"
+        ),
+        pytest.param(
+            scripted(STREAM_HEAD, TOKEN, event(FAILURE), END),
+            "in mid-stream: engine_failed",
+            id="error event",
+        ),
+        pytest.param(scripted(STREAM_HEAD, TOKEN, hang_up=True), "connection closed", id="early end"),
+        pytest.param(scripted(STREAM_HEAD, TOKEN, END), "before the answer did", id="no finishing entry"),
+        pytest.param(
+            scripted(STREAM_HEAD, TOKEN, event("[DONE]"), END), "before the answer did", id="done too soon"
+        ),
+        pytest.param(scripted(STREAM_HEAD, event("{not json"), END), "unreadable event", id="bad json"),
+        pytest.param(scripted(STREAM_HEAD, event("[1]"), END), "unreadable event", id="not an object"),
+        pytest.param(
+            scripted(STREAM_HEAD, event({"choices": [entry(7, [1])]}), END), "index 7", id="unknown index"
+        ),
+        pytest.param(scripted(b"SSH-2.0-nonsense\r\n"), "not a readable HTTP response", id="not http"),
+        pytest.param(scripted(hang_up=True), "connection closed", id="no answer"),
+        pytest.param(
+            scripted(
+                STREAM_HEAD,
+                event({"choices": [{"index": 0, "text": "a", "finish_reason": "stop"}]}),
+                event("[DONE]"),
+                END,
+            ),
+            "no usage",
+            id="no counts",
+        ),
+        pytest.param(
+            scripted(STREAM_HEAD, event({"choices": [entry(0, [1], 1) | {"finish_reason": "abort"}]}), END),
+            "finish_reason abort",
+            id="aborted by the server",
+        ),
+    ],
+)
+def test_each_failure_becomes_the_error_of_its_row(answering: Answering, expected: str) -> None:
+    (answer,), _ = ask(answering)
+    assert answer.is_complete
+    assert answer.error is not None
+    assert expected in answer.error
+    assert answer.finish_s is not None
+
+
+def test_a_request_that_takes_too_long_fails() -> None:
+    (answer,), _ = ask(scripted(STREAM_HEAD + TOKEN, TOKEN, wait_s=60.0), timeout_s=0.3)
+    assert answer.error == "timeout: no complete answer within 0.3 s"
+    assert answer.chunk_tokens == [1]
+
+
+def test_a_server_that_is_not_there_fails_the_request() -> None:
+    with FakeServer() as server:
+        gone = target(server)
+    answer = Answer(PLAN, 0.0)
+    asyncio.run(StreamClient(gone).send([answer], 0))
+    assert (answer.error or "").startswith("connect: ")
+
+
+def test_answers_that_finished_survive_the_end_of_their_stream() -> None:
+    plans = [PLAN, replace(PLAN, index=1)]
+    first = event({"choices": [entry(0, [1], 1), entry(1, [1])]})
+    answers, _ = ask(scripted(STREAM_HEAD, first, hang_up=True), plans=plans)
+    assert answers[0].error is None
+    assert "connection closed" in (answers[1].error or "")
+
+
+def run_in_turn(answer: Answering, num: int) -> tuple[list[Answer], FakeServer]:
+    async def main() -> list[Answer]:
+        client = StreamClient(target(server))
+        answers = [Answer(PLAN, 0.0) for _ in range(num)]
+        for one in answers:
+            await client.send([one], 0)
+        client.close()
+        return answers
+
+    with FakeServer(answer) as server:
+        return asyncio.run(main()), server
+
+
+def test_connections_are_kept_alive_and_used_again() -> None:
+    answers, server = run_in_turn(answer_all, 5)
+    assert [answer.error for answer in answers] == [None] * 5
+    assert server.num_connections == 1
+
+
+def test_a_connection_closed_while_idle_costs_no_request() -> None:
+    async def once(body: dict[str, Any]) -> AsyncIterator[bytes]:
+        async for piece in answer_all(body):
+            yield piece
+        raise HangUp
+
+    answers, server = run_in_turn(once, 3)
+    assert [answer.error for answer in answers] == [None] * 3
+    assert server.num_connections == 3
+
+
+def test_a_connection_closed_at_reuse_is_tried_once_more() -> None:
+    seen: list[int] = []
+
+    async def drops_the_second(body: dict[str, Any]) -> AsyncIterator[bytes]:
+        seen.append(1)
+        if len(seen) == 2:
+            raise HangUp
+        async for piece in answer_all(body):
+            yield piece
+
+    answers, server = run_in_turn(drops_the_second, 2)
+    assert [answer.error for answer in answers] == [None, None]
+    assert len(server.bodies) == 3
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "path"),
+    [
+        ("http://localhost:8000", "localhost", 8000, "/v1/completions"),
+        ("http://h/v1/", "h", 80, "/v1/completions"),
+        ("https://h", "h", 443, "/v1/completions"),
+        ("http://[::1]:9/api/v1/completions", "::1", 9, "/api/v1/completions"),
+    ],
+)
+def test_urls_name_the_completions_endpoint(url: str, host: str, port: int, path: str) -> None:
+    origin, prefix = parse_origin(url)
+    assert (origin.host, origin.port, completions_path(prefix)) == (host, port, path)
+    assert (origin.tls is not None) == url.startswith("https")

@@ -1,0 +1,334 @@
+"""`lab bench` from end to end: against a fake server, against the real service, and killed in mid-run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from harness.results.record import JOURNAL_SUFFIX, Manifest, read_parquet
+from harness.settings import HarnessSettings
+from tests.harness.fake_server import (
+    END,
+    STREAM_HEAD,
+    FakeServer,
+    answer_all,
+    as_list,
+    event,
+    json_response,
+    model_card,
+)
+from tools.cli import main
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in HarnessSettings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("CORPUS", str(write_corpus(tmp_path)))
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    monkeypatch.setenv("FLOOR", "0")
+
+
+def write_corpus(folder: Path, num: int = 40) -> Path:
+    lines = [
+        json.dumps({"id": f"p{i}", "prompt": f"Tell me about {i}.", "max_tokens": 2 + i % 7, "category": "x"})
+        for i in range(num)
+    ]
+    content = ("\n".join(lines) + "\n").encode()
+    path = folder / "prompts.jsonl"
+    path.write_bytes(content)
+    path.with_suffix(".sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  prompts.jsonl\n")
+    return path
+
+
+def only_result(folder: Path) -> tuple[Path, Manifest, pd.DataFrame]:
+    (path,) = [p for p in folder.rglob("*.parquet") if not p.name.endswith(".steps.parquet")]
+    return path, *read_parquet(path)
+
+
+def test_a_service_of_ours_at_a_url(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer(card=model_card(variant="static", client_chunk=4)) as server:
+        words = ["--url", server.url, "--variant", "static_batch", "--requests", "20", "--concurrency", "8"]
+        assert main(["bench", *words]) == 0
+    path, manifest, rows = only_result(tmp_path / "out")
+    assert path.parent.name == "static"
+    assert set(rows["variant"]) == {"static"}
+    assert sorted(rows["group_size"].unique()) == [4]
+    assert manifest["validity"]["level"] == "CAUTION"
+    assert manifest["model_digest"] == "d1"
+    assert manifest["corpus"]["sha256"] == manifest["corpus"]["recorded_sha256"]
+    assert {"cpu_model", "physical_cores", "cpu_governor", "gpu"} <= set(manifest["host"])
+    assert manifest["seeds"].keys() == {"arrivals", "sampling"}
+    # Eight warm-up prompts in two chunks came first, and are in no row.
+    assert [len(as_list(json.loads(body)["prompt"])) for body in server.bodies[:2]] == [4, 4]
+    assert len(rows) == 20
+    assert 0 < manifest["repeats"][0]["round_trip_s"] < 1
+    shown = capsys.readouterr().out
+    assert "TTFT, from schedule (ms)" in shown
+    assert str(path) in shown
+    assert not list((tmp_path / "out").rglob("*" + JOURNAL_SUFFIX))
+
+
+def test_any_openai_compatible_server(tmp_path: Path) -> None:
+    async def foreign(body):  # type: ignore[no-untyped-def]
+        assert body["stream_options"] == {"include_usage": True}
+        yield STREAM_HEAD
+        for number in range(body["max_tokens"]):
+            yield event({"choices": [{"index": 0, "text": f" {number}", "finish_reason": None}]})
+        yield event({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]})
+        usage = {"prompt_tokens": 3, "completion_tokens": body["max_tokens"], "total_tokens": 0}
+        yield event({"choices": [], "usage": usage})
+        yield event("[DONE]")
+        yield END
+
+    with FakeServer(foreign) as server:
+        # On a busy machine this may send late, which is an INVALID run: the rows are the question here.
+        code = main(["bench", "--url", f"{server.url}/v1", "--requests", "10", "--rate", "200"])
+        assert code in (0, 1)
+    path, manifest, rows = only_result(tmp_path / "out")
+    assert path.parent.name == "external"
+    assert (manifest["service"], manifest["model"]) == (None, "foreign-model")
+    assert list(rows["num_output_tokens"]) == list(rows["max_tokens"])
+    assert rows["chunk_tokens"].isna().all()
+    assert rows["output_sha256"].isna().all()
+    assert rows["text_sha256"].notna().all()
+    assert (rows["sent_s"] >= rows["scheduled_s"]).all()
+
+
+def test_two_runs_of_a_seed_send_and_get_the_same(tmp_path: Path) -> None:
+    frames, digests = [], []
+    for name in ("one", "two"):
+        with FakeServer(card=model_card(client_chunk=4)) as server:
+            words = ["--url", server.url, "--requests", "18", "--concurrency", "4", "--seed", "9"]
+            assert main(["bench", *words, "--out", str(tmp_path / name)]) == 0
+        _, manifest, rows = only_result(tmp_path / name)
+        frames.append(rows.sort_values("schedule_index"))
+        digests.append(manifest["schedule"]["digest"])
+    assert digests[0] == digests[1]
+    for column in ("prompt_id", "seed", "max_tokens", "body_sha256", "output_sha256"):
+        assert list(frames[0][column]) == list(frames[1][column])
+
+
+def test_an_invalid_run_says_why_and_exits_non_zero(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def sometimes_full(body):  # type: ignore[no-untyped-def]
+        if body["max_tokens"] == 5:
+            yield json_response(429, {"error": {"message": "try later", "code": "queue_full"}})
+            return
+        async for piece in answer_all(body):
+            yield piece
+
+    with FakeServer(sometimes_full, card=model_card()) as server:
+        assert main(["bench", "--url", server.url, "--requests", "20"]) == 1
+    path, manifest, rows = only_result(tmp_path / "out")
+    assert manifest["validity"]["level"] == "INVALID"
+    assert set(rows.loc[rows["error"].notna(), "max_tokens"]) == {5}
+    assert "http 429: queue_full: try later" in capsys.readouterr().out
+    assert main(["report", str(path)]) == 1
+
+
+def test_a_server_that_refuses_everything_is_not_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def refuses(body):  # type: ignore[no-untyped-def]
+        yield json_response(503, {"error": {"message": "draining"}})
+
+    with FakeServer(refuses, card=model_card()) as server:
+        assert main(["bench", "--url", server.url]) == 2
+    assert "all 16 warm-up requests failed, the first with: http 503: draining" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_a_label_that_contradicts_the_service_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer(card=model_card(variant="continuous")) as server:
+        assert main(["bench", "--url", server.url, "--variant", "static"]) == 2
+    assert "runs continuous, not static" in capsys.readouterr().err
+
+
+def test_a_changed_corpus_needs_a_flag_and_never_counts(tmp_path: Path) -> None:
+    corpus = tmp_path / "prompts.jsonl"
+    corpus.write_bytes(corpus.read_bytes() + b'{"id":"new","prompt":"x","max_tokens":1,"category":"x"}\n')
+    with FakeServer(card=model_card()) as server:
+        words = ["bench", "--url", server.url, "--requests", "5"]
+        assert main(words) == 2
+        assert server.bodies == []
+        assert main([*words, "--allow-changed-corpus"]) == 1
+    assert "not the recorded one" in only_result(tmp_path / "out")[1]["validity"]["invalid"][0]
+
+
+def bench_process(words: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tools.cli", "bench", *words],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "waited in vain"
+        time.sleep(0.02)
+
+
+def journal_lines(folder: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in folder.rglob("*" + JOURNAL_SUFFIX))
+
+
+NULL = {"BACKEND": "null", "NULL_STEP_MS": "1", "MAX_BATCH": "4", "ENGINE_PROCESS": "1"}
+
+
+def services_of(process: psutil.Process) -> list[psutil.Process]:
+    return [child for child in process.children(recursive=True) if "serve" in child.cmdline()]
+
+
+def test_kill_leaves_a_journal_that_one_command_turns_into_parquet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**NULL, "NULL_STEP_MS": "10"}.items():
+        monkeypatch.setenv(name, value)
+    out = tmp_path / "out"
+    process = bench_process(["--requests", "2000", "--concurrency", "4", "--warmup", "0"])
+    wait_for(lambda: journal_lines(out) > 12)
+    services = services_of(psutil.Process(process.pid))
+    assert services
+    process.kill()
+    process.communicate()
+    (journal,) = out.rglob("*" + JOURNAL_SUFFIX)
+    num_rows = journal_lines(out) - 1
+    assert main(["report", "--recover", str(journal)]) == 1
+    path, manifest, rows = only_result(out)
+    assert path.name == journal.name.removesuffix(JOURNAL_SUFFIX) + ".parquet"
+    assert len(rows) == num_rows >= 12
+    assert rows["error"].isna().all()
+    assert manifest["validity"]["level"] == "INVALID"
+    # Nobody was left to stop the service: it ended by itself.
+    assert not psutil.wait_procs(services, timeout=30)[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_being_told_to_stop_writes_the_file(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**NULL, "NULL_STEP_MS": "10"}.items():
+        monkeypatch.setenv(name, value)
+    out = tmp_path / "out"
+    process = bench_process(["--requests", "2000", "--concurrency", "4", "--warmup", "0"])
+    wait_for(lambda: journal_lines(out) > 6)
+    services = services_of(psutil.Process(process.pid))
+    assert services
+    process.send_signal(number)
+    shown, complaints = process.communicate(timeout=60)
+    assert process.returncode == 130, complaints
+    assert "the run was interrupted" in shown
+    _, manifest, rows = only_result(out)
+    assert manifest["repeats"][0]["was_interrupted"]
+    interrupted = rows["error"].str.startswith("interrupted", na=False)
+    assert 0 < interrupted.sum() <= 4
+    assert rows.loc[~interrupted, "error"].isna().all()
+    assert not any(service.is_running() for service in services)
+
+
+def test_the_real_service_from_start_to_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in NULL.items():
+        monkeypatch.setenv(name, value)
+    words = ["--variant", "static", "--requests", "12", "--concurrency", "4", "--repeats", "2"]
+    assert main(["bench", *words]) == 0
+    _, manifest, rows = only_result(tmp_path / "out")
+    assert list(rows.groupby("repeat").size()) == [12, 12]
+    assert (rows["group_size"] == 4).all()
+    assert list(rows["num_output_tokens"]) == list(rows["max_tokens"])
+    assert (rows["mean_batch_size"] >= 1).all()
+    steps = [entry["steps"] for entry in manifest["repeats"]]
+    assert all(0 < entry["dead_row_share"] < 1 for entry in steps)
+    (step_file,) = (tmp_path / "out").rglob("*.steps.parquet")
+    logged = pd.read_parquet(step_file)
+    assert len(logged) == sum(entry["num_steps"] for entry in steps)
+    assert set(logged["repeat"]) == {0, 1}
+    # The steps made every token but those that a prompt's last chunk yields.
+    assert logged["num_decode_tokens"].sum() <= rows["num_output_tokens"].sum()
+    assert "dead-row share" in capsys.readouterr().out
+    assert not services_of(psutil.Process())
+
+
+def test_compare_measures_every_arm_in_every_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in NULL.items():
+        monkeypatch.setenv(name, value)
+    words = [
+        "--variants",
+        "baseline",
+        "dynamic_batch@MAX_BATCH=2",
+        "--blocks",
+        "1",
+        "--requests",
+        "8",
+        "--concurrency",
+        "4",
+    ]
+    assert main(["compare", *words]) == 0
+    (path,) = (tmp_path / "out" / "compare").glob("*.parquet")
+    manifest, rows = read_parquet(path)
+    own = "dynamic MAX_BATCH=2"
+    assert manifest["arms"] == ["baseline", own, f"{own} PAD_FINISHED=0"]
+    assert rows.groupby("arm").size().to_dict() == dict.fromkeys(manifest["arms"], 8)
+    assert rows.groupby("schedule_index")["output_sha256"].nunique().eq(1).all()
+    pads = {run["arm"]: run["service"]["strategy"]["pad_finished"] for run in manifest["runs"]}
+    assert pads == {"baseline": False, own: True, f"{own} PAD_FINISHED=0": False}
+    batches = {run["arm"]: run["service"]["strategy"]["max_batch"] for run in manifest["runs"]}
+    assert batches[own] == batches[f"{own} PAD_FINISHED=0"] == 2
+    shown = capsys.readouterr().out
+    assert "same as baseline" in shown
+    assert "All arms gave the same output for 8 of 8 prompts." in shown
+    assert main(["report", str(path)]) == 0
+    assert "Ratios to baseline" in capsys.readouterr().out
+
+
+def test_a_mistyped_setting_of_an_arm_fails_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "--variants", "baseline", "continuous@MAX_BTCH=1", "--requests", "2"]) == 2
+    complaint = capsys.readouterr().err
+    assert "continuous@MAX_BTCH=1: " in complaint
+    assert "MAX_BTCH, given, is not a setting; did you mean MAX_BATCH?" in complaint
+    Path(complaint.rpartition("its log: ")[2].strip()).unlink()
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_an_unknown_strategy_fails_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--variant", "no_such_strategy"]) == 2
+    complaint = capsys.readouterr().err
+    assert "no_such_strategy" in complaint
+    Path(complaint.rpartition("its log: ")[2].strip()).unlink()
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("words", [["bench"], ["compare"], ["sweep", "--concurrency", "1"]])
+def test_a_place_that_takes_no_files_is_told_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a service was started"))
+    assert main([*words, "--out", str(tmp_path / "prompts.jsonl" / "below")]) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith(f"lab {words[0]}: cannot write into ")
+    assert complaint.endswith(": Not a directory\n")

@@ -1,0 +1,105 @@
+"""An interrupted comparison goes on where it stopped, and never reuses runs of another plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.comparing import compare_runs
+from harness.comparing.compare_runs import Ledger, measure_blocks, plan_digest
+from harness.plan.corpus import Corpus, Prompt
+from harness.plan.schedule import Arrivals, Load, Schedule, make_schedule
+from harness.replay.arm_file import Arm, Measurement
+from harness.replay.progress import PlainReporter
+from harness.results.record import write_parquet
+from harness.results.validity import Verdict
+from harness.settings import HarnessSettings
+from tests.harness.comparing.test_comparison import run_rows
+from tests.harness.made_rows import made_frame, made_manifest, made_repeat
+
+ARMS = [Arm("a", "a"), Arm("b", "b")]
+PROMPTS = (Prompt(id="p", prompt="x", max_tokens=1),)
+CORPUS = Corpus(PROMPTS, Path("c"), "s" * 64, "s" * 64)
+SCHEDULE: Schedule = make_schedule(PROMPTS, 3, Load(Arrivals.CLOSED, concurrency=1), 1)
+
+
+class Bench:
+    """Stands in for `measure`: writes a file for each run, is told to stop before run number `stops_at`."""
+
+    def __init__(self, folder: Path, stops_at: int | None = None, invalid: tuple[str, ...] = ()) -> None:
+        self._folder = folder
+        self._stops_at = stops_at
+        self._invalid = invalid
+        self.made: list[tuple[int, str]] = []
+
+    def measure(self, arm: Arm, *rest: Any) -> Measurement:
+        repeats: Sequence[int] = rest[-1]
+        if len(self.made) == self._stops_at:
+            raise KeyboardInterrupt
+        block, name = repeats[0], str(arm.name)
+        self.made.append((block, name))
+        rows = run_rows(name, block, 1.0, num=3)
+        verdict = Verdict(self._invalid)
+        manifest = made_manifest(rows, arm=name, validity=verdict.as_dict())
+        manifest["repeats"] = [made_repeat(block)]
+        path = self._folder / f"{len(list(self._folder.glob('*.parquet')))}.parquet"
+        write_parquet(path, rows, manifest)
+        return Measurement(path, made_frame(rows), manifest, verdict)
+
+
+def compare(
+    bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch, *, blocks: int = 2, resume: bool = True
+) -> list[Measurement]:
+    monkeypatch.setattr(compare_runs, "measure", bench.measure)
+    settings = HarnessSettings()
+    ledger = Ledger(folder, plan_digest(ARMS, settings, CORPUS, SCHEDULE), resume=resume)
+    return measure_blocks(ARMS, blocks, settings, CORPUS, SCHEDULE, PlainReporter(), ledger)
+
+
+def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Bench(tmp_path, stops_at=3)
+    assert len(compare(first, tmp_path, monkeypatch)) == 3
+    second = Bench(tmp_path)
+    measured = compare(second, tmp_path, monkeypatch)
+    assert len(second.made) == 1
+    assert sorted((m.manifest["repeats"][0]["repeat"], m.manifest["arm"]) for m in measured) == [
+        (0, "a"), (0, "b"), (1, "a"), (1, "b"),
+    ]  # fmt: skip
+    # More blocks extend what is there.
+    third = Bench(tmp_path)
+    assert len(compare(third, tmp_path, monkeypatch, blocks=3)) == 6
+    assert {block for block, _ in third.made} == {2}
+
+
+def test_without_resume_everything_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare(Bench(tmp_path), tmp_path, monkeypatch)
+    again = Bench(tmp_path)
+    compare(again, tmp_path, monkeypatch, resume=False)
+    assert len(again.made) == 4
+
+
+def test_invalid_runs_and_lost_files_are_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare(Bench(tmp_path, invalid=("requests failed",)), tmp_path, monkeypatch)
+    again = Bench(tmp_path)
+    measured = compare(again, tmp_path, monkeypatch)
+    assert len(again.made) == 4
+    measured[0].path.unlink()
+    last = Bench(tmp_path)
+    compare(last, tmp_path, monkeypatch)
+    assert len(last.made) == 1
+
+
+def test_another_plan_has_another_ledger() -> None:
+    settings = HarnessSettings()
+    plans = {
+        plan_digest(ARMS, settings, CORPUS, SCHEDULE),
+        plan_digest(ARMS[:1], settings, CORPUS, SCHEDULE),
+        plan_digest([Arm("a", "a", {"MAX_BATCH": "8"}), ARMS[1]], settings, CORPUS, SCHEDULE),
+        plan_digest(ARMS, settings.model_copy(update={"seed": 9}), CORPUS, SCHEDULE),
+    }
+    assert len(plans) == 4

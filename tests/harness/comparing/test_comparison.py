@@ -1,0 +1,172 @@
+"""The arithmetic between arms, on runs written by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from adapters.base import ConfigError
+from harness.comparing.arms import arm_order, parse_arm, split_names
+from harness.comparing.combine import merged_reasons
+from harness.comparing.comparison import (
+    agreement,
+    agreement_of_all,
+    compare_arms,
+    render_comparison,
+)
+from harness.replay.arm_file import Arm
+from harness.results.record import Manifest, Row
+from harness.results.validity import Verdict
+from tests.harness.made_rows import made_frame, made_manifest, made_repeat, made_row
+
+
+def run_rows(
+    arm: str, block: int, step_s: float, *, differs_at: int | None = None, num: int = 60
+) -> list[Row]:
+    """One user; every answer has two tokens and takes `step_s`."""
+    return [
+        made_row(
+            i,
+            scheduled_s=i * step_s,
+            sent_s=i * step_s,
+            chunk_s=(i * step_s + step_s / 2, (i + 1) * step_s),
+            arm=arm,
+            repeat=block,
+            token_ids=[i, 999 if i == differs_at else 1],
+        )
+        for i in range(num)
+    ]
+
+
+def comparison(*runs: list[Row], reference: str = "baseline") -> tuple[list[Row], Manifest]:
+    rows = [row for run in runs for row in run]
+    manifests = []
+    for run in runs:
+        arm, block = run[0]["arm"], run[0]["repeat"]
+        manifests.append(made_manifest(run, arm=arm) | {"repeats": [made_repeat(block)]})
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    manifest: Manifest = {
+        "kind": "comparison",
+        "arms": arms,
+        "reference": reference,
+        "num_blocks": len({row["repeat"] for row in rows}),
+        "runs": manifests,
+        "validity": Verdict().as_dict(),
+    }
+    return rows, manifest
+
+
+BLOCKS = (
+    run_rows("baseline", 0, 1.0),
+    run_rows("continuous", 0, 0.25),
+    # The machine is half as fast in the second block, for both.
+    run_rows("continuous", 1, 0.5, differs_at=3),
+    run_rows("baseline", 1, 2.0),
+)
+
+
+def test_figures_of_each_run() -> None:
+    rows, manifest = comparison(*BLOCKS)
+    figures = compare_arms(made_frame(rows), manifest)
+    assert [(f.arm, f.block) for f in figures] == [
+        ("baseline", 0), ("baseline", 1), ("continuous", 0), ("continuous", 1),
+    ]  # fmt: skip
+    assert [f.output_tokens_per_s for f in figures] == pytest.approx([2.0, 1.0, 8.0, 4.0])
+    assert figures[0].ttft_sched_p50_ms == pytest.approx(500)
+    assert figures[0].total_sched_p95_ms == pytest.approx(1000)
+    assert (figures[0].mean_batch_size, figures[0].dead_row_share) == (2.0, 0.25)
+
+
+def test_a_wait_before_sending_is_in_the_figures() -> None:
+    late = run_rows("static", 0, 1.0)
+    for row in late:
+        row["sent_s"] += 0.4
+        row["total_ms"] -= 400
+    rows, manifest = comparison(run_rows("baseline", 0, 1.0), late)
+    assert [f.total_sched_p95_ms for f in compare_arms(made_frame(rows), manifest)] == [1000, 1000]
+
+
+def test_agreement_counts_equal_outputs_of_the_same_block() -> None:
+    rows, manifest = comparison(*BLOCKS)
+    figures = compare_arms(made_frame(rows), manifest)
+    assert [(f.num_same, f.num_compared) for f in figures] == [(60, 60), (60, 60), (60, 60), (59, 60)]
+    assert agreement_of_all(made_frame(rows)) == (59, 60)
+
+
+def test_a_failed_or_missing_answer_does_not_agree() -> None:
+    reference = run_rows("baseline", 0, 1.0, num=3)
+    ours = run_rows("static", 0, 1.0, num=2)
+    ours[0]["output_sha256"] = None
+    assert agreement(made_frame(ours), made_frame(reference)) == (1, 3)
+    assert agreement_of_all(made_frame([*reference, *ours])) == (1, 3)
+
+
+def test_without_token_ids_texts_are_compared() -> None:
+    ours = run_rows("static", 0, 1.0, num=3)
+    for row in ours:
+        row["output_sha256"] = None
+    ours[1]["text_sha256"] = "other"
+    reference = run_rows("baseline", 0, 1.0, num=3)
+    assert agreement(made_frame(ours), made_frame(reference)) == (2, 3)
+
+
+def test_tables_show_ratios_and_say_when_samples_are_too_few() -> None:
+    rows, manifest = comparison(*BLOCKS)
+    text = render_comparison(made_frame(rows), manifest)
+    assert "4.00x [4-4]" in text
+    assert "TTFT and total are from schedule." in text
+    assert "continuous: better in output tok/s (4.00x)" in text
+    assert "All arms gave the same output for 59 of 60 prompts." in text
+    few = [run_rows("baseline", 0, 1.0, num=10), run_rows("static", 0, 1.0, num=10)]
+    rows, manifest = comparison(*few)
+    assert "n<60" in render_comparison(made_frame(rows), manifest)
+
+
+ARMS = [Arm(name, name) for name in "abcdef"]
+
+
+def order_of(arms: list[Arm], block: int, seed: int = 1) -> str:
+    return "".join(str(arm.name) for arm in arm_order(arms, block, seed))
+
+
+@pytest.mark.parametrize(("num", "num_blocks"), [(2, 2), (3, 6), (4, 4), (5, 10), (6, 6)])
+def test_positions_and_neighbours_are_balanced(num: int, num_blocks: int) -> None:
+    orders = [order_of(ARMS[:num], block) for block in range(num_blocks)]
+    times = num_blocks // num
+    for position in range(num):
+        assert Counter(order[position] for order in orders) == dict.fromkeys("abcdef"[:num], times)
+    followed = Counter(pair for order in orders for pair in pairwise(order))
+    assert set(followed.values()) == {times}
+    assert len(followed) == num * (num - 1)
+
+
+def test_two_arms_are_measured_abba() -> None:
+    first, second = order_of(ARMS[:2], 0), order_of(ARMS[:2], 1)
+    assert first == second[::-1]
+    assert order_of(ARMS[:2], 2) == first
+
+
+def test_the_order_is_drawn_from_the_seed() -> None:
+    assert len({order_of(ARMS, 0, seed) for seed in range(20)}) > 10
+
+
+def test_arms_may_have_settings_of_their_own() -> None:
+    assert split_names(["a,b", "c@X=1,Y=2"]) == ["a", "b", "c@X=1,Y=2"]
+    assert parse_arm("c@max_batch=1,MODEL=lab-26m:bf16") == ("c", {"MAX_BATCH": "1", "MODEL": "lab-26m:bf16"})
+    for text in ("c@MAX_BATCH", "@X=1", "c@=3"):
+        with pytest.raises(ConfigError):
+            parse_arm(text)
+    for text, message in (
+        ("c@CONCURRENCY=4", "CONCURRENCY is the same for all arms"),
+        ("c@PORT=80", "PORT is the same for all arms"),
+        ("c@BACKEND=nul", "there is no backend 'nul'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse_arm(text)
+
+
+def test_reasons_that_differ_in_figures_only_are_told_once() -> None:
+    reasons = [("a", ["short run: 3.1 s", "x"]), ("b", ["short run: 9.9 s"]), ("a", ["short run: 3.3 s"])]
+    assert merged_reasons(reasons) == ("all arms: short run: 3.1 s", "a: x")

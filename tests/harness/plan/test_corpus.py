@@ -1,0 +1,71 @@
+"""A corpus is what its digest file says, or it is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from adapters.base import ConfigError
+from harness.plan.corpus import default_path, load_corpus
+
+LINE = '{"id": "a", "prompt": "Hello", "max_tokens": 3, "category": "x"}\n'
+
+
+def write(folder: Path, text: str, *, recorded: str | None = None) -> Path:
+    path = folder / "prompts.jsonl"
+    path.write_text(text, encoding="utf-8")
+    if recorded is not None:
+        digest = hashlib.sha256(recorded.encode()).hexdigest()
+        (folder / "prompts.sha256").write_text(f"{digest}  prompts.jsonl\n")
+    return path
+
+
+def test_recorded_corpus_is_read(tmp_path: Path) -> None:
+    corpus = load_corpus(write(tmp_path, LINE, recorded=LINE))
+    assert [(p.id, p.prompt, p.max_tokens, p.category) for p in corpus.prompts] == [("a", "Hello", 3, "x")]
+    assert corpus.is_as_recorded
+
+
+def test_changed_corpus_is_refused_and_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path, LINE + LINE.replace('"a"', '"b"'), recorded=LINE)
+    with pytest.raises(ConfigError, match="is not the recorded corpus"):
+        load_corpus(path)
+    assert not load_corpus(path, allow_changed=True).is_as_recorded
+
+
+def test_corpus_without_digest_is_refused_with_the_command_to_record_it(tmp_path: Path) -> None:
+    path = write(tmp_path, LINE)
+    with pytest.raises(ConfigError, match="sha256sum"):
+        load_corpus(path)
+    assert load_corpus(path, allow_changed=True).recorded_sha256 is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("not json\n", "line 1"),
+        (LINE + '{"id": "b", "prompt": "", "max_tokens": 3}\n', "line 2: prompt"),
+        ('{"id": "a", "prompt": "x", "max_tokens": 0}\n', "max_tokens"),
+        (LINE + LINE, "line 2: the id 'a' is used twice"),
+        ("\n", "holds no prompts"),
+    ],
+)
+def test_malformed_corpus_names_the_line_and_the_field(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_corpus(write(tmp_path, text, recorded=text))
+
+
+def test_missing_corpus_says_what_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="lab prompts"):
+        load_corpus(tmp_path / "none.jsonl")
+
+
+def test_line_separators_inside_prompts_do_not_split_lines(tmp_path: Path) -> None:
+    text = LINE.replace("Hello", "Hel\u2028lo")
+    assert load_corpus(write(tmp_path, text, recorded=text)).prompts[0].prompt == "Hel\u2028lo"
+
+
+def test_the_corpus_of_the_project_is_the_recorded_one() -> None:
+    assert len(load_corpus(default_path()).prompts) >= 64

@@ -1,0 +1,114 @@
+"""A service that is started is waited for, listened to when it fails, and always stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from adapters.base import LabError
+from harness.replay.service_process import ServiceLaunch, running_service
+
+FAKE_SERVICE = """
+import http.server, json, os, subprocess, sys
+if os.environ.get("HELPER"):
+    # Something that outlives its parent unless the whole group is ended.
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    open(os.environ["HELPER"], "w").write(str(child.pid))
+state = {"status": os.environ["STATUS"], "active_requests": 0, "queue_depth": 0, "worker": "running"}
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps(state).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args): pass
+port = int(sys.argv[sys.argv.index("--port") + 1])
+print(sys.argv[1:], os.environ["HOST"], file=sys.stderr)
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+FAILING = "import sys; print('lab serve: MODEL=x cannot be had', file=sys.stderr); sys.exit(2)"
+
+
+def launch(code: str, **env: str) -> ServiceLaunch:
+    return ServiceLaunch("static", env, {"MAX_BATCH": "8"}, command=(sys.executable, "-c", code))
+
+
+def is_running(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def is_soon_gone(process: psutil.Process) -> bool:
+    """A killed process may take a moment to go."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        end_s = time.monotonic() + 10
+        while is_running(process) and time.monotonic() < end_s:
+            time.sleep(0.01)
+        return not is_running(process)
+    return True
+
+
+def test_a_ready_service_is_used_and_stopped_with_all_it_started(tmp_path: Path) -> None:
+    helper = tmp_path / "helper"
+    announced: list[str] = []
+    start = launch(FAKE_SERVICE, STATUS="ok", HELPER=str(helper))
+    with running_service(start, start_timeout_s=30, announce=announced.append) as service:
+        processes = [psutil.Process(service.process.pid), psutil.Process(int(helper.read_text()))]
+        assert all(is_running(process) for process in processes)
+        assert service.problem() is None
+        log = service.log_path.read_text()
+        assert "'--variant', 'static', '--set', 'MAX_BATCH=8', '--port'" in log
+        assert "127.0.0.1" in log
+    assert all(is_soon_gone(process) for process in processes)
+    assert not service.log_path.exists()
+
+
+def test_it_is_stopped_when_the_measurement_fails() -> None:
+    with (
+        pytest.raises(ZeroDivisionError),
+        running_service(
+            launch(FAKE_SERVICE, STATUS="ok"), start_timeout_s=30, announce=lambda _: None
+        ) as service,
+    ):
+        _ = 1 / 0
+    assert not psutil.pid_exists(service.process.pid)
+
+
+def test_the_sentence_of_a_service_that_ends_is_passed_on() -> None:
+    with (
+        pytest.raises(LabError, match=r"exit status 2.*MODEL=x cannot be had; its log: ") as caught,
+        running_service(launch(FAILING), start_timeout_s=30, announce=lambda _: None),
+    ):
+        pass
+    Path(str(caught.value).rpartition("its log: ")[2]).unlink()
+
+
+@pytest.mark.parametrize(
+    ("status", "timeout_s", "message"),
+    [("failed", 30.0, "could not start its engine"), ("starting", 0.5, "not ready after 0.5 s")],
+)
+def test_a_service_that_never_gets_ready(status: str, timeout_s: float, message: str) -> None:
+    with (
+        pytest.raises(LabError, match=message) as caught,
+        running_service(
+            launch(FAKE_SERVICE, STATUS=status), start_timeout_s=timeout_s, announce=lambda _: None
+        ),
+    ):
+        pass
+    Path(str(caught.value).rpartition("its log: ")[2]).unlink()
+
+
+def test_a_service_that_dies_under_measurement_shows() -> None:
+    with running_service(
+        launch(FAKE_SERVICE, STATUS="ok"), start_timeout_s=30, announce=lambda _: None
+    ) as service:
+        service.process.kill()
+        service.process.wait()
+        assert "the service ended early (exit status -9)" in (service.problem() or "")
+    assert service.log_path.exists()
+    service.log_path.unlink()

@@ -1,0 +1,145 @@
+"""What a request may hold, and that hand-written frames are what the models say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from services import contract
+from services.core.inputs import parse
+from services.core.outputs import Ending, News
+from services.engine.messages import SequenceTimings
+from services.errors import Refusal
+from services.http.sse import FrameWriter, Shape
+
+TIMINGS = SequenceTimings(0.001, 0.0, 0.25, 1e-07, 3, 1.5)
+ENDING = Ending("length", 7, 3, TIMINGS)
+
+
+def read(fields: dict[str, Any]) -> contract.GenerateRequest:
+    return parse(contract.GenerateRequest, json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize(
+    ("sent", "prompts"),
+    [
+        ("a", ["a"]),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2], [[1, 2]]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+    ],
+)
+@pytest.mark.parametrize("name", ["prompt", "prompts"])
+def test_every_form_of_prompt_is_a_list_of_prompts(name: str, sent: Any, prompts: list[Any]) -> None:
+    assert read({name: sent}).prompt == prompts
+
+
+def test_defaults() -> None:
+    request = read({"prompt": "a"})
+    assert (request.stream, request.ignore_eos, request.priority, request.stop) == (False, False, 1, ())
+    assert (request.max_tokens, request.temperature, request.seed) == (None, None, None)
+
+
+@pytest.mark.parametrize("name", sorted(set(contract.GenerateRequest.model_fields) - {"prompt"}))
+def test_null_counts_as_left_out(name: str) -> None:
+    assert read({"prompt": "a", name: None}) == read({"prompt": "a"})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": [5, 6]},
+        {"temperature": 1},
+        {"temperature": 0.5, "top_p": 1, "top_k": 5, "seed": 2**63 - 1},
+        {"user": "me", "metadata": {"a": 1}, "store": True, "service_tier": "auto"},
+        {"n": 1, "best_of": 1, "echo": False, "suffix": "", "logit_bias": {}, "frequency_penalty": 0.0},
+        {"response_format": {"type": "text"}, "min_tokens": 0, "repetition_penalty": 1.0},
+        {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
+        {"timeout_s": 5, "request_id": "r-1"},
+    ],
+)
+def test_what_is_accepted(fields: dict[str, Any]) -> None:
+    request = read({"prompt": ["a", "b"], **fields})
+    assert request.model_fields_set == {"prompt", *fields}
+    for name, value in fields.items():
+        assert request.model_dump()[name] == value
+
+
+def test_other_spellings() -> None:
+    assert read({"prompt": "a", "max_new_tokens": 5}).max_tokens == 5
+    assert read({"prompt": "a", "stop": "x"}).stop == ("x",)
+    assert read({"prompt": "a", "stop": ["x", "y"]}).stop == ("x", "y")
+
+
+def test_a_request_does_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        read({"prompt": "a"}).priority = 2
+
+
+def test_the_message_names_each_bad_field() -> None:
+    with pytest.raises(Refusal) as refusal:
+        read({"prompt": "a", "temperature": "hot", "top_p": 2, "colour": 1})
+    assert refusal.value.param == "temperature"
+    for name in ("temperature", "top_p", "colour"):
+        assert name in refusal.value.message
+
+
+def parsed(frame: bytes) -> Any:
+    assert frame.startswith(b"data: ")
+    assert frame.endswith(b"\n\n")
+    return json.loads(frame.removeprefix(b"data: "))
+
+
+@given(st.text(), st.lists(st.integers(0, 2**31)), st.booleans())
+def test_frames_parse_to_the_model(text: str, token_ids: list[int], is_last: bool) -> None:
+    writer = FrameWriter("completions", "r-1", 5, 'a"b')
+    frame = writer.frame([News(0, text, token_ids, ENDING if is_last else None), News(3, "x", [1])])
+    assert frame.isascii()
+    assert frame.count(b"\n") == 2
+    chunk = contract.StreamChunk.model_validate(parsed(frame), strict=True)
+    assert (chunk.id, chunk.created, chunk.model) == ("r-1", 5, 'a"b')
+    first, second = chunk.choices
+    assert (first.index, first.text, first.token_ids) == (0, text, token_ids)
+    assert first.finish_reason == ("length" if is_last else None)
+    assert (second.index, second.finish_reason, second.timings) == (3, None, None)
+    if is_last:
+        assert first.timings is not None
+        assert first.timings.model_dump() == {
+            name: getattr(TIMINGS, name, None) for name in contract.Timings.model_fields
+        }
+        assert (first.num_prompt_tokens, first.num_output_tokens) == (7, 3)
+
+
+def test_an_entry_in_the_middle_has_no_empty_fields() -> None:
+    frame = parsed(FrameWriter("completions", "r", 5, "m").frame([News(0, "x", [1])]))
+    assert frame["choices"] == [{"index": 0, "text": "x", "token_ids": [1], "finish_reason": None}]
+    assert "usage" not in frame
+
+
+def test_the_usage_frame() -> None:
+    frames = FrameWriter("completions", "r", 5, "m", with_usage=True).end([ENDING, ENDING])
+    assert frames.endswith(b"data: [DONE]\n\n")
+    frame = parsed(frames.removesuffix(b"data: [DONE]\n\n"))
+    chunk = contract.StreamChunk.model_validate(frame, strict=True)
+    assert chunk.choices == []
+    assert chunk.usage == contract.Usage(prompt_tokens=14, completion_tokens=6, total_tokens=20)
+
+
+@pytest.mark.parametrize(
+    ("shape", "model"), [("completions", contract.Completion), ("chat", contract.ChatCompletion)]
+)
+def test_whole_answers_parse_to_their_models(shape: Shape, model: type[BaseModel]) -> None:
+    body = json.loads(FrameWriter(shape, "r", 5, "m").whole([News(0, "\u2028\U0001f642", [1, 2, 3], ENDING)]))
+    answer = model.model_validate(body, strict=True)
+    assert answer.model_dump() == body
+
+
+def test_chat_frames_name_the_role_once() -> None:
+    writer = FrameWriter("chat", "r", 5, "m")
+    deltas = [parsed(writer.frame([News(0, text, [1])]))["choices"][0]["delta"] for text in "ab"]
+    assert deltas == [{"role": "assistant", "content": "a"}, {"content": "b"}]

@@ -1,0 +1,1 @@
+"""How prompts are drawn: their texts and their lengths."""
