@@ -7,11 +7,9 @@ Whatever ends the run, every finished request is in the file or, after a kill, i
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from types import FrameType
 from typing import Any
 
 from adapters.base import ConfigError
@@ -20,12 +18,13 @@ from harness.client.server import Server, find_server
 from harness.plan.corpus import Corpus
 from harness.plan.schedule import Schedule
 from harness.replay.arm_file import Arm, ArmFile, Measurement
+from harness.replay.floor import measure_floor
+from harness.replay.interrupts import on_interrupt, raise_interrupt
 from harness.replay.progress import Reporter
 from harness.replay.replay import replay
 from harness.replay.service_process import RunningService, ServiceLaunch, running_service
 from harness.results.manifest import describe_repeat
 from harness.results.steps import step_rows, summarise_steps
-from harness.selfcheck.floor import measure_floor
 from harness.settings import HarnessSettings
 
 
@@ -45,7 +44,7 @@ def measure(
     """
     file: ArmFile | None = None
     try:
-        with _sigterm_interrupts():
+        with on_interrupt(raise_interrupt):
             if settings.floor:
                 reporter.announce("measuring the harness's own floor")
             floor = asdict(measure_floor()) if settings.floor else None
@@ -120,21 +119,3 @@ def _check_label(arm: Arm, server: Server) -> None:
     # Longer names of the same strategies begin with the canonical one (`static_batch`).
     if arm.variant and served and not arm.variant.startswith(served):
         raise ConfigError(f"the service at {server.url} runs {served}, not {arm.variant}; leave VARIANT out")
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """While inside, SIGTERM is a Ctrl-C, so that the service is stopped and rows are written."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        previous = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: whoever runs us handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -9,7 +9,6 @@ always sent. A body depends on the plan alone, so that two runs of one seed send
 from __future__ import annotations
 
 import json
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -73,8 +72,8 @@ def parse_origin(url: str) -> tuple[Origin, str]:
         raise ConfigError(f"URL={url} cannot be read: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"URL must look like http://host:port or https://host, not {url!r}")
-    tls = ssl.create_default_context() if parts.scheme == "https" else None
-    return Origin(parts.hostname, port or (443 if tls else 80), tls), parts.path.rstrip("/")
+    is_tls = parts.scheme == "https"
+    return Origin(parts.hostname, port or (443 if is_tls else 80), is_tls), parts.path.rstrip("/")
 
 
 def completions_path(path: str) -> str:

@@ -23,9 +23,9 @@ from harness.client.sse import EventSplitter
 from harness.client.stream import StreamClient
 from harness.client.target import Target
 from harness.plan.schedule import PlannedRequest
-from harness.results.manifest import loop_factory
+from harness.replay.event_loop import loop_factory
+from harness.replay.known_server import Delays, known_server
 from harness.results.table import number, render_table
-from harness.selfcheck.known_server import Delays, known_server
 
 GAP_S = 0.010
 
