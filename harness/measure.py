@@ -1,8 +1,7 @@
 """Measures one arm: starts what is needed, replays the schedule, leaves a judged file.
 
-What enters are settings, a corpus, a schedule and an `Arm`; what leaves is a `Measurement`, with its
-rows, its manifest and the path of its parquet file. One service at a time, a fresh one for each repeat.
-Whatever ends the run, every finished request is in the file or, after a kill, in the journal beside it.
+One service runs at a time, a fresh one for each repeat. Whatever ends the run, every finished request is in
+the file or, after a kill, in the journal beside it.
 """
 
 from __future__ import annotations
@@ -82,8 +81,8 @@ def _measure_repeat(
         server,
         schedule,
         settings,
-        announce=reporter.announce,
-        begin=lambda: reporter.begin(file.label(repeat), schedule),
+        reporter,
+        label=file.label(repeat),
         on_complete=on_complete,
     )
     problem = service.problem() if service else None

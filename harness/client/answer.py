@@ -1,8 +1,7 @@
 """What came back for one prompt: raw stamps, tokens and counts, before any metric is derived.
 
-What enters are decoded choices of a stream with the instant at which they arrived; what leaves is an
-`Answer` that is open, then ended (its own finishing entry came), then complete (its counts are known
-too, or it failed). Instants are seconds of `time.perf_counter`. Knows no sockets and no percentiles.
+An `Answer` is open, then ended (its own finishing entry came, its user may ask again), then complete (its
+counts are known too, or it failed). Instants are seconds of `time.perf_counter`.
 """
 
 from __future__ import annotations

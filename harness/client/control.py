@@ -1,8 +1,6 @@
 """Calls beside the measured ones: is the server ready, what does it run, what did its steps look like.
 
-What enters is a base URL; what leaves are the wire types of the service, or None where a server is not
-ours. Uses httpx, outside the hot loop and never while answers stream. Times nothing but round trips of the
-idle server.
+They use httpx and are never made while answers stream. A server that is not ours gives None.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The server under test as the harness sees it: where to send, in which dialect, how many at once.
-
-What enters is a URL; what leaves says whether a service of ours answers there (it has `/model`) or any
-OpenAI-compatible one. Sends no prompt.
-"""
+"""The server under test: a service of ours (it has `/model`) or any OpenAI-compatible one."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Where requests go and how their bodies are spelled.
+"""Where requests go and the exact bytes of each of them.
 
-What enters is a URL and what was learnt about the server behind it; what leaves are the exact bytes of
-each request. Two dialects: `lab` (`/generate`, lists of budgets and seeds, counts in the finishing
-entry) and `openai` (any `/v1/completions`, usage asked for). `ignore_eos`, `temperature` and `seed` are
-always sent. A body depends on the plan alone, so that two runs of one seed send the same bytes.
+Two dialects: `lab` (`/generate`, lists of budgets and seeds, counts in the finishing entry) and `openai` (any
+`/v1/completions`, usage asked for). `ignore_eos`, `temperature` and `seed` are always sent. A body depends on
+the schedule alone, so two runs of one seed send the same bytes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""What someone at the terminal sees while a run goes on; never part of a result.
+"""What someone at the terminal sees while a run goes on, on stderr; never part of a result.
 
-What enters are announcements and finished rows; what leaves are a live line on a terminal, plain lines
-elsewhere, both on stderr. Drawing happens between events, at most twice a second: a thread that redraws
-would hold up the stamps.
+Drawing happens between events, at most twice a second. A thread that redraws would delay the stamps.
 """
 
 from __future__ import annotations

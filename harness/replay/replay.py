@@ -7,7 +7,6 @@ client that have settled.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from time import perf_counter, time
@@ -22,6 +21,7 @@ from harness.plan.warmup import make_warmup
 from harness.replay.event_loop import loop_factory
 from harness.replay.machine import MachineSample, MachineUse
 from harness.replay.processes import WorkerPlan, replay_in_processes
+from harness.replay.progress import Reporter
 from harness.replay.runner import OnComplete, Replay, ReplayEnd
 from harness.settings import HarnessSettings
 from services.contract import StepLine
@@ -41,12 +41,12 @@ def replay(
     server: Server,
     schedule: Schedule,
     settings: HarnessSettings,
+    reporter: Reporter,
     *,
-    announce: Callable[[str], None],
-    begin: Callable[[], None],
+    label: str,
     on_complete: OnComplete,
 ) -> ReplayResult:
-    """Warm the server up, then measure. `begin` is called between the two.
+    """Warm the server up, then measure; the reporter shows the measured part under its `label`.
 
     Raises:
         LabError: every warm-up request failed, so that the rest would too.
@@ -58,11 +58,11 @@ def replay(
         closing(StreamClient(server.target, timeout_s=settings.request_timeout_s)) as client,
     ):
         if settings.num_warmup:
-            announce("warming up")
+            reporter.announce("warming up")
             _warm_up(runner, client, server, settings.num_warmup)
         first_step = control.next_step() if server.card else None
         round_trip_s = control.round_trip_s()
-        begin()
+        reporter.begin(label, schedule)
         before = MachineSample.take(server.pid)
         start_s = _shared_start(settings.start_at)
         if settings.processes == 1:

@@ -1,8 +1,7 @@
 """What the client itself costs: CPU per streamed token and per stream, and how late its stamps are.
 
-`python -m harness.selfcheck.client_cost` runs a trivial server in a process of its own, streams from it with
-this client and with httpx, and prints a table. The server (`known_server`) writes the instant of sending
-where ids belong, so that each stamp can be held against it (one machine, one monotonic clock).
+`python -m harness.selfcheck.client_cost` prints a table of this client beside httpx, both against a
+`known_server` in a process of its own.
 """
 
 from __future__ import annotations
