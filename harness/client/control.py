@@ -20,7 +20,7 @@ _NUM_ROUND_TRIPS = 5
 
 
 class Control:
-    """One server's side entrances."""
+    """An httpx client of one server."""
 
     def __init__(self, base_url: str, api_key: str | None = None) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}

@@ -56,14 +56,14 @@ class RunningService:
     log_path: Path
 
     def problem(self) -> str | None:
-        """Why it is no longer there; None while it runs."""
+        """Why it ended; None while it runs."""
         if self.process.poll() is None:
             return None
-        status, words = self.process.returncode, _log_tail(self.log_path)
-        return f"the service ended early (exit status {status}): {words}; its log: {self.log_path}"
+        status, reason = self.process.returncode, _log_tail(self.log_path)
+        return f"the service ended early (exit status {status}): {reason}; its log: {self.log_path}"
 
     def failure(self, what: str) -> LabError:
-        """An error that says what happened, in the service's own last words."""
+        """An error that says what happened and repeats the end of the service's log."""
         return LabError(f"{what}: {_log_tail(self.log_path)}\nits log: {self.log_path}")
 
 
@@ -136,6 +136,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _log_tail(log_path: Path) -> str:
+    """The last error that was logged, else the last lines."""
     text = log_path.read_text(encoding="utf-8", errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
