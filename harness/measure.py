@@ -77,14 +77,7 @@ def _measure_repeat(
         file.add(repeat, answer)
         reporter.advance(answer)
 
-    result = replay(
-        server,
-        schedule,
-        settings,
-        reporter,
-        label=file.label(repeat),
-        on_complete=on_complete,
-    )
+    result = replay(server, schedule, settings, reporter, label=file.label(repeat), on_complete=on_complete)
     problem = service.problem() if service else None
     summary = summarise_steps(result.steps, result.num_dropped_steps)
     entry = describe_repeat(repeat, result.end, result.use, summary, server.card, problem)

@@ -33,10 +33,6 @@ class StreamClient:
         self._active: set[_Exchange] = set()
         self._closed_because: str | None = None
 
-    @property
-    def num_in_flight(self) -> int:
-        return len(self._active)
-
     async def send(self, answers: Sequence[Answer], group_id: int) -> None:
         """Send one request for all of `answers` and see it through. Never raises for a failed request."""
         body = self._target.body([answer.planned for answer in answers])

@@ -55,10 +55,6 @@ class Schedule:
     """Which part of how many."""
 
     @property
-    def last_offset_s(self) -> float:
-        return self.requests[-1].offset_s or 0.0
-
-    @property
     def num_users(self) -> int:
         """Users of a closed loop that belong to this shard."""
         index, of = self.shard

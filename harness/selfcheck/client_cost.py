@@ -128,13 +128,7 @@ def main() -> None:
         ]
         lines = [[name, *_cost(make, uvloop, args.streams, args.tokens)] for name, make, uvloop in clients]
     print(f"{args.streams} streams at once, one event every {GAP_S * 1e3:g} ms each, {args.tokens} tokens")
-    headers = [
-        "client",
-        "CPU us/token",
-        "CPU us/stream",
-        "stamp delay p50 (ms)",
-        "p99 (ms)",
-    ]
+    headers = ["client", "CPU us/token", "CPU us/stream", "stamp delay p50 (ms)", "p99 (ms)"]
     print(render_table(headers, lines))
 
 
