@@ -86,8 +86,8 @@ def _throughput_latency(data: ReportData, style: dict[str, int]) -> Markup:
 
 
 def _cdf(values: Floats) -> list[tuple[float, float]]:
-    places = np.unique(np.linspace(0, len(values) - 1, min(len(values), MAX_CURVE_POINTS)).astype(int))
-    return [(float(values[i]), (int(i) + 1) / len(values)) for i in places]
+    indices = np.unique(np.linspace(0, len(values) - 1, min(len(values), MAX_CURVE_POINTS)).astype(int))
+    return [(float(values[i]), (int(i) + 1) / len(values)) for i in indices]
 
 
 def render_page(data: ReportData, title: str) -> str:
