@@ -1,29 +1,17 @@
-"""Arrival processes of an open loop: `PROCESSES` holds all of them and the options that each one takes.
+"""Arrival times of an open loop, from a load and one seed.
 
-Draws are SHA-256 of a counter, so no library's generator can change them. Nothing is clamped or rescaled
-afterwards: mean and spread are those of the distribution.
+What enters are a number of requests, a `Load` and a seed; what leaves are offsets in s from the start of the
+run. Draws are SHA-256 of a counter, so no library's generator can change them, and nothing is clamped or
+rescaled afterwards: mean and spread are those of the distribution.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
-from itertools import count
+from collections.abc import Callable, Iterator
 
-from adapters.base import ConfigError
-
-
-class Arrivals(StrEnum):
-    CLOSED = "closed"
-    POISSON = "poisson"
-    CONSTANT = "constant"
-    GAMMA = "gamma"
-    ONOFF = "onoff"
-    RAMP = "ramp"
-    TRACE = "trace"
+from harness.plan.load import Arrivals, Load
 
 
 class Draws:
@@ -58,65 +46,48 @@ class Draws:
                 return d * v
 
 
-Check = Callable[[str, float | None, float], float]
-"""From an option's name, its value and the rate to the value to use. Raises ConfigError for a bad one."""
+def arrival_times(num_requests: int, load: Load, seed: int) -> list[float]:
+    """Offsets in s, kept to whole nanoseconds: libraries differ in a logarithm's last bit."""
+    assert load.rate is not None, "an open loop"
+    if load.arrivals is Arrivals.CONSTANT:
+        return [round(index / load.rate, 9) for index in range(num_requests)]
+    times = _TIMES[load.arrivals](load, load.rate, Draws(seed), num_requests)
+    return [round(next(times), 9) for _ in range(num_requests)]
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
-    """`times(rate, num_requests, draws, **options)` yields offsets in s, of `rate` a second on average.
-
-    Each option is a setting of the harness of the same name.
-    """
-
-    times: Callable[..., Iterator[float]]
-    options: Mapping[str, Check] = field(default_factory=dict)
-
-
-def positive(what: str) -> Check:
-    """For an option that must be given, and above 0."""
-
-    def check(name: str, value: float | None, rate: float) -> float:
-        if value is None or not (value > 0 and math.isfinite(value)):
-            raise ConfigError(f"{name.upper()} must be a number above 0 ({what}), not {value}")
-        return value
-
-    return check
-
-
-def _constant(rate: float, num: int, draws: Draws) -> Iterator[float]:
-    return (index / rate for index in count())
-
-
-def _poisson(rate: float, num: int, draws: Draws) -> Iterator[float]:
+def _poisson(load: Load, rate: float, draws: Draws, num: int) -> Iterator[float]:
     now_s = 0.0
     while True:
         now_s += draws.exponential() / rate
         yield now_s
 
 
-def _gamma(rate: float, num: int, draws: Draws, cv: float) -> Iterator[float]:
+def _gamma(load: Load, rate: float, draws: Draws, num: int) -> Iterator[float]:
     """Gaps of mean 1 / rate and the asked coefficient of variation, which is 1 / sqrt(shape)."""
-    shape = 1 / cv**2
+    assert load.cv is not None
+    shape = 1 / load.cv**2
     now_s = 0.0
     while True:
         now_s += draws.gamma(shape) / shape / rate
         yield now_s
 
 
-def _onoff(rate: float, num: int, draws: Draws, on_s: float, off_s: float) -> Iterator[float]:
+def _onoff(load: Load, rate: float, draws: Draws, num: int) -> Iterator[float]:
     """Poisson while on, so fast that the mean over whole cycles is `rate`."""
-    cycle_s = on_s + off_s
+    assert load.on_s is not None
+    assert load.off_s is not None
+    cycle_s = load.on_s + load.off_s
     on_time_s = 0.0
     while True:
-        on_time_s += draws.exponential() / (rate * cycle_s / on_s)
-        cycles, within_s = divmod(on_time_s, on_s)
+        on_time_s += draws.exponential() / (rate * cycle_s / load.on_s)
+        cycles, within_s = divmod(on_time_s, load.on_s)
         yield cycles * cycle_s + within_s
 
 
-def _ramp(rate: float, num: int, draws: Draws, rate_from: float) -> Iterator[float]:
+def _ramp(load: Load, rate: float, draws: Draws, num: int) -> Iterator[float]:
     """Poisson with a rate that goes evenly from `rate_from` to 2 `rate` - `rate_from`, then stays."""
-    end = 2 * rate - rate_from
+    assert load.rate_from is not None
+    start, end = load.rate_from, 2 * rate - load.rate_from
     length_s = num / rate
     expected = 0.0
     while True:
@@ -124,26 +95,15 @@ def _ramp(rate: float, num: int, draws: Draws, rate_from: float) -> Iterator[flo
         if expected >= num:
             yield length_s + (expected - num) / (end or rate)
             continue
-        slope = (end - rate_from) / length_s
-        # rate_from t + slope t^2 / 2 = expected, in the form that loses no digits when the slope is small.
-        yield 2 * expected / (rate_from + math.sqrt(rate_from * rate_from + 2 * slope * expected))
+        slope = (end - start) / length_s
+        # start t + slope t^2 / 2 = expected, in the form that loses no digits when the slope is small.
+        yield 2 * expected / (start + math.sqrt(start * start + 2 * slope * expected))
 
 
-def _start_of_ramp(name: str, value: float | None, rate: float) -> float:
-    start = 0.0 if value is None else value
-    if not 0 <= start <= 2 * rate:
-        raise ConfigError(
-            f"{name.upper()} must be from 0 to twice the mean RATE ({2 * rate:g}), not {start:g}"
-        )
-    return start
-
-
-PROCESSES: dict[Arrivals, Process] = {
-    Arrivals.POISSON: Process(_poisson),
-    Arrivals.CONSTANT: Process(_constant),
-    Arrivals.GAMMA: Process(_gamma, {"cv": positive("the coefficient of variation of gaps; 1 is Poisson")}),
-    Arrivals.ONOFF: Process(
-        _onoff, {"on_s": positive("length of a burst"), "off_s": positive("silence after a burst")}
-    ),
-    Arrivals.RAMP: Process(_ramp, {"rate_from": _start_of_ramp}),
+_Times = Callable[[Load, float, Draws, int], Iterator[float]]
+_TIMES: dict[Arrivals, _Times] = {
+    Arrivals.POISSON: _poisson,
+    Arrivals.GAMMA: _gamma,
+    Arrivals.ONOFF: _onoff,
+    Arrivals.RAMP: _ramp,
 }

@@ -7,9 +7,8 @@ from a file that was given, from a trace, or are made up; times from a load or a
 from __future__ import annotations
 
 from adapters.base import ConfigError
-from harness.plan.arrival_times import Arrivals
 from harness.plan.corpus import Corpus, default_path, load_corpus
-from harness.plan.load import SHAPE_OPTIONS, Load, make_load, refuse_shape
+from harness.plan.load import Arrivals, Load, make_load, refuse_shape
 from harness.plan.schedule import Schedule, derive_seed, make_schedule
 from harness.plan.traces import load_trace, synthetic_corpus, trace_corpus
 from harness.settings import HarnessSettings
@@ -46,7 +45,10 @@ def _plan_whole(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tup
         concurrency=settings.concurrency,
         rate=settings.rate,
         arrivals=settings.arrivals,
-        **_shape(settings),
+        cv=settings.cv,
+        on_s=settings.on_s,
+        off_s=settings.off_s,
+        rate_from=settings.rate_from,
     )
     asked = str(settings.corpus or "")
     if asked.startswith(_SYNTHETIC):
@@ -62,7 +64,8 @@ def _plan_trace(settings: HarnessSettings) -> tuple[Corpus, Schedule]:
     assert settings.trace is not None
     if settings.rate is not None or settings.corpus is not None or settings.arrivals not in (None, "trace"):
         raise ConfigError("TRACE brings arrivals and lengths of its own: leave out RATE, ARRIVALS and CORPUS")
-    refuse_shape(_shape(settings))
+    names = ("cv", "on_s", "off_s", "rate_from")
+    refuse_shape({name: getattr(settings, name) for name in names})
     time_scale = 1.0 if settings.time_scale is None else settings.time_scale
     trace = load_trace(
         settings.trace,
@@ -73,11 +76,6 @@ def _plan_trace(settings: HarnessSettings) -> tuple[Corpus, Schedule]:
     corpus = trace_corpus(trace, settings.trace, derive_seed(settings.seed, "prompts"))
     offsets_s = [row.offset_s for row in trace.rows]
     rate = (len(offsets_s) - 1) / offsets_s[-1] if offsets_s[-1] > 0 else float(len(offsets_s))
-    shape: dict[str, float | str] = {"trace_sha256": trace.sha256, "time_scale": time_scale}
-    load = Load(Arrivals.TRACE, rate=rate, shape=shape)
+    load = Load(Arrivals.TRACE, rate=rate, trace_sha256=trace.sha256, time_scale=time_scale)
     schedule = make_schedule(corpus.prompts, len(trace.rows), load, settings.seed, offsets_s=offsets_s)
     return corpus, schedule
-
-
-def _shape(settings: HarnessSettings) -> dict[str, float | None]:
-    return {name: getattr(settings, name) for name in SHAPE_OPTIONS}

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 from adapters.base import ConfigError
-from harness.plan.arrival_times import Arrivals
+from harness.plan.arrival_times import arrival_times
 from harness.plan.corpus import Prompt
-from harness.plan.load import Load, make_load
+from harness.plan.load import Arrivals, Load, make_load
 
 __all__ = [
     "Arrivals",
@@ -112,7 +112,7 @@ def make_schedule(
     seeds = {name: derive_seed(seed, name) for name in ("arrivals", "sampling")}
     offsets: Sequence[float | None] = [None] * num_requests
     if load.is_open:
-        offsets = offsets_s or load.arrival_times(num_requests, seeds["arrivals"])
+        offsets = offsets_s or arrival_times(num_requests, load, seeds["arrivals"])
     requests = tuple(
         PlannedRequest(
             index=index,

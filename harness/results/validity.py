@@ -63,7 +63,7 @@ def judge(rows: pd.DataFrame, manifest: Manifest) -> Verdict:
 
 def load_of(manifest: Manifest) -> Load:
     plan = manifest["schedule"]
-    return Load(Arrivals(plan["arrivals"]), plan["concurrency"] or 1, plan["rate"], plan.get("shape", {}))
+    return Load(Arrivals(plan["arrivals"]), plan["concurrency"] or 1, plan["rate"], **plan.get("shape", {}))
 
 
 # INVALID
