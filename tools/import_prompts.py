@@ -1,13 +1,15 @@
 """`lab import-prompts`: someone else's prompts as a corpus of ours.
 
-It reads ShareGPT's JSON, OpenAI messages as JSON lines, and plain JSON lines with a prompt. A conversation
-becomes its first human turn with the system messages before it. No tokenizer is loaded: the length of an
-answer stands in the file, on the command line, or is estimated from its characters.
+What enters is a file (ShareGPT's JSON, OpenAI messages as JSON lines, or plain JSON lines with a prompt);
+what leaves is a corpus in the format of `data/prompts.jsonl` with its digest beside it. A conversation
+becomes its first human turn, system messages before it. Knows no tokenizer: the lengths of answers are told
+or estimated.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +19,7 @@ from typing import Any
 
 from adapters.base import ConfigError
 from harness.plan.corpus import Prompt
-from tools.make_prompts import write_corpus
+from harness.results.output_dir import make_folder
 
 CHARS_PER_TOKEN = 4
 """For `--max-tokens reply`: English text has about four characters a token."""
@@ -25,7 +27,7 @@ CHARS_PER_TOKEN = 4
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """`reply` and `max_tokens` (of this line alone) are None where the file does not have them."""
+    """`max_tokens`: what the line itself asks for; `reply`: what was answered, where the file has it."""
 
     prompt: str
     reply: str | None = None
@@ -62,7 +64,11 @@ def run(args: argparse.Namespace) -> int:
     if not prompts:
         raise ConfigError(f"{args.file} holds no prompt")
     lines = [p.model_dump_json(include={"id", "prompt", "max_tokens"}) for p in prompts]
-    write_corpus(args.out, ("\n".join(lines) + "\n").encode())
+    content = ("\n".join(lines) + "\n").encode()
+    make_folder(args.out.parent)
+    args.out.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    args.out.with_suffix(".sha256").write_text(f"{digest}  {args.out.name}\n", encoding="utf-8")
     print(f"{args.out}: {len(prompts)} prompts, {sum(p.max_tokens for p in prompts)} output tokens at most")
     return 0
 
@@ -109,11 +115,11 @@ def _exchange(item: Mapping[str, Any]) -> Exchange | None:
         for turn in body.get("conversations") or body.get("messages") or ()
     ]
     system = [words for who, words in turns if who == "system" and words]
-    asked = next((i for i, (who, words) in enumerate(turns) if who in ("human", "user") and words), None)
-    if asked is None:
+    place = next((i for i, (who, words) in enumerate(turns) if who in ("human", "user") and words), None)
+    if place is None:
         return None
-    reply = next((words for who, words in turns[asked + 1 :] if who in ("gpt", "assistant", "chatgpt")), None)
-    return Exchange("\n\n".join([*system, turns[asked][1] or ""]), reply, budget)
+    reply = next((words for who, words in turns[place + 1 :] if who in ("gpt", "assistant", "chatgpt")), None)
+    return Exchange("\n\n".join([*system, turns[place][1] or ""]), reply, budget)
 
 
 def _text(content: Any) -> str | None:
