@@ -10,7 +10,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from adapters.base import Sequence
+from adapters.base import BackendConfig, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,9 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class StrategyConfig:
-    """The settings a strategy may use: batch size in sequences, longest wait in seconds."""
+    """The settings a strategy may use. A field that is an `option` is a setting of the field's name."""
 
-    max_batch: int = 16
+    max_batch: int = BackendConfig().max_batch_size
     batch_wait_s: float = 0.050
 
 
