@@ -8,6 +8,7 @@ declares them.
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import cache
 from typing import Annotated, Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, create_model, field_validator, model_validator
@@ -273,9 +274,13 @@ def option_fields(kind: type[Any]) -> dict[str, Any]:
 
 
 def all_settings() -> type[Settings]:
-    """The settings with the options of every strategy and of every backend that is registered now."""
+    """The settings with the options of strategies and of every backend that is registered now."""
+    return _with_options(StrategyConfig, *(backend.options for backend in BACKENDS.values()))
+
+
+@cache
+def _with_options(*kinds: type[Any]) -> type[Settings]:
     found: dict[str, Any] = {}
-    kinds: list[type[Any]] = [StrategyConfig, *(backend.options for backend in BACKENDS.values())]
     for kind in kinds:
         for name, field in option_fields(kind).items():
             assert name not in found.keys() | Settings.model_fields.keys(), f"{name} is a setting twice"

@@ -85,9 +85,7 @@ def test_a_price_and_a_gateway_may_stand_in_dotenv(tmp_path: Path, monkeypatch: 
     assert read_price(None, None) == Price(per_hour_usd=2.5)
     assert ReportSettings().pushgateway_url == "http://gateway"
     monkeypatch.setenv("PRICE_PER_HOUR_USD", "cheap")
-    with pytest.raises(
-        ConfigError, match="PRICE_PER_HOUR_USD must be a number of dollars above 0, not cheap"
-    ):
+    with pytest.raises(ConfigError, match=r"PRICE_PER_HOUR_USD must be a number of dollars.*cheap"):
         read_price(None, None)
 
 

@@ -168,7 +168,8 @@ def test_the_example_lists_every_setting_with_its_default(env_file: Path) -> Non
     assert sorted(name.lower() for name, _ in listed) == sorted({*SETTINGS, *SETTING_NAMES})
     env_file.write_text("\n".join(f"{name}={value}" for name, value in listed))
     assert read_settings(env_file=env_file, passed_over=SETTING_NAMES) == read_settings(env_file=None)
-    assert HarnessSettings(_env_file=env_file) == HarnessSettings(_env_file=None)  # type: ignore[call-arg]
+    read, bare = (HarnessSettings(_env_file=file) for file in (env_file, None))  # type: ignore[call-arg]
+    assert read.model_dump(exclude=set(SETTINGS)) == bare.model_dump(exclude=set(SETTINGS))
     for alias in ALIASES:
         assert re.search(rf"^# .*\b{alias.upper()}\b", example, re.MULTILINE), alias
 

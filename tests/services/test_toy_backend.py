@@ -119,7 +119,7 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
         raise ModuleNotFoundError("No module named 'toy_engine'", name="toy_engine")
 
     monkeypatch.setattr(sys.modules[__name__], "ToyBackend", fail)
-    with pytest.raises(ConfigError, match="needs the package toy_engine: .*uv sync --extra toys`"):
+    with pytest.raises(ConfigError, match=r"needs the package toy_engine: .*uv sync --extra toys`"):
         create_backend(BackendConfig(backend="toy"))
 
 
