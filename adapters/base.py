@@ -1,6 +1,5 @@
 """The nouns that every backend and every strategy shares.
 
-What enters a backend is a list of `ScheduledChunk`; what leaves is a list of `StepOutput`.
 Nothing here knows HTTP, asyncio, torch or which strategy is running, and nothing of the
 project is imported.
 

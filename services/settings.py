@@ -275,11 +275,11 @@ def option_fields(kind: type[Any]) -> dict[str, Any]:
 
 def all_settings() -> type[Settings]:
     """The settings with the options of strategies and of every backend that is registered now."""
-    return _with_options(StrategyConfig, *(backend.options for backend in BACKENDS.values()))
+    return _with_options((StrategyConfig, *(backend.options for backend in BACKENDS.values())))
 
 
 @cache
-def _with_options(*kinds: type[Any]) -> type[Settings]:
+def _with_options(kinds: tuple[type[Any], ...]) -> type[Settings]:
     found: dict[str, Any] = {}
     for kind in kinds:
         for name, field in option_fields(kind).items():

@@ -1,6 +1,5 @@
 """The one question a batching strategy answers: how many sequences at the head of the queue join now?
 
-What enters are the queue and the running batch as the scheduler sees them; what leaves is a count.
 A strategy does not pick, reorder, cancel or time anything, and it touches no clock: `now_s` is given.
 """
 
