@@ -65,7 +65,6 @@ DESCRIPTION = BackendDescription(
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKENDS, "toy", DESCRIPTION)
-    monkeypatch.setitem(sys.modules, __name__, sys.modules[ToyBackend.__module__])
 
 
 def test_it_is_served_with_its_option_and_described() -> None:
