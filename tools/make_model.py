@@ -19,7 +19,9 @@ from adapters.models.gguf.store import resolve_gguf
 from adapters.models.manifest import changed_files, is_current, read_manifest
 from adapters.models.presets import PRESETS
 from adapters.models.store import make_preset, preset_folder, resolve_model
-from services.settings import read_settings
+from adapters.registry import BACKENDS
+from harness.settings import SETTING_NAMES
+from services.read_settings import read_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,11 +53,12 @@ def run(args: argparse.Namespace) -> int:
             "model": names[0] if names else None,
             "artifacts_dir": args.artifacts_dir,
             "backend": args.backend,
-        }
+        },
+        passed_over=SETTING_NAMES,
     )
     config = settings.engine_spec().backend
-    if config.backend == "null":  # it needs no model, but one was asked for
-        config = replace(config, backend="torch")
+    if BACKENDS[config.backend].weights == "none":  # it needs no model, but one was asked for
+        config = replace(config, backend=BackendConfig().backend)
     if is_staged:
         from tools import stage_model
 
@@ -72,13 +75,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _resolve(config: BackendConfig, started: float) -> int:
-    if config.backend == "llama_cpp":
+    if BACKENDS[config.backend].weights == "gguf":
         file = resolve_gguf(config)
         print(f"{file.name}: {file.path}")
         size = file.path.stat().st_size
         print(f"{size / 1e6:,.1f} MB, {file.digest}, {time.monotonic() - started:.1f} s")
         return 0
-    files = resolve_model(config)
+    files = resolve_model(config, BACKENDS[config.backend].formats)
     print(f"{files.name}: {files.folder}")
     print(f"{_num_bytes(files.folder) / 1e6:,.1f} MB, {files.digest}, {time.monotonic() - started:.1f} s")
     return 0

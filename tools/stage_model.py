@@ -18,17 +18,19 @@ from adapters.models.hub_staging import HubCommit, download, list_commit
 from adapters.models.presets import PRESETS
 from adapters.models.staging import STAGED_MANIFEST, Fill, Staged, stage
 from adapters.models.store import resolve_model, split_format
+from adapters.registry import BACKENDS
 
 
 def stage_model(config: BackendConfig, target: Path) -> Staged:
-    """Stage `config.model`; a llama_cpp configuration stages one GGUF file, others a Hugging Face folder.
+    """Stage `config.model`; a backend of GGUF files stages one of these, others a Hugging Face folder.
 
     Raises:
         ConfigError: it cannot be found, fetched or written; the message says what to do.
     """
-    name, _ = split_format(config.model, config.backend)
+    description = BACKENDS[config.backend]
+    name, _ = split_format(config, description.formats)
     label = config.model
-    if config.backend == "llama_cpp" and not is_gguf_name(name):
+    if description.weights == "gguf" and not is_gguf_name(name):
         label = f"{name} as GGUF {config.model.removeprefix(name).removeprefix(':') or config.dtype}"
     return stage(label, target, _fill(config, name))
 
@@ -47,13 +49,14 @@ def run(config: BackendConfig, target: Path) -> int:
 
 def _fill(config: BackendConfig, name: str) -> Fill:
     """How the files come into the folder."""
+    description = BACKENDS[config.backend]
     in_hub = None if Path(name).expanduser().exists() else gguf_in_hub(name)
     if name.endswith(".gguf") and in_hub is not None:
         return lambda folder: _check_room_and_download(list_commit(*in_hub), folder)
-    if config.backend == "llama_cpp" or is_gguf_name(name):
+    if description.weights == "gguf" or is_gguf_name(name):
         return lambda folder: _copy_file(resolve_gguf(config).path, folder)
     if name in PRESETS or Path(name).expanduser().is_dir() or not looks_like_hub_id(name):
-        return lambda folder: _copy_folder(resolve_model(config).folder, folder)
+        return lambda folder: _copy_folder(resolve_model(config, description.formats).folder, folder)
     return lambda folder: _check_room_and_download(list_commit(name), folder)
 
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from adapters.base import BackendConfig, SamplingParams, ScheduledChunk, Sequence
-from adapters.text.tokenizer import load_tokenizer
+from adapters.registry import load_tokenizer
 from adapters.torch_backend.backend import TorchBackend
 from adapters.torch_backend.model.kernel_llama import KernelLlama
 from adapters.torch_backend.model.linear import KernelLinear, TiledLinear

@@ -1,7 +1,6 @@
 """One step's tokens in the arrays that `llama_decode` reads.
 
-Rows of (token, position, slot) enter; a `llama_batch` leaves whose fields point into NumPy arrays that are
-allocated once. Knows no sequence and no model.
+The fields of the `llama_batch` point into NumPy arrays that are allocated once and filled again at each step.
 """
 
 from __future__ import annotations

@@ -13,23 +13,25 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from adapters.base import BackendConfig, ConfigError
+from adapters.description import GGUF_FORMATS, HF_FORMATS
 from adapters.models.hub import fetch_from_hub, looks_like_hub_id
 from adapters.models.manifest import folder_digest, is_current, read_manifest, write_manifest
 from adapters.models.presets import PRESETS, Progress, write_model
 from adapters.models.staging import wait_until_staged
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from adapters.text.tokenizer import HFTokenizer
 
-TORCH_FORMATS = {"fp32": "fp32", "f32": "fp32", "bf16": "bf16", "fp16": "fp16", "f16": "fp16"}
-GGUF_FORMATS = {"f32", "f16", "bf16", "q8_0", "q4_k_m"}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +45,13 @@ class ModelFiles:
     """`sha256:` over all files; `sampled-sha256:` where large ones were only sampled; `hub:` a commit."""
 
 
-def resolve_model(config: BackendConfig) -> ModelFiles:
-    """Find, make or download the model that the configuration names.
+def resolve_model(config: BackendConfig, formats: Mapping[str, str] = HF_FORMATS) -> ModelFiles:
+    """Find, make or download the model that the configuration names; `formats` are those of the backend.
 
     Raises:
         ConfigError: there is no such model, or it cannot be fetched or written; says what to do.
     """
-    name, suffix = split_format(config.model, config.backend)
+    name, suffix = split_format(config, formats)
     if name in PRESETS:
         folder = preset_folder(name, config.artifacts_dir)
         if not is_current(folder):
@@ -150,20 +152,33 @@ def _log_progress(name: str) -> Progress:
     return progress
 
 
-def split_format(model: str, backend: str) -> tuple[str, str | None]:
-    """The name, and the format behind its last colon in the backend's spelling.
+def split_format(config: BackendConfig, formats: Mapping[str, str]) -> tuple[str, str | None]:
+    """The name of the model, and the format behind its last colon in the backend's spelling.
 
     Raises:
         ConfigError: the backend has no such format.
     """
-    name, _, suffix = model.rpartition(":")
-    if not name or (suffix not in TORCH_FORMATS.keys() | GGUF_FORMATS and name not in PRESETS):
-        return model, None
-    formats = TORCH_FORMATS if backend == "torch" else {fmt: fmt for fmt in sorted(GGUF_FORMATS)}
+    name, _, suffix = config.model.rpartition(":")
+    is_format = any(suffix in known for known in (formats, HF_FORMATS, GGUF_FORMATS))
+    if not name or not (is_format or name in PRESETS):
+        return config.model, None
     if suffix not in formats:
         known = ", ".join(dict.fromkeys(formats.values()))
-        raise ConfigError(f"MODEL={model}: BACKEND={backend} has no format {suffix}; it has {known}")
+        raise ConfigError(
+            f"MODEL={config.model}: BACKEND={config.backend} has no format {suffix}; it has {known}"
+        )
     return name, formats[suffix]
+
+
+def load_tokenizer(config: BackendConfig, formats: Mapping[str, str] = HF_FORMATS) -> HFTokenizer:
+    """The tokenizer of a Hugging Face folder.
+
+    Raises:
+        ConfigError: as `resolve_model`, or the folder has no tokenizer that can be read.
+    """
+    from adapters.text.tokenizer import HFTokenizer
+
+    return HFTokenizer.from_folder(resolve_model(config, formats).folder)
 
 
 def _refuse_typos(name: str) -> None:

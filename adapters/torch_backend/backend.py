@@ -1,7 +1,6 @@
 """The torch backend: one forward pass over prompt chunks and decode rows of many sequences.
 
-What enters are chunks; what leaves is one new token for each chunk that reached its sequence's end. Before
-it serves, the backend compares its forward pass with the model's own. Knows no strategy, text or clock.
+Before it serves, the backend compares its forward pass with the model's own.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from adapters.base import (
 )
 from adapters.cores import default_threads
 from adapters.models.store import ModelFiles, resolve_model
-from adapters.torch_backend import loading
+from adapters.torch_backend import TorchOptions, loading
 from adapters.torch_backend.cpu.kernels import CpuKernels, load_kernels
 from adapters.torch_backend.model.attention import BLOCK, joined_rows, own_padded_len, padding_is_neutral
 from adapters.torch_backend.model.kernel_llama import KernelLlama
@@ -65,6 +64,7 @@ class TorchBackend:
             ConfigError, UnsupportedModel, BackendError: with what to change.
         """
         self._config = config
+        self._options = config.options_as(TorchOptions)
         files = resolve_model(config)
         num_threads = config.num_threads or default_threads()
         torch.set_num_threads(num_threads)
@@ -81,7 +81,7 @@ class TorchBackend:
 
         self._packer = self._make_packer(max_len)
         kernels = None
-        if self._device.type == "cpu" and config.cpu_kernels:
+        if self._device.type == "cpu" and self._options.cpu_kernels:
             kernels = load_kernels(Path(config.artifacts_dir) / "kernels", dtype, num_threads)
         with torch.inference_mode():
             loaded, path, error = self._load(files, model_config, dtype, kernels)

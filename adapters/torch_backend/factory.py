@@ -1,7 +1,6 @@
 """Which torch backend serves which device.
 
-A configuration enters, a loaded backend leaves: on CUDA one whose steps overlap with their planning,
-elsewhere the plain one, which does not offer to. Knows no more than the device's kind.
+On CUDA it is one whose steps overlap with their planning; elsewhere the plain one, which does not offer to.
 """
 
 from __future__ import annotations

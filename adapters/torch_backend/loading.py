@@ -1,8 +1,6 @@
 """From a model folder to a forward pass over mixed batches: device, dtype, weights, fast pieces.
 
-What enters is a `BackendConfig` and a resolved folder; what leaves is a `LoadedModel` whose `forward` maps
-packed rows to logits. Models that the batched attention cannot run are refused here, by name and with the
-reason. Knows no sequence and no slot bookkeeping.
+Models that the batched attention cannot run are refused here, by name and with the reason.
 """
 
 from __future__ import annotations

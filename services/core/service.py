@@ -11,7 +11,7 @@ import asyncio
 import time
 from typing import Literal
 
-from adapters.text.tokenizer import load_tokenizer
+from adapters.registry import load_tokenizer
 from services import errors
 from services.contract import ChatRequest, GenerateRequest, Health, ModelCard
 from services.core.in_flight import InFlight

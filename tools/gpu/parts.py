@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from adapters.base import BackendConfig
-from adapters.torch_backend import factory, loading
+from adapters.torch_backend import TorchOptions, factory, loading
 from adapters.torch_backend.backend import TorchBackend
 from services.strategies import VARIANTS
 from tools.engine_drive import Work, drive
@@ -213,7 +213,8 @@ def strategies(bench: Bench, model: str, backend: TorchBackend) -> None:
 
 def batch_invariant(bench: Bench, model: str, config: BackendConfig) -> None:
     """What the promise costs a decode step."""
-    backend = load(bench, model, dataclasses.replace(config, batch_invariant=True), "BATCH_INVARIANT=1")
+    config = dataclasses.replace(config, options=TorchOptions(batch_invariant=True))
+    backend = load(bench, model, config, "BATCH_INVARIANT=1")
     decode_steps(bench, model, backend, "BATCH_INVARIANT=1")
     backend.close()
     free()

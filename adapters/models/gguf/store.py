@@ -20,10 +20,11 @@ from typing import Any
 from filelock import FileLock
 
 from adapters.base import BackendConfig, ConfigError
+from adapters.description import GGUF_FORMATS
 from adapters.models.hub import fetch_file_from_hub, gguf_in_hub
 from adapters.models.manifest import file_digest
 from adapters.models.presets import PRESETS
-from adapters.models.store import GGUF_FORMATS, ModelFiles, resolve_model, split_format, wait_for_local
+from adapters.models.store import ModelFiles, resolve_model, split_format, wait_for_local
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +57,13 @@ def resolve_gguf(config: BackendConfig) -> GgufFile:
         ConfigError: there is no such model or format, or it cannot be fetched or made; says what to do.
         BackendError: llama.cpp cannot quantize it.
     """
-    name, _ = split_format(config.model, config.backend)
+    name, _ = split_format(config, GGUF_FORMATS)
     if name not in PRESETS:
         wait_for_local(name, config)
     if is_gguf_name(config.model):
         path = find_gguf(config.model)
         return GgufFile(path, path.stem, file_digest(path), None)
-    files = resolve_model(config)
+    files = resolve_model(config, GGUF_FORMATS)
     return _made_from(files, _format(files, config.dtype), config)
 
 
@@ -102,7 +103,7 @@ def _format(files: ModelFiles, dtype: str) -> str:
     """
     wanted = files.format or (DEFAULT_FORMAT if dtype == "auto" else _DTYPES.get(dtype, dtype))
     if wanted not in GGUF_FORMATS:
-        raise ConfigError(f"DTYPE={dtype}: BACKEND=llama_cpp has {', '.join(sorted(GGUF_FORMATS))}")
+        raise ConfigError(f"DTYPE={dtype}: BACKEND=llama_cpp has {', '.join(GGUF_FORMATS)}")
     return wanted
 
 

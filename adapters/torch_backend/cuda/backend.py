@@ -168,11 +168,11 @@ class CudaTorchBackend(TorchBackend):
         return DevicePacker(self._machine, SlotCache(1, _PROBE_LEN), max_len, BLOCK)
 
     def _needs_tiles(self) -> bool:
-        return self._config.batch_invariant
+        return self._options.batch_invariant
 
     def _tune(self, loaded: loading.LoadedModel, dtype: torch.dtype, *, flash: bool) -> None:
         packer, text = self._packer, loaded.config.get_text_config()
-        if self._config.batch_invariant:
+        if self._options.batch_invariant:
             tile_rows(loaded.module, batch_invariance.TILE_ROWS)
             packer.rows, packer.least_rows = batch_invariance.TILES, 2
         op = self._machine.attention if flash else None
@@ -201,9 +201,9 @@ class CudaTorchBackend(TorchBackend):
                 free_bytes / (1 << 30),
             )  # fmt: skip
         packer.use(packer.cache.resized(config.max_batch_size, kv_memory.padded_len(max_len)), max_len)
-        if config.batch_invariant:
+        if self._options.batch_invariant:
             self._check_rows(loaded)
-        if config.cuda_graphs:
+        if self._options.cuda_graphs:
             self._capture(loaded)
         return max_len
 
@@ -228,7 +228,7 @@ class CudaTorchBackend(TorchBackend):
         if packer.attention is None:
             logger.warning("no CUDA graphs: the general attention path cannot be captured")
             return
-        multiple = batch_invariance.TILE_ROWS if config.batch_invariant else 1
+        multiple = batch_invariance.TILE_ROWS if self._options.batch_invariant else 1
         graphs = DecodeGraphs(
             self._machine,
             self._decode_rows,

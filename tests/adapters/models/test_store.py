@@ -24,6 +24,7 @@ from adapters.models import store as model_store
 from adapters.models.manifest import MANIFEST, changed_files, folder_digest, is_current, read_manifest
 from adapters.models.presets import PRESETS, Preset
 from adapters.models.store import make_preset, resolve_model
+from adapters.registry import BACKENDS
 
 MAKE = (
     "import sys; from adapters.base import BackendConfig; from adapters.models.store import resolve_model; "
@@ -38,7 +39,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def resolve(model: str, artifacts: Path, backend: str = "torch") -> model_store.ModelFiles:
-    return resolve_model(BackendConfig(model=model, artifacts_dir=str(artifacts), backend=backend))
+    config = BackendConfig(model=model, artifacts_dir=str(artifacts), backend=backend)
+    return resolve_model(config, BACKENDS[backend].formats)
 
 
 def test_a_missing_preset_is_made_once(tiny: str, tmp_path: Path) -> None:

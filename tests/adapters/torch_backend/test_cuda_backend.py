@@ -17,6 +17,7 @@ from adapters.base import (
     ScheduledChunk,
     Sequence,
 )
+from tests.adapters.configs import make_config
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")
 transformers = pytest.importorskip("transformers", reason="needs the torch extra")
@@ -52,9 +53,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load_device(folder: Path, machine: FakeMachine | None = None, **changes: Any) -> CudaTorchBackend:
     options = {"max_batch_size": 8, "dtype": "fp32", "num_threads": 1, "cpu_kernels": False, **changes}
-    return CudaTorchBackend(
-        BackendConfig(model=str(folder), device="cpu", **options), machine or FakeMachine()
-    )
+    return CudaTorchBackend(make_config(model=str(folder), device="cpu", **options), machine or FakeMachine())
 
 
 def run_overlapped(backend: CudaTorchBackend, sequences: list[Sequence], chunk: int = 64) -> list[list[int]]:
