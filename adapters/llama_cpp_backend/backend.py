@@ -1,8 +1,6 @@
 """The llama.cpp backend: one `llama_decode` a step over prompt chunks and decode rows of many sequences.
 
-What enters are chunks; what leaves is one new token for each chunk that reached its sequence's end. Tokens
-are chosen by the lab's own rule from llama.cpp's logits, so that seeds mean the same as with torch.
-Knows no strategy, text or clock.
+Tokens are chosen by the lab's own rule from llama.cpp's logits, so that seeds mean the same as with torch.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from adapters.sampling import choose_token
 from adapters.text.tokenizer import HFTokenizer
 
 _NO_ROOM = 1
-"""What `llama_decode` returns when it finds no place for the tokens in the cache."""
+"""What `llama_decode` returns when the cache has no room for the tokens."""
 
 
 class LlamaCppBackend:

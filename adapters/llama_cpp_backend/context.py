@@ -1,8 +1,8 @@
 """The KV cache and its layout: what llama.cpp is asked to reserve.
 
-A loaded model and the lab's limits enter; a llama.cpp context leaves, with what it can hold. Normally each
-slot has a cache of its own (a split cache), so that a row's attention reads its own tokens only. Where memory
-does not suffice for that, all slots share one (a unified cache), and the scheduler keeps to its size.
+Normally each slot has a cache of its own (a split cache), so that a row's attention reads its own tokens
+only. Where memory does not suffice for that, all slots share one (a unified cache), and the scheduler keeps
+to its size.
 """
 
 from __future__ import annotations

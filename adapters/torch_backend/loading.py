@@ -1,8 +1,7 @@
 """From a model folder to a forward pass over mixed batches: device, dtype, weights, fast pieces.
 
-What enters is a `BackendConfig` and a resolved folder; what leaves is a `LoadedModel` whose `forward` maps
-packed rows to logits. Models that the batched attention cannot run are refused here, by name and with the
-reason. Knows no sequence and no slot bookkeeping.
+A model that the batched attention cannot run is refused here, by name and with the reason, before its weights
+are read.
 """
 
 from __future__ import annotations
@@ -236,7 +235,7 @@ def make_batched(
 
 
 def _replace_linears(module: nn.Module, packed: bool, kernels: CpuKernels | None) -> None:
-    """Put one of our layers in the place of every linear layer, GPT-2's transposed kind included."""
+    """Replace every linear layer by one of ours, GPT-2's transposed kind included."""
     from transformers.pytorch_utils import Conv1D
 
     for name, child in module.named_children():

@@ -1,8 +1,8 @@
-"""The compiled kernels of the folder `kernels`, called through ctypes.
+"""The compiled kernels in `src`, called through ctypes.
 
-What enters are torch tensors on the CPU, fp32 or bf16; what leaves is written in place or into a new tensor.
-An option, not a requirement: without a compiler, or for shapes the kernels do not cover, `load_kernels` and
-`covers` say no and the caller uses torch operators. Knows Llama's layers, and no model class.
+They are an option, not a requirement. Without a compiler, or for shapes that the kernels do not cover,
+`load_kernels` and `covers` say no, and the caller uses torch operators. The structures below mirror those of
+the C++ source field by field.
 """
 
 from __future__ import annotations
@@ -155,10 +155,10 @@ class CpuKernels:
         return out
 
     def argmax(self, x: Tensor) -> list[int]:
-        """The place of the largest number in each row of `x (T, n)`, the first of equals."""
-        places = torch.empty(len(x), dtype=torch.int64)
-        self._argmax(x.data_ptr(), x.shape[0], x.shape[1], places.data_ptr())
-        found: list[int] = places.tolist()
+        """The index of the largest number in each row of `x (T, n)`, the first of equals."""
+        indexes = torch.empty(len(x), dtype=torch.int64)
+        self._argmax(x.data_ptr(), x.shape[0], x.shape[1], indexes.data_ptr())
+        found: list[int] = indexes.tolist()
         return found
 
     def step(
@@ -205,14 +205,14 @@ class CpuKernels:
         out: Tensor,
     ) -> None:
         """Attention of `q[row : row + count]`, neighbouring positions of one slot, into `out`; needs
-        `has_linear`. Reads the cache up to the next multiple of 64 places."""
+        `has_linear`. Reads the cache up to the next multiple of 64 positions."""
         where = q.data_ptr(), q.stride(0), q.stride(1)
         caches = k_cache.data_ptr(), v_cache.data_ptr()
         failed = self._attend_prompt(step, row, count, *where, *caches, out.data_ptr())
         assert not failed, "callers ask `covers` first"
 
     def covers_linear(self, out_features: int, in_features: int) -> bool:
-        """True where `linear` can take the place of a layer with a weight of this shape."""
+        """True where `linear` can replace a layer with a weight of this shape."""
         return self.has_linear and out_features % PANEL == 0 and in_features % 2 == 0
 
     def pack_weight(self, weight: Tensor) -> Tensor:
