@@ -1,6 +1,6 @@
 """BACKEND names and the classes behind them, imported only when asked for.
 
-A name enters; a loaded backend leaves. A new backend is one entry here; nothing else lists them.
+A new backend is one entry here; nothing else lists them.
 """
 
 from __future__ import annotations

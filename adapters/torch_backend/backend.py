@@ -11,12 +11,12 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from adapters.base import BackendConfig, BackendError, BackendInfo, ScheduledChunk, StepOutput
+from adapters.base import BackendConfig, BackendError, ScheduledChunk, StepOutput
 from adapters.torch_backend.model.attention import joined_rows
 from adapters.torch_backend.model.kernel_llama import KernelLlama
-from adapters.torch_backend.packing import PackedStep, RowPlan
+from adapters.torch_backend.packing import RowPlan
 from adapters.torch_backend.sampling import choose_tokens, find_likeliest
 from adapters.torch_backend.startup import PlainSetup, make_ready
 
@@ -26,11 +26,11 @@ class TorchBackend:
 
     def __init__(self, config: BackendConfig) -> None:
         """Raises: as `make_ready`."""
-        ready = make_ready(config, PlainSetup(config))
-        self._forward = ready.forward
-        self._packer = ready.packer
-        self.module: nn.Module = ready.module
-        self.info: BackendInfo = ready.info
+        setup = PlainSetup(config)
+        loaded, self.info = make_ready(config, setup)
+        self.module = loaded.module
+        self._forward = loaded.forward
+        self._packer = setup.packer
         self.on_logits: Callable[[Tensor], object] | None = None
         """For tools that compare: gets each step's logits `(n, vocabulary)`, the sampled rows first."""
 
@@ -38,30 +38,28 @@ class TorchBackend:
         plan = self._packer.plan(chunks)
         try:
             if isinstance(self.module, KernelLlama):
-                tokens = self._step_in_kernels(self.module, plan)
+                logits, likeliest = self._run_kernels(self.module, plan)
             else:
-                tokens = self._step_in_torch(self._packer.packed(plan))
+                logits, likeliest = self._run_torch(plan)
+            if self.on_logits is not None:
+                self.on_logits(logits)
+            tokens = choose_tokens(logits, plan.sampled, likeliest)
         except torch.OutOfMemoryError as error:
             raise BackendError(f"out of memory in a step of {len(chunks)} rows: lower MAX_BATCH") from error
         except RuntimeError as error:
             raise BackendError(f"the forward pass failed: {error}") from error
         return [StepOutput(seq.seq_id, [token]) for seq, token in zip(plan.sampled, tokens, strict=True)]
 
-    def _step_in_kernels(self, model: KernelLlama, plan: RowPlan) -> list[int]:
+    def _run_kernels(self, model: KernelLlama, plan: RowPlan) -> tuple[Tensor, list[int]]:
         rows = plan.ids, plan.slots, plan.positions
         prompts = joined_rows(plan.blocks)
-        logits, likeliest = model.run(self._packer.cache, *rows, plan.num_decodes, prompts, plan.logit_rows)
-        if self.on_logits is not None:
-            self.on_logits(logits)
-        return choose_tokens(logits, plan.sampled, likeliest)
+        return model.run(self._packer.cache, *rows, plan.num_decodes, prompts, plan.logit_rows)
 
-    def _step_in_torch(self, batch: PackedStep) -> list[int]:
-        with torch.inference_mode():
-            logits = self._forward(batch.input_ids, batch.layout, batch.logit_rows)
-            if self.on_logits is not None:
-                self.on_logits(logits)
-            likeliest = find_likeliest(logits[: len(batch.sampled)], self._packer.kernels)
-            return choose_tokens(logits, batch.sampled, likeliest)
+    @torch.inference_mode()
+    def _run_torch(self, plan: RowPlan) -> tuple[Tensor, list[int]]:
+        batch = self._packer.packed(plan)
+        logits = self._forward(batch.input_ids, batch.layout, batch.logit_rows)
+        return logits, find_likeliest(logits[: len(plan.sampled)], self._packer.kernels)
 
     def release(self, seq_ids: Seq[int]) -> None:
         for seq_id in seq_ids:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from adapters.base import (
     BackendConfig,
@@ -27,8 +26,8 @@ from adapters.base import (
 from adapters.cores import default_threads
 from adapters.models.store import ModelFiles, resolve_model
 from adapters.torch_backend import loading
-from adapters.torch_backend.cpu.kernels import CpuKernels, load_kernels
-from adapters.torch_backend.loading import Forward, LoadedModel
+from adapters.torch_backend.cpu.kernels import load_kernels
+from adapters.torch_backend.loading import LoadedModel
 from adapters.torch_backend.model.attention import BLOCK, own_padded_len, padding_is_neutral
 from adapters.torch_backend.model.kv_cache import SlotCache
 from adapters.torch_backend.model.linear import common_row_range
@@ -55,7 +54,7 @@ class Attempt:
 
 
 class DeviceSetup(Protocol):
-    """The parts of the start that differ between kinds of devices; called in this order."""
+    """What differs between kinds of devices while a model is made ready; called in this order."""
 
     device: torch.device
     attempts: tuple[Attempt, ...]
@@ -66,29 +65,17 @@ class DeviceSetup(Protocol):
     joined: bool
     """Gate and up of the faster pieces are one product."""
 
-    def make_packer(self, max_len: int) -> StepPacker: ...
+    def make_packer(self, max_len: int, dtype: torch.dtype, num_threads: int) -> StepPacker: ...
 
-    def load_kernels(self, dtype: torch.dtype, num_threads: int) -> CpuKernels | None: ...
-
-    def tune(self, loaded: LoadedModel, dtype: torch.dtype, *, flash: bool) -> None:
+    def tune(self, loaded: LoadedModel, *, flash: bool) -> None:
         """Find out what the packer must know of the batched model; once an attempt."""
         ...
 
-    def make_ready(self, loaded: LoadedModel, dtype: torch.dtype, max_len: int) -> int:
+    def make_ready(self, loaded: LoadedModel, max_len: int) -> int:
         """The last thing before serving; returns how many tokens a sequence may have."""
         ...
 
-    def details(self) -> Details:
-        """What `BackendInfo.details` says beside the common entries."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ReadyModel:
-    forward: Forward
-    module: nn.Module
-    packer: StepPacker
-    info: BackendInfo
+    def details(self) -> Details: ...
 
 
 class PlainSetup:
@@ -103,33 +90,31 @@ class PlainSetup:
         self.tiled = self._is_cpu = self.device.type == "cpu"
         self._config = config
 
-    def make_packer(self, max_len: int) -> StepPacker:
+    def make_packer(self, max_len: int, dtype: torch.dtype, num_threads: int) -> StepPacker:
+        config = self._config
         # Room for the padding of the longest row, which is rounded up to a power of two.
-        cache = SlotCache(self._config.max_batch_size, own_padded_len(max_len))
+        cache = SlotCache(config.max_batch_size, own_padded_len(max_len))
         # Elsewhere bits depend on more than this, and each block is a call.
-        block = self._config.prefill_chunk if self._is_cpu else BLOCK
-        self._packer = StepPacker(cache, max_len, block, self.device)
-        return self._packer
+        block = config.prefill_chunk if self._is_cpu else BLOCK
+        self.packer = StepPacker(cache, max_len, block, self.device)
+        if self._is_cpu and config.cpu_kernels:
+            self.packer.kernels = load_kernels(Path(config.artifacts_dir) / "kernels", dtype, num_threads)
+        return self.packer
 
-    def load_kernels(self, dtype: torch.dtype, num_threads: int) -> CpuKernels | None:
-        if not self._is_cpu or not self._config.cpu_kernels:
-            return None
-        return load_kernels(Path(self._config.artifacts_dir) / "kernels", dtype, num_threads)
-
-    def tune(self, loaded: LoadedModel, dtype: torch.dtype, *, flash: bool) -> None:
+    def tune(self, loaded: LoadedModel, *, flash: bool) -> None:
         if self._is_cpu:
-            self._packer.rows = common_row_range(loaded.module)
+            self.packer.rows = common_row_range(loaded.module)
             shape = loading.head_shape(loaded.config.get_text_config())
-            self._packer.tight = padding_is_neutral(*shape, dtype)
+            self.packer.tight = padding_is_neutral(*shape, loaded.dtype)
 
-    def make_ready(self, loaded: LoadedModel, dtype: torch.dtype, max_len: int) -> int:
+    def make_ready(self, loaded: LoadedModel, max_len: int) -> int:
         return max_len
 
     def details(self) -> Details:
         return {}
 
 
-def make_ready(config: BackendConfig, setup: DeviceSetup) -> ReadyModel:
+def make_ready(config: BackendConfig, setup: DeviceSetup) -> tuple[LoadedModel, BackendInfo]:
     """Load the model, find a path that agrees with it, and which row counts are safe.
 
     Raises:
@@ -140,14 +125,18 @@ def make_ready(config: BackendConfig, setup: DeviceSetup) -> ReadyModel:
     torch.set_num_threads(num_threads)
     dtype = loading.pick_dtype(files.format or config.dtype, setup.device)
     model_config = loading.read_config(files.folder)
-    max_len = _model_len(config, files, model_config)
-    packer = setup.make_packer(max_len)
-    kernels = setup.load_kernels(dtype, num_threads)
+    limit = getattr(model_config, "max_position_embeddings", None) or _DEFAULT_MODEL_LEN
+    if config.max_model_len is not None and config.max_model_len > limit:
+        raise ConfigError(
+            f"MAX_MODEL_LEN={config.max_model_len} is beyond the {limit} positions of {files.name}"
+        )
+    max_len = config.max_model_len or min(limit, _DEFAULT_MODEL_LEN)
+    packer = setup.make_packer(max_len, dtype, num_threads)
     with torch.inference_mode():
-        loaded, path, error = _load(files, model_config, dtype, setup, packer, kernels)
+        loaded, path, error = _load(files, model_config, dtype, setup, packer)
         gc.collect()
-        max_len = setup.make_ready(loaded, dtype, max_len)
-    info = BackendInfo(
+        max_len = setup.make_ready(loaded, max_len)
+    return loaded, BackendInfo(
         backend="torch",
         model=files.name,
         device=str(setup.device),
@@ -171,32 +160,18 @@ def make_ready(config: BackendConfig, setup: DeviceSetup) -> ReadyModel:
             **setup.details(),
         },
     )
-    return ReadyModel(loaded.forward, loaded.module, packer, info)
-
-
-def _model_len(config: BackendConfig, files: ModelFiles, model_config: Any) -> int:
-    limit: int = getattr(model_config, "max_position_embeddings", None) or _DEFAULT_MODEL_LEN
-    if config.max_model_len is not None and config.max_model_len > limit:
-        raise ConfigError(
-            f"MAX_MODEL_LEN={config.max_model_len} is beyond the {limit} positions of {files.name}"
-        )
-    return config.max_model_len or min(limit, _DEFAULT_MODEL_LEN)
 
 
 def _load(
-    files: ModelFiles,
-    model_config: Any,
-    dtype: torch.dtype,
-    setup: DeviceSetup,
-    packer: StepPacker,
-    kernels: CpuKernels | None,
+    files: ModelFiles, model_config: Any, dtype: torch.dtype, setup: DeviceSetup, packer: StepPacker
 ) -> tuple[LoadedModel, str, float]:
     """The first of the attempts that agrees with the model's own forward, its path, and its error."""
     limit, error = setup.slack * TOLERANCE[dtype], 0.0
     for attempt in setup.attempts:
-        packer.kernels = kernels if attempt.fast else None
+        if not attempt.fast:
+            packer.kernels = None
         loaded = loading.load_model(files.folder, model_config, dtype, setup.device)
-        path, error = _prepare(loaded, dtype, setup, packer, attempt)
+        path, error = _prepare(loaded, setup, packer, attempt)
         if error <= limit:
             return loaded, path, error
         logger.warning("the %s path is off by %.1e on %s", path, error, files.name)
@@ -209,7 +184,7 @@ def _load(
 
 
 def _prepare(
-    loaded: LoadedModel, dtype: torch.dtype, setup: DeviceSetup, packer: StepPacker, attempt: Attempt
+    loaded: LoadedModel, setup: DeviceSetup, packer: StepPacker, attempt: Attempt
 ) -> tuple[str, float]:
     """Make the model batched and compare it with its former self; returns the path and the error."""
     num_tokens = min(_SELF_TEST_TOKENS, packer.max_len)
@@ -218,15 +193,13 @@ def _prepare(
     want = loaded.reference(torch.tensor(ids, device=setup.device)).float()
     path = loading.make_batched(
         loaded,
-        setup.device,
-        dtype,
         fast=attempt.fast,
         kernels=packer.kernels,
         max_len=packer.max_len,
         tiled=setup.tiled,
         joined=setup.joined,
     )
-    setup.tune(loaded, dtype, flash=attempt.flash)
+    setup.tune(loaded, flash=attempt.flash)
     # Most of the text as a prompt, the rest as decode rows, so that reading the cache is tested too.
     probe = Sequence(-1, ids[: num_tokens - 4], SamplingParams(), output_token_ids=ids[num_tokens - 4 :])
     parts = []

@@ -1,8 +1,4 @@
-"""What a machine can do, and how long steps of a loaded backend take on it.
-
-What enters are a device, or a backend and a shape of the work; what leaves are seconds, bytes and operations.
-Knows no table, no time budget and no other tool.
-"""
+"""What a machine can do, and how long steps of a loaded backend take on it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The parts of `gpu_bench`: hardware, same tokens, steps against their floor, strategies, yardsticks.
 
-What enters is a `Bench` and a model's name; what leaves are rows in the bench. Each part can fail alone.
+Each part can fail alone.
 """
 
 from __future__ import annotations

@@ -10,9 +10,8 @@ import gc
 from collections.abc import Sequence as Seq
 
 import torch
-from torch import nn
 
-from adapters.base import BackendConfig, BackendError, BackendInfo, ScheduledChunk, StepOutput
+from adapters.base import BackendConfig, BackendError, ScheduledChunk, StepOutput
 from adapters.torch_backend.cuda.machine import CudaMachine, Machine
 from adapters.torch_backend.cuda.startup import CudaSetup
 from adapters.torch_backend.cuda.steps import ADVICE, LaunchedStep, StepLauncher
@@ -28,13 +27,12 @@ class CudaTorchBackend:
         machine = machine or CudaMachine(pick_device(config.device))
         setup = CudaSetup(config, machine)
         try:
-            ready = make_ready(config, setup)
+            loaded, self.info = make_ready(config, setup)
         except torch.OutOfMemoryError as error:
             raise BackendError(f"out of memory while loading {config.model}: {ADVICE}") from error
-        self.module: nn.Module = ready.module
-        self.info: BackendInfo = ready.info
+        self.module = loaded.module
         self._packer = setup.packer
-        self._launcher = StepLauncher(machine, setup.packer, ready.forward, setup.graphs)
+        self._launcher = StepLauncher(machine, setup.packer, loaded.forward, setup.graphs)
 
     def step(self, chunks: Seq[ScheduledChunk]) -> list[StepOutput]:
         return self.launch(chunks).result()

@@ -51,15 +51,12 @@ class CudaSetup:
         self._machine = machine
         self._keeps_bits = False
 
-    def make_packer(self, max_len: int) -> DevicePacker:
+    def make_packer(self, max_len: int, dtype: torch.dtype, num_threads: int) -> DevicePacker:
         """Over a cache that is just large enough for the self-test: its layers tell what a position takes."""
         self.packer = DevicePacker(self._machine, SlotCache(1, _PROBE_LEN), max_len, BLOCK)
         return self.packer
 
-    def load_kernels(self, dtype: torch.dtype, num_threads: int) -> None:
-        return None
-
-    def tune(self, loaded: LoadedModel, dtype: torch.dtype, *, flash: bool) -> None:
+    def tune(self, loaded: LoadedModel, *, flash: bool) -> None:
         packer, text = self.packer, loaded.config.get_text_config()
         if self._config.batch_invariant:
             tile_rows(loaded.module, batch_invariance.TILE_ROWS)
@@ -67,10 +64,11 @@ class CudaSetup:
         op = self._machine.attention if flash else None
         if op is not None:
             window = getattr(text, "sliding_window", None) or 0
-            op = flash_check.usable_attention(op, *loading.head_shape(text), dtype, self.device, window)
+            shape = loading.head_shape(text)
+            op = flash_check.usable_attention(op, *shape, loaded.dtype, self.device, window)
         packer.attention = op
 
-    def make_ready(self, loaded: LoadedModel, dtype: torch.dtype, max_len: int) -> int:
+    def make_ready(self, loaded: LoadedModel, max_len: int) -> int:
         """Slots as long as memory allows, graphs over them."""
         config, packer = self._config, self.packer
         wanted, free_bytes = max_len, self._machine.free_bytes()
@@ -90,17 +88,17 @@ class CudaSetup:
             )  # fmt: skip
         packer.use(packer.cache.resized(config.max_batch_size, kv_memory.padded_len(max_len)), max_len)
         if config.batch_invariant:
-            self.check_rows(loaded, dtype)
+            self.check_rows(loaded)
         if config.cuda_graphs:
-            self._capture(loaded, dtype)
+            self._capture(loaded)
         return max_len
 
-    def check_rows(self, loaded: LoadedModel, dtype: torch.dtype) -> None:
+    def check_rows(self, loaded: LoadedModel) -> None:
         """Say loudly what breaks the promise of BATCH_INVARIANT, if anything does."""
         packer, text = self.packer, loaded.config.get_text_config()
         changed = batch_invariance.changed_linears(loaded.module, self.device)
         shape, op = loading.head_shape(text), packer.attention
-        if op is not None and not flash_check.attention_keeps_bits(op, *shape, dtype, self.device):
+        if op is not None and not flash_check.attention_keeps_bits(op, *shape, loaded.dtype, self.device):
             changed.append("attention")
         if batch_invariance.forward_is_changed(loaded.forward, packer, loaded.config.vocab_size):
             changed.append("the forward pass as a whole")
@@ -110,7 +108,7 @@ class CudaSetup:
                 "BATCH_INVARIANT does NOT hold here: the batch changes a row's bits in %s", "; ".join(changed)
             )
 
-    def _capture(self, loaded: LoadedModel, dtype: torch.dtype) -> None:
+    def _capture(self, loaded: LoadedModel) -> None:
         packer, config = self.packer, self._config
         if packer.attention is None:
             logger.warning("no CUDA graphs: the general attention path cannot be captured")
@@ -136,7 +134,7 @@ class CudaSetup:
             logger.warning("NO CUDA graphs, decode steps run operator by operator: %s", error, exc_info=error)
             return
         off_by = replay_error(graphs, packer, loaded.forward, loaded.config.vocab_size)
-        if off_by > (0.0 if self._keeps_bits else self.slack * TOLERANCE[dtype]):
+        if off_by > (0.0 if self._keeps_bits else self.slack * TOLERANCE[loaded.dtype]):
             logger.warning(
                 "NO CUDA graphs: a row out of one is off by %.1e from the same row without", off_by
             )

@@ -321,9 +321,7 @@ def test_a_broken_promise_of_batch_invariance_is_loud(
     layer = TiledLinear(torch.eye(8), None, packed=False)
     assert batch_invariance.changed_linears(layer, torch.device("cpu")) == ["linear layer 8 -> 8"]
     monkeypatch.setattr(startup, "_prepare", lambda *args, **options: ("llama", 0.0))
-    monkeypatch.setattr(
-        CudaSetup, "make_ready", lambda self, loaded, dtype, n: self.check_rows(loaded, dtype) or n
-    )
+    monkeypatch.setattr(CudaSetup, "make_ready", lambda self, loaded, n: self.check_rows(loaded) or n)
     monkeypatch.setattr(batch_invariance, "forward_is_changed", lambda *args: True)
     with caplog.at_level(logging.WARNING):
         backend = load_device(llama, batch_invariant=True)

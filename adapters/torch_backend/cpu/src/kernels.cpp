@@ -9,8 +9,6 @@
 #include "model.h"
 
 #if defined(__AVX512BF16__)
-extern "C" int lab_has_linear() { return 1; }
-
 extern "C" void lab_linear_bfloat16(const Linear* l, const bf16* x, int64_t rows, bf16* out) {
     product(*l, x, rows, nullptr, out, kNone);
 }
@@ -25,15 +23,6 @@ extern "C" int lab_attend_prompt_bfloat16(
 extern "C" void lab_model_bfloat16(const Step* s, const Model* model, const Rows* rows, double* seconds) {
     run_model(*s, *model, *rows, seconds);
 }
-#else
-extern "C" int lab_has_linear() { return 0; }
-extern "C" void lab_linear_bfloat16(const Linear*, const bf16*, int64_t, bf16*) {}
-extern "C" int lab_attend_prompt_bfloat16(
-    const Step*, int64_t, int64_t, const bf16*, int64_t, int64_t, const bf16*, const bf16*, bf16*
-) {
-    return 1;
-}
-extern "C" void lab_model_bfloat16(const Step*, const void*, const void*, double*) {}
 #endif
 
 #define LAB_KERNELS(T, name)                                                                                   \

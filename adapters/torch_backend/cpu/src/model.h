@@ -26,7 +26,7 @@ struct PromptRows {
     int64_t row, count;
 };
 
-// What enters and leaves a step beside the cache. Mirrors `KernelRows` in kernels.py.
+// Inputs and outputs of a step beside the cache. Mirrors `KernelRows` in kernels.py.
 struct Rows {
     const int64_t* ids;  // per row
     const PromptRows* prompts;
