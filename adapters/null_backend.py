@@ -1,9 +1,9 @@
 """A backend without weights: the null system that harness, service and scheduler are measured with.
 
-A step takes the time that the cost model sets. Its tokens look like words: each is a hash of all the tokens
-before it (and, where temperature is above 0, of the seed's draw), so equal prompts give equal answers in any
-company. A slot keeps what a KV cache would keep, the length and a digest of its tokens, so that a wrong chunk
-is an error here as it would be with a real model. Token ids 0 to 255 are bytes; 256 ends an answer.
+A token is a hash of all tokens before it (and, where temperature is above 0, of the seed's draw), so equal
+prompts give equal answers whatever the batch. A slot keeps what a KV cache would keep, the length and a
+digest of its tokens, so that a wrong chunk is an error here as it would be with a real model. A step lasts as
+long as its cost model says. Token ids 0 to 255 are bytes; 256 ends an answer.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class NullBackend:
                 )
             if chunk.start + chunk.num_tokens > max_model_len:
                 raise CapacityError(
-                    f"sequence {chunk.seq.seq_id} needs {chunk.start + chunk.num_tokens} places, "
+                    f"sequence {chunk.seq.seq_id} needs {chunk.start + chunk.num_tokens} positions, "
                     f"a slot has {max_model_len}"
                 )
         if len(self._slots) + num_new > max_batch:

@@ -32,7 +32,7 @@ from adapters.sampling import choose_token
 from adapters.text.tokenizer import HFTokenizer
 
 _NO_ROOM = 1
-"""What `llama_decode` returns when it finds no place for the tokens in the cache."""
+"""What `llama_decode` returns when the cache has no room for the tokens."""
 
 
 class LlamaCppBackend:

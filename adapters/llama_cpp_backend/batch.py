@@ -1,7 +1,4 @@
-"""One step's tokens in the arrays that `llama_decode` reads.
-
-The fields of the `llama_batch` point into NumPy arrays that are allocated once and filled again at each step.
-"""
+"""One step's tokens in the arrays that `llama_decode` reads, allocated once and filled each step."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A GGUF file as a loaded model, and why it cannot be one.
+"""A GGUF file as a loaded model.
 
-llama.cpp answers a failed load with a null pointer and lines in its log: these become one sentence here.
+llama.cpp answers a failed load with a null pointer and lines in its log; these become one sentence here.
 """
 
 from __future__ import annotations

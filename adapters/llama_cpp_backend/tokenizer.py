@@ -24,6 +24,8 @@ _TEMPLATE_KEY = "tokenizer.chat_template"
 class GgufTokenizer:
     """Use `from_file`. The vocabulary stays loaded as long as the object lives."""
 
+    max_token_chars = None
+
     def __init__(self, model: LlamaModel) -> None:
         self._model = model
         self._vocab = model.vocab

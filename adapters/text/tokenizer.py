@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 import tokenizers
 
@@ -37,6 +37,11 @@ class Tokenizer(Protocol):
     @property
     def eos_token_ids(self) -> tuple[int, ...]: ...
 
+    @property
+    def max_token_chars(self) -> int | None:
+        """How much text a token holds at most; None where that cannot be told."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """The ids of a prompt, with the model's own first token where it wants one."""
         ...
@@ -58,19 +63,11 @@ class Tokenizer(Protocol):
         ...
 
 
-@runtime_checkable
-class BoundedTokenizer(Protocol):
-    """One that knows how much text a token holds at most; not every tokenizer can."""
-
-    @property
-    def max_token_chars(self) -> int | None: ...
-
-
 def least_num_tokens(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> int:
     """How many tokens a prompt has at least, told from its length alone."""
     if not isinstance(prompt, str):
         return len(prompt)
-    max_chars = tokenizer.max_token_chars if isinstance(tokenizer, BoundedTokenizer) else None
+    max_chars = tokenizer.max_token_chars
     return 1 if max_chars is None else -(-len(prompt) // max_chars)
 
 
