@@ -1,4 +1,4 @@
-"""`lab serve`: settings in, a listening service out, until a signal ends it.
+"""`lab serve`: one service, from its settings to the signal that ends it.
 
 The port is bound first, so that health can be asked for while the model loads. A first SIGTERM or SIGINT
 stops taking requests and lets accepted ones finish; a second one ends everything at once. The exit code is
@@ -26,7 +26,7 @@ from adapters.registry import BACKENDS
 from services import errors
 from services.core.service import Service
 from services.http.app import create_app
-from services.http.response import ABORT
+from services.http.scope import ABORT
 from services.logs import set_up_logs
 from services.settings import read_settings
 from services.strategies import VARIANTS

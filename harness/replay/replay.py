@@ -28,7 +28,7 @@ from harness.replay.processes import Part, play_in_processes
 from harness.replay.runner import OnComplete, Replay, ReplayEnd
 from harness.results.manifest import loop_factory
 from harness.settings import HarnessSettings
-from services.contract import StepLine
+from services.contract.status import StepLine
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,12 @@
-"""What `/model` says: what is loaded, how it is batched, and how a client should send its prompts.
-
-The settings and the backend's own account enter; a `ModelCard` leaves.
-"""
+"""What `/model` says: what is loaded, how it is batched, and how a client should send its prompts."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
 from adapters.base import BackendInfo
-from services.contract import MAX_PROMPTS, ModelCard
+from services.contract.requests import MAX_PROMPTS
+from services.contract.status import ModelCard
 from services.settings import Settings
 from services.strategies import VARIANTS
 
