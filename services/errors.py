@@ -153,10 +153,10 @@ def from_validation(error: ValidationError) -> ApiError:
 
 def from_failures(failures: Sequence[Any]) -> ApiError:
     """The first failed field decides `param` and `code`; the message tells of up to five of them."""
-    told = [_describe(_param(failure), failure) for failure in failures[:_MAX_NAMED]]
+    sentences = [_describe(_param(failure), failure) for failure in failures[:_MAX_NAMED]]
     first = failures[0]
     code = _FIELD_CODES.get(first["type"], "invalid_value")
-    return ApiError(422, " ".join(told), code=code, param=_param(first))
+    return ApiError(422, " ".join(sentences), code=code, param=_param(first))
 
 
 def _param(failure: Any) -> str | None:

@@ -178,7 +178,7 @@ def listen_on(host: str, port: int) -> socket.socket:
     """Take the port now, so that a second service fails before it loads a model.
 
     Raises:
-        ConfigError: somebody has it, or the address is not ours.
+        ConfigError: the port is taken, or the address is not of this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -33,7 +33,7 @@ _REQUEST_BUCKETS_S = (
 )
 _BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64, 96, 128, 192, 256)
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, without use
 
 MetricT = TypeVar("MetricT", bound=MetricWrapperBase)
 

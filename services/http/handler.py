@@ -102,8 +102,8 @@ async def read_body(http: Request) -> bytes | None:
     Raises:
         ApiError: it is larger than allowed, which its own header may already say, or does not come.
     """
-    told = http.headers.get("content-length", "")
-    if told.isdecimal() and int(told) > MAX_BODY_BYTES:
+    length = http.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > MAX_BODY_BYTES:
         raise errors.body_too_large(MAX_BODY_BYTES)
     body = bytearray()
     try:
