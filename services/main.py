@@ -1,4 +1,4 @@
-"""`lab serve`: one service that listens until a signal ends it.
+"""`lab serve`: one service, from its settings to the signal that ends it.
 
 The port is bound first, so that health can be asked for while the model loads. A first SIGTERM or SIGINT
 stops taking requests and lets accepted ones finish; a second one ends everything at once. The exit code is
@@ -26,7 +26,7 @@ from adapters.registry import BACKENDS
 from services import errors
 from services.core.service import Service
 from services.http.app import create_app
-from services.http.response import ABORT
+from services.http.scope import ABORT
 from services.logs import set_up_logs
 from services.read_settings import read_settings
 from services.settings import Settings
@@ -185,7 +185,7 @@ def listen_on(host: str, port: int) -> socket.socket:
     """Take the port now, so that a second service fails before it loads a model.
 
     Raises:
-        ConfigError: somebody has it, or the address is not ours.
+        ConfigError: the port is taken, or the address is not of this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

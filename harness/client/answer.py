@@ -13,11 +13,6 @@ from typing import Any
 
 from harness.plan.schedule import PlannedRequest
 
-TIMING_FIELDS = (
-    *("queue_s", "batch_wait_s", "prefill_s", "decode_s", "num_steps", "mean_batch_size"),
-    *("received_s", "first_token_s", "first_write_s"),
-)
-
 
 @dataclass(slots=True, eq=False)
 class Answer:
@@ -44,6 +39,7 @@ class Answer:
     num_cached_tokens: int | None = None
     """Prompt tokens that the server says it took from a prefix cache."""
     timings: dict[str, Any] = field(default_factory=dict)
+    """As sent; the names are those of `services.contract.timings.SequenceTimings`."""
     server_request_id: str | None = None
     error: str | None = None
     is_complete: bool = False

@@ -14,7 +14,7 @@ import httpx
 from pydantic import ValidationError
 
 from adapters.base import LabError
-from services.contract import Health, ModelCard, StepLine, Steps
+from services.contract.status import Health, ModelCard, StepLine, Steps
 
 _NUM_ROUND_TRIPS = 5
 

@@ -9,7 +9,7 @@ from adapters.base import LabError
 from harness.client.control import Control
 from harness.client.target import Target, completions_path, parse_origin
 from harness.settings import HarnessSettings
-from services.contract import ModelCard
+from services.contract.status import ModelCard
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 

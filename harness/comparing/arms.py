@@ -16,7 +16,7 @@ from harness.replay.arm_file import Arm
 from harness.replay.progress import Reporter
 from harness.replay.service_process import ServiceLaunch, running_service
 from harness.settings import HarnessSettings
-from services.contract import ModelCard
+from services.contract.status import ModelCard
 
 _OF_THE_RUN = {*HarnessSettings.model_fields, "host", "port"} - {"backend", "model"}
 """What all arms have in common: the load, and what the harness itself tells every service."""

@@ -24,7 +24,7 @@ from harness.replay.processes import WorkerPlan, replay_in_processes
 from harness.replay.progress import Reporter
 from harness.replay.runner import OnComplete, Replay, ReplayEnd
 from harness.settings import HarnessSettings
-from services.contract import StepLine
+from services.contract.status import StepLine
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from harness.replay.runner import ReplayEnd
 from harness.results.record import Manifest
 from harness.results.steps import StepSummary
 from harness.settings import HarnessSettings
-from services.contract import ModelCard
+from services.contract.status import ModelCard
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("batching-lab", "httptools", "uvloop", "pandas", "pyarrow")

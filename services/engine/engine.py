@@ -34,7 +34,8 @@ from adapters.base import (
     RequestTooLong,
     StepOutput,
 )
-from services.engine.messages import Cancel, Drain, SequenceUpdate, StepRecord, StepReport, Stop, Submit
+from services.contract.timings import StepRecord
+from services.engine.messages import Cancel, Drain, SequenceUpdate, StepReport, Stop, Submit
 from services.engine.scheduler import Outcome, Scheduler, StepPlan
 
 Message = Submit | Cancel | Drain | Stop

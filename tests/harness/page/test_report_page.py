@@ -18,7 +18,7 @@ from harness.page.words import verdict_sentences
 from harness.results.cost import Price, read_price
 from harness.results.record import write_parquet
 from harness.results.steps import step_rows, write_steps
-from services.contract import StepLine
+from services.contract.status import StepLine
 from tests.harness.comparing.test_comparison import comparison, run_rows
 from tests.harness.results.test_latency_budget import told
 from tools.cli import main
