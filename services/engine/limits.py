@@ -1,7 +1,6 @@
 """What the scheduler may not exceed, and whether a request can ever fit within it.
 
-Numbers enter, from the settings and from `BackendInfo`; a checked, frozen object leaves. The API asks
-`check` before it accepts a request, so that the answer is a 400; the scheduler asks again.
+The API asks `check` before it accepts a request, so that the answer is a 400; the scheduler asks again.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class SchedulerLimits:
             )
 
     def check(self, sequences: Seq[Sequence], *, together: bool = False) -> None:
-        """Pass if every sequence can run some day; `together` is the strategy's `takes_groups`.
+        """Return if every sequence can run some day; `together` is the strategy's `takes_groups`.
 
         Raises:
             RequestTooLong: one sequence, or a slice of a group that has to run together, never fits.
