@@ -75,12 +75,12 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    takes_likeliest: bool = field(init=False, repr=False, compare=False)
+    is_plain_greedy: bool = field(init=False, repr=False, compare=False)
     """Greedy without penalties. Stored, since every step asks it of every row."""
 
     def __post_init__(self) -> None:
         is_greedy = self.temperature < LEAST_TEMPERATURE
-        object.__setattr__(self, "takes_likeliest", is_greedy and not self.has_penalties)
+        object.__setattr__(self, "is_plain_greedy", is_greedy and not self.has_penalties)
 
     @property
     def has_penalties(self) -> bool:
@@ -98,8 +98,8 @@ class Sequence:
     group_id: int = 0
     group_size: int = 1
     arrival_s: float = 0.0
-    alone: bool = False
-    """It wants to share no step with others."""
+    exclusive: bool = False
+    """It shares no step with other sequences."""
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     """Tokens, from position 0 on, whose keys and values are cached, by a launched step at the latest."""
@@ -127,7 +127,7 @@ class Sequence:
 
     @property
     def max_total_tokens(self) -> int:
-        """KV places to reserve: the prompt and everything it may still produce."""
+        """KV positions to reserve: the prompt and everything it may still produce."""
         return len(self.prompt_token_ids) + self.params.max_tokens
 
     def token_at(self, position: int) -> int:
@@ -142,7 +142,7 @@ class ScheduledChunk:
     """Work of one sequence in one step: the tokens at positions `start .. start + num_tokens - 1`.
 
     A prompt chunk has `num_tokens >= 1`, a decode row exactly one token. A dead row (a finished
-    sequence that a padded batch still carries) recomputes its last place and gives no output.
+    sequence that a padded batch still carries) recomputes its last position and gives no output.
     """
 
     seq: Sequence

@@ -157,6 +157,6 @@ def _eos_token_ids(file: GgufFile, model: LlamaModel) -> tuple[int, ...]:
 def _choose_tokens(logits: NDArray[np.float32], rows: StepRows) -> list[int]:
     tokens: list[int] = logits.argmax(-1).tolist()
     for row, seq in enumerate(rows.sampled):
-        if not seq.params.takes_likeliest:
+        if not seq.params.is_plain_greedy:
             tokens[row] = choose_token(logits[row], seq)
     return tokens

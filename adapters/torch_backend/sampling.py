@@ -21,7 +21,7 @@ def choose_tokens(logits: Tensor, sequences: Seq[Sequence], likeliest: list[int]
     `likeliest` are the ids of the largest logits; the list is changed and returned.
     """
     for row, seq in enumerate(sequences):
-        if not seq.params.takes_likeliest:
+        if not seq.params.is_plain_greedy:
             likeliest[row] = choose_token(logits[row].float().cpu().numpy(), seq)
     return likeliest
 

@@ -108,7 +108,7 @@ class InputProcessor:
                 group_id=group_id,
                 group_size=len(prompts) * request.n,
                 arrival_s=arrival_s,
-                alone=alone,
+                exclusive=alone,
             )
             for prompt, budget, seed in zip(prompts, budgets, seeds, strict=True)
             for choice in range(request.n)

@@ -23,9 +23,10 @@ from services.core.outputs import RequestState
 from services.core.queue_limit import QueueLimit
 from services.core.step_log import StepLog
 from services.engine.messages import Cancel, Drain, StepReport, Submit
+from services.engine_client.client import MakeClient
 from services.engine_client.process import EngineProcess
 from services.engine_client.supervisor import Supervisor
-from services.engine_client.thread import EngineThread, MakeLine
+from services.engine_client.thread import EngineThread
 from services.errors import ApiError
 from services.settings import Settings
 from services.strategies import VARIANTS
@@ -36,8 +37,8 @@ _ERRORS_WRITTEN_WITHIN_S = 1.0
 class Service:
     """One model, one strategy, and the requests in flight."""
 
-    def __init__(self, settings: Settings, make_line: MakeLine | None = None) -> None:
-        """`make_line` is how the engine is reached; None takes what ENGINE_PROCESS says."""
+    def __init__(self, settings: Settings, make_client: MakeClient | None = None) -> None:
+        """`make_client` is how the engine is reached; None takes what ENGINE_PROCESS says."""
         self.settings = settings
         self.created = int(time.time())
         self.steps = StepLog()
@@ -45,9 +46,11 @@ class Service:
         """None until the model is loaded: its name is a label."""
         self._strategy = VARIANTS[settings.variant]
         self._spec = settings.engine_spec()
-        if make_line is None:
-            make_line = EngineProcess if settings.engine_process else EngineThread
-        self._supervisor = Supervisor(self._spec, make_line, self._on_report, self._on_lost, self._on_restart)
+        if make_client is None:
+            make_client = EngineProcess if settings.engine_process else EngineThread
+        self._supervisor = Supervisor(
+            self._spec, make_client, self._on_report, self._on_lost, self._on_restart
+        )
         self._inputs: InputProcessor | None = None
         self._is_draining = False
         self._in_flight = InFlight()

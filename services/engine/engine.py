@@ -1,16 +1,15 @@
-"""The step loop: take messages, plan, let the backend compute, publish.
+"""The step loop: take messages, schedule a step, let the backend compute it, publish what came of it.
 
-Messages enter through an `Inbox`; one `StepReport` a step leaves through `publish`. This is the one place
-that reads the clock for steps; arrivals are stamped by the API on the same system-wide monotonic clock.
-It does not know which strategy runs, which backend computes or whether the API is another process.
+One loop serves every backend. An `OverlappingBackend` computes while its caller goes on, so each step is
+launched before the result of the one before is asked for, and the device never waits for the host. A sequence
+that arrives meanwhile joins one step later. Any other backend computes within the launch; its result is there
+at once and is collected in the same turn.
 
-Where the backend computes while its caller plans (`OverlappingBackend`), each step is launched before the
-result of the one before is asked for, so that the device finds its next work when it is done. Who arrives
-meanwhile finds one step more launched already. A step that cannot be planned without the tokens of the one
-before waits for them, and so does the loop before it waits for messages.
+`run` serves an inbox and blocks its thread. A simulator calls `handle` and `step` instead, with a clock and a
+backend of its own: the backend moves the clock by what a step costs, and `step` says when to come back.
 
-A `BackendError` in a step ends the sequences of that step and nothing else. Any other exception leaves
-`run`: the state of the model is then unknown, and whoever started the engine starts a new one.
+A `BackendError` in a step ends the sequences of that step and nothing else. Any other exception leaves the
+loop: the state of the model is then unknown, and whoever started the engine starts a new one.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ import math
 import queue
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Seq
 from typing import Protocol
 
 from adapters.base import (
@@ -30,13 +29,13 @@ from adapters.base import (
     CapacityError,
     ConfigError,
     OverlappingBackend,
-    PendingStep,
     RequestTooLong,
+    ScheduledChunk,
     StepOutput,
 )
 from services.contract.timings import StepRecord
 from services.engine.messages import Cancel, Drain, SequenceUpdate, StepReport, Stop, Submit
-from services.engine.scheduler import Outcome, Scheduler, StepPlan
+from services.engine.scheduler import Scheduler, StepPlan
 
 Message = Submit | Cancel | Drain | Stop
 
@@ -44,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class Inbox(Protocol):
-    """Where the engine's messages come from: a queue, a pipe."""
+    """Where the messages for `Engine.run` come from."""
 
     def get(self, timeout_s: float | None) -> Message | None:
         """The next message, or None if none comes within `timeout_s` (0: do not wait; None: no limit)."""
@@ -69,29 +68,18 @@ class QueueInbox:
             return None
 
 
-@dataclass(frozen=True, slots=True)
-class _NeverStarted:
-    """Stands for a step that could not be launched: its result is the error."""
-
-    error: BackendError | CapacityError
-
-    def result(self) -> list[StepOutput]:
-        raise self.error
-
-
-@dataclass(frozen=True, slots=True)
-class _Launched:
-    plan: StepPlan
-    pending: PendingStep
-    start_s: float
+# No classes, since one of each is made a step: the function that waits for a step's tokens, and a launched
+# step with the time of its launch.
+_GetResult = Callable[[], list[StepOutput]]
+_LaunchedStep = tuple[StepPlan, _GetResult, float]
 
 
 class Engine:
-    """Runs in one thread. `publish` is called from it and should be quick: the next step waits for it.
+    """All methods but `busy_s` are called from one thread, and so is `publish`: the next step waits for it.
 
-    `tick_s` is the least time between the starts of two steps; a step is not launched ahead of it.
-    `overlap=False` takes one step after the other even where the backend could do better. Raises
-    ConfigError where the scheduler's batch is larger than the backend's.
+    `clock` gives seconds; arrivals are stamped on the same clock. `tick_s` is the least time between the
+    starts of two steps. `overlap=False` collects each step before the next one is launched, whatever the
+    backend can do. Raises ConfigError where the scheduler's batch is larger than the backend's.
     """
 
     def __init__(
@@ -116,34 +104,57 @@ class Engine:
         self._step_began_s: float | None = None
         self._done_s = -math.inf
         self._num_steps = 0
-        self._launch = backend.launch if overlap and isinstance(backend, OverlappingBackend) else None
-        self._flying: deque[_Launched] = deque()
+        self._overlapping = backend if overlap and isinstance(backend, OverlappingBackend) else None
+        # Steps that may still be computing when a turn ends.
+        self._max_in_flight = 0 if self._overlapping is None else 1
+        self._in_flight: deque[_LaunchedStep] = deque()
 
     def run(self, inbox: Inbox) -> None:
         """Serve until `Stop`; sequences that are then unfinished get no further update."""
-        turn = self._turn if self._launch is None else self._overlapped_turn
         idle_s: float | None = 0.0
         while self._take_messages(inbox, idle_s):
-            idle_s = turn()
+            idle_s = self.step()
         self._collect(0)
+
+    def handle(self, messages: Iterable[Submit | Cancel | Drain]) -> None:
+        """Act on messages, in their order. What ends by them is published in one report without a record."""
+        updates = [update for message in messages for update in self._handle(message)]
+        if updates:
+            self._publish(self._report(updates, None))
+
+    def step(self) -> float | None:
+        """One turn: launch a step if there is one, and publish the steps that are due.
+
+        Returns for how long, in s, the next turn has nothing to do unless a message comes before it: 0 asks
+        for a turn at once, None for none before a message.
+        """
+        if self._in_flight and self._scheduler.needs_tokens:
+            self._collect(0)
+        num_before = len(self._in_flight)
+        idle_s = self._launch_next()
+        has_launched = len(self._in_flight) > num_before
+        # Where nothing follows, nothing is gained by leaving the last step for later.
+        self._collect(self._max_in_flight if has_launched else 0)
+        return 0.0 if num_before else idle_s
 
     def busy_s(self) -> float:
         """How long the present step has been computing; 0 between steps. May be called from any thread.
 
-        The present one is the oldest without a result, from its launch on or from the end of the one before.
+        The present step is the oldest without a result. It counts from its launch, or from the end of the
+        step before if that was later.
         """
         began_s = self._step_began_s
         return 0.0 if began_s is None else self._clock() - began_s
 
     def _take_messages(self, inbox: Inbox, idle_s: float | None) -> bool:
         """Wait up to `idle_s` for a message, act on all there are; False after `Stop`."""
-        updates: list[SequenceUpdate] = []
+        messages: list[Submit | Cancel | Drain] = []
         message = inbox.get(idle_s)
         while message is not None and not isinstance(message, Stop):
-            updates += self._handle(message)
+            messages.append(message)
             message = inbox.get(0)
-        if updates:
-            self._publish(self._report(updates, None))
+        if messages:
+            self.handle(messages)
         return message is None
 
     def _handle(self, message: Submit | Cancel | Drain) -> list[SequenceUpdate]:
@@ -161,92 +172,69 @@ class Engine:
                 self._scheduler.drain()
         return []
 
-    def _turn(self) -> float | None:
-        """Compute one step if there is one; returns for how long the loop may then wait for messages."""
-        start_s = self._clock()
-        if start_s < self._next_step_s:
-            return self._next_step_s - start_s
-        plan = self._scheduler.plan(start_s)
-        if not plan.chunks:
-            return None if plan.recheck_at_s is None else max(0.0, plan.recheck_at_s - start_s)
-        self._step_began_s = start_s
-        outcome, done_s = self._compute(plan)
-        self._step_began_s = None
-        self._publish(self._report(outcome.updates, self._record(plan, start_s, done_s)))
-        if outcome.released_seq_ids:
-            self._backend.release(outcome.released_seq_ids)
-        self._next_step_s = start_s + self._tick_s
-        return 0.0
-
-    def _compute(self, plan: StepPlan) -> tuple[Outcome, float]:
-        try:
-            outputs = self._backend.step(plan.chunks)
-        except (BackendError, CapacityError) as error:
-            return self._abandon(plan, error)
-        done_s = self._clock()
-        return self._scheduler.commit(plan, outputs, done_s), done_s
-
-    def _abandon(self, plan: StepPlan, error: Exception) -> tuple[Outcome, float]:
-        logger.error(
-            "step %d failed and ends its %d sequences", self._num_steps, plan.num_rows, exc_info=error
-        )
-        done_s = self._clock()
-        return self._scheduler.abandon(plan, f"the backend failed: {error}", done_s), done_s
-
-    def _overlapped_turn(self) -> float | None:
-        """Launch a step if there is one, then collect the one before; returns as `_turn` does."""
-        if self._flying and self._scheduler.needs_tokens:
-            self._collect(0)
-        num_flying = len(self._flying)
-        idle_s = self._launch_next()
-        has_launched = len(self._flying) > num_flying
-        # A step that never started is collected at once: nothing can follow it.
-        goes_on = has_launched and not isinstance(self._flying[-1].pending, _NeverStarted)
-        self._collect(1 if goes_on else 0)
-        return 0.0 if num_flying else idle_s
+    def _launch(self, chunks: Seq[ScheduledChunk]) -> _GetResult:
+        if self._overlapping is not None:
+            return self._overlapping.launch(chunks).result
+        outputs = self._backend.step(chunks)
+        return lambda: outputs
 
     def _launch_next(self) -> float | None:
-        """Plan and launch one step; returns for how long there is nothing to do unless a result comes."""
-        assert self._launch is not None
+        """Schedule and launch one step; returns for how long there is none, if there is none."""
         start_s = self._clock()
         if start_s < self._next_step_s:
             return self._next_step_s - start_s
-        plan = self._scheduler.plan(start_s)
+        plan = self._scheduler.schedule(start_s)
         if not plan.chunks:
             return None if plan.recheck_at_s is None else max(0.0, plan.recheck_at_s - start_s)
-        if not self._flying:
+        if not self._in_flight:
             self._step_began_s = start_s
         self._next_step_s = start_s + self._tick_s
         try:
-            pending = self._launch(plan.chunks)
+            get_result = self._launch(plan.chunks)
         except (BackendError, CapacityError) as error:
-            self._flying.append(_Launched(plan, _NeverStarted(error), start_s))
+            self._collect(0)  # its sequences first get the tokens of the step before
+            self._finish_step(plan, error, start_s)
             return 0.0
-        self._flying.append(_Launched(plan, pending, start_s))
-        released_seq_ids = self._scheduler.advance(plan)
+        self._in_flight.append((plan, get_result, start_s))
+        released_seq_ids = self._scheduler.mark_launched(plan)
         if released_seq_ids:
             self._backend.release(released_seq_ids)
         return 0.0
 
     def _collect(self, num_left: int) -> None:
         """Wait for the results of launched steps, oldest first, until `num_left` are without one."""
-        while len(self._flying) > num_left:
-            step = self._flying[0]
-            plan = step.plan.in_hindsight()
+        while len(self._in_flight) > num_left:
+            plan, get_result, start_s = self._in_flight[0]
+            result: list[StepOutput] | BackendError | CapacityError
             try:
-                outputs = step.pending.result()
+                result = get_result()
             except (BackendError, CapacityError) as error:
-                outcome, done_s = self._abandon(plan, error)
-            else:
-                done_s = self._clock()
-                outcome = self._scheduler.settle(plan, outputs, done_s)
-            self._flying.popleft()
-            start_s = max(step.start_s, self._done_s)
-            self._done_s = done_s
-            self._step_began_s = done_s if self._flying else None
-            self._publish(self._report(outcome.updates, self._record(plan, start_s, done_s)))
-            if outcome.released_seq_ids:
-                self._backend.release(outcome.released_seq_ids)
+                result = error
+            self._in_flight.popleft()
+            self._finish_step(plan, result, start_s)
+
+    def _finish_step(
+        self, plan: StepPlan, result: list[StepOutput] | BackendError | CapacityError, start_s: float
+    ) -> None:
+        """Update the sequences from a step's result, or end them where it failed, and publish."""
+        done_s = self._clock()
+        if self._max_in_flight:
+            # Messages and the step before may have ended some of its sequences since it was launched.
+            plan = plan.with_ended_rows_dead()
+        if isinstance(result, list):
+            outcome = self._scheduler.update_from_output(plan, result, done_s)
+        else:
+            logger.error(
+                "step %d failed and ends its %d sequences", self._num_steps, plan.num_rows, exc_info=result
+            )
+            outcome = self._scheduler.mark_failed(plan, f"the backend failed: {result}", done_s)
+        # The device computes one step at a time, however early it was launched.
+        start_s = max(start_s, self._done_s)
+        self._done_s = done_s
+        self._step_began_s = done_s if self._in_flight else None
+        self._publish(self._report(outcome.updates, self._record(plan, start_s, done_s)))
+        if outcome.released_seq_ids:
+            self._backend.release(outcome.released_seq_ids)
 
     def _record(self, plan: StepPlan, start_s: float, done_s: float) -> StepRecord:
         record = StepRecord(

@@ -50,7 +50,7 @@ class SchedulerLimits:
             )
 
     def check(self, sequences: Seq[Sequence], *, together: bool = False) -> None:
-        """Pass if every sequence can run some day; `together` is the strategy's `takes_groups`.
+        """Return if every sequence can run some day; `together` is the strategy's `takes_groups`.
 
         Raises:
             RequestTooLong: one sequence, or a slice of a group that has to run together, never fits.

@@ -1,8 +1,7 @@
-"""What crosses the line between the API and the engine, whether that is a pipe or a queue.
+"""The messages between the API and the engine, through a pipe or a queue; all can be pickled.
 
 API -> engine: `Submit`, `Cancel`, `Drain`, `Stop`. Engine -> API: `Ready`, one `StepReport` a step, `Beat`s
-between them, `EngineFailed`. Plain picklable dataclasses; the lines themselves are in
-`services.engine_client.thread`.
+between them, `EngineFailed`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """No more will be submitted: strategies stop waiting for fuller batches."""
+    """No further request comes: strategies stop waiting for fuller batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +58,10 @@ class SequenceUpdate:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """Everything that one turn of the loop has to tell. `record` is None when nothing was computed
-    (a cancelled sequence that was still waiting, say)."""
+    """What one step gave, and the state after it.
+
+    `record` is None where no step was computed: for a sequence that was cancelled, say.
+    """
 
     updates: list[SequenceUpdate] = field(default_factory=list)
     record: StepRecord | None = None
@@ -68,7 +69,7 @@ class StepReport:
     queue_depth: int = 0
     kv_used_tokens: int = 0
     prefilling_seq_ids: list[int] = field(default_factory=list)
-    """Of the running ones, those that have no token yet."""
+    """The running sequences that have no token yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The sequences that have a slot, and the account of slots and KV.
 
-Sequences enter with their admission and leave when their cache space may be freed. In a padded batch a
-finished sequence stays as a dead row until the last one is done; one whose last token is launched counts
-as finished here. It does not know why a sequence was admitted or how it ended, and reads no clock.
+A sequence joins when it is admitted and leaves when its cache space may be freed. In a padded batch a
+finished sequence stays as a dead row until the last one is done. A sequence whose last token is launched
+counts as finished here: its slot is free for the next step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class RunningBatch:
         self._kv_capacity_tokens = limits.kv_capacity_tokens
         self._pads = pads
         self.sequences: list[Sequence] = []  # in order of admission, dead rows among them
-        self.num_dead = 0
+        self.num_dead = 0  # whoever ends a sequence of this batch counts it here, then calls `sweep`
         self.kv_used_tokens = 0
 
     @property
@@ -29,13 +29,13 @@ class RunningBatch:
         return len(self.sequences) - self.num_dead
 
     def num_fitting(self, waiting: Seq[Sequence]) -> int:
-        """How many from the head of the queue would find a slot and KV now."""
+        """How many sequences from the head of the queue would find a slot and KV now."""
         free_kv_tokens = self._kv_capacity_tokens - self.kv_used_tokens
         count = 0
         for seq in waiting[: self._max_batch - len(self.sequences)]:
             free_kv_tokens -= seq.max_total_tokens
             if free_kv_tokens < 0:
-                break
+                break  # a shorter one behind it does not slip past, or the head might never fit
             count += 1
         return count
 
@@ -47,10 +47,11 @@ class RunningBatch:
         self.sequences += joining
 
     def sweep(self) -> list[int]:
-        """Let finished sequences go, each at once or, in a padded batch, all with the last one.
+        """Let finished sequences go; returns their ids, whose cache space is free.
 
-        One with nothing in the cache was never part of a padded batch, or lost its place in it, and
-        goes at once. Returns the ids whose cache space is free.
+        A finished sequence goes at once or, in a padded batch, with the last one. One with nothing in the
+        cache goes at once from a padded batch too: it was cancelled before its first chunk or lost its cache
+        in a failed step, and so has no last position to compute.
         """
         if not self.num_dead:
             return []

@@ -1,13 +1,15 @@
-"""Decides who computes what in the next step, and books what came of it.
+"""Chooses the rows of the next step, and updates the sequences from what the backend returns.
 
-Sequences enter; a `StepPlan` leaves for the backend; the backend's outputs come back; what leaves then
-is an `Outcome`: what to tell the clients and which cache space to free. It is pure: no clock (`now_s`
-is given), no asyncio, no torch. *How many* join is the strategy's answer, *who* is the queue's.
-KV is reserved on admission, so nobody is ever preempted.
+The calls of a step's life are named as in vLLM. `schedule` admits sequences and lays out the step,
+`mark_launched` notes that the backend has started it, `update_from_output` takes its tokens; `mark_failed`
+replaces the last one, or both, where the backend could not compute it.
 
-A step is booked in one piece (`commit`) or in two: `advance` when it is launched, `settle` when its tokens
-are there. In between the next step may be planned: whoever gets its last token by `max_tokens` has left
-by then, whoever happens to end with an end-of-sequence token computes one row in vain.
+The next step may be scheduled between `mark_launched` and `update_from_output`. A sequence that reaches
+`max_tokens` with the launched step is known to end, and has left the batch by then. A sequence that ends with
+an end-of-sequence token is not, and computes one row in vain.
+
+The scheduler is pure: no clock (`now_s` is given), no asyncio, no torch. *How many* sequences join is the
+strategy's answer, *which* is the queue's. KV is reserved on admission, so no sequence is ever preempted.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class Scheduler:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._waiting = WaitingQueue(limits.aging_s)
         self._batch = RunningBatch(limits, pads=strategy.keeps_finished_rows and limits.pad_finished)
-        self._ending: dict[int, Sequence] = {}  # their last token is launched
+        self._ending: dict[int, Sequence] = {}  # their last token is launched and not known yet
         self._draining = False
         self._held_back: list[Sequence] = []  # slot and KV were free, but the strategy said no
         self._held_since_s = 0.0
@@ -64,11 +66,11 @@ class Scheduler:
 
     @property
     def kv_used_tokens(self) -> int:
-        """KV places reserved, those of dead rows included."""
+        """KV positions reserved, those of dead rows included."""
         return self._batch.kv_used_tokens
 
     def prefilling_seq_ids(self) -> list[int]:
-        """Of the running ones, those that have no token yet."""
+        """The running sequences that have no token yet."""
         seq_ids = [
             seq.seq_id for seq in self._batch.sequences if seq.first_token_s is None and seq.state is _RUNNING
         ]
@@ -76,14 +78,17 @@ class Scheduler:
 
     @property
     def needs_tokens(self) -> bool:
-        """Planning has to wait for the tokens of the launched step: penalties on the next one count them."""
+        """The next step cannot be scheduled before the tokens of the launched one are known.
+
+        Penalties on a sequence's next token count the tokens before it.
+        """
         return any(
             seq.num_pending_tokens and seq.state is _RUNNING and seq.params.has_penalties
             for seq in self._batch.sequences
         )
 
     def add(self, sequences: Seq[Sequence]) -> None:
-        """Queue the sequences of one request; they share their fate, their priority and their arrival.
+        """Queue the sequences of one request; they share priority and arrival, and are refused together.
 
         Raises:
             RequestTooLong: one of them, or a group that must run together, can never fit.
@@ -93,13 +98,13 @@ class Scheduler:
         self._waiting.push(sequences)
 
     def drain(self) -> None:
-        """Nobody else will come: the strategy may stop waiting for company."""
+        """No further request comes: the strategy may stop waiting for a fuller batch."""
         self._draining = True
 
     def cancel(self, seq_ids: Iterable[int], now_s: float, reason: FinishReason = "abort") -> Outcome:
         """End these sequences, waiting or running; unknown and finished ids are ignored.
 
-        In a padded batch the slot stays taken until the batch is done; the client hears at once.
+        The client hears of it at once. In a padded batch the slot stays taken until the batch is done.
         """
         self._charge_held_back(now_s)
         wanted = set(seq_ids)
@@ -112,39 +117,40 @@ class Scheduler:
         updates = [self._end(seq, [], reason, now_s) for seq in chain(waiting, running, ending)]
         return Outcome(updates, self._batch.sweep())
 
-    def plan(self, now_s: float) -> StepPlan:
-        """Admit whom the strategy lets in, and lay out the next step."""
+    def schedule(self, now_s: float) -> StepPlan:
+        """Admit the sequences that the strategy lets in, and lay out the next step."""
         self._charge_held_back(now_s)
         recheck_at_s = self._admit(now_s) if self._waiting else None
         return lay_out(self._batch.sequences, self._batch.num_dead, self.limits, recheck_at_s)
 
-    def commit(self, plan: StepPlan, outputs: Iterable[StepOutput], now_s: float) -> Outcome:
-        """Book a step that was not planned beyond; `now_s` is when its tokens were there."""
-        for chunk in plan.chunks:
-            if not chunk.dead:
-                chunk.seq.num_computed_tokens = chunk.start + chunk.num_tokens
-        return self.settle(plan, outputs, now_s)
+    def mark_launched(self, plan: StepPlan) -> list[int]:
+        """Note that the backend has started a step, which gives one token to each row that `samples`.
 
-    def advance(self, plan: StepPlan) -> list[int]:
-        """Book that a step is launched and will give one token to each sequence that is due one.
-
-        Returns the ids whose cache space is free for any later step: those that get their last token.
+        Returns the ids whose cache space is free for the steps after this one.
         """
+        has_ending = False
         for chunk in plan.chunks:
             if chunk.dead:
                 continue
             seq = chunk.seq
-            if chunk.samples:
-                seq.num_pending_tokens += 1
-                if len(seq.output_token_ids) + seq.num_pending_tokens >= seq.params.max_tokens:
-                    seq.state = _ENDING
-                    self._ending[seq.seq_id] = seq
-                    self._batch.num_dead += 1
-            seq.num_computed_tokens = chunk.start + chunk.num_tokens
-        return self._batch.sweep()
+            seq.num_computed_tokens = end = chunk.start + chunk.num_tokens
+            num_outputs = len(seq.output_token_ids) + seq.num_pending_tokens
+            if end < len(seq.prompt_token_ids) + num_outputs:
+                continue  # the chunk ends inside the prompt
+            seq.num_pending_tokens += 1
+            if num_outputs + 1 >= seq.params.max_tokens:
+                # Its slot goes to the next sequence now, one step before its last token is known.
+                seq.state = _ENDING
+                self._ending[seq.seq_id] = seq
+                self._batch.num_dead += 1
+                has_ending = True
+        return self._batch.sweep() if has_ending else []
 
-    def settle(self, plan: StepPlan, outputs: Iterable[StepOutput], now_s: float) -> Outcome:
-        """Book what the oldest launched step gave; `plan` is that step `in_hindsight`."""
+    def update_from_output(self, plan: StepPlan, outputs: Iterable[StepOutput], now_s: float) -> Outcome:
+        """Take the tokens of the oldest launched step; `now_s` is when they were there.
+
+        `plan` is that step `with_ended_rows_dead`.
+        """
         tokens_of = {output.seq_id: output.token_ids for output in outputs}
         num_rows = plan.num_rows
         updates = []
@@ -161,28 +167,30 @@ class Scheduler:
                 updates.append(self._fail(seq, "the backend computed this sequence but gave no token", now_s))
         return Outcome(updates, self._batch.sweep())
 
-    def abandon(self, plan: StepPlan, message: str, now_s: float) -> Outcome:
-        """Book a step that the backend could not compute: all its rows end and leave, dead ones too.
+    def mark_failed(self, plan: StepPlan, message: str, now_s: float) -> Outcome:
+        """End all sequences of a step that the backend could not compute. Its dead rows leave too.
 
-        What a later step, launched by then, computes for them is in vain.
+        A later step that is launched already computes their rows in vain.
         """
         updates = [self._fail(chunk.seq, message, now_s) for chunk in plan.chunks if not chunk.dead]
         for chunk in plan.chunks:
-            chunk.seq.num_computed_tokens = 0
+            chunk.seq.num_computed_tokens = 0  # nothing in the cache can be trusted: `sweep` lets it go
         return Outcome(updates, self._batch.sweep())
 
     def _admit(self, now_s: float) -> float | None:
-        """Ask the strategy, cut its answer at what fits, and note whom it held back."""
+        """Ask the strategy, cut its answer at what fits, and note which sequences it held back."""
         waiting, running = self._waiting.sequences, self._batch.sequences
         admission = self._strategy.admit(waiting, running, now_s=now_s, draining=self._draining)
-        num_fitting = _num_in_company(waiting[: self._batch.num_fitting(waiting)], running)
+        num_fitting = _num_compatible(waiting[: self._batch.num_fitting(waiting)], running)
         count = min(max(admission.count, 0), len(waiting))
         if count > num_fitting:
+            # A group joins whole. When nothing runs it joins in part instead: waiting would free no KV.
             waits_until_all_fit = self._strategy.takes_groups and running
             count = 0 if waits_until_all_fit else num_fitting
         if count:
             joining = self._waiting.pop(count, keep_group_first=self._strategy.takes_groups)
             self._batch.join(joining, now_s)
+        # `waiting` is shorter by `count` now. These could have joined, so their wait is the strategy's.
         self._held_back = list(waiting[: num_fitting - count])
         return admission.recheck_at_s
 
@@ -190,18 +198,21 @@ class Scheduler:
         """Give `seq` its new tokens up to the one that ends it; an end-of-sequence token counts as output."""
         if seq.first_token_s is None:
             seq.first_token_s = now_s
-        if seq.num_pending_tokens:
-            seq.num_pending_tokens -= 1
-        output, max_tokens = seq.output_token_ids, seq.params.max_tokens
-        stops_at = () if seq.params.ignore_eos else self._eos_token_ids
-        seq.num_computed_tokens -= 1  # the last new token is not in the cache yet
-        for num_new, token_id in enumerate(token_ids, start=1):
+        output, params = seq.output_token_ids, seq.params
+        num_before = len(output)
+        stops_at = () if params.ignore_eos else self._eos_token_ids
+        reason: FinishReason | None = None
+        for token_id in token_ids:
             output.append(token_id)
-            seq.num_computed_tokens += 1
-            if token_id in stops_at or len(output) >= max_tokens:
-                reason: FinishReason = "stop" if token_id in stops_at else "length"
-                return self._end(seq, token_ids[:num_new], reason, now_s)
-        return SequenceUpdate(seq.seq_id, token_ids)
+            if token_id in stops_at or len(output) >= params.max_tokens:
+                reason = "stop" if token_id in stops_at else "length"
+                break
+        seq.num_pending_tokens -= 1
+        # A step that gives several tokens has cached the keys and values of all but the last.
+        seq.num_computed_tokens += len(output) - num_before - 1
+        if reason is None:
+            return SequenceUpdate(seq.seq_id, token_ids)
+        return self._end(seq, output[num_before:], reason, now_s)
 
     def _fail(self, seq: Sequence, message: str, now_s: float) -> SequenceUpdate:
         seq.num_computed_tokens = 0
@@ -217,7 +228,7 @@ class Scheduler:
     ) -> SequenceUpdate:
         """End `seq`, wherever it is: in the queue, in the batch or with its last token launched."""
         if seq.state is _RUNNING:
-            self._batch.num_dead += 1
+            self._batch.num_dead += 1  # it keeps its slot until `sweep` lets it go
         elif seq.state is _ENDING:
             del self._ending[seq.seq_id]
         return _finish(seq, token_ids, reason, now_s, error)
@@ -228,13 +239,13 @@ class Scheduler:
         self._held_since_s = now_s
 
 
-def _num_in_company(fitting: Seq[Sequence], running: Seq[Sequence]) -> int:
-    """How many of these may join as far as company goes: who wants to be alone waits for an empty batch."""
-    if not fitting or any(seq.alone for seq in running):
+def _num_compatible(fitting: Seq[Sequence], running: Seq[Sequence]) -> int:
+    """How many of `fitting` may join `running`: an exclusive sequence waits for an empty batch."""
+    if not fitting or any(seq.exclusive for seq in running):
         return 0
-    if fitting[0].alone:
+    if fitting[0].exclusive:
         return 0 if running else 1
-    return next((place for place, seq in enumerate(fitting) if seq.alone), len(fitting))
+    return next((i for i, seq in enumerate(fitting) if seq.exclusive), len(fitting))
 
 
 def _finish(

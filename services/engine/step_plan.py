@@ -1,9 +1,12 @@
-"""One step as it is laid out: which sequence computes which places.
+"""Lays out one step: which sequence computes which positions.
 
-The sequences that have a slot enter; a `StepPlan` leaves. Decode rows go first and prompts are cut at
-multiples of `prefill_chunk`, so a long prompt holds up nobody's next token for more than one step, and where
-there is a threshold, for about a chunk; short prompts go before long ones, so it holds up their first token
-no longer either. It changes no sequence and does not know who was admitted why.
+Decode rows go first, so a decoding sequence gets a token from every step. The time of a step is what it waits
+for that token, and prompts make steps long. Two rules bound it: a step has at most `max_step_tokens`, and
+while others decode, prompts above `long_prefill_token_threshold` get about one chunk each. Among prompts the
+shortest goes first, so that its first token does not wait for a long one.
+
+Prompts are cut at multiples of `prefill_chunk`, counted from the start of the prompt. Nothing here changes a
+sequence.
 """
 
 from __future__ import annotations
@@ -19,8 +22,11 @@ _RUNNING = SequenceState.RUNNING
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step, decode and dead rows first. Without `chunks` there is nothing to compute before
-    `recheck_at_s` (None: before the next message)."""
+    """One step, decode and dead rows first.
+
+    Without `chunks` there is nothing to compute before `recheck_at_s`, or, if that is None, before the next
+    message.
+    """
 
     chunks: list[ScheduledChunk]
     num_rows: int
@@ -30,11 +36,11 @@ class StepPlan:
     num_decode_tokens: int
     recheck_at_s: float | None
 
-    def in_hindsight(self) -> StepPlan:
-        """The same step with the rows of sequences that have ended since as dead ones.
+    def with_ended_rows_dead(self) -> StepPlan:
+        """The same step with the rows of sequences that have ended since it was launched as dead rows.
 
-        Nobody takes their output any more, so they count as what they were: computed for nothing. A
-        prompt chunk among them becomes one dead row; its tokens stay in `num_prompt_tokens`.
+        They were computed in vain, and are counted so. A prompt chunk becomes one dead row; its tokens stay
+        in `num_prompt_tokens`.
         """
         late = [c for c in self.chunks if c.seq.state is SequenceState.FINISHED and not c.dead]
         if not late:
@@ -52,20 +58,22 @@ class StepPlan:
 def lay_out(
     sequences: Seq[Sequence], num_dead: int, limits: SchedulerLimits, recheck_at_s: float | None
 ) -> StepPlan:
-    """The next step of `sequences`, of which `num_dead` have nothing more to compute."""
+    """The next step of `sequences`, in order of admission, of which `num_dead` have ended."""
     chunks: list[ScheduledChunk] = []
     prompts: list[Sequence] = []
     for seq in sequences:
         num_computed = seq.num_computed_tokens
         if seq.state is not _RUNNING:
+            # It computes its last position over and over, as a finished row of a padded batch does.
             chunks.append(ScheduledChunk(seq, num_computed - 1, 1, dead=True))
         elif num_computed < len(seq.prompt_token_ids):
-            prompts.append(seq)
+            prompts.append(seq)  # they go behind all rows
         else:
             chunks.append(ScheduledChunk(seq, num_computed, 1))
     num_decode_tokens = len(chunks) - num_dead
     num_prompt_tokens = 0
     if prompts:
+        # Where nothing decodes, a long step makes no one wait for a next token.
         threshold = limits.long_prefill_token_threshold if num_decode_tokens else 0
         num_prompt_tokens = _add_prompt_chunks(chunks, prompts, limits, threshold)
     return StepPlan(
@@ -78,11 +86,12 @@ def _add_prompt_chunks(
 ) -> int:
     """Fill the rest of the step with `prompts`, listed as they were admitted; returns the tokens added.
 
-    Those above `threshold` (0: none is) come last, and have as many chunks among them as they are.
+    Prompts longer than `threshold` (0: none is) come last and share `prefill_chunk` tokens for each of them.
     """
     size, room = limits.prefill_chunk, limits.max_step_tokens - len(chunks)
     long = [seq for seq in prompts if 0 < threshold < len(seq.prompt_token_ids)]
     short = [seq for seq in prompts if not 0 < threshold < len(seq.prompt_token_ids)]
+    # The prompt that was admitted first moves in every step, even if it is a long one.
     kept = min(size, _num_left(long[0])) if long and long[0] is prompts[0] else 0
     num_tokens = _fill(chunks, short, room - kept, size)
     return num_tokens + _fill(chunks, long, min(room - num_tokens, size * len(long)), size)
@@ -91,8 +100,8 @@ def _add_prompt_chunks(
 def _fill(chunks: list[ScheduledChunk], prompts: list[Sequence], room: int, size: int) -> int:
     """Give `room` tokens to `prompts`, fewest tokens left first; returns the tokens given.
 
-    So a short prompt does not wait for all of a long one. One chunk of `size` is kept for the prompt that
-    was admitted first, so that it moves at each step and none starves.
+    A short prompt so does not wait for all of a long one. Up to `size` tokens are kept for the prompt that
+    was admitted first: it moves in every step, and none starves.
     """
     free = room
     kept = min(size, _num_left(prompts[0])) if prompts else 0
@@ -102,6 +111,7 @@ def _fill(chunks: list[ScheduledChunk], prompts: list[Sequence], room: int, size
         num_tokens = _num_left(seq)
         if num_tokens > free - kept:
             num_tokens = max(free - kept, 0)
+            # Back to a multiple of `size`: what is computed together must not depend on who shares the step.
             num_tokens -= (seq.num_computed_tokens + num_tokens) % size
         if num_tokens > 0:
             chunks.append(ScheduledChunk(seq, seq.num_computed_tokens, num_tokens))

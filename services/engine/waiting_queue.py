@@ -1,14 +1,14 @@
 """The queue of sequences that have no slot yet, in the order in which they will get one.
 
-Groups of sequences enter (the prompts of one request); sequences leave from the head. Order is by
-priority with aging. It reads no clock and knows nothing of slots, KV or strategies.
+Order is by priority with aging. At time `t` a group (the prompts of one request) has the rank
+`priority + (t - arrival_s) / aging_s`; the highest rank is first, and among equals the earliest. All ranks
+grow equally fast, so the order of two groups never changes, and the queue can sort by
+`arrival_s - priority * aging_s` without a clock.
 
-At time `t` a group's rank is `priority + (t - arrival_s) / aging_s`, the highest first and first come
-first served among equals. All ranks grow equally fast, so the order of two groups never changes, and
-`arrival_s - priority * aging_s` sorts the same way without a clock. Hence the longest wait: with
-priorities 0 to 2, a group of priority `p` is overtaken only by groups that arrive less than
-`(2 - p) * aging_s` after it, and nobody overtakes one that has waited `2 * aging_s`. `aging_s == 0`
-ignores priorities. The one exception: a strategy that takes groups finishes a group it has begun.
+Hence the longest wait: with priorities 0 to 2, a group of priority `p` is overtaken only by groups that
+arrive less than `(2 - p) * aging_s` after it, and no one overtakes a group that has waited `2 * aging_s`.
+`aging_s == 0` ignores priorities. The one exception: a strategy that takes groups finishes a group it has
+begun before any other.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ class WaitingQueue:
         return self._sequences
 
     def push(self, group: Seq[Sequence]) -> None:
-        """Put the sequences of one request, side by side, where their priority and arrival belong."""
+        """Insert the sequences of one request, side by side, by their priority and arrival."""
         sort_key = group[0].arrival_s - group[0].priority * self._aging_s
         num_begun = sum(1 for _ in takewhile(self._has_begun, self._sequences))
-        place = bisect_right(self._sort_keys, sort_key, lo=num_begun)
-        self._sequences[place:place] = group
-        self._sort_keys[place:place] = [sort_key] * len(group)
+        index = bisect_right(self._sort_keys, sort_key, lo=num_begun)  # behind its equals
+        self._sequences[index:index] = group
+        self._sort_keys[index:index] = [sort_key] * len(group)
 
     def pop(self, count: int, *, keep_group_first: bool) -> list[Sequence]:
         """Take `count` sequences from the head.
 
-        With `keep_group_first` the rest of the last one's group stays at the head, whoever comes,
-        so that a group runs in consecutive slices.
+        With `keep_group_first` the rest of the last one's group stays at the head, whatever arrives, so that
+        a group runs in consecutive slices.
         """
         taken = self._sequences[:count]
         del self._sequences[:count], self._sort_keys[:count]
@@ -55,8 +55,8 @@ class WaitingQueue:
         return taken
 
     def remove(self, seq: Sequence) -> None:
-        place = self._sequences.index(seq)
-        del self._sequences[place], self._sort_keys[place]
+        index = self._sequences.index(seq)
+        del self._sequences[index], self._sort_keys[index]
 
     def _has_begun(self, seq: Sequence) -> bool:
         return seq.group_id == self._begun_group_id

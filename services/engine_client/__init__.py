@@ -1,1 +1,1 @@
-"""The API's end of the engine, and the process that runs it."""
+"""How the API reaches the engine, and the process that runs it."""

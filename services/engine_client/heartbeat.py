@@ -1,9 +1,8 @@
-"""Tells a hung engine from a busy one.
+"""Tells an engine that hangs from a busy one.
 
-In the engine's process a thread of its own says at intervals that the process lives, and for how long the
-present step has been computing. On the API's side a `Watch` takes these beats and the time, and says what
-is wrong, if anything: silence means that the process is frozen, a step past its limit that the step is
-stuck. So a step may take minutes (a first compilation, a huge prompt) while the thread beside it still beats.
+A thread in the engine's process sends a beat at intervals, with how long the present step has been computing.
+On the API's side a `Watch` judges by what comes: silence means that the process is frozen, a step past its
+limit that the step hangs. So a step may take minutes (a first compilation, a huge prompt) while beats come.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def start_beating(tell: Callable[[Beat], None], busy_s: Callable[[], float]) -> 
 
 
 class Watch:
-    """Judges an engine by what it lets hear. A limit of 0 is none; `now_s` is any monotonic clock."""
+    """Judges an engine by its messages. A limit of 0 is none; `now_s` is on any monotonic clock."""
 
     def __init__(self, silence_limit_s: float, step_limit_s: float, now_s: float) -> None:
         self._silence_limit_s = silence_limit_s
@@ -39,18 +38,16 @@ class Watch:
         self._busy_s = 0.0
 
     def heard(self, now_s: float, busy_s: float = 0.0) -> None:
-        """Something came; anything but a beat means that a step has just ended."""
+        """Note that a message came; `busy_s` stays 0 for all but beats, since a report ends its step."""
         self._heard_s = now_s
         self._busy_s = busy_s
 
     def check(self, now_s: float) -> str | None:
-        """What is wrong, to be asked each `INTERVAL_S`.
-
-        A check that comes late says nothing: whoever was held up here could not hear the beats either.
-        """
+        """What is wrong, or None; to be called each `INTERVAL_S`."""
         is_late = now_s - self._checked_s > 3 * INTERVAL_S
         self._checked_s = now_s
         if is_late:
+            # The caller itself was held up, and beats that came meanwhile are not read yet.
             self._heard_s = now_s
             return None
         if self._step_limit_s and self._busy_s > self._step_limit_s:

@@ -1,9 +1,7 @@
-"""The line to an engine that runs in a process of its own: the API's side.
+"""The engine in a process of its own, from the API's side.
 
-Messages enter through `send` and reports leave through a callback, as `services.engine_client.thread`
-describes; between them is a socket that is only ever read and written when it is ready, so that an engine
-that is frozen, or dies in the middle of a message, holds up nothing here. What runs over there is in
-`services.engine_client.worker`.
+The socket between them is only read and written when it is ready, so an engine that is frozen, or dies in the
+middle of a message, holds up nothing here. `services.engine_client.worker` is what runs on the other side.
 """
 
 from __future__ import annotations
@@ -25,8 +23,8 @@ from adapters.base import BackendError, BackendInfo
 from services.engine.engine import Message
 from services.engine.messages import Beat, EngineFailed, Ready, StepReport, Stop
 from services.engine.spec import EngineSpec
+from services.engine_client.client import STOP_WITHIN_S, OnLost, OnReport
 from services.engine_client.heartbeat import INTERVAL_S, Watch
-from services.engine_client.thread import STOP_WITHIN_S, OnLost, OnReport
 from services.engine_client.wire import unpack
 from services.engine_client.worker import run_process
 
@@ -36,7 +34,7 @@ _LENGTH = struct.Struct("!i")
 
 
 class EngineProcess:
-    """The engine in a spawned process, at the other end of a socket pair."""
+    """An `EngineClient`: the engine runs in a spawned process at the other end of a socket pair."""
 
     def __init__(self, spec: EngineSpec, on_report: OnReport, on_lost: OnLost) -> None:
         self._spec = spec
@@ -97,14 +95,14 @@ class EngineProcess:
             case StepReport():
                 self._on_report(message)
             case Ready(info):
-                self._settle(info, now_s)
+                self._loaded(info, now_s)
             case EngineFailed(text):
                 self._lose(text)
             case Beat():
                 pass
 
-    def _settle(self, info: BackendInfo, now_s: float) -> None:
-        """The model is loaded: from now on silence means something."""
+    def _loaded(self, info: BackendInfo, now_s: float) -> None:
+        """Let `start` return. Only from now on does silence mean that the engine hangs."""
         self._is_loaded = True
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(info)
@@ -119,7 +117,7 @@ class EngineProcess:
             self._checking = loop.call_later(INTERVAL_S, self._check)
             return
         assert self._process is not None
-        self._process.kill()
+        self._process.kill()  # a process that hangs may not hear of anything else
         self._lose(wrong)
 
     def _lose(self, reason: str | None) -> None:
@@ -170,7 +168,7 @@ class _Pipe(asyncio.Protocol):
                 break
             message = bytes(memoryview(received)[begin + _LENGTH.size : end])
             begin = end
-            if self._on_end is not None:
+            if self._on_end is not None:  # a message before this one may have led to `close`
                 self._on_message(message)
         del received[:begin]
 
@@ -183,7 +181,7 @@ class _Pipe(asyncio.Protocol):
         self._transport.write(_LENGTH.pack(len(message)) + message)
 
     def close(self) -> None:
-        """Send what is still to be sent, if the other end takes it, and hear no more."""
+        """Send what is still to be sent, if the other end takes it, and ignore what comes."""
         self._on_end = None
         if self._transport is not None:
             self._transport.close()
@@ -192,7 +190,7 @@ class _Pipe(asyncio.Protocol):
 async def _open_pipe(
     connection: Connection, on_message: Callable[[bytes], None], on_end: Callable[[], None]
 ) -> _Pipe:
-    with connection:
+    with connection:  # asyncio takes a socket, not a `Connection`: go on with a copy of its descriptor
         ours = socket.socket(fileno=os.dup(connection.fileno()))
     ours.setblocking(False)
     loop = asyncio.get_running_loop()
@@ -201,7 +199,10 @@ async def _open_pipe(
 
 
 def _thread_settings(spec: EngineSpec) -> dict[str, str]:
-    """OpenMP reads these before the first import, and spinning threads starve the API beside them."""
+    """OpenMP reads them when torch is first imported, so they must be there when the process starts.
+
+    PASSIVE: threads that spin while they wait starve the API beside them.
+    """
     return {
         "OMP_NUM_THREADS": str(spec.backend.num_threads),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
@@ -210,7 +211,7 @@ def _thread_settings(spec: EngineSpec) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """For processes that are started meanwhile."""
+    """Set variables within the block, for the processes that are started in it."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

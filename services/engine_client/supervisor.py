@@ -1,7 +1,7 @@
-"""Keeps an engine at hand: starts the first, and after a loss the next one, each time after a longer pause.
+"""Keeps an engine running: starts the first, and after a loss the next one, each time after a longer pause.
 
-A specification enters; reports and losses leave through callbacks. The first start may fail for good
-(a wrong setting, say); later ones are tried until `close`. Knows no requests: who hears of a loss ends them.
+The first start may fail for good (a wrong setting, say); later ones are tried until `close`. The supervisor
+knows no requests: `on_lost` ends those in flight.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Literal
 from adapters.base import BackendInfo, LabError
 from services.engine.engine import Message
 from services.engine.spec import EngineSpec
-from services.engine_client.thread import EngineLine, MakeLine, OnLost, OnReport
+from services.engine_client.client import EngineClient, MakeClient, OnLost, OnReport
 
 WorkerState = Literal["running", "starting", "restarting", "failed"]
 
 FIRST_PAUSE_S = 0.2
 MAX_PAUSE_S = 30.0
 STABLE_AFTER_S = 30.0
-"""An engine that lives this long was no part of a crash loop."""
+"""A loss after so long is the first of a new row: pauses are short again."""
 _MAX_DOUBLINGS = 20
 FAILED_AFTER = 4
 """Losses in a row after which the state is called failed; tries go on."""
@@ -34,18 +34,18 @@ class Supervisor:
     def __init__(
         self,
         spec: EngineSpec,
-        make_line: MakeLine,
+        make_client: MakeClient,
         on_report: OnReport,
         on_lost: OnLost,
         on_restart: Callable[[], None],
     ) -> None:
         self.state: WorkerState = "starting"
         self._spec = spec
-        self._make_line = make_line
+        self._make_client = make_client
         self._on_report = on_report
         self._on_lost = on_lost
         self._on_restart = on_restart
-        self._line: EngineLine | None = None
+        self._client: EngineClient | None = None
         self._num_losses = 0
         self._ready_s = 0.0
         self._restarting: asyncio.Task[None] | None = None
@@ -58,26 +58,26 @@ class Supervisor:
             LabError: it cannot be loaded; `state` is "failed" then.
         """
         try:
-            return await self._start_line()
+            return await self._start_client()
         except LabError:
             self.state = "failed"
             raise
 
     def send(self, message: Message) -> None:
-        if self._line is not None:
-            self._line.send(message)
+        if self._client is not None:
+            self._client.send(message)
 
     async def close(self) -> None:
         """End the engine and start no other."""
         self._is_closed = True
         if self._restarting is not None:
             self._restarting.cancel()
-        if self._line is not None:
-            await self._line.close()
+        if self._client is not None:
+            await self._client.close()
 
-    async def _start_line(self) -> BackendInfo:
-        self._line = line = self._make_line(self._spec, self._on_report, self._lost)
-        info = await line.start()
+    async def _start_client(self) -> BackendInfo:
+        self._client = client = self._make_client(self._spec, self._on_report, self._lost)
+        info = await client.start()
         self.state = "running"
         self._ready_s = time.monotonic()
         return info
@@ -99,14 +99,14 @@ class Supervisor:
     async def _restart(self) -> None:
         while True:
             try:
-                if self._line is not None:
-                    await self._line.close()
+                if self._client is not None:
+                    await self._client.close()  # its memory is needed for the next one
                 await asyncio.sleep(_pause_s(self._num_losses))
-                await self._start_line()
+                await self._start_client()
             except LabError as error:
                 logger.error("the engine could not be restarted: %s", error)
                 self._count_loss()
-            except Exception:  # no process or no descriptor to be had, say: there may be one later
+            except Exception:  # the system has no process or descriptor left, say; it may have one later
                 logger.exception("the engine could not be restarted")
                 self._count_loss()
             else:

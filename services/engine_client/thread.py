@@ -1,9 +1,6 @@
-"""What a line to the engine is, and the simplest make of it: a thread of this process.
+"""The engine in a thread of the API's process: for debugging, and to see what a process of its own costs.
 
-Messages of `services.engine.messages` enter through `send`; `StepReport`s leave through a callback on the
-event loop, one a step. A line is started once; when its engine is lost it says so and stays dead
-(`services.engine_client.supervisor` makes the next one). Nothing here knows HTTP or what a request is. The
-make that is normally used, a process of its own, is in `services.engine_client.process`.
+Reports reach the event loop through `call_soon_threadsafe`, one a step.
 """
 
 from __future__ import annotations
@@ -11,47 +8,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
-from typing import Protocol
 
 from adapters.base import BackendError, BackendInfo
 from services.engine.engine import Message, QueueInbox
 from services.engine.messages import EngineFailed, Ready, StepReport, Stop
 from services.engine.spec import EngineSpec
+from services.engine_client.client import STOP_WITHIN_S, OnLost, OnReport
 from services.engine_client.wire import ToApi
 from services.engine_client.worker import run_engine
 
-STOP_WITHIN_S = 5.0
-
-OnReport = Callable[[StepReport], None]
-OnLost = Callable[[str], None]
-
-
-class EngineLine(Protocol):
-    """One engine, from its start to its end. All calls come from the event loop's thread."""
-
-    async def start(self) -> BackendInfo:
-        """Load the model.
-
-        Raises:
-            LabError: it cannot be loaded; the line is dead then.
-        """
-        ...
-
-    def send(self, message: Message) -> None:
-        """Never waits, whatever the engine does; does nothing once the engine is lost."""
-        ...
-
-    async def close(self) -> None:
-        """End the engine after its current step, by force if that takes too long."""
-        ...
-
-
-MakeLine = Callable[[EngineSpec, OnReport, OnLost], EngineLine]
-
 
 class EngineThread:
-    """The engine in a thread of the API's process: for debugging, and to see what the process costs."""
+    """An `EngineClient`."""
 
     def __init__(self, spec: EngineSpec, on_report: OnReport, on_lost: OnLost) -> None:
         self._spec = spec

@@ -1,7 +1,6 @@
-"""How the engine's messages are spelled in the pipe.
+"""How messages between the API and the engine are encoded for the pipe.
 
-Messages of `services.engine.messages` enter and bytes leave, and the other way round. One message a step
-carries all its tokens, so what a step costs here, every token of it pays for.
+One message a step carries all its tokens, and encoding it is part of the step's time.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""The engine at work: loads the model, serves until told to stop, and says why if that fails.
+"""What the engine's thread or process runs: load the model, serve until told to stop, say why if that fails.
 
-A specification and an inbox enter; `Ready`, step reports and failures leave through `tell`. As a process of
-its own (`run_process`) it also beats, so that the API can tell a long step from a hang. It ignores SIGINT and
-SIGTERM, since both reach whole process groups and its parent decides; it ends with its parent, whose end
-closes the pipe. How the API reaches it is in `services.engine_client.process`.
+The process ignores SIGINT and SIGTERM, since both reach whole process groups and its parent decides. It ends
+with its parent, whose end closes the pipe. `services.engine_client.process` is the API's side.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ def run_engine(
     tell: Callable[[ToApi], None],
     on_built: Callable[[Engine], None] = lambda engine: None,
 ) -> None:
-    """Load the model, serve until `Stop`, and tell why if that fails."""
+    """Load the model, serve until `Stop`, and `tell` what happens, a failure included."""
     try:
         backend = create_backend(spec.backend)
         try:
@@ -52,7 +50,7 @@ def run_engine(
 
 
 def run_process(connection: Connection, spec: EngineSpec) -> None:
-    """What the spawned process does."""
+    """The main function of the spawned process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     set_up_logs(spec.log_level, spec.log_format, process="engine")
@@ -78,12 +76,12 @@ def run_process(connection: Connection, spec: EngineSpec) -> None:
 
 
 def _feed(connection: Connection, inbox: QueueInbox) -> None:
-    """Empty the pipe at once, so that the API never waits for a step. The pipe's end is the process's."""
+    """Move messages from the pipe to the inbox at once, so that sending them never waits for a step."""
     while True:
         try:
             message = connection.recv()
         except (EOFError, OSError):
-            os._exit(0)
+            os._exit(0)  # the API is gone
         inbox.put(message)
         if isinstance(message, Stop):
             return

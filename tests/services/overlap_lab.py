@@ -90,7 +90,7 @@ def sequence(
     seq_id: int, max_tokens: int, *, prompt: int = 4, at_s: float = 0.0, params: SamplingParams | None = None
 ) -> Sequence:
     params = params or SamplingParams(max_tokens=max_tokens, ignore_eos=True)
-    prompt_ids = [1 + (seq_id * 7 + place) % 90 for place in range(prompt)]
+    prompt_ids = [1 + (seq_id * 7 + position) % 90 for position in range(prompt)]
     return Sequence(seq_id, prompt_ids, params, group_id=seq_id, arrival_s=50.0 + at_s)
 
 

@@ -1,4 +1,4 @@
-"""An engine line for tests that says what it is told to say, when it is told to."""
+"""An engine client for tests that says what it is told to say, when it is told to."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from services.contract.timings import SequenceTimings, StepRecord
 from services.engine.engine import Message
 from services.engine.messages import Cancel, SequenceUpdate, StepReport, Submit
 from services.engine.spec import EngineSpec
-from services.engine_client.thread import OnLost, OnReport
+from services.engine_client.client import OnLost, OnReport
 
 TIMINGS = SequenceTimings(0.25, 0.5, 0.001, 0.002, 3, 1.0)
 
 
 @dataclass
 class ScriptedEngine:
-    """Call it as a `MakeLine`; it then is the line. `start_s` and `step_s` place its steps in time."""
+    """Call it as a `MakeClient`; it then is the client. `start_s` and `step_s` place its steps in time."""
 
     messages: list[Message] = field(default_factory=list)
     start_s: float = 0.0

@@ -19,7 +19,7 @@ import httpx
 import uvicorn
 
 from services.core.service import Service
-from services.engine_client.thread import MakeLine
+from services.engine_client.client import MakeClient
 from services.http.app import create_app
 from services.main import Connection, listen_on
 from services.read_settings import read_settings
@@ -53,10 +53,10 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(make_line: MakeLine | None = None, *, load: bool = True, **settings: Any) -> Iterator[Served]:
+def serving(make_client: MakeClient | None = None, *, load: bool = True, **settings: Any) -> Iterator[Served]:
     """The null backend in a thread of this process; with `load` false it stays in "starting"."""
     names = {"BACKEND": "null", "ENGINE_PROCESS": False, **settings}
-    service = Service(read_settings(names, env_file=None), make_line)
+    service = Service(read_settings(names, env_file=None), make_client)
     config = uvicorn.Config(
         create_app(service), http=Connection, ws="none", lifespan="off", log_config=None, log_level="warning"
     )

@@ -2,7 +2,7 @@
 
 `VirtualLab` plays engine and backend, and checks at every step what must always hold: slots, KV and step
 tokens within their limits, chunks that continue where the last ended, decode rows first, dead rows at
-their last place.
+their last position.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class VirtualLab:
         priority: int = 1,
         params: SamplingParams | None = None,
         at_s: float | None = None,
-        alone: bool = False,
+        exclusive: bool = False,
     ) -> list[Sequence]:
         """One request with a prompt of `prompt` tokens for each of `budgets` (their max_tokens)."""
         self._num_groups += 1
@@ -73,7 +73,7 @@ class VirtualLab:
                 group_id=self._num_groups,
                 group_size=len(budgets),
                 arrival_s=self.now_s if at_s is None else at_s,
-                alone=alone,
+                exclusive=exclusive,
             )
             for index, budget in enumerate(budgets)
         ]
@@ -86,14 +86,14 @@ class VirtualLab:
         self._book(outcome)
         return outcome
 
-    def plan(self) -> StepPlan:
-        plan = self.scheduler.plan(self.now_s)
+    def schedule(self) -> StepPlan:
+        plan = self.scheduler.schedule(self.now_s)
         self._check(plan)
         return plan
 
     def step(self) -> StepPlan:
-        """Plan and, if there is something to compute, compute it and let `step_s` pass."""
-        plan = self.plan()
+        """Schedule and, if there is something to compute, compute it and let `step_s` pass."""
+        plan = self.schedule()
         if plan.chunks:
             live = [chunk for chunk in plan.chunks if not chunk.dead]
             dead = [chunk.seq.seq_id for chunk in plan.chunks if chunk.dead]
@@ -101,17 +101,18 @@ class VirtualLab:
             outputs = [StepOutput(c.seq.seq_id, self.model(c.seq)) for c in live if c.samples]
             num_tokens = {c.seq.seq_id: c.seq.num_tokens for c in live}
             self.now_s += self.step_s
-            outcome = self.scheduler.commit(plan, outputs, self.now_s)
+            released = self.scheduler.mark_launched(plan)
+            outcome = self.scheduler.update_from_output(plan, outputs, self.now_s)
             for chunk in live:
                 num_new = chunk.seq.num_tokens - num_tokens[chunk.seq.seq_id]
                 self._num_cached[chunk.seq.seq_id] = chunk.start + chunk.num_tokens + max(0, num_new - 1)
-            self._book(outcome)
+            self._book(Outcome(outcome.updates, released + outcome.released_seq_ids))
         return plan
 
     def fail_step(self) -> StepPlan:
-        plan = self.plan()
+        plan = self.schedule()
         self.now_s += self.step_s
-        self._book(self.scheduler.abandon(plan, "out of order", self.now_s))
+        self._book(self.scheduler.mark_failed(plan, "out of order", self.now_s))
         return plan
 
     def run(self, max_steps: int = 10_000) -> None:
@@ -149,8 +150,8 @@ class VirtualLab:
         assert all(chunk.seq in holders for chunk in plan.chunks)
         assert plan.num_dead_rows == sum(chunk.dead for chunk in plan.chunks)
         assert plan.num_rows == len(plan.chunks) - plan.num_dead_rows
-        if any(seq.alone for seq in holders):
-            assert len(holders) == 1, "it wanted to be alone"
+        if any(seq.exclusive for seq in holders):
+            assert len(holders) == 1, "it shares no step"
         assert bool(plan.num_rows) == bool(plan.chunks), "a step of dead rows only"
         is_row = [chunk.dead or chunk.is_decode for chunk in plan.chunks]
         assert is_row == sorted(is_row, reverse=True), "decode goes first"

@@ -24,7 +24,7 @@ _MAX_ELEMENTS = 1 << 23
 
 def needs_sampling(seq: Sequence) -> bool:
     """True unless the likeliest token is the answer."""
-    return not seq.params.takes_likeliest
+    return not seq.params.is_plain_greedy
 
 
 def row_settings(

@@ -28,7 +28,7 @@ class Request:
     priority: int
     ignore_eos: bool
     penalty: float
-    alone: bool
+    exclusive: bool
     cancelled_at_s: float | None
 
 
@@ -55,7 +55,7 @@ class Workload:
                 )
                 num_sequences += 1
             for seq in group:
-                seq.group_id, seq.priority, seq.alone = group_id, request.priority, request.alone
+                seq.group_id, seq.priority, seq.exclusive = group_id, request.priority, request.exclusive
             script.append((request.at_s, Submit(group)))
             if cancels and request.cancelled_at_s is not None:
                 half = [seq.seq_id for seq in group[::2]]
@@ -99,7 +99,7 @@ REQUESTS = st.builds(
     priority=st.integers(0, 2),
     ignore_eos=st.sampled_from([False, False, True]),
     penalty=st.sampled_from([1.0] * 6 + [1.2]),
-    alone=st.sampled_from([False] * 6 + [True]),
+    exclusive=st.sampled_from([False] * 6 + [True]),
     cancelled_at_s=st.none() | MOMENTS,
 )
 WORKLOADS = st.builds(
@@ -142,10 +142,10 @@ def assert_nothing_is_left(lab: OverlapLab) -> None:
 
 
 def assert_company_is_kept(workload: Workload, lab: OverlapLab) -> None:
-    """Who wants to be alone shares no step, nor does anybody in the baseline; rows in vain included."""
-    alone = {seq.seq_id for seq in lab.sequences if seq.alone}
+    """An exclusive sequence shares no step, nor does any in the baseline; rows in vain included."""
+    exclusive = {seq.seq_id for seq in lab.sequences if seq.exclusive}
     for rows in lab.backend.rows:
-        if workload.variant == "baseline" or any(seq_id in alone for seq_id, _ in rows):
+        if workload.variant == "baseline" or any(seq_id in exclusive for seq_id, _ in rows):
             assert len(rows) == 1
 
 

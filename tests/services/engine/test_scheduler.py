@@ -226,7 +226,7 @@ def test_a_failed_step_spares_the_rest_of_a_padded_batch() -> None:
 # -- dead rows ------------------------------------------------------------------------------------
 
 
-def test_finished_rows_stay_dead_at_their_last_place_until_the_batch_is_done() -> None:
+def test_finished_rows_stay_dead_at_their_last_position_until_the_batch_is_done() -> None:
     lab = VirtualLab("static")
     lab.submit(1, 2, 4, prompt=3)
     lab.submit(1)

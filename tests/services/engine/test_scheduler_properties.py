@@ -22,7 +22,7 @@ class Arrive:
     budgets: list[int]
     priority: int
     ignore_eos: bool
-    alone: bool = False
+    exclusive: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ ARRIVALS = st.builds(
     budgets=st.lists(st.integers(1, MAX_BUDGET), min_size=1, max_size=7),
     priority=st.integers(0, 2),
     ignore_eos=st.booleans(),
-    alone=st.sampled_from([False] * 5 + [True]),
+    exclusive=st.sampled_from([False] * 5 + [True]),
 )
 PASSES = st.builds(Pass, st.integers(1, 6))
 QUIET = st.lists(ARRIVALS | PASSES, min_size=1, max_size=25)
@@ -90,13 +90,13 @@ def replay(variant: str, limits: SchedulerLimits, events: list[Event]) -> Virtua
     lab = VirtualLab(variant, limits=limits, batch_wait_s=2.0, step_s=0.5, model=model)
     for event in events:
         match event:
-            case Arrive(prompt, budgets, priority, ignore_eos, alone):
+            case Arrive(prompt, budgets, priority, ignore_eos, exclusive):
                 fitting = lab.limits.kv_capacity_tokens // (prompt + MAX_BUDGET)
                 lab.submit(
                     *budgets[:fitting],
                     prompt=prompt,
                     priority=priority,
-                    alone=alone,
+                    exclusive=exclusive,
                     params=SamplingParams(ignore_eos=ignore_eos),
                 )
             case Pass(num_steps):

@@ -99,7 +99,7 @@ def timings_of(lab: VirtualLab, seq: Sequence) -> SequenceTimings:
 def test_waiting_for_company_is_batch_wait() -> None:
     lab = VirtualLab("dynamic", batch_wait_s=5.0)
     (first,) = lab.submit(3)
-    lab.plan()
+    lab.schedule()
     lab.now_s = 2.0
     (second,) = lab.submit(1)
     lab.run()
@@ -147,10 +147,10 @@ def test_arriving_in_mid_step_is_queue_time() -> None:
 def test_a_cancelled_sequence_accounts_for_its_wait_too() -> None:
     lab = VirtualLab("dynamic", batch_wait_s=5.0)
     (seq,) = lab.submit(3)
-    lab.plan()
+    lab.schedule()
     lab.now_s = 2.0
     lab.cancel(seq)
     lab.now_s = 9.0
-    lab.plan()
+    lab.schedule()
     assert timings_of(lab, seq) == SequenceTimings(0.0, 2.0, 0.0, 0.0, 0, 0.0)
     assert seq.batch_wait_s == 2.0

@@ -1,4 +1,4 @@
-"""The line to the engine, what happens when the engine is lost, and how the service starts and ends."""
+"""The clients of the engine, what happens when the engine is lost, and how the service starts and ends."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ from services.engine.messages import (
 )
 from services.engine.spec import EngineSpec
 from services.engine_client import supervisor as supervisor_module
+from services.engine_client.client import STOP_WITHIN_S, MakeClient, OnLost, OnReport
 from services.engine_client.process import EngineProcess
 from services.engine_client.supervisor import FAILED_AFTER, Supervisor
-from services.engine_client.thread import STOP_WITHIN_S, EngineThread, MakeLine, OnLost, OnReport
+from services.engine_client.thread import EngineThread
 from services.engine_client.wire import pack, unpack
 from tests.services.scripted_engine import ScriptedEngine
 from tests.services.served import CLIENT, DEADLINE_S, LabProcess, events, lab_serve, serving, until
@@ -68,8 +69,8 @@ def test_messages_arrive_as_they_were_sent(message: Ready | EngineFailed | StepR
     assert unpack(pack(message)) == message
 
 
-@pytest.mark.parametrize("make_line", [EngineProcess, EngineThread])
-def test_a_line_answers_and_ends(make_line: MakeLine) -> None:
+@pytest.mark.parametrize("make_client", [EngineProcess, EngineThread])
+def test_a_client_answers_and_ends(make_client: MakeClient) -> None:
     async def scenario() -> None:
         tokens: list[int] = []
         done = asyncio.Event()
@@ -80,58 +81,58 @@ def test_a_line_answers_and_ends(make_line: MakeLine) -> None:
                 if update.finish_reason:
                     done.set()
 
-        line = make_line(NULL, on_report, pytest.fail)
-        assert (await line.start()).backend == "null"
-        line.send(Submit([Sequence(1, [97], SamplingParams(max_tokens=5, ignore_eos=True))]))
+        client = make_client(NULL, on_report, pytest.fail)
+        assert (await client.start()).backend == "null"
+        client.send(Submit([Sequence(1, [97], SamplingParams(max_tokens=5, ignore_eos=True))]))
         await asyncio.wait_for(done.wait(), DEADLINE_S)
         assert len(tokens) == 5
-        await line.close()
-        if isinstance(line, EngineProcess):
-            assert line.pid is not None
-            assert not psutil.pid_exists(line.pid)
+        await client.close()
+        if isinstance(client, EngineProcess):
+            assert client.pid is not None
+            assert not psutil.pid_exists(client.pid)
 
     asyncio.run(scenario())
 
 
 def test_an_engine_that_is_still_loading_is_ended_at_once() -> None:
     async def scenario() -> None:
-        line = EngineProcess(NULL, lambda report: None, pytest.fail)
-        starting = asyncio.create_task(line.start())
+        client = EngineProcess(NULL, lambda report: None, pytest.fail)
+        starting = asyncio.create_task(client.start())
         await asyncio.sleep(0)
-        assert line.pid is not None
-        os.kill(line.pid, signal.SIGSTOP)
+        assert client.pid is not None
+        os.kill(client.pid, signal.SIGSTOP)
         await asyncio.sleep(0.05)
         starting.cancel()
         await asyncio.wait([starting])
         begin_s = time.monotonic()
-        await line.close()
+        await client.close()
         assert time.monotonic() - begin_s < STOP_WITHIN_S / 2
-        assert not psutil.pid_exists(line.pid)
+        assert not psutil.pid_exists(client.pid)
 
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("make_line", [EngineProcess, EngineThread])
-def test_a_model_that_cannot_be_loaded_says_why(make_line: MakeLine) -> None:
+@pytest.mark.parametrize("make_client", [EngineProcess, EngineThread])
+def test_a_model_that_cannot_be_loaded_says_why(make_client: MakeClient) -> None:
     async def scenario() -> None:
         spec = EngineSpec("continuous", BackendConfig(backend="nowhere", num_threads=1))
-        line = make_line(spec, lambda report: None, pytest.fail)
+        client = make_client(spec, lambda report: None, pytest.fail)
         with pytest.raises(LabError, match="BACKEND must be one of"):
-            await line.start()
-        await line.close()
+            await client.start()
+        await client.close()
 
     asyncio.run(scenario())
 
 
-class FlakyLine:
-    """A line whose starts go as planned: each entry of `plan` says whether one works, or what it raises."""
+class FlakyClient:
+    """A client whose starts go as planned: each entry of `plan` says whether one works, or what it raises."""
 
     def __init__(self, plan: list[bool | Exception]) -> None:
         self.plan = plan
         self.on_lost: OnLost = pytest.fail
         self.sent: list[Message] = []
 
-    def __call__(self, spec: EngineSpec, on_report: OnReport, on_lost: OnLost) -> FlakyLine:
+    def __call__(self, spec: EngineSpec, on_report: OnReport, on_lost: OnLost) -> FlakyClient:
         self.on_lost = on_lost
         return self
 
@@ -154,24 +155,24 @@ def test_the_supervisor_tries_again_and_again(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(supervisor_module, "FIRST_PAUSE_S", 0.0)
 
     async def scenario() -> None:
-        line = FlakyLine([True, *[False] * FAILED_AFTER, True])
+        client = FlakyClient([True, *[False] * FAILED_AFTER, True])
         states: list[str] = []
         losses: list[str] = []
         is_back = asyncio.Event()
 
-        def make(spec: EngineSpec, on_report: OnReport, on_lost: OnLost) -> FlakyLine:
+        def make(spec: EngineSpec, on_report: OnReport, on_lost: OnLost) -> FlakyClient:
             states.append(supervisor.state)
-            return line(spec, on_report, on_lost)
+            return client(spec, on_report, on_lost)
 
         supervisor = Supervisor(NULL, make, lambda report: None, losses.append, is_back.set)
         await supervisor.start()
-        line.on_lost("gone")
+        client.on_lost("gone")
         assert supervisor.state == "restarting"
         await asyncio.wait_for(is_back.wait(), DEADLINE_S)
         assert (losses, supervisor.state) == (["gone"], "running")
         assert states == ["starting", *["restarting"] * (FAILED_AFTER - 1), "failed", "failed"]
         await supervisor.close()
-        line.on_lost("closed on purpose")
+        client.on_lost("closed on purpose")
         assert losses == ["gone"]
 
     asyncio.run(scenario())
@@ -182,11 +183,11 @@ def test_a_restart_may_fail_for_any_reason(monkeypatch: pytest.MonkeyPatch) -> N
 
     async def scenario() -> None:
         no_process = OSError(errno.EAGAIN, "no process is left")
-        line = FlakyLine([True, no_process, True])
+        client = FlakyClient([True, no_process, True])
         is_back = asyncio.Event()
-        supervisor = Supervisor(NULL, line, lambda report: None, lambda reason: None, is_back.set)
+        supervisor = Supervisor(NULL, client, lambda report: None, lambda reason: None, is_back.set)
         await supervisor.start()
-        line.on_lost("gone")
+        client.on_lost("gone")
         await asyncio.wait_for(is_back.wait(), DEADLINE_S)
         assert supervisor.state == "running"
         await supervisor.close()
@@ -206,17 +207,19 @@ def test_a_process_that_cannot_be_started_can_be_closed(monkeypatch: pytest.Monk
     monkeypatch.setattr(multiprocessing.context.SpawnProcess, "_Popen", staticmethod(refuse))
 
     async def scenario() -> None:
-        line = EngineProcess(NULL, lambda report: None, pytest.fail)
+        client = EngineProcess(NULL, lambda report: None, pytest.fail)
         with pytest.raises(OSError, match="no memory"):
-            await line.start()
-        await line.close()
+            await client.start()
+        await client.close()
 
     asyncio.run(scenario())
 
 
 def test_a_first_start_that_fails_is_not_repeated() -> None:
     async def scenario() -> None:
-        supervisor = Supervisor(NULL, FlakyLine([False, True]), lambda report: None, pytest.fail, pytest.fail)
+        supervisor = Supervisor(
+            NULL, FlakyClient([False, True]), lambda report: None, pytest.fail, pytest.fail
+        )
         with pytest.raises(BackendError, match="no memory"):
             await supervisor.start()
         assert supervisor.state == "failed"
