@@ -220,15 +220,15 @@ def _cost_section(data: ReportData) -> str:
 
 
 def _validity_badge(data: ReportData) -> str:
-    level = str(data.manifest["validity"]["level"])
+    level = data.manifest.validity.level
     return f'<p class="badge {level.lower()}">{level}</p>'
 
 
 def _validity_section(data: ReportData) -> str:
-    validity = data.manifest["validity"]
+    validity = data.manifest.validity
     reasons = [
-        *(f"INVALID: {r}" for r in validity["invalid"]),
-        *(f"caution: {r}" for r in validity["caution"]),
+        *(f"INVALID: {r}" for r in validity.invalid),
+        *(f"caution: {r}" for r in validity.caution),
     ]
     items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons) or "<li>No doubts were found.</li>"
     return f"<h2>Validity</h2><ul>{items}</ul>"
@@ -247,5 +247,5 @@ def _table(table: Table, note: str) -> str:
 def _embedded(data: ReportData) -> str:
     """What the runs were, for whoever gets only this file."""
     kept = ("run_id", "arm", "model", "started_at", "seeds", "corpus", "schedule", "git", "packages", "path")
-    runs = [{name: run.get(name) for name in kept} for run in data.manifest["runs"]]
-    return json.dumps(runs).replace("<", "\\u003c")
+    told = [run.model_dump(mode="json", exclude_unset=True) for run in data.manifest.runs]
+    return json.dumps([{name: run.get(name) for name in kept} for run in told]).replace("<", "\\u003c")

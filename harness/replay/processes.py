@@ -23,12 +23,12 @@ from typing import Any
 
 from adapters.base import LabError
 from harness.client.answer import Answer
+from harness.client.event_loop import loop_factory
 from harness.client.stream import StreamClient
 from harness.client.target import Target
 from harness.plan.schedule import Schedule
 from harness.replay.play import play
 from harness.replay.runner import OnComplete, ReplayEnd
-from harness.results.manifest import loop_factory
 
 _READY = "ready"
 _START_TIMEOUT_S = 60.0

@@ -18,15 +18,16 @@ from time import perf_counter, time
 from adapters.base import LabError
 from harness.client.answer import Answer
 from harness.client.control import Control
+from harness.client.event_loop import loop_factory
 from harness.client.server import Server
 from harness.client.stream import StreamClient
 from harness.plan.schedule import Schedule
 from harness.plan.warmup import make_warmup
-from harness.replay.machine import MachineSample, MachineUse
+from harness.replay.machine import MachineSample
 from harness.replay.play import play, stops
 from harness.replay.processes import Part, play_in_processes
 from harness.replay.runner import OnComplete, Replay, ReplayEnd
-from harness.results.manifest import loop_factory
+from harness.results.manifest import MachineUse
 from harness.settings import HarnessSettings
 from services.contract import StepLine
 
@@ -85,7 +86,7 @@ def replay(
             client.close()
             end = play_in_processes(_parts(server, schedule, settings), on_complete, start_s)
         use = MachineSample.take(server.pid).use_since(before)
-        use = replace(use, harness_cpu_share=use.harness_cpu_share / settings.processes)
+        use.harness_cpu_share /= settings.processes
         steps, num_dropped = ([], 0) if first_step is None else control.steps_since(first_step)
         return ReplayResult(end, use, steps, num_dropped, round_trip_s)
 

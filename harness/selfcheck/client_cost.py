@@ -19,11 +19,11 @@ from pydantic_core import from_json
 
 from harness.client.answer import Answer
 from harness.client.connection import Origin
+from harness.client.event_loop import loop_factory
 from harness.client.sse import EventSplitter
 from harness.client.stream import StreamClient
 from harness.client.target import Target
 from harness.plan.schedule import PlannedRequest
-from harness.results.manifest import loop_factory
 from harness.results.table import number, render_table
 from harness.selfcheck.known_server import Delays, known_server
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from harness.client.answer import Answer
 from harness.client.connection import Origin
+from harness.client.event_loop import loop_factory
 from harness.client.stream import StreamClient
 from harness.client.target import Target
 from harness.plan.corpus import Prompt
@@ -26,9 +27,8 @@ from harness.plan.schedule import Arrivals, Load, Schedule, make_schedule
 from harness.plan.warmup import make_warmup
 from harness.replay.play import play
 from harness.replay.runner import ReplayEnd
-from harness.results.manifest import loop_factory
 from harness.results.metrics import send_lag_s, token_gaps
-from harness.results.record import ReplayLabels, make_row, to_frame
+from harness.results.record import ReplayLabels, make_row, make_table, to_frame
 from harness.results.stats import percentile
 from harness.results.table import number, render_table, share
 from harness.selfcheck.known_server import Delays, known_server
@@ -84,7 +84,7 @@ def measure_known(
     for answer in answers:
         answer.token_ids.clear()  # instants, too large for the column of ids
     labels = ReplayLabels("known", "known", "known", "known", "known", 0)
-    rows = to_frame([make_row(labels, answer) for answer in answers])
+    rows = to_frame(make_table([make_row(labels, answer) for answer in answers]))
     lag_ms = float(np.percentile(send_lag_s(rows), 99)) * 1e3
     return Measured(rows, token_s, cpu_s / wall_s, num_requests * num_tokens / wall_s, lag_ms)
 

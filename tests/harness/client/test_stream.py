@@ -14,10 +14,10 @@ import pytest
 
 from harness.client.answer import Answer
 from harness.client.connection import Origin
+from harness.client.event_loop import loop_factory
 from harness.client.stream import StreamClient
 from harness.client.target import Target, completions_path, parse_origin
 from harness.plan.schedule import PlannedRequest
-from harness.results.manifest import loop_factory
 from tests.harness.fake_server import (
     END,
     STREAM_HEAD,

@@ -14,14 +14,15 @@ from harness.page.files import load_report
 from harness.page.html import make_charts, render_page
 from harness.page.words import verdict_sentences
 from harness.results.cost import Price, read_price
-from harness.results.record import write_parquet
+from harness.results.manifest import GitFacts, HostFacts, Validity
+from harness.results.record import make_table, write_parquet
 from harness.results.steps import step_rows, write_steps
 from services.contract import StepLine
 from tests.harness.comparing.test_comparison import comparison, run_rows
 from tests.harness.results.test_latency_budget import told
 from tools.cli import main
 
-HOST = {"cpu_model": "a <CPU>", "cpu_governor": None, "physical_cores": 2, "memory_bytes": 2**34}
+HOST = HostFacts(cpu_model="a <CPU>", cpu_governor=None, physical_cores=2, memory_bytes=2**34)
 
 
 @pytest.fixture
@@ -33,9 +34,9 @@ def result(tmp_path: Path) -> Path:
     ]
     rows, manifest = comparison(*runs)
     stamps = told()
-    for number, run in enumerate(manifest["runs"]):
-        run |= {"run_id": f"run-{number}", "host": HOST, "git": {"sha": "a" * 40}}
-        run["validity"] = {"level": "VALID", "invalid": [], "caution": []}
+    for number, run in enumerate(manifest.runs):
+        run.run_id, run.host, run.git = f"run-{number}", HOST, GitFacts(sha="a" * 40)
+        run.validity = Validity()
         for row in runs[number]:
             row["run_id"] = f"run-{number}"
             for name in ("queue_s", "batch_wait_s", "prefill_s", "decode_s"):
@@ -47,11 +48,11 @@ def result(tmp_path: Path) -> Path:
         step=0, start_s=0.0, duration_s=9.0, num_rows=1, num_prompt_tokens=1, num_decode_tokens=0,
         num_dead_rows=0, queue_depth=0,
     )  # fmt: skip
-    for arm in manifest["runs"][:2]:
-        arm["path"] = str(tmp_path / f"{arm['arm']}.parquet")
-        steps_path = tmp_path / f"{arm['arm']}.steps.parquet"
-        write_steps(steps_path, step_rows([line], arm["run_id"], 0), {})
-    write_parquet(path, rows, manifest | {"schema_version": 1, "started_at": "x"})
+    for run in manifest.runs[:2]:
+        run.path = str(tmp_path / f"{run.arm}.parquet")
+        steps_path = tmp_path / f"{run.arm}.steps.parquet"
+        write_steps(steps_path, step_rows([line], run.run_id, 0), run)
+    write_parquet(path, make_table(rows), manifest)
     return path
 
 
