@@ -19,7 +19,6 @@ from harness.comparing.combine import compare_files
 from harness.comparing.headline import Contrast, contrasts
 from harness.results.manifest import RunManifest
 from harness.results.table import MISSING, render_table
-from harness.results.validity import load_of
 
 Result = Literal["pass", "REGRESSION", "can't tell"]
 INCONCLUSIVE_STATUS = 3
@@ -83,7 +82,7 @@ def gate(old: Path, new: Path, limit: float, *, allow_invalid: bool) -> tuple[li
     validity = made.manifest.validity
     if any("cannot be compared" in reason for reason in validity.invalid):
         raise ConfigError(f"{new} cannot be held against {old}: {validity.invalid[0]}")
-    is_open = load_of(made.manifest.runs[0]).is_open
+    is_open = made.manifest.runs[0].schedule.load.is_open
     found = [
         Gated(contrast, judge_regression(contrast, limit))
         for before, after in _pairs(made.manifest.runs, old)

@@ -1,8 +1,7 @@
 """`lab merge`: the files of all shards of one run become the file of the run.
 
-What enters are one file for each shard; what leaves is their rows one after the other, judged as a whole:
-the digest over all rows has to be that of the schedule without shards. Every shard's instants are counted
-from the start that all shared, since machines have clocks of their own. Measures nothing.
+The whole is judged anew: the digest over all rows has to be that of the schedule without shards. Instants
+count from the start that all shards shared, since each machine has a clock of its own.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from harness.results.record import (
 )
 from harness.results.stats import mean_of, percentile
 from harness.results.table import MISSING, number, render_table, share, spread
-from harness.results.validity import judge, load_of
+from harness.results.validity import judge
 
 LATENCIES = (
     ("ttft_ms", "TTFT, from send"),
@@ -195,7 +195,7 @@ def _latency_table(done: pd.DataFrame) -> str:
 
 
 def _rates(rows: pd.DataFrame, manifest: RunManifest, slo: Slo | None) -> list[str]:
-    is_open = load_of(manifest).is_open
+    is_open = manifest.schedule.load.is_open
     parts = [part for _, part in rows.groupby("repeat")]
     rates = [rate for part in parts if (rate := throughput(part, is_open=is_open)) is not None]
     windows = [rate.window_s for rate in rates]

@@ -19,7 +19,6 @@ from harness.results.manifest import ComparisonManifest, StepSummary
 from harness.results.metrics import throughput
 from harness.results.stats import MIN_SAMPLES, percentile
 from harness.results.table import number, render_table, share
-from harness.results.validity import load_of
 
 Value = Callable[["BlockFigures"], float | None]
 
@@ -53,7 +52,7 @@ def compare_arms(rows: pd.DataFrame, manifest: ComparisonManifest) -> list[Block
     """Figures of every run, in the order of the manifest's arms and then of blocks."""
     figures: list[BlockFigures] = []
     steps = {(run.arm, entry.repeat): entry.steps for run in manifest.runs for entry in run.repeats}
-    is_open = load_of(manifest.runs[0]).is_open
+    is_open = manifest.runs[0].schedule.load.is_open
     for arm in manifest.arms:
         for block in sorted(rows["repeat"].unique()):
             part = rows[(rows["arm"] == arm) & (rows["repeat"] == block)]
@@ -116,7 +115,7 @@ def render_comparison(
 ) -> str:
     """The text of a comparison: medians over blocks, ratios with intervals, verdicts in words, validity."""
     figures, reference = compare_arms(rows, manifest), manifest.reference
-    is_open = load_of(manifest.runs[0]).is_open
+    is_open = manifest.runs[0].schedule.load.is_open
     found = contrasts(rows, manifest.arms, reference, is_open=is_open, margin=margin)
     num_same, num_planned = agreement_of_all(rows)
     return "\n".join(

@@ -23,7 +23,6 @@ from harness.results.latency_budget import Budget, latency_budget
 from harness.results.manifest import ComparisonManifest, RunManifest
 from harness.results.metrics import Slo, goodput, throughput, token_gaps
 from harness.results.stats import Percentile, percentile
-from harness.results.validity import load_of
 
 Floats = NDArray[np.float64]
 
@@ -99,7 +98,7 @@ def gather(
     for run in runs:
         groups.setdefault((run.arm, load_text(run)), []).append(run)
     arms = [_arm_data(name, load, own, rows, slo, price) for (name, load), own in groups.items()]
-    is_open = load_of(runs[0]).is_open
+    is_open = runs[0].schedule.load.is_open
     names = [name for name in manifest.arms if any(arm.name == name for arm in arms)]
     one_load = len({arm.load for arm in arms}) == 1
     reference = manifest.reference if len(names) > 1 and one_load else None
@@ -153,7 +152,7 @@ def _arm_data(
     ids = {run.run_id for run in runs}
     own = rows[rows["run_id"].isin(ids)]
     done = own[own["error"].isna()]
-    is_open = load_of(runs[0]).is_open
+    is_open = runs[0].schedule.load.is_open
     parts = [part for _, part in own.groupby(["run_id", "repeat"])]
     rates = [(part, rate) for part in parts if (rate := throughput(part, is_open=is_open)) is not None]
     tokens_per_s = [rate.output_tokens_per_s for _, rate in rates]

@@ -15,7 +15,6 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from harness.results.manifest import RunManifest
 from harness.results.metrics import throughput
 from harness.results.stats import percentile
-from harness.results.validity import load_of
 
 LABELS = ("variant", "backend", "model", "arm")
 JOB = "batching_lab"
@@ -57,7 +56,7 @@ def summary_of(rows: pd.DataFrame, manifest: RunManifest) -> CollectorRegistry:
         found.labels(*values, *extra.values()).set(value)
 
     gauges: dict[str, Gauge] = {}
-    is_open = load_of(manifest).is_open
+    is_open = manifest.schedule.load.is_open
     rates = [rate for _, part in rows.groupby("repeat") if (rate := throughput(part, is_open=is_open))]
     for rate in rates[:1]:
         gauge("lab_run_output_tokens_per_second", "Output tokens a second.", rate.output_tokens_per_s)

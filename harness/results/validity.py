@@ -36,10 +36,6 @@ def judge(rows: pd.DataFrame, manifest: RunManifest) -> Validity:
     return Validity(tuple(invalid), tuple(caution))
 
 
-def load_of(manifest: RunManifest) -> Load:
-    return manifest.schedule.load
-
-
 # INVALID
 
 
@@ -64,7 +60,8 @@ def _failures(rows: pd.DataFrame) -> list[str]:
 
 def _undelivered(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
     problems: list[str] = []
-    plan, load = manifest.schedule, load_of(manifest)
+    plan = manifest.schedule
+    load = plan.load
     num_repeats = len(manifest.planned_repeats)
     ended = {entry.repeat: entry for entry in manifest.repeats}
     if len(ended) < num_repeats:
@@ -132,7 +129,8 @@ def _open_loop_problems(part: pd.DataFrame, load: Load) -> list[str]:
 
 def _sampling_doubts(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
     doubts: list[str] = []
-    plan, load = manifest.schedule, load_of(manifest)
+    plan = manifest.schedule
+    load = plan.load
     num_done = int(rows["error"].isna().sum())
     if 0 < num_done < MIN_SAMPLES[95]:
         doubts.append(f"few samples: {num_done} answers, p95 needs {MIN_SAMPLES[95]}")
