@@ -8,7 +8,7 @@ when a reader of today would misunderstand the JSON. No field holds a secret.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -258,7 +258,7 @@ def read_manifest(raw: bytes) -> Manifest:
     return parse_facts(RunManifest, found)
 
 
-def parse_facts(kind: type[_Model], found: Any) -> _Model:
+def parse_facts(kind: type[_Model], found: object) -> _Model:
     """Check decoded JSON.
 
     Raises:
