@@ -27,7 +27,7 @@ from adapters.torch_backend.model.kv_cache import SlotCache
 from adapters.torch_backend.model.linear import KernelLinear, TiledLinear
 from adapters.torch_backend.model.llama_forward import LlamaForward
 from adapters.torch_backend.packing import StepPacker
-from harness.results.manifest import utc_stamp
+from harness.results.output_dir import utc_stamp
 from harness.results.table import render_table
 from services.engine.engine import Engine
 from services.engine.messages import StepReport
