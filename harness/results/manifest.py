@@ -17,13 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.plan.schedule import Schedule
 from harness.plan.corpus import REPOSITORY, Corpus
+from harness.plan.schedule import Schedule
 from harness.replay.machine import MachineUse, describe_host
-from harness.results.record import Manifest
 from harness.replay.runner import ReplayEnd
-from harness.settings import HarnessSettings
+from harness.results.record import Manifest
 from harness.results.steps import StepSummary
+from harness.settings import HarnessSettings
 from services.contract import ModelCard
 
 SCHEMA_VERSION = 1

@@ -1,0 +1,1 @@
+"""Rows, figures and limits: whatever is computed from a run, and how it is kept."""
