@@ -1,8 +1,7 @@
 """`lab merge`: the files of all shards of one run become the file of the run.
 
-What enters are one file for each shard; what leaves is their rows one after the other, judged as a whole:
-the digest over all rows has to be that of the schedule without shards. Every shard's instants are counted
-from the start that all shared, since machines have clocks of their own. Measures nothing.
+The rows of all shards are judged as a whole: their digest has to be that of the schedule without shards.
+Every shard's instants are counted from the start that all shared, since machines have clocks of their own.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ def run(args: argparse.Namespace) -> int:
     """
     make_folder(args.out.parent)
     manifest, rows = merge(args.files)
-    verdict = judge(rows, manifest)
-    manifest["validity"] = verdict.as_dict()
+    validity = judge(rows, manifest)
+    manifest["validity"] = validity.as_dict()
     table = pa.Table.from_pandas(rows, schema=SCHEMA, preserve_index=False)
     write_table(args.out, table, manifest)
-    print(render_report(rows, manifest, verdict, args.out))
-    return 1 if verdict.level == "INVALID" else 0
+    print(render_report(rows, manifest, validity, args.out))
+    return 1 if validity.level == "INVALID" else 0
 
 
 def merge(paths: Sequence[Path]) -> tuple[Manifest, pd.DataFrame]:

@@ -1,8 +1,7 @@
 """Which arms a comparison has, and in which order each block measures them.
 
-What enters are names of variants, each with settings of its own if wanted; what leaves are arms. A strategy
-that keeps finished rows becomes two arms, one for each value of PAD_FINISHED, unless it says which.
-Measures nothing.
+A strategy that keeps finished rows becomes two arms, one for each value of PAD_FINISHED, unless it says
+which.
 """
 
 from __future__ import annotations

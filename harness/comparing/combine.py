@@ -1,8 +1,7 @@
 """Runs put side by side: one frame of rows and one manifest that holds a manifest for each run.
 
-What enters are measurements, or result files (of other settings, backends, models or commits); what leaves
-is a comparison as `comparison` and `page.data` read it, with the worst verdict of all its runs.
-Runs whose figures cannot be compared are refused or marked. Measures nothing.
+Runs come from measurements or from result files of other settings, backends, models or commits. Those whose
+figures cannot be compared are refused or marked; the whole is as valid as the worst of its runs.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -21,7 +20,7 @@ from adapters.base import ConfigError
 from harness.replay.arm_file import Measurement
 from harness.results.manifest import utc_stamp
 from harness.results.record import Manifest, read_parquet, write_table
-from harness.results.validity import Verdict
+from harness.results.validity import Validity
 
 _MUST_AGREE = (
     ("schedules", lambda m: m["schedule"]["digest"]),
@@ -34,6 +33,12 @@ _SHOULD_AGREE = (
 )
 
 
+class ResultFile(NamedTuple):
+    path: Path
+    manifest: Manifest
+    rows: pd.DataFrame
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     rows: pd.DataFrame
@@ -41,7 +46,7 @@ class Comparison:
 
 
 def comparison_manifest(
-    runs: Sequence[Manifest], arms: Sequence[str], reference: str, num_blocks: int, verdict: Verdict
+    runs: Sequence[Manifest], arms: Sequence[str], reference: str, num_blocks: int, validity: Validity
 ) -> Manifest:
     return {
         "kind": "comparison",
@@ -51,7 +56,7 @@ def comparison_manifest(
         "reference": reference,
         "num_blocks": num_blocks,
         "runs": list(runs),
-        "validity": verdict.as_dict(),
+        "validity": validity.as_dict(),
     }
 
 
@@ -68,7 +73,7 @@ def choose_reference(names: Sequence[str], asked: str | None) -> str:
     return asked
 
 
-def verdict_of(runs: Sequence[Manifest], num_planned: int) -> Verdict:
+def validity_of(runs: Sequence[Manifest], num_planned: int) -> Validity:
     """The worst of all runs, each reason once with the arms it holds for, and what only all show."""
     invalid: list[str] = []
     if len(runs) < num_planned:
@@ -78,7 +83,7 @@ def verdict_of(runs: Sequence[Manifest], num_planned: int) -> Verdict:
     ]
     caution = [f"the runs had different {name}" for name in _differing(_SHOULD_AGREE, runs)]
     told = [(m["arm"], m["validity"]) for m in runs if m.get("validity")]
-    return Verdict(
+    return Validity(
         (*invalid, *merged_reasons([(arm, v["invalid"]) for arm, v in told])),
         (*caution, *merged_reasons([(arm, v["caution"]) for arm, v in told])),
     )
@@ -117,21 +122,20 @@ def write_comparison(folder: Path, measurements: Sequence[Measurement], manifest
     return path
 
 
-def read_runs(paths: Sequence[Path], *, allow_invalid: bool) -> tuple[list[Manifest], pd.DataFrame]:
-    """All runs of these files, and their rows. Arms of one name and load are told apart by commit or file.
-
-    Raises:
-        ConfigError: a file is INVALID and `allow_invalid` is not set.
-        LabError: a file cannot be read.
+def read_result(path: Path) -> ResultFile:
     """
+    Raises:
+        LabError: the file cannot be read.
+    """
+    return ResultFile(path, *read_parquet(path))
+
+
+def join_runs(files: Sequence[ResultFile]) -> tuple[list[Manifest], pd.DataFrame]:
+    """All runs of these files, and their rows. Arms of one name and load are told apart by commit or file."""
     runs: list[Manifest] = []
     frames: list[pd.DataFrame] = []
     taken: set[tuple[str, str]] = set()
-    for path in paths:
-        manifest, rows = read_parquet(path)
-        verdict = manifest["validity"] or {"level": "INVALID", "invalid": ["unfinished"]}
-        if verdict["level"] == "INVALID" and not allow_invalid:
-            raise ConfigError(f"{path} is INVALID ({verdict['invalid'][0]}); --allow-invalid takes it anyway")
+    for path, manifest, rows in files:
         own_runs = manifest["runs"] if manifest.get("kind") == "comparison" else [manifest]
         digest = str(own_runs[0]["schedule"]["digest"])
         names = {
@@ -159,20 +163,27 @@ def compare_files(
     """Several result files as one comparison; blocks are paired by number of repeat.
 
     Raises:
-        ConfigError: as `read_runs`, or there is nothing to compare.
+        ConfigError: a file is INVALID and `allow_invalid` is not set, or there is nothing to compare.
         LabError: a file cannot be read.
     """
-    runs, rows = read_runs(paths, allow_invalid=allow_invalid)
+    files = [read_result(path) for path in paths]
+    for file in files:
+        told = file.manifest["validity"] or {"level": "INVALID", "invalid": ["unfinished"]}
+        if told["level"] == "INVALID" and not allow_invalid:
+            raise ConfigError(
+                f"{file.path} is INVALID ({told['invalid'][0]}); --allow-invalid takes it anyway"
+            )
+    runs, rows = join_runs(files)
     arms = list(dict.fromkeys(m["arm"] for m in runs))
     if len(arms) < 2:
         raise ConfigError("name at least two result files, or a comparison of two arms")
-    verdict = verdict_of(runs, len(runs))
+    validity = validity_of(runs, len(runs))
     if len(paths) > 1:
         note = "the files were not measured in turns: what the machine did in between is in the ratios"
-        verdict = Verdict(verdict.invalid, (note, *verdict.caution))
+        validity = Validity(validity.invalid, (note, *validity.caution))
     num_blocks = int(rows["repeat"].nunique())
     reference = choose_reference(arms, asked_reference)
-    return Comparison(rows, comparison_manifest(runs, arms, reference, num_blocks, verdict))
+    return Comparison(rows, comparison_manifest(runs, arms, reference, num_blocks, validity))
 
 
 def _free_name(arm: str, path: Path, run: Manifest, taken: set[str]) -> str:

@@ -1,8 +1,7 @@
 """The runs of a comparison, in a balanced order, and a ledger by which an interrupted one goes on.
 
-What enters are arms and a number of blocks; what leaves are their measurements. A run that the ledger holds
-for the same plan (arms, settings, schedule, corpus, commit) is read back instead of made again, so the same
-call with more blocks extends a comparison. Decides no figure.
+A run that the ledger holds for the same plan (arms, settings, schedule, corpus, commit) is read back
+instead of made again, so the same call with more blocks extends a comparison.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from harness.replay.arm_file import Arm, Measurement
 from harness.replay.progress import Reporter
 from harness.results.manifest import git_state
 from harness.results.record import read_parquet
-from harness.results.validity import Verdict
+from harness.results.validity import Validity
 from harness.settings import HarnessSettings
 
 
@@ -57,8 +56,8 @@ class Ledger:
         except LabError:
             return None
         told = manifest["validity"]
-        verdict = Verdict(tuple(told["invalid"]), tuple(told["caution"]))
-        return None if verdict.invalid else Measurement(path, rows, manifest, verdict)
+        validity = Validity(tuple(told["invalid"]), tuple(told["caution"]))
+        return None if validity.invalid else Measurement(path, rows, manifest, validity)
 
 
 def plan_digest(arms: Sequence[Arm], settings: HarnessSettings, corpus: Corpus, schedule: Schedule) -> str:

@@ -12,18 +12,19 @@ from html import escape
 
 import numpy as np
 
+from harness.comparing.contrasts import contrast_table
 from harness.page.bars import budget_bars, lane_legend, lanes
 from harness.page.charts import Series, chart
-from harness.page.data import ArmData, Floats, ReportData
+from harness.page.data import ArmData, ReportData
 from harness.page.style import SCRIPT, STYLE
-from harness.page.words import (
+from harness.page.summary import (
     arm_table,
     budget_table,
     contrast_sentences,
-    contrast_table,
     setting_lines,
     verdict_sentences,
 )
+from harness.results.formulas import Floats
 
 MAX_CURVE_POINTS = 160
 TIMELINE_STRETCH = 3.0

@@ -30,7 +30,7 @@ from harness.results.record import (
     write_parquet,
 )
 from harness.results.steps import write_steps
-from harness.results.validity import Verdict, judge
+from harness.results.validity import Validity, judge
 from harness.settings import HarnessSettings
 
 
@@ -49,7 +49,7 @@ class Measurement:
     path: Path
     rows: pd.DataFrame
     manifest: Manifest
-    verdict: Verdict
+    validity: Validity
 
     @property
     def was_interrupted(self) -> bool:
@@ -115,13 +115,13 @@ class ArmFile:
     def finish(self) -> Measurement:
         self._journal.close()
         rows = to_frame(self._rows)
-        verdict = judge(rows, self.manifest)
-        self.manifest["validity"] = verdict.as_dict()
+        validity = judge(rows, self.manifest)
+        self.manifest["validity"] = validity.as_dict()
         write_parquet(self.path, self._rows, self.manifest)
         if self._steps:
             write_steps(self.path.with_suffix(".steps.parquet"), self._steps, self.manifest)
         self._journal.path.unlink()
-        return Measurement(self.path, rows, self.manifest, verdict)
+        return Measurement(self.path, rows, self.manifest, validity)
 
 
 def _variant_name(arm: Arm, server: Server, settings: HarnessSettings) -> str:

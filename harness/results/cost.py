@@ -1,7 +1,6 @@
 """What a million output tokens cost, from the price of the machine or of the tokens.
 
-What enters are prices in US dollars; what leaves is dollars per million output tokens, or nothing where no
-price is known. Knows no currency rates and no bills.
+Prices are in US dollars; without one there is no cost, not a cost of 0.
 """
 
 from __future__ import annotations

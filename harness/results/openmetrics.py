@@ -1,7 +1,7 @@
 """The summary of a run for Prometheus: a file in OpenMetrics text, and a Pushgateway where one is named.
 
-What enters are rows and a manifest; what leaves is `<file>.om` beside the parquet, and one push to
-PUSHGATEWAY_URL if it is set. A gateway that does not answer costs a warning, never the run.
+The file is `<file>.om` beside the parquet; PUSHGATEWAY_URL names the gateway. One that does not answer
+costs a warning, never the run.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import pandas as pd
 from prometheus_client import CollectorRegistry, Gauge, pushadd_to_gateway
 from prometheus_client.openmetrics.exposition import generate_latest
 
-from harness.results.metrics import throughput
+from harness.results.metrics import METRICS
 from harness.results.record import Manifest
-from harness.results.stats import percentile
+from harness.results.stats import MIN_SAMPLES
 from harness.results.validity import load_of
 
 LABELS = ("variant", "backend", "model", "arm")
 JOB = "batching_lab"
+_UNITS = {"ms": ("seconds", 1e-3), "per_s": ("per_second", 1.0)}
+"""Prometheus has base units only; one that is not here keeps its name."""
 
 
 def write_openmetrics(path: Path, rows: pd.DataFrame, manifest: Manifest) -> Path:
@@ -49,30 +51,30 @@ def summary_of(rows: pd.DataFrame, manifest: Manifest) -> CollectorRegistry:
     service = manifest["service"] or {}
     values = (manifest["variant"], service.get("backend", "external"), manifest["model"], manifest["arm"])
 
-    def gauge(name: str, words: str, value: float | None, **extra: str) -> None:
+    def gauge(name: str, words: str, value: float | None, factor: float = 1.0, **extra: str) -> None:
         if value is None:
             return
         found = gauges.get(name)
         if found is None:
             found = gauges[name] = Gauge(name, words, (*LABELS, *extra), registry=registry)
-        found.labels(*map(str, values), *extra.values()).set(value)
+        found.labels(*map(str, values), *extra.values()).set(value * factor)
 
     gauges: dict[str, Gauge] = {}
     is_open = load_of(manifest).is_open
-    rates = [rate for _, part in rows.groupby("repeat") if (rate := throughput(part, is_open=is_open))]
-    for rate in rates[:1]:
-        gauge("lab_run_output_tokens_per_second", "Output tokens a second.", rate.output_tokens_per_s)
-    done = rows[rows["error"].isna()]
-    for column, name, words in (
-        ("ttft_sched_ms", "lab_run_ttft_seconds", "Time to first token, from schedule."),
-        ("tpot_ms", "lab_run_tpot_seconds", "Time per output token after the first."),
-        ("total_sched_ms", "lab_run_total_seconds", "Whole answer, from schedule."),
-    ):
-        for q in (50, 95, 99):
-            found = percentile(done[column].to_numpy(dtype=float), q).value
-            gauge(name, words, None if found is None else found / 1e3, quantile=f"0.{q}")
+    parts = [part for _, part in rows.groupby("repeat")]
+    for metric in METRICS:
+        unit, factor = _UNITS.get(metric.unit, (metric.unit, 1.0))
+        name = "_".join(filter(None, ("lab_run", metric.name, unit)))
+        if metric.samples is not None:
+            samples = metric.samples(rows)
+            for q in MIN_SAMPLES:
+                value = samples.percentile(q).value
+                gauge(name, metric.description, value, factor, quantile=f"0.{q}")
+        elif metric.of_run is not None:
+            figures = (metric.of_run(part, is_open) for part in parts)
+            gauge(name, metric.description, next((f for f in figures if f is not None), None), factor)
     gauge("lab_run_requests", "Requests of the run.", float(len(rows)))
-    gauge("lab_run_failed_requests", "Requests that failed.", float(len(rows) - len(done)))
+    gauge("lab_run_failed_requests", "Requests that failed.", float(rows["error"].notna().sum()))
     level = (manifest["validity"] or {}).get("level")
     gauge("lab_run_is_valid", "1 unless the run is INVALID.", float(level != "INVALID"))
     return registry

@@ -1,7 +1,4 @@
-"""A folder to write into, made before anything starts whose results would have no place.
-
-What enters is a path; what leaves is an error that names it, or nothing. Writes no file.
-"""
+"""A folder to write into, made before anything starts whose results would have no place."""
 
 from __future__ import annotations
 

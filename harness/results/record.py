@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from adapters.base import LabError
 from harness.client.answer import TIMING_FIELDS, Answer
-from harness.results.metrics import RequestMetrics, request_metrics
+from harness.results.formulas import RequestMetrics, request_metrics
 
 MANIFEST_KEY = b"lab.manifest"
 JOURNAL_SUFFIX = ".journal.jsonl"

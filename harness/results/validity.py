@@ -1,7 +1,7 @@
 """Whether a run counts: VALID, CAUTION (usable, with a reason to know) or INVALID (unusable).
 
-What enters are the rows and the manifest, nothing else, so that a file can be judged again later; what
-leaves is a verdict with its reasons, each a sentence. Every bound is a constant at the top.
+Only the rows and the manifest are read, so that a file can be judged again later. Every reason is a sentence,
+and every bound a constant at the top.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from harness.plan.schedule import Arrivals, Load, schedule_digest
-from harness.results.metrics import send_lag_s, throughput
+from harness.results.formulas import send_lag_s, throughput
 from harness.results.record import Manifest
 from harness.results.stats import MIN_SAMPLES
 
@@ -31,7 +31,7 @@ MAX_FLOOR_SHARE = 0.10
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Validity:
     invalid: tuple[str, ...] = ()
     caution: tuple[str, ...] = ()
 
@@ -49,7 +49,7 @@ class Verdict:
         return [self.level, *reasons, *(f"  caution: {reason}" for reason in self.caution)]
 
 
-def judge(rows: pd.DataFrame, manifest: Manifest) -> Verdict:
+def judge(rows: pd.DataFrame, manifest: Manifest) -> Validity:
     """Judge one file: all repeats of one arm."""
     invalid = [*_corpus_problems(manifest), *_failures(rows), *_undelivered(rows, manifest)]
     caution = [
@@ -58,7 +58,7 @@ def judge(rows: pd.DataFrame, manifest: Manifest) -> Verdict:
         *_floor_doubts(rows, manifest),
         *_machine_doubts(manifest),
     ]
-    return Verdict(tuple(invalid), tuple(caution))
+    return Validity(tuple(invalid), tuple(caution))
 
 
 def load_of(manifest: Manifest) -> Load:

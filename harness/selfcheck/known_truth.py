@@ -26,8 +26,8 @@ from harness.plan.schedule import Arrivals, Load, Schedule, make_schedule
 from harness.plan.warmup import make_warmup
 from harness.replay.play import play
 from harness.replay.runner import ReplayEnd
+from harness.results.formulas import send_lag_s, token_gaps
 from harness.results.manifest import loop_factory
-from harness.results.metrics import send_lag_s, token_gaps
 from harness.results.record import ReplayLabels, make_row, to_frame
 from harness.results.stats import percentile
 from harness.results.table import number, render_table, share
@@ -102,7 +102,7 @@ def truths(rows: pd.DataFrame, token_s: list[Floats]) -> dict[str, tuple[Floats,
     return {
         "TTFT": (rows["ttft_ms"].to_numpy(dtype=float), (first - received) * 1e3 + connecting_ms),
         "TPOT": (rows["tpot_ms"].to_numpy(dtype=float), spans / num_later * 1e3),
-        "ITL": (token_gaps(rows).gap_ms, np.concatenate([np.diff(stamps) for stamps in token_s]) * 1e3),
+        "ITL": (token_gaps(rows).values, np.concatenate([np.diff(stamps) for stamps in token_s]) * 1e3),
         "total": (rows["total_ms"].to_numpy(dtype=float), (last - received) * 1e3 + connecting_ms),
     }
 

@@ -10,21 +10,21 @@ import pytest
 from adapters.base import ConfigError
 from harness.comparing.combine import compare_files
 from harness.results.record import write_parquet
-from harness.results.validity import Verdict
+from harness.results.validity import Validity
 from tests.harness.comparing.test_comparison import run_rows
 from tests.harness.made_rows import made_manifest, made_repeat
 from tools.cli import main
 
 
 def write_file(
-    path: Path, *steps_s: float, sha: str = "a" * 40, verdict: Verdict | None = None, **changes: Any
+    path: Path, *steps_s: float, sha: str = "a" * 40, validity: Validity | None = None, **changes: Any
 ) -> Path:
     """One repeat for each of `steps_s`, each with answers that take so long."""
     rows = [row for block, step_s in enumerate(steps_s) for row in run_rows("continuous", block, step_s)]
     manifest = made_manifest(rows, repeats=len(steps_s)) | {
         "git": {"sha": sha},
         "repeats": [made_repeat(block) for block in range(len(steps_s))],
-        "validity": (verdict or Verdict()).as_dict(),
+        "validity": (validity or Validity()).as_dict(),
     }
     write_parquet(path, rows, manifest | changes)
     return path
@@ -68,7 +68,7 @@ def test_files_that_replayed_something_else_are_refused(tmp_path: Path, old: Pat
 
 
 def test_invalid_files_are_refused_unless_told(tmp_path: Path, old: Path) -> None:
-    bad = write_file(tmp_path / "bad.parquet", 1.0, 1.0, verdict=Verdict(("requests failed",)))
+    bad = write_file(tmp_path / "bad.parquet", 1.0, 1.0, validity=Validity(("requests failed",)))
     with pytest.raises(ConfigError, match="requests failed"):
         compare_files([old, bad])
     made = compare_files([old, bad], allow_invalid=True)

@@ -15,7 +15,7 @@ from harness.plan.schedule import Arrivals, Load, Schedule, make_schedule
 from harness.replay.arm_file import Arm, Measurement
 from harness.replay.progress import PlainReporter
 from harness.results.record import write_parquet
-from harness.results.validity import Verdict
+from harness.results.validity import Validity
 from harness.settings import HarnessSettings
 from tests.harness.comparing.test_comparison import run_rows
 from tests.harness.made_rows import made_frame, made_manifest, made_repeat
@@ -42,12 +42,12 @@ class Bench:
         block, name = repeats[0], str(arm.name)
         self.made.append((block, name))
         rows = run_rows(name, block, 1.0, num=3)
-        verdict = Verdict(self._invalid)
-        manifest = made_manifest(rows, arm=name, validity=verdict.as_dict())
+        validity = Validity(self._invalid)
+        manifest = made_manifest(rows, arm=name, validity=validity.as_dict())
         manifest["repeats"] = [made_repeat(block)]
         path = self._folder / f"{len(list(self._folder.glob('*.parquet')))}.parquet"
         write_parquet(path, rows, manifest)
-        return Measurement(path, made_frame(rows), manifest, verdict)
+        return Measurement(path, made_frame(rows), manifest, validity)
 
 
 def compare(

@@ -17,7 +17,7 @@ from harness.plan.corpus import Prompt
 from harness.plan.schedule import Arrivals, Load, make_schedule
 from harness.plan.warmup import make_warmup
 from harness.replay.runner import Replay, ReplayEnd
-from harness.results.metrics import send_lag_s
+from harness.results.formulas import send_lag_s
 from harness.results.record import ReplayLabels, make_row, to_frame
 from tests.harness.fake_server import (
     Answering,

@@ -9,7 +9,7 @@ import pytest
 
 from harness.plan.schedule import Arrivals, Load
 from harness.results.record import Manifest, Row
-from harness.results.validity import Verdict, judge
+from harness.results.validity import Validity, judge
 from tests.harness.made_rows import made_frame, made_manifest, made_repeat, made_row
 
 NUM = 60
@@ -34,61 +34,61 @@ def open_rows(lag_s: float = 0.001, stretch: float = 1.0, num: int = NUM) -> lis
     ]
 
 
-def judged(rows: list[Row], manifest: Manifest | None = None, **changes: Any) -> Verdict:
+def judged(rows: list[Row], manifest: Manifest | None = None, **changes: Any) -> Validity:
     return judge(made_frame(rows), manifest or made_manifest(rows, **changes))
 
 
 def test_a_quiet_run_is_valid() -> None:
-    assert judged(closed_rows()) == Verdict()
+    assert judged(closed_rows()) == Validity()
     assert judged(closed_rows()).level == "VALID"
-    assert judged(open_rows(), load=OPEN) == Verdict()
+    assert judged(open_rows(), load=OPEN) == Validity()
 
 
 def test_invalid_outranks_caution_and_both_are_told() -> None:
-    verdict = Verdict(("broken",), ("noisy",))
-    assert verdict.level == "INVALID"
-    assert verdict.lines() == ["INVALID", "  INVALID: broken", "  caution: noisy"]
+    validity = Validity(("broken",), ("noisy",))
+    assert validity.level == "INVALID"
+    assert validity.lines() == ["INVALID", "  INVALID: broken", "  caution: noisy"]
 
 
-def failed_requests() -> Verdict:
+def failed_requests() -> Validity:
     rows = closed_rows()
     rows[3] = made_row(3, scheduled_s=3.0, sent_s=3.0, error="http 500: broken")
     return judged(rows)
 
 
-def corpus_changed() -> Verdict:
+def corpus_changed() -> Validity:
     rows = closed_rows()
     corpus = {"sha256": "a" * 64, "recorded_sha256": "b" * 64, "num_prompts": 500}
     return judged(rows, made_manifest(rows, corpus=corpus))
 
 
-def schedule_changed() -> Verdict:
+def schedule_changed() -> Validity:
     rows = closed_rows()
     manifest = made_manifest(rows)
     rows[5]["prompt_id"] = "another"
     return judged(rows, manifest)
 
 
-def rows_missing() -> Verdict:
+def rows_missing() -> Validity:
     rows = closed_rows()
     return judged(rows[:-2], made_manifest(rows))
 
 
-def nothing_finished() -> Verdict:
+def nothing_finished() -> Validity:
     return judged([], made_manifest(closed_rows()) | {"repeats": []})
 
 
-def repeat_missing() -> Verdict:
+def repeat_missing() -> Validity:
     rows = closed_rows()
     return judged(rows, made_manifest(rows, repeats=2) | {"repeats": [made_repeat(0)]})
 
 
-def with_repeat(**changes: Any) -> Verdict:
+def with_repeat(**changes: Any) -> Validity:
     rows = closed_rows()
     return judged(rows, made_manifest(rows) | {"repeats": [made_repeat(0, **changes)]})
 
 
-def model_changed() -> Verdict:
+def model_changed() -> Validity:
     rows = closed_rows() + closed_rows(repeat=1)
     repeats = [made_repeat(0), made_repeat(1, model_digest="other")]
     return judged(rows, made_manifest(rows, repeats=2) | {"repeats": repeats})
@@ -112,21 +112,21 @@ def model_changed() -> Verdict:
         (lambda: judged(open_rows(stretch=1.1), load=OPEN), "91% of the rate"),
     ],
 )
-def test_what_makes_a_run_invalid(make: Callable[[], Verdict], reason: str) -> None:
-    verdict = make()
-    assert verdict.level == "INVALID"
-    assert any(reason in sentence for sentence in verdict.invalid), verdict
+def test_what_makes_a_run_invalid(make: Callable[[], Validity], reason: str) -> None:
+    validity = make()
+    assert validity.level == "INVALID"
+    assert any(reason in sentence for sentence in validity.invalid), validity
 
 
 def test_small_lag_and_a_slightly_stretched_load_are_allowed() -> None:
     assert judged(open_rows(lag_s=0.019), load=OPEN).level == "VALID"
 
 
-def with_machine(**changes: Any) -> Verdict:
+def with_machine(**changes: Any) -> Validity:
     return with_repeat(machine=made_repeat()["machine"] | changes)
 
 
-def with_host(num_threads: int = 1, **changes: Any) -> Verdict:
+def with_host(num_threads: int = 1, **changes: Any) -> Validity:
     rows = closed_rows()
     manifest = made_manifest(rows)
     manifest["host"] |= changes
@@ -134,7 +134,7 @@ def with_host(num_threads: int = 1, **changes: Any) -> Verdict:
     return judged(rows, manifest)
 
 
-def changed(**changes: Any) -> Verdict:
+def changed(**changes: Any) -> Validity:
     rows = closed_rows()
     return judged(rows, made_manifest(rows, **changes))
 
@@ -173,10 +173,10 @@ def changed(**changes: Any) -> Verdict:
         ),
     ],
 )
-def test_what_calls_for_caution(make: Callable[[], Verdict], reason: str) -> None:
-    verdict = make()
-    assert verdict.level == "CAUTION"
-    assert any(reason in sentence for sentence in verdict.caution), verdict
+def test_what_calls_for_caution(make: Callable[[], Validity], reason: str) -> None:
+    validity = make()
+    assert validity.level == "CAUTION"
+    assert any(reason in sentence for sentence in validity.caution), validity
 
 
 def test_repeats_against_one_running_server_call_for_caution() -> None:
