@@ -19,7 +19,6 @@ from harness.comparing.contrasts import Contrast, contrasts
 from harness.comparing.verdict import FEWEST_BLOCKS
 from harness.results.metrics import METRICS, Figure
 from harness.results.record import Manifest
-from harness.results.stats import MIN_SAMPLES
 from harness.results.table import MISSING, render_table
 from harness.results.validity import load_of
 
@@ -78,7 +77,7 @@ def figure_called(name: str) -> Figure:
     Raises:
         ConfigError: there is none of this name.
     """
-    figures = [Figure(m, q) for m in METRICS for q in (MIN_SAMPLES if m.samples else (None,))]
+    figures = [figure for metric in METRICS for figure in metric.figures]
     wanted = name.replace("-", " ").lower()
     for figure in figures:
         if wanted in (figure.label.lower(), figure.key):

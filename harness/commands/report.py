@@ -23,7 +23,7 @@ from harness.results.cost import read_price
 from harness.results.formulas import throughput
 from harness.results.metrics import METRICS
 from harness.results.record import JOURNAL_SUFFIX, Manifest, read_journal, to_frame, write_parquet
-from harness.results.slo import Limit, Slo, goodput
+from harness.results.slo import Slo, goodput
 from harness.results.stats import MIN_SAMPLES, mean_of
 from harness.results.table import MISSING, number, render_table, share, spread
 from harness.results.validity import Validity, judge, load_of
@@ -208,16 +208,11 @@ def _run_figures(rows: pd.DataFrame, manifest: Manifest, slo: Slo) -> list[str]:
         lines.append(
             f"goodput          {spread([g.requests_per_s for g in good], 2)} requests/s ({met} % met all)"
         )
-    return lines + [_limit_line(limit, limit.value(rows, is_open)) for limit in slo.on_the_run]
-
-
-def _limit_line(limit: Limit, value: float | None) -> str:
-    told = (
-        f"n<{MIN_SAMPLES[limit.q]}"
-        if value is None and limit.q is not None
-        else number(value, limit.metric.digits)
-    )
-    return f"limit            {limit.text()}: {'met' if limit.is_met_by(value) else 'missed'} ({told})"
+    for limit in slo.on_the_run:
+        value = limit.figure.over(rows, is_open)
+        state = "met" if limit.is_met_by(value) else "missed"
+        lines.append(f"limit            {limit.text()}: {state} ({limit.figure.text(value)})")
+    return lines
 
 
 def _window_name(is_open: bool) -> str:

@@ -20,8 +20,7 @@ from harness.measure import measure
 from harness.plan.planner import plan
 from harness.replay.arm_file import Arm, Measurement
 from harness.replay.progress import Reporter, make_reporter
-from harness.results.formulas import throughput
-from harness.results.metrics import REQUESTS, Figure, compared_figures
+from harness.results.metrics import OUTPUT_TOKENS, REQUESTS, Figure, compared_figures
 from harness.results.output_dir import make_folder
 from harness.results.slo import Slo
 from harness.results.table import render_table
@@ -40,7 +39,6 @@ class Point:
     load: float
     measurement: Measurement
     tokens_per_s: float
-    requests_per_s: float
     is_saturated: bool
     met: bool | None
 
@@ -117,9 +115,7 @@ class Sweep:
         corpus, schedule = plan(settings, allow_changed_corpus=self._allow_changed)
         reporter.announce(f"{load:g} {'requests/s' if self.is_open else 'users'}")
         measurement = measure(Arm(settings.variant), settings, corpus, schedule, reporter, [0])
-        rate = throughput(measurement.rows, is_open=self.is_open)
-        tokens_per_s = rate.output_tokens_per_s if rate else 0.0
-        requests_per_s = rate.requests_per_s if rate else 0.0
+        tokens_per_s = Figure(OUTPUT_TOKENS).value(measurement.rows, self.is_open) or 0.0
         met = None
         if self._slo:
             is_valid = measurement.validity.level != "INVALID"
@@ -128,7 +124,7 @@ class Sweep:
         if not self.is_open and len(before) > 1:
             gain = tokens_per_s / max(before[-2].tokens_per_s, 1e-9) - 1
             saturated = gain < KNEE_GAIN and met is not True
-        return Point(load, measurement, tokens_per_s, requests_per_s, saturated, met)
+        return Point(load, measurement, tokens_per_s, saturated, met)
 
 
 def is_saturated(rows: pd.DataFrame) -> bool:
@@ -175,7 +171,8 @@ def render_sweep(points: list[Point], slo: Slo, *, is_open: bool) -> str:
     columns.insert(1, Figure(REQUESTS))
     lines: list[list[str]] = []
     for point in points:
-        cells = [f"{point.load:g}", *(figure.text(point.measurement.rows, is_open) for figure in columns)]
+        values = (figure.value(point.measurement.rows, is_open) for figure in columns)
+        cells = [f"{point.load:g}", *(f.text(value) for f, value in zip(columns, values, strict=True))]
         state = "saturated" if point.is_saturated else point.measurement.validity.level
         lines.append([*cells, state, "-" if point.met is None else "yes" if point.met else "no"])
     headers = [unit, *(figure.label for figure in columns), "state", "met SLO"]

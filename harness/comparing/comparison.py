@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import pandas as pd
 
@@ -23,8 +22,7 @@ from harness.comparing.contrasts import (
 from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.results.metrics import Figure, compared_figures
 from harness.results.record import Manifest
-from harness.results.stats import MIN_SAMPLES
-from harness.results.table import MISSING, number, render_table, share
+from harness.results.table import number, render_table, share
 from harness.results.validity import Validity, load_of
 
 
@@ -56,28 +54,18 @@ def compare_arms(rows: pd.DataFrame, manifest: Manifest) -> list[BlockFigures]:
             if part.empty:
                 continue
             reference = rows[(rows["arm"] == manifest["reference"]) & (rows["repeat"] == block)]
-            figures.append(_figures(arm, int(block), part, reference, steps.get((arm, int(block))), is_open))
+            own_steps = steps.get((arm, int(block))) or {}
+            figures.append(
+                BlockFigures(
+                    arm,
+                    int(block),
+                    {figure.key: figure.value(part, is_open) for figure in compared_figures()},
+                    own_steps.get("mean_batch_size"),
+                    own_steps.get("dead_row_share"),
+                    *agreement(part, reference),
+                )
+            )
     return figures
-
-
-def _figures(
-    arm: str,
-    block: int,
-    part: pd.DataFrame,
-    reference: pd.DataFrame,
-    steps: dict[str, Any] | None,
-    is_open: bool,
-) -> BlockFigures:
-    num_same, num_compared = agreement(part, reference)
-    return BlockFigures(
-        arm=arm,
-        block=block,
-        values={figure.key: figure.value(part, is_open) for figure in compared_figures()},
-        mean_batch_size=steps["mean_batch_size"] if steps else None,
-        dead_row_share=steps["dead_row_share"] if steps else None,
-        num_same=num_same,
-        num_compared=num_compared,
-    )
 
 
 def agreement(part: pd.DataFrame, reference: pd.DataFrame) -> tuple[int, int]:
@@ -171,8 +159,6 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 def _median_cell(figure: Figure, values: Sequence[float | None]) -> str:
     middle = _median(values)
-    if middle is None:
-        return MISSING if figure.q is None else f"n<{MIN_SAMPLES[figure.q]}"
     # Tenths of a millisecond differ from block to block; they tell something of short times only.
-    is_coarse = figure.metric.unit == "ms" and middle >= 10
-    return number(middle, 0 if is_coarse else figure.metric.digits)
+    is_coarse = figure.metric.unit == "ms" and middle is not None and middle >= 10
+    return number(middle, 0) if is_coarse else figure.text(middle)

@@ -124,25 +124,19 @@ def more_blocks(found: Sequence[Contrast], is_open: bool) -> int:
 
 def in_words(found: Sequence[Contrast], arm: str) -> str:
     """As: better in output tok/s (4.00x), TTFT p50 (0.20x); can't tell in TTFT p95 (need 12 more blocks)."""
-    parts: dict[str, list[str]] = {}
+    order = ("better in", "worse in", "equivalent", "can't tell in", "too few samples for")
+    parts: dict[str, list[str]] = {kind: [] for kind in order}
     for contrast in found:
-        verdict = contrast.verdict
+        name, verdict = contrast.figure.label, contrast.verdict
         if contrast.arm != arm:
             continue
-        name = contrast.figure.label
         if verdict is None:
-            parts.setdefault("too few samples for", []).append(name)
+            parts["too few samples for"].append(name)
         elif verdict.word == "can't tell":
-            parts.setdefault("can't tell in", []).append(
-                f"{name} (need {verdict.missing_text()} more blocks)"
-            )
+            parts["can't tell in"].append(f"{name} (need {verdict.missing_text()} more blocks)")
         elif verdict.word == "equivalent":
-            parts.setdefault(f"equivalent within {verdict.margin:.0%} in", []).append(name)
+            first = "" if parts["equivalent"] else f"within {verdict.margin:.0%} in "
+            parts["equivalent"].append(first + name)
         else:
-            parts.setdefault(f"{verdict.word} in", []).append(f"{name} ({ratio_text(verdict.ratio)})")
-    order = sorted(parts, key=lambda kind: ("better", "worse", "equi", "can't", "too").index(_stem(kind)))
-    return "; ".join(f"{kind} {', '.join(parts[kind])}" for kind in order)
-
-
-def _stem(kind: str) -> str:
-    return next(stem for stem in ("better", "worse", "equi", "can't", "too") if kind.startswith(stem))
+            parts[f"{verdict.word} in"].append(f"{name} ({ratio_text(verdict.ratio)})")
+    return "; ".join(f"{kind} {', '.join(names)}" for kind, names in parts.items() if names)

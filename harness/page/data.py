@@ -20,11 +20,9 @@ from harness.page.timeline import Timeline, batch_timeline
 from harness.results.cost import Price
 from harness.results.formulas import Floats, throughput, token_gaps
 from harness.results.latency_budget import Budget, latency_budget
-from harness.results.metrics import METRICS, Figure
+from harness.results.metrics import METRICS
 from harness.results.record import Manifest
 from harness.results.slo import Limit, Slo, goodput
-from harness.results.stats import MIN_SAMPLES, Percentile
-from harness.results.table import number
 from harness.results.validity import load_of
 
 
@@ -44,12 +42,8 @@ class ArmData:
     total_ms: Floats
     itl_ms: Floats
     itl_is_per_token: bool
-    percentiles: dict[str, Percentile]
-    """Of every metric with a value for each request, as "TTFT p95"; all blocks together."""
-    run_figures: dict[str, list[float]]
-    """Of every other metric by its label; one a block."""
-    met: list[bool]
-    """For each of the report's `run_limits`."""
+    figures: dict[str, float | None]
+    """Every figure of the table of metrics by its key, as `ttft_p95_ms`; None where samples are too few."""
     goodput_per_s: float | None
     goodput_share: float | None
     budget: Budget | None
@@ -62,13 +56,6 @@ class ArmData:
     @property
     def middle_tokens_per_s(self) -> float:
         return float(np.median(self.tokens_per_s)) if self.tokens_per_s else 0.0
-
-    def text(self, figure: Figure) -> str:
-        """A percentile over all blocks, or the median of blocks."""
-        if figure.q is not None:
-            return self.percentiles[figure.label].text(figure.metric.digits)
-        values = self.run_figures[figure.label]
-        return number(float(np.median(values)) if values else None, figure.metric.digits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,13 +174,7 @@ def _arm_data(
         total_ms=total_ms,
         itl_ms=np.sort(np.repeat(gaps.values, 1 if gaps.weights is None else gaps.weights.astype(int))),
         itl_is_per_token=gaps.is_per_token,
-        percentiles=_percentiles(done),
-        run_figures={
-            metric.label: [v for part in parts if (v := metric.of_run(part, is_open)) is not None]
-            for metric in METRICS
-            if metric.of_run is not None
-        },
-        met=[limit.is_met_by(limit.value(own, is_open)) for limit in slo.on_the_run],
+        figures={f.key: f.over(own, is_open) for metric in METRICS for f in metric.figures},
         goodput_per_s=float(np.median([g.requests_per_s for g in good])) if good else None,
         goodput_share=float(np.median([g.share for g in good])) if good else None,
         budget=latency_budget(own, next((trip for trip in round_trips if trip is not None), None)),
@@ -205,15 +186,6 @@ def _arm_data(
         else None,
         num_failed=int(own["error"].notna().sum()),
     )
-
-
-def _percentiles(done: pd.DataFrame) -> dict[str, Percentile]:
-    found: dict[str, Percentile] = {}
-    for metric in METRICS:
-        if metric.samples is not None:
-            samples = metric.samples(done)
-            found |= {Figure(metric, q).label: samples.percentile(q) for q in MIN_SAMPLES}
-    return found
 
 
 def _timeline(run: Manifest, own: pd.DataFrame) -> Timeline | None:

@@ -37,10 +37,10 @@ def verdict_sentences(data: ReportData) -> list[str]:
 
 
 def _only_arm(arm: ArmData) -> str:
-    ttft = arm.percentiles["TTFT p50"]
+    ttft_ms = arm.figures["ttft_p50_ms"]
     return (
         f"{arm.name} at {arm.load}: {number(arm.middle_tokens_per_s)} output tok/s, "
-        f"TTFT p50 {ttft.text()} ms from schedule."
+        f"TTFT p50 {number(ttft_ms)} ms from schedule."
     )
 
 
@@ -103,11 +103,13 @@ def arm_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
     headers.append("USD per 1M tokens")
     lines: list[list[str]] = []
     for arm in data.arms:
-        cells = [arm.name, arm.load, *(arm.text(figure) for figure in figures)]
+        cells = [arm.name, arm.load, *(figure.text(arm.figures[figure.key]) for figure in figures)]
         cells += [number(arm.mean_batch_size, 2), share(arm.dead_row_share)]
         if data.slo is not None:
             cells += [number(arm.goodput_per_s, 2), share(arm.goodput_share)]
-        cells += ["met" if is_met else "missed" for is_met in arm.met]
+        cells += [
+            "met" if limit.is_met_by(arm.figures[limit.figure.key]) else "missed" for limit in data.run_limits
+        ]
         cells.append(number(arm.usd_per_million_tokens, 2))
         lines.append(cells)
     return headers, lines

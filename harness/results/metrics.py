@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from harness.results.formulas import Samples, throughput, token_gaps
-from harness.results.table import number
+from harness.results.stats import MIN_SAMPLES
+from harness.results.table import MISSING, number
 
 
 def column(name: str) -> Callable[[pd.DataFrame], Samples]:
@@ -27,14 +28,9 @@ def column(name: str) -> Callable[[pd.DataFrame], Samples]:
     return samples
 
 
-def _output_tokens(rows: pd.DataFrame, is_open: bool) -> float | None:
-    rate = throughput(rows, is_open=is_open)
-    return rate.output_tokens_per_s if rate else None
-
-
-def _requests(rows: pd.DataFrame, is_open: bool) -> float | None:
-    rate = throughput(rows, is_open=is_open)
-    return rate.requests_per_s if rate else None
+def rate(name: str) -> Callable[[pd.DataFrame, bool], float | None]:
+    """A field of `Throughput`."""
+    return lambda rows, is_open: getattr(throughput(rows, is_open=is_open), name, None)
 
 
 def _request_time(rows: pd.DataFrame, is_open: bool) -> float | None:
@@ -66,45 +62,54 @@ class Metric:
     title: str = ""
     """The label in full, where a table shows more than one clock."""
 
-    def key(self, q: int | None = None) -> str:
-        """As `--slo` spells it: `ttft_ms`, `ttft_p95_ms`."""
-        return "_".join(filter(None, (self.name, f"p{q}" if q else "", self.unit)))
+    @property
+    def figures(self) -> list[Figure]:
+        """Every figure there is of it."""
+        return [Figure(self, q) for q in ((None,) if self.samples is None else MIN_SAMPLES)]
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One number of one replay: a percentile of a metric, or (`q` None) its figure of the run."""
+    """One number: a percentile of a metric, or (`q` None) its figure of a run."""
 
     metric: Metric
     q: int | None = None
 
     @property
     def key(self) -> str:
-        return self.metric.key(self.q)
+        """As `--slo` spells it: `ttft_p95_ms`, `output_tokens_per_s`."""
+        return "_".join(filter(None, (self.metric.name, f"p{self.q}" if self.q else "", self.metric.unit)))
 
     @property
     def label(self) -> str:
         return self.metric.label if self.q is None else f"{self.metric.label} p{self.q}"
 
     def value(self, rows: pd.DataFrame, is_open: bool) -> float | None:
-        """None where too few samples stand behind it."""
+        """Of one replay; None where too few samples stand behind it."""
         if self.metric.samples is not None and self.q is not None:
             return self.metric.samples(rows).percentile(self.q).value
         return self.metric.of_run(rows, is_open) if self.metric.of_run is not None else None
 
-    def text(self, rows: pd.DataFrame, is_open: bool) -> str:
-        if self.metric.samples is not None and self.q is not None:
-            return self.metric.samples(rows).percentile(self.q).text(self.metric.digits)
-        return number(self.value(rows, is_open), self.metric.digits)
+    def over(self, rows: pd.DataFrame, is_open: bool) -> float | None:
+        """Of several replays: the percentile of all requests, or the median of the replays."""
+        if self.q is not None:
+            return self.value(rows, is_open)
+        each = [self.value(part, is_open) for _, part in rows.groupby(["run_id", "repeat"])]
+        values = [value for value in each if value is not None]
+        return float(np.median(values)) if values else None
+
+    def text(self, value: float | None) -> str:
+        few = MISSING if self.q is None else f"n<{MIN_SAMPLES[self.q]}"
+        return few if value is None else number(value, self.metric.digits)
 
 
 OUTPUT_TOKENS = Metric(
     name="output_tokens", unit="per_s", label="output tok/s", description="Output tokens a second.",
-    of_run=_output_tokens, higher_is_better=True, compared=(None,), decides=True,
+    of_run=rate("output_tokens_per_s"), higher_is_better=True, compared=(None,), decides=True,
 )  # fmt: skip
 REQUESTS = Metric(
     name="requests", unit="per_s", label="requests/s", description="Answers a second.",
-    of_run=_requests, higher_is_better=True, digits=2,
+    of_run=rate("requests_per_s"), higher_is_better=True, digits=2,
 )  # fmt: skip
 REQUEST_TIME = Metric(
     name="request_time", unit="ms", label="time per request",

@@ -15,7 +15,6 @@ from prometheus_client.openmetrics.exposition import generate_latest
 
 from harness.results.metrics import METRICS
 from harness.results.record import Manifest
-from harness.results.stats import MIN_SAMPLES
 from harness.results.validity import load_of
 
 LABELS = ("variant", "backend", "model", "arm")
@@ -61,18 +60,12 @@ def summary_of(rows: pd.DataFrame, manifest: Manifest) -> CollectorRegistry:
 
     gauges: dict[str, Gauge] = {}
     is_open = load_of(manifest).is_open
-    parts = [part for _, part in rows.groupby("repeat")]
     for metric in METRICS:
         unit, factor = _UNITS.get(metric.unit, (metric.unit, 1.0))
         name = "_".join(filter(None, ("lab_run", metric.name, unit)))
-        if metric.samples is not None:
-            samples = metric.samples(rows)
-            for q in MIN_SAMPLES:
-                value = samples.percentile(q).value
-                gauge(name, metric.description, value, factor, quantile=f"0.{q}")
-        elif metric.of_run is not None:
-            figures = (metric.of_run(part, is_open) for part in parts)
-            gauge(name, metric.description, next((f for f in figures if f is not None), None), factor)
+        for figure in metric.figures:
+            extra = {} if figure.q is None else {"quantile": f"0.{figure.q}"}
+            gauge(name, metric.description, figure.over(rows, is_open), factor, **extra)
     gauge("lab_run_requests", "Requests of the run.", float(len(rows)))
     gauge("lab_run_failed_requests", "Requests that failed.", float(rows["error"].notna().sum()))
     level = (manifest["validity"] or {}).get("level")

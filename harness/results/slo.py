@@ -15,7 +15,7 @@ import pandas as pd
 
 from adapters.base import ConfigError
 from harness.results.formulas import Bools, Floats
-from harness.results.metrics import METRICS, Figure, Metric
+from harness.results.metrics import METRICS, Figure
 from harness.results.stats import MIN_SAMPLES
 
 
@@ -23,31 +23,22 @@ from harness.results.stats import MIN_SAMPLES
 class Limit:
     """A lower bound where higher is better, else an upper one."""
 
-    metric: Metric
-    q: int | None
+    figure: Figure
     bound: float
 
     @property
     def is_on_each_request(self) -> bool:
-        return self.q is None and self.metric.samples is not None
-
-    def value(self, rows: pd.DataFrame, is_open: bool) -> float | None:
-        """What the bound is held against: a percentile over all rows, else the median of the replays."""
-        figure = Figure(self.metric, self.q)
-        if self.q is not None:
-            return figure.value(rows, is_open)
-        each = [figure.value(part, is_open) for _, part in rows.groupby(["run_id", "repeat"])]
-        values = [value for value in each if value is not None]
-        return float(np.median(values)) if values else None
-
-    def is_met_by(self, value: float | None) -> bool:
-        return value is not None and bool(self.admits(np.array(value)))
+        return self.figure.q is None and self.figure.metric.samples is not None
 
     def admits(self, values: Floats) -> Bools:
-        return values >= self.bound if self.metric.higher_is_better else values <= self.bound
+        """NaN never."""
+        return values >= self.bound if self.figure.metric.higher_is_better else values <= self.bound
+
+    def is_met_by(self, value: float | None) -> bool:
+        return bool(self.admits(np.array([value], dtype=float)).all())
 
     def text(self) -> str:
-        return f"{self.metric.key(self.q)}={self.bound:g}"
+        return f"{self.figure.key}={self.bound:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +65,11 @@ class Slo:
         if rows["error"].notna().any() or not self.meeting(rows).all():
             return False
         for limit in self.on_the_run:
-            value = limit.value(rows, is_open)
-            if value is None and limit.q is not None:
-                name, least = limit.metric.key(limit.q), MIN_SAMPLES[limit.q]
-                raise ConfigError(f"{name} needs {least} answers a run: set REQUESTS higher")
+            figure = limit.figure
+            value = figure.over(rows, is_open)
+            if value is None and figure.q is not None:
+                least = MIN_SAMPLES[figure.q]
+                raise ConfigError(f"{figure.key} needs {least} answers a run: set REQUESTS higher")
             if not limit.is_met_by(value):
                 return False
         return True
@@ -88,9 +80,9 @@ class Slo:
         good = rows["error"].isna().to_numpy()
         has_token = rows["ttft_ms"].notna().to_numpy()
         for limit in self.on_each_request.limits:
-            assert limit.metric.samples is not None
-            samples = limit.metric.samples(rows)
-            values = samples.worst(len(rows), higher_is_better=limit.metric.higher_is_better)
+            metric = limit.figure.metric
+            assert metric.samples is not None
+            values = metric.samples(rows).worst(len(rows), higher_is_better=metric.higher_is_better)
             good = good & (limit.admits(values) | (np.isnan(values) & has_token))
         return good
 
@@ -104,20 +96,16 @@ def parse_limits(text: str) -> list[Limit]:
     Raises:
         argparse.ArgumentTypeError: no metric has this name, or a limit is not a number above 0.
     """
-    known = {
-        metric.key(q): (metric, q)
-        for metric in METRICS
-        for q in (None, *(MIN_SAMPLES if metric.samples is not None else ()))
-    }
+    plain = [Figure(metric) for metric in METRICS]
+    known = {figure.key: figure for metric in METRICS for figure in (*plain, *metric.figures)}
     limits: list[Limit] = []
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
-        named = known.get(name.replace("_sched_", "_"))
-        if named is None:
-            names = ", ".join(metric.key() for metric in METRICS)
+        figure = known.get(name.replace("_sched_", "_"))
+        if figure is None:
             raise argparse.ArgumentTypeError(
-                f"{name!r} is no metric; use {names}, or a percentile of a request's as ttft_p95_ms "
-                f"({', '.join(f'p{q}' for q in MIN_SAMPLES)})"
+                f"{name!r} is no metric; use {', '.join(f.key for f in plain)}, or a percentile of requests, "
+                f"as ttft_p95_ms ({', '.join(f'p{q}' for q in MIN_SAMPLES)})"
             )
         try:
             bound = float(value)
@@ -125,7 +113,7 @@ def parse_limits(text: str) -> list[Limit]:
             bound = -1.0
         if not bound > 0:
             raise argparse.ArgumentTypeError(f"the limit of {name} must be a number above 0")
-        limits.append(Limit(*named, bound))
+        limits.append(Limit(figure, bound))
     return limits
 
 

@@ -27,7 +27,7 @@ def open_loop(rate: float, serves_per_s: float, num: int = 100) -> Measurement:
 
 
 def point(load: float, met: bool | None, tokens_per_s: float = 1.0) -> Point:
-    return Point(load, open_loop(1.0, 10.0, 2), tokens_per_s, 1.0, False, met)
+    return Point(load, open_loop(1.0, 10.0, 2), tokens_per_s, False, met)
 
 
 @pytest.mark.parametrize(("rate", "saturated"), [(2.0, False), (9.0, False), (12.0, True), (40.0, True)])
@@ -48,7 +48,7 @@ def test_the_knee_is_where_throughput_for_latency_is_best() -> None:
     for load, tokens_per_s, total_ms in ((1, 100.0, 100.0), (4, 350.0, 120.0), (16, 420.0, 600.0)):
         rows = [made_row(0, chunk_s=(0.0, total_ms / 1e3))]
         measured = Measurement(Path("x"), made_frame(rows), {}, Validity())
-        points.append(Point(load, measured, tokens_per_s, 1.0, False, None))
+        points.append(Point(load, measured, tokens_per_s, False, None))
     assert knee(points) == 4
     assert knee(points[:2]) is None
 

@@ -96,7 +96,7 @@ def test_a_sweep_shows_it_and_searches_by_it() -> None:
     measured = Measurement(Path("x"), made_frame(ROWS), {}, Validity())
     limits = slo("stall_p50_ms=499")
     met = limits.are_met(measured.rows, is_open=False)
-    text = render_sweep([Point(1.0, measured, 2.0, 1.0, False, met)], limits, is_open=False)
+    text = render_sweep([Point(1.0, measured, 2.0, False, met)], limits, is_open=False)
     header, _, line, *rest = text.splitlines()
     shown = cells(header, line)
     assert (shown["stall p50"], shown["words/s"], shown["met SLO"]) == ("500.0", "60.0", "no")
@@ -125,8 +125,8 @@ def test_the_page_has_it() -> None:
         row["run_id"] = f"run-{int(row['arm'] == 'other')}"
     data = gather(made_frame(rows), manifest | {"started_at": "x"}, slo=slo(LIMITS), price=Price())
     arm, _ = data.arms
-    assert arm.percentiles["stall p95"].value == pytest.approx(500.0)
-    assert arm.run_figures["words/s"] == [60.0]
+    assert arm.figures["stall_p95_ms"] == pytest.approx(500.0)
+    assert arm.figures["words_per_s"] == 60.0
     header, _, line, *_ = (line for line in to_markdown(data).splitlines() if line.startswith("|"))
     shown = cells(header, line)
     assert (shown["stall p50"], shown["words/s"]) == ("500.0", "60.0")
@@ -142,7 +142,7 @@ def test_the_openmetrics_file_has_it(tmp_path: Path) -> None:
 
 
 def test_names_and_labels_are_each_of_one_metric() -> None:
-    assert len({metric.key() for metric in METRICS}) == len({m.label for m in METRICS}) == len(METRICS)
+    assert len({metric.name for metric in METRICS}) == len({m.label for m in METRICS}) == len(METRICS)
     for metric in METRICS:
         assert (metric.samples is None) != (metric.of_run is None)
         assert metric.compared or not metric.decides

@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from adapters.base import ConfigError
-from harness.results.metrics import METRICS
+from harness.results.metrics import METRICS, Figure
 from harness.results.slo import Slo, goodput, parse_limits
 from tests.harness.made_rows import made_frame, made_row
 
@@ -78,6 +78,6 @@ def test_limits_that_mean_nothing_are_refused(text: str) -> None:
 
 def test_every_metric_of_the_table_can_be_limited() -> None:
     for metric in METRICS:
-        (limit,) = parse_limits(f"{metric.key()}=5")
-        assert limit.metric is metric
-        assert limit.text() == f"{metric.key()}=5"
+        (limit,) = parse_limits(f"{Figure(metric).key}=5")
+        assert limit.figure == Figure(metric)
+        assert limit.text() == f"{Figure(metric).key}=5"
