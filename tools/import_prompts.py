@@ -1,9 +1,9 @@
 """`lab import-prompts`: someone else's prompts as a corpus of ours.
 
-What enters is a file (ShareGPT's JSON, OpenAI messages as JSON lines, or plain JSON lines with a prompt);
-what leaves is a corpus in the format of `data/prompts.jsonl` with its digest beside it. A conversation
-becomes its first human turn, system messages before it. Knows no tokenizer: the lengths of answers are told
-or estimated.
+The file is ShareGPT's JSON, OpenAI messages as JSON lines, or plain JSON lines with a prompt; the corpus has
+the format of `data/prompts.jsonl`, its digest beside it. A conversation becomes its first human turn, system
+messages before it. No tokenizer is at hand: the lengths of answers are told or estimated. Entries without a
+prompt are counted and named.
 """
 
 from __future__ import annotations
@@ -12,24 +12,33 @@ import argparse
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from adapters.base import ConfigError
 from harness.plan.corpus import Prompt
+from harness.plan.text_file import read_text, split_lines
 from harness.results.output_dir import make_folder
 
 CHARS_PER_TOKEN = 4
 """For `--max-tokens reply`: English text has about four characters a token."""
+
+_PROMPT_FIELDS = {"conversations", "messages", "prompt", "text"}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """`max_tokens`: what the line itself asks for; `reply`: what was answered, where the file has it."""
 
-    prompt: str
+    prompt: str | tuple[int, ...]
+    """Text, or token ids."""
     reply: str | None = None
     max_tokens: int | None = None
 
@@ -56,9 +65,11 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.out.suffix != ".jsonl":
         raise ConfigError(f"--out {args.out} must end in .jsonl: its digest goes beside it as .sha256")
-    exchanges = list(read_exchanges(args.file))[: args.n]
+    left_out: list[int] = []
+    exchanges = list(islice(read_exchanges(args.file, left_out), args.n))
+    stem = args.file.stem.encode(errors="replace").decode()  # a file name need not be UTF-8
     prompts = [
-        Prompt(id=f"{args.file.stem}-{number}", prompt=e.prompt, max_tokens=_budget(e, args.max_tokens))
+        Prompt(id=f"{stem}-{number}", prompt=e.prompt, max_tokens=_budget(e, args.max_tokens))
         for number, e in enumerate(exchanges)
     ]
     if not prompts:
@@ -70,56 +81,77 @@ def run(args: argparse.Namespace) -> int:
     digest = hashlib.sha256(content).hexdigest()
     args.out.with_suffix(".sha256").write_text(f"{digest}  {args.out.name}\n", encoding="utf-8")
     print(f"{args.out}: {len(prompts)} prompts, {sum(p.max_tokens for p in prompts)} output tokens at most")
+    if left_out:
+        shown = ", ".join(map(str, left_out[:_SHOWN])) + (", ..." if len(left_out) > _SHOWN else "")
+        print(f"left out: {len(left_out)} entries of {args.file} hold no prompt: {shown}", file=sys.stderr)
     return 0
 
 
-def read_exchanges(path: Path) -> Iterator[Exchange]:
-    """All exchanges of a file, in its order; conversations without a human turn are passed over.
+def read_exchanges(path: Path, left_out: list[int]) -> Iterator[Exchange]:
+    """All exchanges of a file, in its order. The numbers of entries without a prompt go to `left_out`.
 
     Raises:
         ConfigError: as for `run`.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    try:
-        items: Iterable[Any] = (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [json.loads(line) for line in text.split("\n") if line.strip()]
-        )
-    except ValueError as error:
-        raise ConfigError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
-    for number, item in enumerate(items, start=1):
+    for number, item in enumerate(_items(path), start=1):
         if not isinstance(item, Mapping):
             raise ConfigError(f"{path}, entry {number}: an object is wanted, not {type(item).__name__}")
-        exchange = _exchange(item)
-        if exchange is None and not ({"conversations", "messages", "prompt", "text"} & set(item)):
+        body = item.get("body", item)  # batch files of the OpenAI API wrap what they ask
+        if not isinstance(body, Mapping) or not (_PROMPT_FIELDS & set(body)):
             raise ConfigError(f"{path}, entry {number}: has no conversations, messages, prompt or text")
-        if exchange is not None and exchange.prompt.strip():
+        exchanges = _exchanges(body)
+        for exchange in exchanges:
+            if isinstance(exchange.prompt, str) and (half := _SURROGATE.search(exchange.prompt)):
+                raise ConfigError(
+                    f"{path}, entry {number}: its text holds half a character (\\u{ord(half[0]):04x}), which "
+                    "no request can carry: mend or remove the entry"
+                )
             yield exchange
+        if not exchanges:
+            left_out.append(number)
 
 
-def _exchange(item: Mapping[str, Any]) -> Exchange | None:
-    body = item.get("body", item)  # batch files of the OpenAI API wrap what they ask
-    budget = next(
-        (body[n] for n in ("max_tokens", "max_completion_tokens") if isinstance(body.get(n), int)), None
-    )
-    if isinstance(body.get("prompt"), str):
-        return Exchange(body["prompt"], _text(body.get("completion") or body.get("response")), budget)
-    if isinstance(body.get("text"), str):
-        return Exchange(body["text"], None, budget)
+def _items(path: Path) -> list[Any]:
+    text = read_text(path)
+    try:
+        if text.lstrip().startswith("["):
+            return list(json.loads(text))
+        return [json.loads(line) for line in split_lines(text) if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
+
+
+def _exchanges(body: Mapping[str, Any]) -> list[Exchange]:
+    """What one entry asks: nothing, one prompt, or each prompt of a list."""
+    asked = (body.get(name) for name in ("max_tokens", "max_completion_tokens"))
+    budget = next((n for n in asked if isinstance(n, int) and not isinstance(n, bool) and n > 0), None)
+    prompt = body.get("prompt", body.get("text"))
+    if prompt is not None:
+        reply = _text(body.get("completion") or body.get("response"))
+        return [Exchange(one, reply, budget) for one in _prompts(prompt)]
+    listed = body.get("conversations") or body.get("messages")
     turns = [
         (str(turn.get("from") or turn.get("role")), _text(turn.get("value") or turn.get("content")))
-        for turn in body.get("conversations") or body.get("messages") or ()
+        for turn in (listed if isinstance(listed, list) else ())
+        if isinstance(turn, Mapping)
     ]
     system = [words for who, words in turns if who == "system" and words]
-    place = next((i for i, (who, words) in enumerate(turns) if who in ("human", "user") and words), None)
-    if place is None:
-        return None
-    reply = next((words for who, words in turns[place + 1 :] if who in ("gpt", "assistant", "chatgpt")), None)
-    return Exchange("\n\n".join([*system, turns[place][1] or ""]), reply, budget)
+    first = next((i for i, (who, words) in enumerate(turns) if who in ("human", "user") and words), None)
+    if first is None:
+        return []
+    reply = next((words for who, words in turns[first + 1 :] if who in ("gpt", "assistant", "chatgpt")), None)
+    return [Exchange(one, reply, budget) for one in _prompts("\n\n".join([*system, turns[first][1] or ""]))]
+
+
+def _prompts(prompt: Any) -> list[str | tuple[int, ...]]:
+    """A text, a list of token ids, or a list of either, as the completions API takes them."""
+    if isinstance(prompt, str):
+        return [prompt] if prompt.strip() else []
+    if not isinstance(prompt, list) or not prompt:
+        return []
+    if all(isinstance(part, int) and not isinstance(part, bool) for part in prompt):
+        return [tuple(prompt)] if min(prompt) >= 0 else []
+    return [one for part in prompt if isinstance(part, str | list) for one in _prompts(part)]
 
 
 def _text(content: Any) -> str | None:

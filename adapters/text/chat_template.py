@@ -25,41 +25,58 @@ class ChatTemplateError(LabError):
 
 
 class ChatTemplate:
-    """One model's template, compiled. `special_tokens` are names such as `bos_token` with their text."""
+    """One model's template, compiled. `special_tokens` are names such as `bos_token` with their text.
+
+    A template that does not compile is kept with its problem: it stops chat, not completions.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self._special_tokens = dict(special_tokens)
+        self._template: jinja2.Template | None = None
+        self._problem = ""
         try:
             self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
-            raise ChatTemplateError(f"the model's chat template cannot be compiled: {error}") from error
+        except Exception as error:  # whatever a foreign text makes of the compiler
+            self._problem = _one_line(error)
 
     def render(self, messages: Sequence[Mapping[str, object]]) -> str:
         """The conversation as text, ending where the assistant is to go on.
 
         Raises:
-            ChatTemplateError: the template refuses the messages (their roles or their order, say).
+            ChatTemplateError: the template does not compile, refuses the messages (their roles or their
+                order, say) or fails on them.
         """
+        if self._template is None:
+            raise ChatTemplateError(f"the model's chat template cannot be compiled: {self._problem}")
         try:
             return self._template.render(
                 messages=list(messages), add_generation_prompt=True, tools=None, **self._special_tokens
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-            raise ChatTemplateError(f"the model's chat template refuses these messages: {error}") from error
+        except Exception as error:  # a template is a program of somebody else's
+            problem = _one_line(error)
+            raise ChatTemplateError(f"the model's chat template refuses these messages: {problem}") from error
 
 
 def load_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
     """The template in `chat_template.jinja`, else in `tokenizer_config.json`, else None."""
     file = folder / "chat_template.jinja"
-    source = file.read_text("utf-8") if file.is_file() else tokenizer_config.get("chat_template")
+    source: object = tokenizer_config.get("chat_template")
+    if file.is_file():
+        source = file.read_text("utf-8", errors="replace")
     if isinstance(source, list):  # several named ones
-        by_name = {entry["name"]: entry["template"] for entry in source}
+        by_name = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, Mapping)}
         source = by_name.get("default")
-    if not source:
+    if not isinstance(source, str) or not source:
         return None
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     special = {name: text for name in names if (text := token_text(tokenizer_config.get(name))) is not None}
     return ChatTemplate(source, special)
+
+
+def _one_line(error: Exception) -> str:
+    """The error's words, with its kind where they say nothing without it."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, jinja2.TemplateError) and text else f"{type(error).__name__}: {text}"
 
 
 def token_text(token: object) -> str | None:
@@ -87,8 +104,17 @@ def _environment() -> ImmutableSandboxedEnvironment:
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def to_json(value: object, indent: int | None = None, ensure_ascii: bool = False) -> str:
-        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
+    def to_json(
+        value: object,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """With the options, in the order, of transformers' own filter."""
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
 
     def now(pattern: str) -> str:
         return datetime.now().strftime(pattern)

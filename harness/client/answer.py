@@ -13,6 +13,9 @@ from typing import Any
 
 from harness.plan.schedule import PlannedRequest
 
+_NO_REASON = (None, "", "null", "None")
+"""What servers write where an answer goes on; by the API it is null."""
+
 
 @dataclass(slots=True, eq=False)
 class Answer:
@@ -63,27 +66,33 @@ class Answer:
             self.chunk_s.append(now_s)
             self.has_token_ids = False
         reason = choice.get("finish_reason")
-        if reason is not None and self.finish_reason is None:
-            self.finish_reason = str(reason)
-            self.finish_s = now_s
-            self.num_prompt_tokens = choice.get("num_prompt_tokens", self.num_prompt_tokens)
-            self.num_output_tokens = choice.get("num_output_tokens", self.num_output_tokens)
-            self.timings = choice.get("timings") or {}
-            self._end()
-            if reason in ("error", "abort"):
-                self.fail(f"the server ended the answer: finish_reason {reason}", now_s)
-            elif self.num_output_tokens is not None:
-                self._complete()
+        if reason in _NO_REASON:
+            return
+        self.finish_reason = str(reason)
+        self.finish_s = now_s
+        self.timings = choice.get("timings") or {}
+        self._end()
+        own_count = as_count(choice.get("num_output_tokens"))
+        if reason in ("error", "abort"):
+            self.fail(f"the server ended the answer: finish_reason {reason}", now_s)
+        elif own_count is not None:
+            self.num_prompt_tokens = as_count(choice.get("num_prompt_tokens"))
+            self.num_output_tokens = own_count
+            self._complete()
 
     def add_usage(self, usage: dict[str, Any]) -> None:
-        """Take the counts of a request that carried this prompt alone."""
-        if self.num_prompt_tokens is None:
-            self.num_prompt_tokens = usage.get("prompt_tokens")
-        if self.num_output_tokens is None:
-            self.num_output_tokens = usage.get("completion_tokens")
+        """Take the counts of a request that carried this prompt alone.
+
+        Servers may send them with every event, counting up; the last ones hold.
+        """
+        if self.is_complete:
+            return
+        for name, key in (("num_prompt_tokens", "prompt_tokens"), ("num_output_tokens", "completion_tokens")):
+            if (count := as_count(usage.get(key))) is not None:
+                setattr(self, name, count)
         details = usage.get("prompt_tokens_details")
         if isinstance(details, dict):
-            self.num_cached_tokens = details.get("cached_tokens")
+            self.num_cached_tokens = as_count(details.get("cached_tokens"))
 
     def close(self, now_s: float, problem: str | None) -> None:
         """The stream is over; whatever is still missing is an error, named in `problem` or here."""
@@ -93,6 +102,9 @@ class Answer:
             self.fail(problem or "the stream ended before the answer did", now_s)
         elif self.num_output_tokens is None:
             self.fail(problem or "no token counts: the server's stream carried no usage", now_s)
+        elif not self.num_output_tokens and self.chunk_s:
+            num_pieces = len(self.chunk_s)
+            self.fail(f"the server counted 0 tokens, but streamed {num_pieces} pieces of text", now_s)
         else:
             self._complete()
 
@@ -114,7 +126,11 @@ class Answer:
 
     @property
     def text_sha256(self) -> str | None:
-        return hashlib.sha256("".join(self.text).encode()).hexdigest() if self.text else None
+        return (
+            hashlib.sha256("".join(self.text).encode("utf-8", "surrogatepass")).hexdigest()
+            if self.text
+            else None
+        )
 
     def _end(self) -> None:
         callback, self.on_ended = self.on_ended, None
@@ -126,6 +142,12 @@ class Answer:
         callback, self.on_complete = self.on_complete, None
         if callback is not None:
             callback(self)
+
+
+def as_count(value: Any) -> int | None:
+    """A count as the server wrote it; None for what is none."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return value if is_count else None
 
 
 def fail_all(answers: Sequence[Answer], error: str, now_s: float) -> None:

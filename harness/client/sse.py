@@ -6,6 +6,8 @@ format demands; `str.splitlines` would break at them.
 
 from __future__ import annotations
 
+MAX_LINE_BYTES = 16 << 20
+
 
 class EventSplitter:
     """Incremental splitter for one response body."""
@@ -37,13 +39,15 @@ class EventSplitter:
             buffer = buffer.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         lines = buffer.split(b"\n")
         self._buffer = lines.pop()
+        if len(self._buffer) > MAX_LINE_BYTES:
+            raise ValueError(f"a line of more than {MAX_LINE_BYTES >> 20} MiB without an end")
         events: list[bytes] = []
         data = self._data
         for line in lines:
             if not line:
-                if data:
+                if any(data):  # an event without data keeps a connection alive and says nothing
                     events.append(data[0] if len(data) == 1 else b"\n".join(data))
-                    data.clear()
+                data.clear()
             elif line.startswith(b"data:"):
                 data.append(line[6:] if line[5:6] == b" " else line[5:])
             elif line == b"data":

@@ -129,7 +129,7 @@ class _Exchange:
             return
         self._status = status
         self._content_type = headers.get("content-type", "")
-        self._is_stream = status == 200 and self._content_type.startswith("text/event-stream")
+        self._is_stream = status == 200 and _is_event_stream(self._content_type)
 
     def on_body(self, piece: bytes, now_s: float) -> None:
         if not self._is_stream:
@@ -137,10 +137,10 @@ class _Exchange:
                 self._other_body += piece
             return
         for data in self._splitter.feed(piece):
-            if data == b"[DONE]":
+            if data.strip() == b"[DONE]":
                 self._close(now_s, None)
             else:
-                self._on_event(from_json(data), now_s)
+                self._on_event(_decode(data), now_s)
 
     def on_end(self, problem: str | None, now_s: float) -> None:
         assert self._connection is not None
@@ -186,6 +186,20 @@ class _Exchange:
         except (ValueError, KeyError, TypeError):
             text = text[:300]
         return f"http {self._status}: {text}" if text else f"http {self._status}"
+
+
+def _is_event_stream(content_type: str) -> bool:
+    """By RFC 9110: names in any case, parameters behind them, several in a list."""
+    kinds = (item.partition(";")[0].strip().lower() for item in content_type.split(","))
+    return "text/event-stream" in kinds
+
+
+def _decode(data: bytes) -> Any:
+    """JSON as servers write it: some cut a character's two surrogates into two events."""
+    try:
+        return from_json(data)
+    except ValueError:
+        return json.loads(data)
 
 
 def _describe(error: Any) -> str:

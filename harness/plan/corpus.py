@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.base import ConfigError
+from harness.plan.text_file import decode, read_text, split_lines
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -36,6 +37,8 @@ class Corpus:
     sha256: str
     recorded_sha256: str | None
     """What the digest file says; None where there is no such file."""
+    left_out: str | None = None
+    """One sentence on what its source held and it does not."""
 
     @property
     def is_as_recorded(self) -> bool:
@@ -58,7 +61,7 @@ def load_corpus(path: Path, *, allow_changed: bool = False) -> Corpus:
         raise ConfigError(f"there is no corpus at {path}; `lab prompts` (or `make prompts`) writes it")
     content = path.read_bytes()
     corpus = Corpus(
-        prompts=_parse(content, path),
+        prompts=_parse(decode(content, path), path),
         path=path,
         sha256=hashlib.sha256(content).hexdigest(),
         recorded_sha256=_recorded_digest(path),
@@ -68,10 +71,10 @@ def load_corpus(path: Path, *, allow_changed: bool = False) -> Corpus:
     return corpus
 
 
-def _parse(content: bytes, path: Path) -> tuple[Prompt, ...]:
+def _parse(text: str, path: Path) -> tuple[Prompt, ...]:
     prompts: list[Prompt] = []
     seen: set[str] = set()
-    for number, line in enumerate(content.split(b"\n"), start=1):
+    for number, line in enumerate(split_lines(text), start=1):
         if not line.strip():
             continue
         try:
@@ -93,7 +96,7 @@ def _recorded_digest(path: Path) -> str | None:
     record = path.with_suffix(".sha256")
     if not record.is_file():
         return None
-    words = record.read_text(encoding="utf-8").split()
+    words = read_text(record).split()
     return words[0].lower() if words else None
 
 

@@ -10,7 +10,8 @@ from harness.plan.arrival_times import KIND_OF, Arrivals, Load
 from harness.plan.corpus import Corpus, default_path, load_corpus
 from harness.plan.load import make_load, refuse_parameters
 from harness.plan.schedule import Schedule, derive_seed, make_schedule
-from harness.plan.traces import load_trace, synthetic_corpus, trace_corpus
+from harness.plan.synthetic import synthetic_corpus
+from harness.plan.traces import load_trace, trace_corpus
 from harness.settings import HarnessSettings
 
 _SYNTHETIC = "synthetic:"
@@ -69,7 +70,9 @@ def _plan_trace(settings: HarnessSettings) -> tuple[Corpus, Schedule]:
         time_scale=time_scale,
         max_tokens=settings.trace_max_tokens,
     )
-    corpus = trace_corpus(trace, settings.trace, derive_seed(settings.seed, "prompts"))
+    corpus = trace_corpus(
+        trace, settings.trace, derive_seed(settings.seed, "prompts"), max_tokens=settings.trace_max_tokens
+    )
     offsets_s = [row.offset_s for row in trace.rows]
     rate = (len(offsets_s) - 1) / offsets_s[-1] if offsets_s[-1] > 0 else float(len(offsets_s))
     load = Load(Arrivals.TRACE, rate=rate, trace_sha256=trace.sha256, time_scale=time_scale)

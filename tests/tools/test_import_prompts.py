@@ -60,3 +60,49 @@ def test_files_without_prompts_are_refused(
     source.write_text(content, encoding="utf-8")
     assert main(["import-prompts", str(source), "--out", str(tmp_path / "c.jsonl")]) == 2
     assert str(source) in capsys.readouterr().err
+
+
+def test_token_ids_and_lists_of_prompts_are_taken(tmp_path: Path) -> None:
+    items = [{"prompt": [5, 6]}, {"prompt": ["a", [7]], "max_tokens": 2}, {"prompt": "plain"}]
+    source, out = write(tmp_path / "source.jsonl", items, as_list=False), tmp_path / "corpus.jsonl"
+    assert main(["import-prompts", str(source), "--out", str(out), "--max-tokens", "9"]) == 0
+    found = [(p.prompt, p.max_tokens) for p in load_corpus(out).prompts]
+    assert found == [((5, 6), 9), ("a", 2), ((7,), 2), ("plain", 9)]
+
+
+def test_entries_without_a_prompt_are_counted_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpt = {"conversations": [{"from": "gpt", "value": "x"}]}
+    items = [{"prompt": "one"}, {"prompt": []}, gpt, {"text": " "}]
+    source, out = write(tmp_path / "source.json", items, as_list=True), tmp_path / "corpus.jsonl"
+    assert main(["import-prompts", str(source), "--out", str(out)]) == 0
+    assert f"3 entries of {source} hold no prompt: 2, 3, 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            '[{"prompt": "a\\ud83d"}, {"prompt": "fine"}]',
+            "entry 1: its text holds half a character (\\ud83d)",
+        ),
+        ("[" * 100_000, "neither a JSON list nor JSON lines"),
+        ('{"body": 3}', "entry 1: has no conversations"),
+    ],
+)
+def test_what_cannot_be_sent_is_one_sentence(
+    tmp_path: Path, content: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source.json"
+    source.write_text(content, encoding="utf-8")
+    assert main(["import-prompts", str(source), "--out", str(tmp_path / "c.jsonl")]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_encodings(tmp_path: Path, encoding: str) -> None:
+    source, out = tmp_path / "source.jsonl", tmp_path / "corpus.jsonl"
+    source.write_bytes('{"prompt": "one"}\r\n{"prompt": "two"}\r\n'.encode(encoding))
+    assert main(["import-prompts", str(source), "--out", str(out)]) == 0
+    assert [p.prompt for p in load_corpus(out).prompts] == ["one", "two"]

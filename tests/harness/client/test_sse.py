@@ -49,3 +49,15 @@ def test_an_event_without_its_blank_line_is_not_given() -> None:
 
 def test_byte_order_mark_is_dropped() -> None:
     assert split([b"\xef", b"\xbb\xbfdata: a\n\n"]) == [b"a"]
+
+
+def test_an_event_without_data_keeps_the_connection_alive_and_says_nothing() -> None:
+    assert split([b"data:\n\n: ping\n\nevent: ping\ndata\n\ndata: a\n\n"]) == [b"a"]
+
+
+def test_a_line_without_end_is_refused() -> None:
+    splitter = EventSplitter()
+    for _ in range(16):
+        splitter.feed(b"x" * (1 << 20))
+    with pytest.raises(ValueError, match="without an end"):
+        splitter.feed(b"x")

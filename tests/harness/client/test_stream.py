@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -330,3 +330,59 @@ def test_urls_name_the_completions_endpoint(url: str, host: str, port: int, path
     origin, prefix = parse_origin(url)
     assert (origin.host, origin.port, completions_path(prefix)) == (host, port, path)
     assert origin.is_tls == url.startswith("https")
+
+
+def eight_words(usage: Callable[[int], Any], reason: Any, last: str = "length") -> list[dict[str, Any]]:
+    """Events of an answer of eight tokens, as `usage` after each and `reason` on all but the last say."""
+    events = [
+        {"choices": [{"index": 0, "text": " w", "finish_reason": reason}], "usage": usage(n + 1)}
+        for n in range(8)
+    ]
+    end = {"choices": [{"index": 0, "text": "", "finish_reason": last}], "usage": usage(8)}
+    return [*events, end]
+
+
+FINAL_USAGE = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 8}}
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        eight_words(lambda n: {"prompt_tokens": 5, "completion_tokens": n}, None),
+        [*eight_words(lambda n: {"prompt_tokens": 5, "completion_tokens": n - 1}, None), FINAL_USAGE],
+        [*eight_words(lambda n: {"prompt_tokens": 5, "completion_tokens": 0}, None), FINAL_USAGE],
+        [*eight_words(lambda n: {"prompt_tokens": 5, "completion_tokens": "?"}, None), FINAL_USAGE],
+        [*eight_words(lambda n: None, ""), FINAL_USAGE],
+        [*eight_words(lambda n: None, "null"), FINAL_USAGE],
+        eight_words(lambda n: {"prompt_tokens": 5, "completion_tokens": n}, "stop", "stop"),
+    ],
+    ids=["counting up", "one behind", "zeros", "no numbers", "empty reason", "the word null", "always stop"],
+)
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/event-stream", "Text/Event-Stream; Charset=UTF-8", "application/json, text/event-stream"],
+)
+def test_an_answer_ends_with_its_last_event_and_the_last_count_holds(
+    events: list[dict[str, Any]], content_type: str
+) -> None:
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    pieces = [event(item) for item in events]
+    (answer,), _ = ask(scripted(head, *pieces, event("[DONE] "), END, wait_s=0.001), dialect="openai")
+    assert answer.error is None
+    assert (answer.num_prompt_tokens, answer.num_output_tokens, len(answer.chunk_s)) == (5, 8, 8)
+    assert answer.finish_s is not None
+    assert answer.finish_s >= answer.chunk_s[-1]
+
+
+def test_a_count_of_zero_beside_streamed_text_is_an_error() -> None:
+    events = eight_words(lambda n: {"prompt_tokens": 5, "completion_tokens": 0}, None)
+    (answer,), _ = ask(scripted(STREAM_HEAD, *(event(item) for item in events), event("[DONE]"), END))
+    assert answer.error == "the server counted 0 tokens, but streamed 8 pieces of text"
+
+
+def test_a_character_cut_into_two_events_is_read() -> None:
+    halves = [rf'{{"choices": [{{"index": 0, "text": "\u{half}"}}]}}' for half in ("d83d", "de00")]
+    last = event({"choices": [entry(0, [1, 2], 2, text="")]})
+    (answer,), _ = ask(scripted(STREAM_HEAD, *map(event, halves), last, event("[DONE]"), END))
+    assert answer.error is None
+    assert answer.text_sha256 is not None

@@ -69,3 +69,14 @@ def test_line_separators_inside_prompts_do_not_split_lines(tmp_path: Path) -> No
 
 def test_the_corpus_of_the_project_is_the_recorded_one() -> None:
     assert len(load_corpus(default_path()).prompts) >= 64
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_corpus_and_its_digest_are_read_in_any_unicode_encoding(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes('{"id": "p0", "prompt": "Hello\u2028there", "max_tokens": 8}\r\n'.encode(encoding))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(".sha256").write_bytes(f"{digest}  prompts.jsonl\r\n".encode(encoding))
+    corpus = load_corpus(path)
+    assert corpus.is_as_recorded
+    assert corpus.prompts[0].prompt == "Hello\u2028there"

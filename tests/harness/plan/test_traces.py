@@ -8,7 +8,8 @@ import pytest
 
 from adapters.base import ConfigError
 from harness.plan.planner import plan
-from harness.plan.traces import load_trace, synthetic_corpus, trace_corpus
+from harness.plan.synthetic import synthetic_corpus
+from harness.plan.traces import load_trace, trace_corpus
 from harness.results.manifest import ScheduleFacts
 from harness.settings import HarnessSettings
 
@@ -95,3 +96,83 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
         plan(HarnessSettings(trace_max_tokens=99), allow_changed_corpus=False)
     with pytest.raises(ConfigError, match="PROMPTxOUTPUT"):
         synthetic_corpus("512", 3, 0)
+
+
+HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+
+
+@pytest.mark.parametrize(
+    ("stamps", "offset_s"),
+    [
+        (("2025-06-01 10:00:00.25Z", "2025-06-01 10:00:01.75Z"), 1.5),
+        (("2025-06-01T10:00:00.25-05:00", "2025-06-01 10:00:01.75-0500"), 1.5),
+        (("2025-10-26 02:59:59.5+02:00", "2025-10-26 02:00:00.5+01:00"), 1.0),
+        (("2025-06-01 10:00:00.009+00:00", "2025-06-01 10:00:01+00:00"), 0.991),
+        (("2025-06-01 10:00:00.1234567", "2025-06-01 10:00:00.1234569"), 2e-7),
+        (("2025-06-01 10:00:05", "2025-06-01 10:00:03.5"), 1.5),
+    ],
+    ids=["zulu", "negative offset", "offset that changes", "whole second", "seven digits", "unsorted"],
+)
+def test_time_stamps_are_read_whole(tmp_path: Path, stamps: tuple[str, str], offset_s: float) -> None:
+    text = HEADER + "".join(f"{stamp},10,4\n" for stamp in stamps)
+    trace = load_trace(write(tmp_path, text), num_rows=2)
+    assert [row.offset_s for row in trace.rows] == [0.0, offset_s]
+
+
+def test_the_earliest_rows_are_taken_wherever_they_stand(tmp_path: Path) -> None:
+    seconds = [9, 4, 5, 0]
+    text = HEADER + "".join(f"2025-06-01 10:00:0{second},{10 + second},4\n" for second in seconds)
+    trace = load_trace(write(tmp_path, text), num_rows=2)
+    assert [(row.offset_s, row.num_prompt_tokens) for row in trace.rows] == [(0.0, 10), (4.0, 14)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HEADER + "2025-06-01 10:00:00,10,4\n2025-06-01 10:00:01,-4,4\n", "line 3.*ContextTokens is -4"),
+        (HEADER + "2025-06-01 10:00:00,10,99999999999\n", "line 2.*GeneratedTokens is 99999999999"),
+        (HEADER + "2025-06-01 10:00:00,10.5,4\n", "line 2.*10.5.*whole number"),
+        (HEADER + "2025-06-01 10:00:00,nan,4\n", "line 2.*nan"),
+        (HEADER + "2025-06-01 10:00:00,10\n", "line 2.*GeneratedTokens is missing"),
+        (HEADER + "yesterday,10,4\n", "line 2.*'yesterday' is no time stamp"),
+        (HEADER + "2025-13-01 10:00:00,10,4\n", "line 2.*month"),
+        (HEADER + "1970-01-01 10:00:00,10,4\n2025-06-01 10:00:00,10,4\n", "line 3.*ten years"),
+        ('{"timestamp": NaN, "input_length": 1, "output_length": 1}', "line 1.*timestamp is nan"),
+        ('{"timestamp": 1e999, "input_length": 1, "output_length": 1}', "line 1.*timestamp is inf"),
+        ('{"timestamp": -5, "input_length": 1, "output_length": 1}', "line 1.*timestamp is -5"),
+        ('{"timestamp": 5, "input_length": true, "output_length": 1}', "line 1.*input_length is True"),
+        ('{"timestamp": 5, "input_length": 1, "output_length": null}', "line 1.*output_length is None"),
+        ('{"timestamp": 5, "input_length": 1, "output_length": 1}\n[1]', "line 2.*no JSON object"),
+        ('{"timestamp": 5, "input_length": 1, "output', "line 1.*no JSON"),
+    ],
+)
+def test_a_row_that_cannot_be_true_refuses_the_file(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_trace(write(tmp_path, text), num_rows=5)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_encoding_line_ends_and_name_change_nothing(tmp_path: Path, encoding: str) -> None:
+    other = tmp_path / "other name.csv"
+    other.write_bytes(AZURE.replace("\n", "\r\n").replace("4808", "4808.0").encode(encoding))
+    here, there = (load_trace(path, num_rows=3) for path in (write(tmp_path, AZURE), other))
+    assert there.rows == here.rows
+    prompts = [trace_corpus(trace, tmp_path / "x", seed=1).prompts for trace in (here, there)]
+    assert prompts[0] == prompts[1]
+
+
+def test_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    path.write_bytes(AZURE.replace("4808", "\u00e9").encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8 text"):
+        load_trace(path, num_rows=3)
+
+
+def test_rows_left_out_are_told_with_the_reason(tmp_path: Path) -> None:
+    text = BURSTGPT + "119,4,3,GPT-4,5000,1,5001,Conversation log\n120,4,3,GPT-4,5,1,6,Conversation log\n"
+    trace = load_trace(write(tmp_path, text), num_rows=3, max_tokens=1000)
+    corpus = trace_corpus(trace, tmp_path / "trace", seed=1, max_tokens=1000)
+    assert corpus.left_out == (
+        "2 of 5 rows of the trace (40%) were left out: "
+        "1 above TRACE_MAX_TOKENS=1000, 1 without prompt or answer"
+    )

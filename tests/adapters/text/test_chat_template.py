@@ -1,0 +1,56 @@
+"""Templates come with a model and are somebody else's programs: what they do wrong stops chat alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapters.text.chat_template import ChatTemplate, ChatTemplateError, load_chat_template
+
+MESSAGES = [{"role": "user", "content": "héllo <b>"}]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{% do x %}", "cannot be compiled: .*'do'"),
+        ("{{ messages | nosuchfilter }}", "cannot be compiled: .*nosuchfilter"),
+        ("{% for m in messages %}", "cannot be compiled: Unexpected end"),
+        ("{{ messages[9].content }}", "refuses these messages: .*no element 9"),
+        ("{{ '{} {}'.format('a') }}", "refuses these messages: IndexError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses these messages: RecursionError"),
+        ("{{ 1 // 0 }}", "refuses these messages: ZeroDivisionError"),
+        ("{{ messages.__class__.__mro__ }}", "refuses these messages: .*unsafe"),
+    ],
+)
+def test_a_template_that_fails_is_one_sentence_at_the_first_chat(source: str, said: str) -> None:
+    template = ChatTemplate(source, {})
+    with pytest.raises(ChatTemplateError, match=said):
+        template.render(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    ("options", "rendered"),
+    [
+        ("", '[{"role": "user", "content": "héllo <b>"}]'),
+        ("(separators=(',', ':'))", '[{"role":"user","content":"héllo <b>"}]'),
+        ("(sort_keys=true)", '[{"content": "héllo <b>", "role": "user"}]'),
+        ("(true)", '[{"role": "user", "content": "h\\u00e9llo <b>"}]'),
+        ("(indent=1)", '[\n {\n  "role": "user",\n  "content": "héllo <b>"\n }\n]'),
+    ],
+)
+def test_tojson_takes_the_options_of_transformers(options: str, rendered: str) -> None:
+    assert ChatTemplate("{{ messages | tojson" + options + " }}", {}).render(MESSAGES) == rendered
+
+
+@pytest.mark.parametrize("entry", [3, {"default": "x"}, [], ["x"], [{"name": "other", "template": "x"}], ""])
+def test_a_config_without_a_usable_template_has_none(tmp_path: Path, entry: object) -> None:
+    assert load_chat_template(tmp_path, {"chat_template": entry}) is None
+
+
+def test_a_file_of_another_encoding_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_bytes("é{{ messages[0].role }}".encode("latin-1"))
+    template = load_chat_template(tmp_path, {})
+    assert template is not None
+    assert template.render(MESSAGES).endswith("user")
