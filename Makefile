@@ -16,10 +16,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # uv from the PATH, else one of our own beside the environment; never a Python of its own.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SYNC := $(UV) sync --frozen --inexact --quiet
-# The extra that brings a backend's packages; none for null, and for a server that already runs.
-EXTRA_OF_torch := torch
-EXTRA_OF_llama_cpp := llama
-EXTRA := $(EXTRA_OF_$(BACKEND))
+# The extra that brings a backend's packages, as its description says; none for null.
+DESCRIPTION := adapters/$(BACKEND)_backend/__init__.py
+EXTRA := $(shell sed -n 's/^    extra="\(.*\)",$$/\1/p' $(DESCRIPTION) 2>/dev/null)
 LAB := .venv/bin/lab
 
 .PHONY: help
@@ -47,7 +46,7 @@ help: ## list the commands
 
 INSTALLED := .venv/.lab-$(or $(EXTRA),base)
 
-.PHONY: bench compare sweep gate yardsticks profile gpu-bench step-cost parity report run model stage prompts
+.PHONY: bench compare sweep gate yardsticks profile gpu-bench step-cost parity report run model stage prompts env-example
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
@@ -81,8 +80,8 @@ report: $(INSTALLED) ## print result files again and write an HTML page: ARGS="r
 run: $(INSTALLED) ## start one service: SERVICE=continuous PORT=8000
 	@$(LAB) serve --variant $(SERVICE) $(ARGS)
 
-# Making or staging a model needs packages only where llama.cpp has to write the file.
-FOR_MODELS := .venv/.lab-$(if $(filter llama_cpp,$(BACKEND)),llama,base)
+# Making or staging a model needs a backend's packages only where they have to write a GGUF file.
+FOR_MODELS := .venv/.lab-$(if $(shell grep -s 'weights="gguf"' $(DESCRIPTION)),$(EXTRA),base)
 
 model: $(FOR_MODELS) ## make a seeded model now: MODEL=lab-26m (BACKEND=llama_cpp: as a GGUF file)
 	@$(LAB) model $(MODEL) $(ARGS)
@@ -92,6 +91,9 @@ stage: $(FOR_MODELS) ## put a model into a folder of its own: MODEL=owner/name T
 
 prompts: .venv/.lab-base ## write data/prompts.jsonl anew
 	@$(LAB) prompts $(ARGS)
+
+env-example: .venv/.lab-base ## write .env.example anew from the settings
+	@.venv/bin/python -m tools.env_example
 
 .PHONY: dev test test-fast load check format clean
 dev: .venv/.dev ## install everything a developer needs, pre-commit hooks included
@@ -106,12 +108,13 @@ test-fast: .venv/.dev ## the tests that need no llama.cpp
 load: .venv/.dev ## minutes of load with the figures of docs/reliability.md, on a quiet machine
 	@.venv/bin/python -m pytest -m load -s --timeout 600 tests/services/load $(ARGS)
 
-check: .venv/.dev ## ruff, mypy, import-linter, corpus drift
+check: .venv/.dev ## ruff, mypy, import-linter, drift of the corpus and of .env.example
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/python -m tools.cli prompts --check
+	.venv/bin/python -m tools.env_example --check
 
 format: .venv/.dev ## let ruff rewrite the sources
 	.venv/bin/ruff format .

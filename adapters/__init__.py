@@ -1,1 +1,1 @@
-"""Model backends: token ids in, token ids out. Knows no HTTP and no batching strategy."""
+"""Model backends: token ids in, token ids out, without HTTP and without a batching strategy."""

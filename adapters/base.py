@@ -1,6 +1,5 @@
 """The nouns that every backend and every strategy shares.
 
-What enters a backend is a list of `ScheduledChunk`; what leaves is a list of `StepOutput`.
 Nothing here knows HTTP, asyncio, torch or which strategy is running, and nothing of the
 project is imported.
 
@@ -19,8 +18,9 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
+OptionsT = TypeVar("OptionsT")
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -201,13 +201,12 @@ class BackendInfo:
     num_parameters: int = 0
     model_digest: str = ""
     num_threads: int = 1
-    scheduling: Literal["lab", "engine"] = "lab"
     details: dict[str, str | int | float | bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class BackendConfig:
-    """Everything a backend may want to know; `None` and "auto" leave the choice to it."""
+    """What every backend is told; `None` and "auto" leave the choice to it. Settings have these defaults."""
 
     backend: str = "torch"
     model: str = "lab-26m"
@@ -223,24 +222,17 @@ class BackendConfig:
     artifacts_dir: str = "artifacts"
     model_wait_s: float | None = None
     """How long to wait for a local model that is not there yet; None: only while somebody stages it."""
-    cpu_kernels: bool = True
-    """torch on a CPU: compile the small operators with the system's C++ compiler, if there is one."""
-    cuda_graphs: bool = True
-    """torch on CUDA: replay decode steps as graphs."""
-    batch_invariant: bool = False
-    """torch on CUDA: the same tokens whatever the batch, at a price; on a CPU it is always so."""
     kv_memory_fraction: float = 0.8
-    n_gpu_layers: int | None = None
-    """llama_cpp: layers on the accelerator; None: all where the build has one, as Metal on Apple silicon."""
-    n_batch: int | None = None
-    """llama_cpp: tokens of one `llama_decode`; never less than a step can have."""
-    n_ubatch: int | None = None
-    """llama_cpp: tokens computed together; None: 512."""
-    kv_type: str = "auto"
-    """llama_cpp: number format of keys and values; auto: f16, and f32 for f32 weights."""
-    null_step_s: float = 0.0
-    null_row_s: float = 0.0
-    null_prompt_token_s: float = 0.0
+    """Share of free memory that keys and values may take, for backends that measure it."""
+    options: object = None
+    """What the backend's description calls its options; None: their defaults."""
+
+    def options_as(self, kind: type[OptionsT]) -> OptionsT:
+        """The options of a backend whose options are of this kind."""
+        if self.options is None:
+            return kind()
+        assert isinstance(self.options, kind), "options belong to the backend that they are given to"
+        return self.options
 
 
 @runtime_checkable

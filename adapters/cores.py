@@ -1,4 +1,4 @@
-"""How many cores there are to compute on. Knows no backend."""
+"""How many cores there are to compute on."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
 """A backend without weights: the null system that harness, service and scheduler are measured with.
 
-Chunks enter; tokens that look like words leave, after the time that the cost model sets for the step.
-A token is a hash of all tokens before it (and, where temperature is above 0, of the seed's draw), so
-equal prompts give equal answers in any company. A slot keeps what a KV cache would keep, the length and
-a digest of its tokens, so that a wrong chunk is an error here as it would be with a real model.
-Token ids 0 to 255 are bytes; 256 ends an answer.
+A token is a hash of all tokens before it (and, where temperature is above 0, of the seed's draw), so equal
+prompts give equal answers whatever the batch. A slot keeps what a KV cache would keep, the length and a
+digest of its tokens, so that a wrong chunk is an error here as it would be with a real model. A step lasts as
+long as its cost model says. Token ids 0 to 255 are bytes; 256 ends an answer.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import zlib
 from array import array
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,15 +27,46 @@ from adapters.base import (
     Sequence,
     StepOutput,
 )
+from adapters.description import BackendDescription, option
 from adapters.sampling import choose_token, mix64, uniform_draw
+
+if TYPE_CHECKING:
+    from adapters.text.tokenizer import ByteTokenizer
 
 EOS_TOKEN_ID = 256
 _ALPHABET = b"eeeeeetttttaaaaooooiiinnnssshhhrrrdddlluucmwfgypbvkETAOIN        "
 _EOS_ONE_IN = 512
 _NUM_CHOICES = 64
 _DEFAULT_MAX_MODEL_LEN = 4096
+_MILLISECONDS = {"ge": 0, "le": 3_600_000, "allow_inf_nan": False}
 _SPIN_S = 0.0003
 """The last part of a wait is spent spinning: sleep alone comes back some 0.1 ms late."""
+
+
+@dataclass(frozen=True, slots=True)
+class NullOptions:
+    null_step_ms: float = option(
+        0.0,
+        "A step takes NULL_STEP_MS + rows * NULL_ROW_MS + prompt tokens * NULL_PROMPT_TOKEN_MS.",
+        **_MILLISECONDS,
+    )
+    null_row_ms: float = option(0.0, "The cost of each decode row.", **_MILLISECONDS)
+    null_prompt_token_ms: float = option(0.0, "The cost of each prompt token.", **_MILLISECONDS)
+
+
+def load_tokenizer(config: BackendConfig) -> ByteTokenizer:
+    from adapters.text.tokenizer import ByteTokenizer
+
+    return ByteTokenizer()
+
+
+DESCRIPTION = BackendDescription(
+    make="adapters.null_backend:NullBackend",
+    tokenizer="adapters.null_backend:load_tokenizer",
+    options=NullOptions,
+    weights="none",
+    formats={},
+)
 
 
 @dataclass(slots=True)
@@ -46,8 +77,11 @@ class _Slot:
 
 class NullBackend:
     def __init__(self, config: BackendConfig) -> None:
-        self._config = config
-        self._has_cost = config.null_step_s + config.null_row_s + config.null_prompt_token_s > 0
+        options = config.options_as(NullOptions)
+        self._step_s = options.null_step_ms / 1000
+        self._row_s = options.null_row_ms / 1000
+        self._prompt_token_s = options.null_prompt_token_ms / 1000
+        self._has_cost = self._step_s + self._row_s + self._prompt_token_s > 0
         self._slots: dict[int, _Slot] = {}
         max_model_len = config.max_model_len or _DEFAULT_MAX_MODEL_LEN
         self._info = BackendInfo(
@@ -61,9 +95,9 @@ class NullBackend:
             max_model_len=max_model_len,
             kv_capacity_tokens=config.max_batch_size * max_model_len,
             details={
-                "null_step_s": config.null_step_s,
-                "null_row_s": config.null_row_s,
-                "null_prompt_token_s": config.null_prompt_token_s,
+                "null_step_s": self._step_s,
+                "null_row_s": self._row_s,
+                "null_prompt_token_s": self._prompt_token_s,
             },
         )
 
@@ -119,7 +153,7 @@ class NullBackend:
                 )
             if chunk.start + chunk.num_tokens > max_model_len:
                 raise CapacityError(
-                    f"sequence {chunk.seq.seq_id} needs {chunk.start + chunk.num_tokens} places, "
+                    f"sequence {chunk.seq.seq_id} needs {chunk.start + chunk.num_tokens} positions, "
                     f"a slot has {max_model_len}"
                 )
         if len(self._slots) + num_new > max_batch:
@@ -128,12 +162,9 @@ class NullBackend:
             )
 
     def _cost_s(self, chunks: Seq[ScheduledChunk]) -> float:
-        config = self._config
         num_rows = sum(1 for chunk in chunks if chunk.dead or chunk.is_decode)
         num_prompt_tokens = sum(chunk.num_tokens for chunk in chunks if not (chunk.dead or chunk.is_decode))
-        return (
-            config.null_step_s + config.null_row_s * num_rows + config.null_prompt_token_s * num_prompt_tokens
-        )
+        return self._step_s + self._row_s * num_rows + self._prompt_token_s * num_prompt_tokens
 
 
 def _next_token(seq: Sequence, slot: _Slot) -> int:

@@ -1,31 +1,33 @@
-"""BACKEND names and the classes behind them, imported only when asked for.
+"""The names that BACKEND may have, and what each backend says of itself.
 
-A name enters; a loaded backend leaves. A new backend is one entry here; nothing else lists them.
+A new backend is a folder `adapters/<name>_backend` whose `DESCRIPTION` can be imported without the engine's
+packages, one name here, and an extra in pyproject.toml. Nothing else lists the names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 from adapters.base import Backend, BackendConfig, ConfigError
+from adapters.description import BackendDescription
 
-BACKENDS: dict[str, str] = {
-    "torch": "adapters.torch_backend.factory:create",
-    "llama_cpp": "adapters.llama_cpp_backend.backend:LlamaCppBackend",
-    "null": "adapters.null_backend:NullBackend",
-}
+if TYPE_CHECKING:
+    from adapters.text.tokenizer import Tokenizer
 
-_EXTRAS = {
-    "torch": ("torch", ("torch", "transformers", "safetensors")),
-    "llama_cpp": ("llama", ("llama_cpp", "gguf")),
+_NAMES = (
+    "torch",
+    "llama_cpp",
+    "null",
+)
+
+BACKENDS: dict[str, BackendDescription] = {
+    name: import_module(f"adapters.{name}_backend").DESCRIPTION for name in _NAMES
 }
-"""The extra of this project that brings a backend's own packages, and these packages."""
 
 
 def check_backend(name: str) -> None:
-    """Refuse what is no BACKEND, without importing any.
+    """Refuse what is no BACKEND.
 
     Raises:
         ConfigError: there is no backend of this name.
@@ -43,16 +45,33 @@ def create_backend(config: BackendConfig) -> Backend:
         BackendError: the model failed while loading.
     """
     check_backend(config.backend)
-    module_name, class_name = BACKENDS[config.backend].split(":")
+    return cast(Backend, _call(BACKENDS[config.backend].make, config))
+
+
+def load_tokenizer(config: BackendConfig) -> Tokenizer:
+    """The tokenizer of `config.model`, which is made or fetched when it is missing.
+
+    Raises:
+        ConfigError: there is no such model, it has no tokenizer that can be read, or packages are missing.
+    """
+    check_backend(config.backend)
+    return cast("Tokenizer", _call(BACKENDS[config.backend].tokenizer, config))
+
+
+def extra_of(package: str) -> str | None:
+    """The extra of this project that brings a backend's package."""
+    return next((d.extra for d in BACKENDS.values() if package in d.packages), None)
+
+
+def _call(place: str, config: BackendConfig) -> Any:
+    module_name, _, name = place.partition(":")
     try:
-        module = import_module(module_name)
+        return getattr(import_module(module_name), name)(config)
     except ModuleNotFoundError as error:
-        extra, packages = _EXTRAS.get(config.backend, ("", ()))
-        if error.name in packages:
-            raise ConfigError(
-                f"BACKEND={config.backend} needs the package {error.name}: "
-                f"install the extra with `uv sync --extra {extra}`"
-            ) from error
-        raise
-    make = cast(Callable[[BackendConfig], Backend], getattr(module, class_name))
-    return make(config)
+        extra = extra_of(error.name or "")
+        if extra is None:
+            raise
+        raise ConfigError(
+            f"BACKEND={config.backend} needs the package {error.name}: "
+            f"install the extra with `uv sync --extra {extra}`"
+        ) from error

@@ -1,8 +1,8 @@
-"""The random numbers that sampling uses and the rule that turns one into a token, the same in every backend.
+"""The random numbers of sampling and the rule that turns one into a token, the same in every backend.
 
-A sequence's seed and the index of the output token enter (0 for its first); a number, or the token that it
-picks, leaves. There is no generator with a state to share or advance, so a draw cannot depend on who
-else is in the batch, on how often a step is repeated or on which device it runs.
+A draw is a hash of a sequence's seed and the index of the output token (0 for its first). There is no
+generator with a state to share or advance, so a draw cannot depend on who else is in the batch, on how often
+a step is repeated, or on which device it runs.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def sample_token(
     if params.min_p > 0.0:
         weights[weights < params.min_p] = 0.0  # the likeliest one weighs 1
     cumulative = np.cumsum(weights)
-    place = np.searchsorted(cumulative, uniform_draw(params.seed, index) * cumulative[-1], side="right")
+    drawn = np.searchsorted(cumulative, uniform_draw(params.seed, index) * cumulative[-1], side="right")
     # Rounding can put the draw at the very end; the last token that has any weight is meant then.
-    return int(min(place, np.flatnonzero(weights)[-1]))
+    return int(min(drawn, np.flatnonzero(weights)[-1]))
 
 
 def choose_token(logits: npt.NDArray[np.float32], seq: Sequence) -> int:

@@ -1,17 +1,14 @@
 """Measures one arm: starts what is needed, replays the schedule, leaves a judged file.
 
-What enters are settings, a corpus, a schedule and an `Arm`; what leaves is a `Measurement`, with its
-rows, its manifest and the path of its parquet file. One service at a time, a fresh one for each repeat.
-Whatever ends the run, every finished request is in the file or, after a kill, in the journal beside it.
+One service runs at a time, a fresh one for each repeat. Whatever ends the run, every finished request is in
+the file or, after a kill, in the journal beside it.
 """
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from types import FrameType
 from typing import Any
 
 from adapters.base import ConfigError
@@ -20,12 +17,13 @@ from harness.client.server import Server, find_server
 from harness.plan.corpus import Corpus
 from harness.plan.schedule import Schedule
 from harness.replay.arm_file import Arm, ArmFile, Measurement
+from harness.replay.floor import measure_floor
+from harness.replay.interrupts import on_interrupt, raise_interrupt
 from harness.replay.progress import Reporter
 from harness.replay.replay import replay
 from harness.replay.service_process import RunningService, ServiceLaunch, running_service
 from harness.results.manifest import describe_repeat
 from harness.results.steps import step_rows, summarise_steps
-from harness.selfcheck.floor import measure_floor
 from harness.settings import HarnessSettings
 
 
@@ -45,7 +43,7 @@ def measure(
     """
     file: ArmFile | None = None
     try:
-        with _sigterm_interrupts():
+        with on_interrupt(raise_interrupt):
             if settings.floor:
                 reporter.announce("measuring the harness's own floor")
             floor = asdict(measure_floor()) if settings.floor else None
@@ -79,14 +77,7 @@ def _measure_repeat(
         file.add(repeat, answer)
         reporter.advance(answer)
 
-    result = replay(
-        server,
-        schedule,
-        settings,
-        announce=reporter.announce,
-        begin=lambda: reporter.begin(file.label(repeat), schedule),
-        on_complete=on_complete,
-    )
+    result = replay(server, schedule, settings, reporter, label=file.label(repeat), on_complete=on_complete)
     problem = service.problem() if service else None
     summary = summarise_steps(result.steps, result.num_dropped_steps)
     entry = describe_repeat(repeat, result.end, result.use, summary, server.card, problem)
@@ -120,21 +111,3 @@ def _check_label(arm: Arm, server: Server) -> None:
     # Longer names of the same strategies begin with the canonical one (`static_batch`).
     if arm.variant and served and not arm.variant.startswith(served):
         raise ConfigError(f"the service at {server.url} runs {served}, not {arm.variant}; leave VARIANT out")
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """While inside, SIGTERM is a Ctrl-C, so that the service is stopped and rows are written."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        previous = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: whoever runs us handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

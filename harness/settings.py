@@ -1,57 +1,23 @@
-"""What a measurement is asked to do: read once, from the command line, the environment and `.env`.
+"""The settings of the harness, from the command line, the environment and `.env`.
 
-What enters are plain names (`REQUESTS`, `CONCURRENCY`, `RATE`, ...); what leaves is one frozen object.
 Settings of the service (`MAX_BATCH`, `N_THREADS`, ...) are not read here: the service that is started
-inherits the environment and reads them itself.
+inherits the environment and reads them itself. It passes over `SETTING_NAMES` in `.env`.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapters.base import ConfigError
-from adapters.registry import check_backend
+from adapters.registry import BACKENDS, check_backend
 
-# Options of the command line in the order of `--help`: (name, help). Each is also an environment
-# variable of the same name in capitals.
-OPTIONS = (
-    ("variant", "strategy to serve (default continuous); with --url only a label"),
-    ("backend", "backend of the service: torch, llama_cpp, null"),
-    ("model", "preset, hub id, folder or file that the service loads; with --url the name to ask for"),
-    ("requests", "prompts to send (default 64)"),
-    ("concurrency", "virtual users of the closed loop (default 16)"),
-    ("rate", "requests a second; makes the loop open"),
-    (
-        "arrivals",
-        "of an open loop: poisson (default), constant, gamma (CV), onoff (ON_S, OFF_S), ramp (RATE_FROM)",
-    ),
-    ("cv", "gamma: coefficient of variation of the gaps; 1 is Poisson, above it bursts"),
-    ("on_s", "onoff: seconds of a burst"),
-    ("off_s", "onoff: seconds of silence after it"),
-    ("rate_from", "ramp: where the rate begins (default 0); RATE is its mean"),
-    ("trace", "replay the arrivals and lengths of a trace: Azure CSV, Mooncake JSON lines, BurstGPT CSV"),
-    ("time_scale", "trace: multiply its times (default 1; 0.1 is ten times as fast)"),
-    ("trace_max_tokens", "trace: leave out rows of more tokens than this"),
-    ("seed", "seed of arrival times and sampling (default 0)"),
-    ("repeats", "replays of the same schedule, each against a fresh service (default 1)"),
-    ("out", "folder of the results (default results)"),
-    ("url", "measure a server that already runs (any OpenAI-compatible one) instead of starting ours"),
-    ("temperature", "0 is greedy (default)"),
-    ("corpus", "prompts to replay (default data/prompts.jsonl), or synthetic:PROMPTxOUTPUT in tokens"),
-    ("warmup", "warm-up prompts before the measured ones (default: concurrency, at most 16)"),
-    ("request_timeout_s", "longest wait for one request (default 600)"),
-    ("floor", "0 skips measuring the harness against a server that answers at once, before the first run"),
-    ("start_timeout_s", "longest wait for the service to be ready (default 900)"),
-    ("processes", "processes of the harness that send the load together (default 1)"),
-    ("shard", "send part i of N only, as 0/3; all parts merge into the whole with `lab merge`"),
-    ("start_at", "instant at which every shard begins, in seconds since 1970 (see `date +%%s`)"),
-    ("max_in_flight", "open loop: prompts in flight at which the run gives up as INVALID (default 1024)"),
-)
+_ENVIRONMENT_ONLY = ("shards", "job_completion_index", "api_key")
 
 
 class HarnessSettings(BaseSettings):
@@ -61,39 +27,86 @@ class HarnessSettings(BaseSettings):
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
     )
 
-    variant: str | None = Field(None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
-    backend: str | None = None
-    model: str | None = None
-    requests: int = Field(64, ge=1)
-    concurrency: int = Field(16, ge=1)
-    rate: float | None = None
-    arrivals: str | None = None
-    cv: float | None = None
-    on_s: float | None = None
-    off_s: float | None = None
-    rate_from: float | None = None
-    trace: Path | None = None
-    time_scale: float | None = Field(None, gt=0)
-    trace_max_tokens: int | None = Field(None, ge=2)
-    seed: int = Field(0, ge=0)
-    repeats: int = Field(1, ge=1)
-    out: Path = Path("results")
-    url: str | None = None
-    temperature: float = Field(0.0, ge=0, le=2)
-    corpus: Path | None = None
-    warmup: int | None = Field(None, ge=0)
-    request_timeout_s: float = Field(600.0, gt=0)
-    floor: bool = True
-    start_timeout_s: float = Field(900.0, gt=0)
-    max_in_flight: int = Field(1024, ge=1)
-    processes: int = Field(1, ge=1, le=256)
-    shard: str | None = Field(None, pattern=r"^[0-9]+/[0-9]+$")
-    shards: int | None = Field(None, ge=1)
-    """With JOB_COMPLETION_INDEX, as an indexed job of Kubernetes sets it: this shard is INDEX/SHARDS."""
-    job_completion_index: int | None = Field(None, ge=0)
-    start_at: float | None = Field(None, gt=0)
-    api_key: SecretStr | None = None
-    """Sent as a bearer token; from the environment only, and never recorded."""
+    variant: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        description="strategy to serve (default continuous); with --url only a label",
+    )
+    backend: str | None = Field(None, description=f"backend of the service: {', '.join(BACKENDS)}")
+    model: str | None = Field(
+        None,
+        description="preset, hub id, folder or file that the service loads; with --url the name to ask for",
+    )
+    requests: int = Field(64, ge=1, description="prompts to send")
+    concurrency: int = Field(16, ge=1, description="virtual users of the closed loop")
+    rate: float | None = Field(None, description="requests a second; makes the loop open")
+    arrivals: str | None = Field(
+        None,
+        description="of an open loop: poisson (default), constant, gamma (CV), onoff (ON_S, OFF_S), ramp "
+        "(RATE_FROM)",
+    )
+    cv: float | None = Field(
+        None, description="gamma: coefficient of variation of the gaps; 1 is Poisson, above it bursts"
+    )
+    on_s: float | None = Field(None, description="onoff: seconds of a burst")
+    off_s: float | None = Field(None, description="onoff: seconds of silence after it")
+    rate_from: float | None = Field(
+        None, description="ramp: where the rate begins (default 0); RATE is its mean"
+    )
+    trace: Path | None = Field(
+        None,
+        description="replay the arrivals and lengths of a trace: Azure CSV, Mooncake JSON lines, "
+        "BurstGPT CSV",
+    )
+    time_scale: float | None = Field(
+        None, gt=0, description="trace: multiply its times (default 1; 0.1 is ten times as fast)"
+    )
+    trace_max_tokens: int | None = Field(
+        None, ge=2, description="trace: leave out rows of more tokens than this"
+    )
+    seed: int = Field(0, ge=0, description="seed of arrival times and sampling")
+    repeats: int = Field(1, ge=1, description="replays of the same schedule, each against a fresh service")
+    out: Path = Field(Path("results"), description="folder of the results")
+    url: str | None = Field(
+        None,
+        description="measure a server that already runs (any OpenAI-compatible one) instead of starting ours",
+    )
+    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy")
+    corpus: Path | None = Field(
+        None,
+        description="prompts to replay (default data/prompts.jsonl), or synthetic:PROMPTxOUTPUT in tokens",
+    )
+    warmup: int | None = Field(
+        None, ge=0, description="warm-up prompts before the measured ones (default: concurrency, at most 16)"
+    )
+    request_timeout_s: float = Field(600.0, gt=0, description="longest wait for one request")
+    floor: bool = Field(
+        True,
+        description="0 skips measuring the harness against a server that answers at once, before the "
+        "first run",
+    )
+    start_timeout_s: float = Field(900.0, gt=0, description="longest wait for the service to be ready")
+    processes: int = Field(
+        1, ge=1, le=256, description="processes of the harness that send the load together"
+    )
+    shard: str | None = Field(
+        None,
+        pattern=r"^[0-9]+/[0-9]+$",
+        description="send part i of N only, as 0/3; all parts merge into the whole with `lab merge`",
+    )
+    start_at: float | None = Field(
+        None, gt=0, description="instant at which every shard begins, in seconds since 1970 (see `date +%s`)"
+    )
+    max_in_flight: int = Field(
+        1024, ge=1, description="open loop: prompts in flight at which the run gives up as INVALID"
+    )
+    shards: int | None = Field(
+        None,
+        ge=1,
+        description="number of parts, where JOB_COMPLETION_INDEX says which is ours",
+    )
+    job_completion_index: int | None = Field(None, ge=0, description="set by an indexed job of Kubernetes")
+    api_key: SecretStr | None = Field(None, description="sent as a bearer token and never recorded")
 
     @property
     def num_warmup(self) -> int:
@@ -122,11 +135,42 @@ class HarnessSettings(BaseSettings):
         return self.model_dump(mode="json", exclude={"api_key"})
 
 
+class ReportSettings(BaseSettings):
+    """What a report or an export reads beside its options; an empty variable counts as not set."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    price_per_hour_usd: Annotated[str | None, Field(description="dollars that the machine costs an hour")] = (
+        None
+    )
+    price_per_token_usd: Annotated[str | None, Field(description="... or that an output token costs")] = None
+    pushgateway_url: Annotated[str | None, Field(description="where `lab bench` pushes its summary")] = None
+
+
+SETTING_NAMES = (*HarnessSettings.model_fields, *ReportSettings.model_fields)
+"""What may stand in `.env` for the harness; some names the service reads as well."""
+
+
+def _options() -> dict[str, FieldInfo]:
+    return {n: field for n, field in HarnessSettings.model_fields.items() if n not in _ENVIRONMENT_ONLY}
+
+
 def add_setting_options(parser: argparse.ArgumentParser, *, leave_out: frozenset[str] = frozenset()) -> None:
-    for name, text in OPTIONS:
+    """An option for each setting, in the order in which the settings are declared."""
+    for name, field in _options().items():
         if name not in leave_out:
+            words = field.description or ""
+            if field.default is not None:
+                words += f" (default {spelled(field.default)})"
             flag = f"--{name.replace('_', '-')}"
-            parser.add_argument(flag, dest=name, default=None, metavar="VALUE", help=text)
+            parser.add_argument(flag, dest=name, default=None, metavar="VALUE", help=words.replace("%", "%%"))
+
+
+def spelled(value: Any) -> str:
+    """A default as one writes it in `.env`."""
+    if value is None:
+        return ""
+    return f"{value:g}" if isinstance(value, bool | float) else str(value)
 
 
 def read_settings(args: argparse.Namespace) -> HarnessSettings:
@@ -135,8 +179,7 @@ def read_settings(args: argparse.Namespace) -> HarnessSettings:
     Raises:
         ConfigError: a value cannot be used; the message names the setting.
     """
-    names = {name for name, _ in OPTIONS}
-    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    given = {name: value for name in _options() if (value := getattr(args, name, None)) is not None}
     try:
         settings = HarnessSettings(**{name: value for name, value in given.items() if value != ""})
     except ValidationError as error:

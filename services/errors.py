@@ -1,7 +1,6 @@
-"""Every way to say no, in one error shape: `{"error": {message, type, param, code}}`.
+"""Every error that a client can get, in one shape: `{"error": {message, type, param, code}}`.
 
-What enters are failed checks and states of the service; what leaves are `Refusal` exceptions that carry
-the HTTP status with them. A refusal that comes in mid-stream is sent as the last frame instead.
+Messages, codes and statuses are part of the wire contract. An error in mid-stream is sent as the last frame.
 
 400 a body that is not JSON, or a request that can never fit; 401 the API key; 404 a model that is not
 loaded, or an id that is not in flight; 408, 413 a body that is too slow or too large; 422 a field; 429 the
@@ -32,7 +31,7 @@ _MAX_NAMED = 5
 _SHOWN_CHARS = 40
 
 
-class Refusal(Exception):
+class ApiError(Exception):
     """Why a request gets no answer, or no more of it."""
 
     def __init__(
@@ -66,98 +65,98 @@ class Refusal(Exception):
         return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
 
 
-def not_json(detail: str) -> Refusal:
-    return Refusal(400, f"The body is not valid JSON: {detail}.", code="invalid_json")
+def not_json(detail: str) -> ApiError:
+    return ApiError(400, f"The body is not valid JSON: {detail}.", code="invalid_json")
 
 
-def body_too_large(max_bytes: int) -> Refusal:
-    return Refusal(413, f"The body is larger than {max_bytes} bytes.", code="body_too_large")
+def body_too_large(max_bytes: int) -> ApiError:
+    return ApiError(413, f"The body is larger than {max_bytes} bytes.", code="body_too_large")
 
 
-def bad_field(param: str, problem: str) -> Refusal:
+def bad_field(param: str, problem: str) -> ApiError:
     """`problem` completes a sentence that begins with the field's name."""
-    return Refusal(422, f"{param} {problem}.", code="invalid_value", param=param)
+    return ApiError(422, f"{param} {problem}.", code="invalid_value", param=param)
 
 
-def too_long(problem: str, param: str) -> Refusal:
-    return Refusal(400, f"This can never fit: {problem}.", code="context_length_exceeded", param=param)
+def too_long(problem: str, param: str) -> ApiError:
+    return ApiError(400, f"This can never fit: {problem}.", code="context_length_exceeded", param=param)
 
 
-def unknown_model(asked: str, loaded: str) -> Refusal:
+def unknown_model(asked: str, loaded: str) -> ApiError:
     message = f"The model {asked!r} is not loaded here; {loaded!r} is."
-    return Refusal(404, message, code="model_not_found", param="model")
+    return ApiError(404, message, code="model_not_found", param="model")
 
 
-def queue_full(max_queue: int, retry_after_s: int) -> Refusal:
+def queue_full(max_queue: int, retry_after_s: int) -> ApiError:
     message = f"The queue is full ({max_queue} requests wait); try again in {retry_after_s} s."
-    return Refusal(429, message, code="queue_full", retry_after_s=retry_after_s)
+    return ApiError(429, message, code="queue_full", retry_after_s=retry_after_s)
 
 
-def queue_tokens_full(max_tokens: int, retry_after_s: int) -> Refusal:
+def queue_tokens_full(max_tokens: int, retry_after_s: int) -> ApiError:
     message = f"The queue is full ({max_tokens} prompt tokens may wait); try again in {retry_after_s} s."
-    return Refusal(429, message, code="queue_full", retry_after_s=retry_after_s)
+    return ApiError(429, message, code="queue_full", retry_after_s=retry_after_s)
 
 
-def starting() -> Refusal:
-    return Refusal(503, "The model is still loading; try again soon.", code="starting", retry_after_s=1)
+def starting() -> ApiError:
+    return ApiError(503, "The model is still loading; try again soon.", code="starting", retry_after_s=1)
 
 
-def restarting() -> Refusal:
-    return Refusal(503, "The engine stopped and is being restarted.", code="restarting", retry_after_s=1)
+def restarting() -> ApiError:
+    return ApiError(503, "The engine stopped and is being restarted.", code="restarting", retry_after_s=1)
 
 
-def draining() -> Refusal:
-    return Refusal(503, "The service is shutting down and takes no more requests.", code="draining")
+def draining() -> ApiError:
+    return ApiError(503, "The service is shutting down and takes no more requests.", code="draining")
 
 
-def engine_lost(detail: str) -> Refusal:
-    return Refusal(503, f"The engine stopped while it worked on this request: {detail}.", code="engine_lost")
+def engine_lost(detail: str) -> ApiError:
+    return ApiError(503, f"The engine stopped while it worked on this request: {detail}.", code="engine_lost")
 
 
-def drain_timed_out(timeout_s: float) -> Refusal:
+def drain_timed_out(timeout_s: float) -> ApiError:
     message = f"The service shut down before this request was finished (after {timeout_s:g} s)."
-    return Refusal(503, message, code="draining")
+    return ApiError(503, message, code="draining")
 
 
-def backend_failed(detail: str) -> Refusal:
-    return Refusal(500, f"This request could not be computed: {detail}.", code="backend_failed")
+def backend_failed(detail: str) -> ApiError:
+    return ApiError(500, f"This request could not be computed: {detail}.", code="backend_failed")
 
 
-def timed_out(timeout_s: float) -> Refusal:
+def timed_out(timeout_s: float) -> ApiError:
     message = f"The request did not finish within its time, {timeout_s:g} s (timeout_s, or MAX_TIMEOUT_S)."
-    return Refusal(504, message, code="timeout", param="timeout_s")
+    return ApiError(504, message, code="timeout", param="timeout_s")
 
 
-def slow_reader(what: str) -> Refusal:
-    """Counted rather than told: the client does not read."""
-    return Refusal(503, f"The client was cut off because it {what}.", code="slow_reader")
+def slow_reader(what: str) -> ApiError:
+    """The client does not read, so this is counted and seldom seen."""
+    return ApiError(503, f"The client was cut off because it {what}.", code="slow_reader")
 
 
-def body_too_slow(timeout_s: float) -> Refusal:
+def body_too_slow(timeout_s: float) -> ApiError:
     message = f"The body did not arrive within {timeout_s:g} s."
-    return Refusal(408, message, code="body_too_slow")
+    return ApiError(408, message, code="body_too_slow")
 
 
-def unauthorized() -> Refusal:
+def unauthorized() -> ApiError:
     message = "This service wants its API key, as the header `Authorization: Bearer KEY`."
-    return Refusal(401, message, code="invalid_api_key")
+    return ApiError(401, message, code="invalid_api_key")
 
 
-def unknown_request(request_id: str) -> Refusal:
+def unknown_request(request_id: str) -> ApiError:
     message = f"No request with the id {request_id!r} is in flight."
-    return Refusal(404, message, code="request_not_found", param="request_id")
+    return ApiError(404, message, code="request_not_found", param="request_id")
 
 
-def from_validation(error: ValidationError) -> Refusal:
+def from_validation(error: ValidationError) -> ApiError:
     return from_failures(error.errors(include_url=False))
 
 
-def from_failures(failures: Sequence[Any]) -> Refusal:
+def from_failures(failures: Sequence[Any]) -> ApiError:
     """The first failed field decides `param` and `code`; the message tells of up to five of them."""
-    told = [_describe(_param(failure), failure) for failure in failures[:_MAX_NAMED]]
+    sentences = [_describe(_param(failure), failure) for failure in failures[:_MAX_NAMED]]
     first = failures[0]
     code = _FIELD_CODES.get(first["type"], "invalid_value")
-    return Refusal(422, " ".join(told), code=code, param=_param(first))
+    return ApiError(422, " ".join(sentences), code=code, param=_param(first))
 
 
 def _param(failure: Any) -> str | None:

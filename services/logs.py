@@ -1,7 +1,7 @@
 """Log lines for people (console) or for collectors (one JSON object a line), to stderr.
 
-Level and format enter; the root logger is set up. A line may carry fields of its own, given to the logger as
-`extra={"fields": {...}}`: in JSON they are keys, on a console they follow the sentence as name=value.
+A line may carry fields of its own, given to the logger as `extra={"fields": {...}}`: in JSON they are keys,
+on a console they follow the sentence as name=value.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 LogFormat = Literal["console", "json"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
 class _Console(logging.Formatter):

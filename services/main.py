@@ -1,4 +1,4 @@
-"""`lab serve`: settings in, a listening service out, until a signal ends it.
+"""`lab serve`: one service, from its settings to the signal that ends it.
 
 The port is bound first, so that health can be asked for while the model loads. A first SIGTERM or SIGINT
 stops taking requests and lets accepted ones finish; a second one ends everything at once. The exit code is
@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Coroutine, Iterator
+from collections.abc import Collection, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import uvicorn
@@ -26,9 +26,10 @@ from adapters.registry import BACKENDS
 from services import errors
 from services.core.service import Service
 from services.http.app import create_app
-from services.http.response import ABORT
+from services.http.scope import ABORT
 from services.logs import set_up_logs
-from services.settings import read_settings
+from services.read_settings import read_settings
+from services.settings import Settings
 from services.strategies import VARIANTS
 
 logger = logging.getLogger("lab")
@@ -44,8 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", help=f"batching strategy: {', '.join(VARIANTS)}")
     parser.add_argument("--backend", help=f"what computes: {', '.join(BACKENDS)}")
     parser.add_argument("--model", help="a preset, a hub id or a local folder")
-    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--port", help="port to listen on (default 8000; 0 takes a free one and prints it)")
+    parser.add_argument("--host", help=f"address to listen on (default {_default('host')})")
+    parser.add_argument(
+        "--port", help=f"port to listen on (default {_default('port')}; 0 takes a free one and prints it)"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -56,13 +59,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Serve until a signal; returns the exit code.
+def _default(name: str) -> str:
+    return str(Settings.model_fields[name].default)
+
+
+def run(args: argparse.Namespace, passed_over: Collection[str] = ()) -> int:
+    """Serve until a signal; returns the exit code. `passed_over` are names in `.env` that others read.
 
     Raises:
         ConfigError: a setting cannot work, or the port cannot be had.
     """
-    settings = read_settings(_overrides(args))
+    settings = read_settings(_overrides(args), passed_over=passed_over)
     set_up_logs(settings.log_level, settings.log_format)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would compete with the engine's
     with listen_on(settings.host, settings.port) as listener:
@@ -178,7 +185,7 @@ def listen_on(host: str, port: int) -> socket.socket:
     """Take the port now, so that a second service fails before it loads a model.
 
     Raises:
-        ConfigError: somebody has it, or the address is not ours.
+        ConfigError: the port is taken, or the address is not of this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

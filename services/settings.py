@@ -1,182 +1,201 @@
-"""Every setting of the service, in one frozen object that is read once.
+"""Every setting of the service, in one frozen object that `services.read_settings` reads once.
 
-What enters are the environment, a `.env` file and overrides from the command line (the last one wins);
-what leaves is `Settings` and the configurations that backend, strategy and scheduler are built from.
-A name in `.env` that is no setting, of the service or of a measurement, is an error. Names that related
-tools use are accepted as aliases.
+A setting's description is its text in `.env.example`. The options of backends and strategies are not written
+here: they join the settings under their own names, and reach the backend or the strategy as the object that
+declares them.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from dataclasses import fields
+from functools import cache
+from typing import Annotated, Any, get_type_hints
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    DotEnvSettingsSource,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, create_model, field_validator, model_validator
 
 from adapters.base import BackendConfig, ConfigError
 from adapters.cores import default_threads
 from adapters.registry import BACKENDS, check_backend
 from services.engine.spec import EngineSpec
-from services.logs import LogFormat
+from services.logs import LogFormat, LogLevel
 from services.strategies import VARIANTS, resolve_variant
 from services.strategies.base import StrategyConfig
 
-ALIASES: dict[str, str] = {
-    "model_path": "model",
-    "artifact_model_dir": "model",
-    "hf_model": "model",
-    "max_batch_size": "max_batch",
-    "max_wait_ms": "batch_wait_ms",
-    "max_new_tokens": "max_tokens",
-    "artifact_dir": "artifacts_dir",
-}
-"""Where both are set, the setting's own name counts; of several aliases, the first one listed here."""
+SECRETS = ("api_key",)
 
-MEASUREMENT_NAMES = (
-    *("requests", "concurrency", "rate", "arrivals", "cv", "on_s", "off_s", "rate_from"),
-    *("trace", "time_scale", "trace_max_tokens", "repeats", "out", "url", "corpus", "warmup"),
-    *("request_timeout_s", "floor", "start_timeout_s", "max_in_flight", "processes"),
-    *("shard", "shards", "job_completion_index", "start_at"),
-)
-"""What `lab bench` and `lab compare` read from the same `.env`; the service passes it over."""
-
-_DEFAULT_STEP_TOKENS = 512
-_SECRETS = ("api_key",)
+_BACKEND = BackendConfig()
+_ENGINE = EngineSpec(variant="continuous")
+_LONG = [
+    f"{tokens} with {name} on {device}"
+    for name, description in BACKENDS.items()
+    for device, tokens in description.long_prefill_token_thresholds.items()
+]
 
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
 
-class Settings(BaseSettings):
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_file=".env")
+class Settings(BaseModel):
+    """Use `read_settings`: the object that it returns has the backends' options as well."""
 
-    variant: str = Field("continuous", description=f"Batching strategy: {', '.join(VARIANTS)}.")
-    backend: str = Field("torch", description=f"What computes: {', '.join(BACKENDS)} (null: a cost model).")
-    model: str = Field(
-        "lab-26m",
-        min_length=1,
-        description="A preset (lab-26m, lab-110m, lab-1b, lab-8b), a hub id, a local folder or a .gguf file.",
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variant: str = Field(_ENGINE.variant, description=f"Batching strategy: {', '.join(VARIANTS)}.")
+    backend: str = Field(
+        _BACKEND.backend,
+        description=f"What computes: {', '.join(BACKENDS)} (null: no weights, a cost model).",
     )
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    model: str = Field(
+        _BACKEND.model,
+        min_length=1,
+        description="A seeded preset (lab-26m, lab-110m, lab-1b, lab-8b), a hub id or a local folder; a "
+        "format may follow, as in lab-110m:bf16. llama_cpp also takes a .gguf file, here or on the hub "
+        "(owner/repository/file.gguf).",
+    )
+    device: str = Field(
+        _BACKEND.device,
+        description="auto (cuda if there is one, else cpu), cpu, cuda, cuda:N or mps (not verified).",
+    )
     dtype: str = Field(
-        "auto",
-        description="auto, fp32, bf16 or fp16; auto: what the device does natively, q4_k_m for llama_cpp.",
+        _BACKEND.dtype,
+        description="auto, fp32, bf16 or fp16. auto takes bf16 where the device computes it natively. "
+        "llama_cpp: auto is q4_k_m; others are f32, f16, bf16 and q8_0.",
     )
     n_threads: int | None = Field(
-        None, ge=1, le=1024, description="Engine threads; unset: physical cores - 1, at least one."
-    )
-    n_gpu_layers: int | None = Field(
-        None, ge=-1, description="llama_cpp: layers on the accelerator; unset: all, where the build has one."
-    )
-    n_batch: int | None = Field(
         None,
         ge=1,
-        le=1_000_000,
-        description="llama_cpp: tokens of one decode call; raised to what a step needs.",
+        le=1024,
+        description="Engine threads. Unset: physical cores - 1, at least one, so that the API keeps a core.",
     )
-    n_ubatch: int | None = Field(
-        None, ge=1, le=1_000_000, description="llama_cpp: tokens computed together; unset: 512."
+    artifacts_dir: str = Field(
+        _BACKEND.artifacts_dir, min_length=1, description="Where models are made and kept."
     )
-    kv_type: Literal["auto", "f32", "f16", "bf16", "q8_0", "q4_0"] = Field(
-        "auto", description="llama_cpp: number format of keys and values; auto: f16, or f32 for f32 weights."
+    model_wait_s: Seconds | None = Field(
+        _BACKEND.model_wait_s,
+        description="How long a starting server waits for a local MODEL that is not there yet. Unset: 600 s "
+        "while `lab model stage` is at work on it, and not at all otherwise.",
     )
 
-    max_batch: int = Field(16, ge=1, le=4096, description="Sequences that run together.")
-    batch_wait_ms: Milliseconds = Field(50.0, description="dynamic: longest wait for a fuller batch.")
-    pad_finished: bool = Field(
-        True, description="static, dynamic: finished rows stay in the batch until its last one is done."
+    max_batch: int = Field(_BACKEND.max_batch_size, ge=1, le=4096, description="Sequences that run together.")
+    batch_wait_ms: Milliseconds = Field(
+        StrategyConfig().batch_wait_s * 1000,
+        description="dynamic: how long the oldest request waits at most for a fuller batch.",
     )
-    prefill_chunk: int = Field(16, ge=1, le=65_536, description="Prompts are cut at multiples of this.")
+    pad_finished: bool = Field(
+        _ENGINE.pad_finished,
+        description="static, dynamic: finished rows stay in the batch, computed for nothing, until its last "
+        "row is done, as padded generate() stacks do. 0 drops them.",
+    )
+    prefill_chunk: int = Field(
+        _BACKEND.prefill_chunk,
+        ge=1,
+        le=65_536,
+        description="Prompts are cut at multiples of this many tokens, and computed chunk by chunk between "
+        "decode steps.",
+    )
     long_prefill_token_threshold: int | None = Field(
         None,
         ge=0,
         le=10_000_000,
         description="continuous: while others decode, prompts of more tokens than this get PREFILL_CHUNK "
-        "tokens a step for each of them; 0: never so; unset: 256 with torch on a CPU, else 0.",
+        "tokens a step for each of them, so that they delay the next token of the others by little. "
+        f"0: never so. Unset: {', '.join(_LONG)}, else 0.",
     )
     max_step_tokens: int | None = Field(
         None,
         ge=1,
         le=1_000_000,
-        description="Tokens computed in one step; unset: 512, or MAX_BATCH + PREFILL_CHUNK if that is more.",
+        description="Tokens computed in one step, at least MAX_BATCH + PREFILL_CHUNK. Unset: "
+        f"{_BACKEND.max_step_tokens}, or that sum if it is more.",
     )
     max_model_len: int | None = Field(
         None,
         ge=2,
         le=10_000_000,
-        description="Longest prompt and answer in tokens; unset: the model's own, at most 4096.",
-    )
-    cpu_kernels: bool = Field(
-        True, description="torch on a CPU: compile what a step does if there is a C++ compiler."
-    )
-    cuda_graphs: bool = Field(True, description="torch on CUDA: replay decode steps as graphs.")
-    batch_invariant: bool = Field(
-        False, description="torch on CUDA: same tokens whatever the batch, slower; always so on a CPU."
+        description="Longest prompt and answer together, in tokens. Unset: the model's own, at most 4096; "
+        "torch on CUDA lowers it to what fits MAX_BATCH times into KV_MEMORY_FRACTION. A given length that "
+        "does not fit is an error.",
     )
     kv_memory_fraction: float = Field(
-        0.8, gt=0, le=1, allow_inf_nan=False, description="Share of free memory for keys and values."
+        _BACKEND.kv_memory_fraction,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="llama_cpp, and torch on CUDA: share of the free memory (of the accelerator, if layers "
+        "run there; the weights are loaded before it is counted) that keys and values may take.",
     )
     aging_s: Seconds = Field(
-        10.0, description="A waiting request gains one priority level in this time; 0 ignores priorities."
+        _ENGINE.aging_s,
+        description="A waiting request gains one priority level each time this many seconds pass. 0 ignores "
+        "priorities.",
     )
-    schedule_tick_ms: Milliseconds = Field(0.0, description="Least time between the starts of two steps.")
-
-    max_queue: int = Field(256, ge=1, le=1_000_000, description="Requests that may wait; more get a 429.")
+    schedule_tick_ms: Milliseconds = Field(
+        _ENGINE.tick_s * 1000, description="Least time between the starts of two steps."
+    )
+    max_queue: int = Field(
+        256,
+        ge=1,
+        le=1_000_000,
+        description="Requests that may wait for a slot. One more is refused with 429 and Retry-After.",
+    )
     max_queue_tokens: int = Field(
-        262_144, ge=1, le=1_000_000_000, description="Prompt tokens that may wait; beyond them a 429."
+        262_144,
+        ge=1,
+        le=1_000_000_000,
+        description="Prompt tokens that may wait for a first token, over all requests. Beyond them 429 as "
+        "well; a request that finds nothing waiting is taken at any length that fits the model.",
     )
     max_timeout_s: float = Field(
-        3600.0, gt=0, le=86_400, allow_inf_nan=False, description="Longest a request may take; then a 504."
+        3600.0,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="The longest that a request may take, in seconds; then it ends with 504. A request's own "
+        "timeout_s can only be shorter.",
     )
-    max_tokens: int = Field(128, ge=1, le=1_000_000, description="max_tokens where none is sent.")
-    temperature: float = Field(
-        0.0, ge=0, le=2, allow_inf_nan=False, description="temperature where none is sent; 0 is greedy."
-    )
-    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False, description="top_p where none is sent.")
-    top_k: int = Field(0, ge=0, le=1_000_000, description="top_k where none is sent; 0 is off.")
-    seed: int | None = Field(
-        None, ge=0, lt=2**63, description="seed where none is sent; unset: drawn for each request."
-    )
+
+    max_tokens: int = Field(128, ge=1, le=1_000_000, description="Tokens to generate at most.")
+    temperature: float = Field(0.0, ge=0, le=2, allow_inf_nan=False, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False, description="1 is off.")
+    top_k: int = Field(0, ge=0, le=1_000_000, description="0 is off.")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="Unset: drawn for each request.")
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0: a free one, logged.")
-    engine_process: bool = Field(True, description="The engine runs in its own process; 0: inside the API's.")
+    port: int = Field(8000, ge=0, le=65_535, description="0 takes a free port and logs it.")
+    engine_process: bool = Field(
+        True,
+        description="The engine runs in its own process. 0 runs it in a thread of the API's process, for "
+        "debugging.",
+    )
     heartbeat_timeout_s: Seconds = Field(
-        10.0, description="An engine process that is silent for this long is replaced; 0: never."
+        _ENGINE.heartbeat_timeout_s,
+        description="An engine process that gives no sign of life for this many seconds is killed and "
+        "started again. It beats twice a second beside its steps, however long they are. 0: never.",
     )
     step_timeout_s: Seconds = Field(
-        300.0, description="So is one whose step takes longer than this; 0: steps may take any time."
+        _ENGINE.step_timeout_s,
+        description="So is one that computes at a single step for this long. 0: a step may take any time.",
     )
     slow_reader_timeout_s: Seconds = Field(
-        30.0, description="A stream is cut off when its client takes nothing for this long; 0: never."
+        30.0,
+        description="A stream is cut off when its client takes nothing for this many seconds. 0: never.",
     )
     max_unread_tokens: int = Field(
-        65_536, ge=0, description="... or when this many tokens wait for it; 0: any number."
+        65_536, ge=0, description="So is one whose client lets this many tokens wait. 0: any number."
     )
     api_key: SecretStr | None = Field(
-        None, min_length=8, description="Wanted as a bearer token on all paths but /health; unset: no key."
-    )
-    drain_timeout_s: Seconds = Field(30.0, description="How long accepted requests may take after SIGTERM.")
-    artifacts_dir: str = Field("artifacts", min_length=1, description="Where models are made and kept.")
-    model_wait_s: Seconds | None = Field(
         None,
-        description="Longest wait for a local model to be staged; unset: 600 s if that goes on, else 0.",
+        min_length=8,
+        description="Wanted as `Authorization: Bearer KEY` on all paths but /health. Never logged. Unset: no "
+        "key is asked for.",
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level logged.")
-    log_format: LogFormat = Field("console", description="console, or json: one object a line.")
-
-    null_step_ms: Milliseconds = Field(0.0, description="null backend: fixed cost of a step.")
-    null_row_ms: Milliseconds = Field(0.0, description="null backend: cost of each decode row.")
-    null_prompt_token_ms: Milliseconds = Field(0.0, description="null backend: cost of each prompt token.")
+    drain_timeout_s: Seconds = Field(
+        30.0, description="After the first SIGTERM, how long accepted requests may still take."
+    )
+    log_level: LogLevel = Field(_ENGINE.log_level, description="DEBUG, INFO, WARNING or ERROR.")
+    log_format: LogFormat = Field(
+        _ENGINE.log_format, description="console, or json: one object a line, with the id of each request."
+    )
 
     @field_validator("variant")
     @classmethod
@@ -204,123 +223,66 @@ class Settings(BaseSettings):
             )
         return self
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        env_file = getattr(dotenv_settings, "env_file", None)
-        return init_settings, _Environment(settings_cls), _EnvFile(settings_cls, env_file=env_file)
-
-    @property
-    def step_tokens(self) -> int:
-        return self.max_step_tokens or max(_DEFAULT_STEP_TOKENS, self.max_batch + self.prefill_chunk)
-
     @property
     def num_threads(self) -> int:
         return self.n_threads or default_threads()
 
+    @property
+    def step_tokens(self) -> int:
+        return self.max_step_tokens or max(_BACKEND.max_step_tokens, self.max_batch + self.prefill_chunk)
+
     def engine_spec(self) -> EngineSpec:
-        """What the engine is built from, wherever it runs."""
-        return EngineSpec(
-            variant=self.variant,
-            backend=BackendConfig(
-                backend=self.backend,
-                model=self.model,
-                device=self.device,
-                dtype=self.dtype,
-                num_threads=self.num_threads,
-                max_batch_size=self.max_batch,
-                max_step_tokens=self.step_tokens,
-                prefill_chunk=self.prefill_chunk,
-                max_model_len=self.max_model_len,
-                artifacts_dir=self.artifacts_dir,
-                model_wait_s=self.model_wait_s,
-                cpu_kernels=self.cpu_kernels,
-                cuda_graphs=self.cuda_graphs,
-                batch_invariant=self.batch_invariant,
-                kv_memory_fraction=self.kv_memory_fraction,
-                n_gpu_layers=self.n_gpu_layers,
-                n_batch=self.n_batch,
-                n_ubatch=self.n_ubatch,
-                kv_type=self.kv_type,
-                null_step_s=self.null_step_ms / 1000,
-                null_row_s=self.null_row_ms / 1000,
-                null_prompt_token_s=self.null_prompt_token_ms / 1000,
-            ),
-            strategy=StrategyConfig(max_batch=self.max_batch, batch_wait_s=self.batch_wait_ms / 1000),
-            prefill_chunk=self.prefill_chunk,
-            long_prefill_token_threshold=self.long_prefill_token_threshold,
-            pad_finished=self.pad_finished,
-            aging_s=self.aging_s,
-            tick_s=self.schedule_tick_ms / 1000,
-            log_level=self.log_level,
-            log_format=self.log_format,
-            silence_limit_s=self.heartbeat_timeout_s,
-            step_limit_s=self.step_timeout_s,
-        )
+        """What the engine is built from, wherever it runs. Settings go in under their own names."""
+        options = BACKENDS[self.backend].options
+        backend = self._named_in(BackendConfig) | {
+            "num_threads": self.num_threads,
+            "max_batch_size": self.max_batch,
+            "max_step_tokens": self.step_tokens,
+            "options": options(**self._named_in(options)),
+        }
+        own = {name: getattr(self, name) for name in option_fields(StrategyConfig)}
+        engine = self._named_in(EngineSpec) | {
+            "backend": BackendConfig(**backend),
+            "strategy_settings": {"batch_wait_s": self.batch_wait_ms / 1000, **own},
+            "tick_s": self.schedule_tick_ms / 1000,
+        }
+        return EngineSpec(**engine)
+
+    def _named_in(self, kind: type[Any]) -> dict[str, Any]:
+        """The values of the settings that a dataclass has fields for."""
+        known = type(self).model_fields
+        return {field.name: getattr(self, field.name) for field in fields(kind) if field.name in known}
 
     def resolved(self) -> dict[str, str | int | float | bool | None]:
         """Every setting with the value in force; what is left to the model is None, a secret is masked."""
-        masked = {name: "***" for name in _SECRETS if getattr(self, name) is not None}
+        masked = {name: "***" for name in SECRETS if getattr(self, name) is not None}
         derived = {"n_threads": self.num_threads, "max_step_tokens": self.step_tokens}
         return self.model_dump() | derived | masked
 
 
-class _Environment(EnvSettingsSource):
-    def __call__(self) -> dict[str, Any]:
-        return _by_setting(self.env_vars)
+def option_fields(kind: type[Any]) -> dict[str, Any]:
+    """The `option` fields of a dataclass as pydantic takes them: name to type and field."""
+    types = get_type_hints(kind)
+    return {
+        field.name: (
+            types[field.name],
+            Field(field.default, description=field.metadata["help"], **field.metadata["limits"]),
+        )
+        for field in fields(kind)
+        if field.metadata
+    }
 
 
-class _EnvFile(DotEnvSettingsSource):
-    def __call__(self) -> dict[str, Any]:
-        for name in self.env_vars:
-            _check_known(name, "in .env", MEASUREMENT_NAMES)
-        return _by_setting(self.env_vars)
+def all_settings() -> type[Settings]:
+    """The settings with the options of strategies and of every backend that is registered now."""
+    return _with_options((StrategyConfig, *(backend.options for backend in BACKENDS.values())))
 
 
-def read_settings(
-    overrides: Mapping[str, Any] | None = None, env_file: str | Path | None = ".env"
-) -> Settings:
-    """Read `overrides` (names in any case, aliases too), the environment and `env_file`, in this order.
-
-    Raises:
-        ConfigError: naming each setting that is unknown or has a value that cannot work.
-    """
-    lowered = {name.lower(): value for name, value in (overrides or {}).items()}
-    for name in lowered:
-        _check_known(name, "given")
-    try:
-        return Settings(_env_file=env_file, **_by_setting(lowered))  # type: ignore[call-arg]
-    except ValidationError as error:
-        problems = [_problem(item) for item in error.errors(include_url=False)]
-        raise ConfigError("; ".join(problems)) from error
-
-
-def _check_known(name: str, where: str, others: Iterable[str] = ()) -> None:
-    """Raises: ConfigError for a name that is neither a setting nor one of `others`."""
-    settings = [*Settings.model_fields, *ALIASES]
-    known = [*settings, *others]
-    if name in known:
-        return
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0].upper()}?" if near else f" (.env.example lists all {len(settings)})"
-    raise ConfigError(f"{name.upper()}, {where}, is not a setting{hint}")
-
-
-def _by_setting(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what names a setting, under the setting's own name."""
-    given = {name: value for name, value in values.items() if value not in (None, "")}
-    found = {target: given[alias] for alias, target in reversed(ALIASES.items()) if alias in given}
-    return found | {name: given[name] for name in Settings.model_fields if name in given}
-
-
-def _problem(item: Any) -> str:
-    name = ".".join(str(part) for part in item["loc"]).upper()
-    message = item["msg"].replace("Input should be", "must be")
-    got = "" if name.lower() in _SECRETS else f" (it is {item['input']!r})"
-    return f"{name} {message[:1].lower()}{message[1:]}{got}"
+@cache
+def _with_options(kinds: tuple[type[Any], ...]) -> type[Settings]:
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        for name, field in option_fields(kind).items():
+            assert name not in found.keys() | Settings.model_fields.keys(), f"{name} is a setting twice"
+            found[name] = field
+    return create_model("Settings", __base__=Settings, **found)

@@ -1,7 +1,7 @@
 """The `lab` program: one subcommand for each job.
 
-Arguments enter; an exit code leaves. Only the module of the command asked for is imported, so that
-`lab report` needs no model and `lab --help` answers at once. Errors of ours are told in one sentence.
+Only the module of the command asked for is imported, so that `lab report` needs no model and `lab --help`
+answers at once. Errors of ours are told in one sentence.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Protocol, cast
 from adapters.base import LabError
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "serve": ("services.main", "run one service: a model behind HTTP, batched by one strategy"),
+    "serve": ("tools.serve", "run one service: a model behind HTTP, batched by one strategy"),
     "bench": ("harness.commands.bench", "measure one strategy, or any server, and write the rows as parquet"),
     "compare": (
         "harness.commands.compare",
@@ -68,8 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if not package or package in _OURS:
             raise
-        extra = "llama" if package in ("llama_cpp", "gguf") else "torch"
-        print(f"lab {asked}: needs {package}; install it with `uv sync --extra {extra}`", file=sys.stderr)
+        from adapters.registry import extra_of
+
+        extra = extra_of(package)
+        sync = "uv sync" if extra is None else f"uv sync --extra {extra}"
+        print(f"lab {asked}: needs {package}; install it with `{sync}`", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # as in `lab report FILE | head`

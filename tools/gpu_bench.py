@@ -1,8 +1,7 @@
 """`python -m tools.gpu_bench`: what the torch backend makes of a GPU, in one run of a few minutes.
 
-What enters are models and a time budget; what leaves are Markdown tables and a parquet file with one row a
-figure, written after every part. A part that does not fit into what is left of the budget is skipped and said
-to be; one that fails is said to have failed, and the next one runs. No network. Its parts are in `tools.gpu`.
+It has a time budget. A part that does not fit into what is left is skipped and said to be; one that fails is
+said to have failed, and the next one runs. The parquet file is written after every part. No network is used.
 """
 
 from __future__ import annotations

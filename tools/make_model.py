@@ -1,8 +1,6 @@
-"""Makes a seeded model preset, or fetches another model, before it is needed.
+"""`lab model`: makes a seeded preset, or fetches another model, before it is needed.
 
-What enters is a model's name, by default the one the settings give; what leaves is its folder (or its GGUF
-file) under the artifacts directory and a line with size, digest and the seconds it took. `lab serve` does the
-same by itself when the model is missing. `lab model stage` is in `tools/stage_model.py`.
+`lab serve` does the same by itself when the model is missing. `lab model stage` is in `tools/stage_model.py`.
 """
 
 from __future__ import annotations
@@ -15,11 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapters.base import BackendConfig, ConfigError
+from adapters.models.artifact import changed_files, read_manifest
+from adapters.models.digests import PRESET_MANIFEST
 from adapters.models.gguf.store import resolve_gguf
-from adapters.models.manifest import changed_files, is_current, read_manifest
 from adapters.models.presets import PRESETS
-from adapters.models.store import make_preset, preset_folder, resolve_model
-from services.settings import read_settings
+from adapters.models.store import is_current, make_preset, preset_folder, resolve_model
+from adapters.registry import BACKENDS
+from harness.settings import SETTING_NAMES
+from services.read_settings import read_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,11 +52,12 @@ def run(args: argparse.Namespace) -> int:
             "model": names[0] if names else None,
             "artifacts_dir": args.artifacts_dir,
             "backend": args.backend,
-        }
+        },
+        passed_over=SETTING_NAMES,
     )
     config = settings.engine_spec().backend
-    if config.backend == "null":  # it needs no model, but one was asked for
-        config = replace(config, backend="torch")
+    if BACKENDS[config.backend].weights == "none":  # it needs no model, but one was asked for
+        config = replace(config, backend=BackendConfig().backend)
     if is_staged:
         from tools import stage_model
 
@@ -72,13 +74,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _resolve(config: BackendConfig, started: float) -> int:
-    if config.backend == "llama_cpp":
+    if BACKENDS[config.backend].weights == "gguf":
         file = resolve_gguf(config)
         print(f"{file.name}: {file.path}")
         size = file.path.stat().st_size
         print(f"{size / 1e6:,.1f} MB, {file.digest}, {time.monotonic() - started:.1f} s")
         return 0
-    files = resolve_model(config)
+    files = resolve_model(config, BACKENDS[config.backend].formats)
     print(f"{files.name}: {files.folder}")
     print(f"{_num_bytes(files.folder) / 1e6:,.1f} MB, {files.digest}, {time.monotonic() - started:.1f} s")
     return 0
@@ -87,7 +89,11 @@ def _resolve(config: BackendConfig, started: float) -> int:
 def _list(artifacts_dir: str) -> int:
     for name, preset in PRESETS.items():
         folder = preset_folder(name, artifacts_dir)
-        state = f"{folder}, {read_manifest(folder)['digest']}" if is_current(folder) else "not made"
+        state = (
+            f"{folder}, {read_manifest(folder / PRESET_MANIFEST)['digest']}"
+            if is_current(folder)
+            else "not made"
+        )
         shape = f"{preset.num_layers} layers of {preset.hidden_size}, vocabulary {preset.vocab_size:,}"
         print(f"{name:9} {preset.num_parameters / 1e6:8,.1f} M parameters, {shape}: {state}")
     return 0
@@ -99,11 +105,11 @@ def _verify(preset: str, artifacts_dir: str) -> int:
     folder = preset_folder(preset, artifacts_dir)
     if not is_current(folder):
         return _told(f"{folder} is missing or out of date; `lab model {preset}` makes it")
-    changed = changed_files(folder)
+    changed = changed_files(folder / PRESET_MANIFEST)
     if changed:
         listed = ", ".join(changed)
         return _told(f"{folder} has changed ({listed}); `lab model {preset} --force` makes it anew")
-    print(f"{folder} is intact, {read_manifest(folder)['digest']}")
+    print(f"{folder} is intact, {read_manifest(folder / PRESET_MANIFEST)['digest']}")
     return 0
 
 

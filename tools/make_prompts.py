@@ -1,9 +1,8 @@
-"""Writes the corpus: prompts, and how many tokens each answer may have, as JSON lines.
+"""`lab prompts`: writes the corpus, byte for byte the same on every machine for the same count and seed.
 
-What enters are a count and a seed; what leaves are `prompts.jsonl` (`id, prompt, max_tokens, category`) and,
-beside it, `prompts.sha256`, which the harness checks before a run. Offline, standard library only, and byte
-for byte the same on every machine. `--extend-with` lets a language model lengthen the prompts; what it
-writes depends on the machine, so it goes to a file of its own.
+A line is `id, prompt, max_tokens, category`. The harness checks the digest in `prompts.sha256` before a run.
+`--extend-with` lets a language model lengthen the prompts. What a model writes depends on the machine, so
+such a corpus needs a file of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from itertools import count
 from pathlib import Path
 
 from adapters.base import ConfigError
+from harness.results.output_dir import make_folder
 from tools.corpus.lengths import OUTPUT_TOKENS, PROMPT_TOKENS, Draws, stratified_lengths
 from tools.corpus.texts import write_prompt
 
@@ -44,9 +44,8 @@ def make_prompts(num: int = DEFAULT_NUM, seed: int = DEFAULT_SEED) -> list[Promp
     seen: set[str] = set()
     for index, (wanted, max_tokens) in enumerate(zip(prompt_lengths, output_lengths, strict=True)):
         draws = Draws(seed, "text", index)
-        for (
-            attempt
-        ) in count():  # short ones run out in a very large corpus, so it asks for longer ones in time
+        for attempt in count():
+            # A very large corpus uses up the short texts, so later attempts ask for longer ones.
             category, text = write_prompt(min(wanted + attempt // 10, PROMPT_TOKENS.most), draws)
             if text not in seen:
                 break
@@ -63,7 +62,7 @@ def to_jsonl(prompts: list[Prompt]) -> bytes:
 def write_corpus(path: Path, content: bytes) -> str:
     """Write the corpus and its digest file; return the digest."""
     digest = hashlib.sha256(content).hexdigest()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     path.write_bytes(content)
     path.with_suffix(".sha256").write_bytes(_digest_line(path, digest))
     return digest

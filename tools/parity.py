@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from adapters.base import Backend, BackendConfig, SamplingParams, ScheduledChunk, Sequence
 from adapters.llama_cpp_backend.backend import LlamaCppBackend
-from adapters.text.tokenizer import load_tokenizer
+from adapters.registry import load_tokenizer
 from adapters.torch_backend.backend import TorchBackend
 from harness.plan.corpus import default_path, load_corpus
 

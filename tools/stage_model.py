@@ -1,8 +1,7 @@
 """`lab model stage MODEL --to FOLDER`: a model in a folder of its own, ready before a server starts from it.
 
-What enters is whatever MODEL can be (a preset, a hub id, a .gguf of a hub repository, a local folder or
-file); what leaves is a folder with its files and a manifest, and a line with size and digest. Running it
-again does nothing; an interrupted run is continued.
+MODEL is a preset, a hub id, a .gguf file of a hub repository, or a local folder or file. A second run of the
+same finds that all is done, and an interrupted one is continued.
 """
 
 from __future__ import annotations
@@ -12,23 +11,28 @@ import time
 from pathlib import Path
 
 from adapters.base import BackendConfig, ConfigError
+from adapters.models.digests import STAGED_MANIFEST
 from adapters.models.gguf.store import is_gguf_name, resolve_gguf
 from adapters.models.hub import gguf_in_hub, looks_like_hub_id
-from adapters.models.hub_staging import HubCommit, download, list_commit
+from adapters.models.hub_staging import download, list_commit, num_bytes
 from adapters.models.presets import PRESETS
-from adapters.models.staging import STAGED_MANIFEST, Fill, Staged, stage
-from adapters.models.store import resolve_model, split_format
+from adapters.models.staging import Fill, Staged, stage
+from adapters.models.store import preset_folder, resolve_model, split_format
+from adapters.registry import BACKENDS
 
 
 def stage_model(config: BackendConfig, target: Path) -> Staged:
-    """Stage `config.model`; a llama_cpp configuration stages one GGUF file, others a Hugging Face folder.
+    """Stage `config.model`; a backend of GGUF files stages one of these, others a Hugging Face folder.
 
     Raises:
         ConfigError: it cannot be found, fetched or written; the message says what to do.
     """
-    name, _ = split_format(config.model, config.backend)
+    description = BACKENDS[config.backend]
+    name, _ = split_format(config, description.formats)
+    if name in PRESETS and target.absolute() == preset_folder(name, config.artifacts_dir).absolute():
+        raise ConfigError(f"{target} is where {name} itself is kept; name another folder")
     label = config.model
-    if config.backend == "llama_cpp" and not is_gguf_name(name):
+    if description.weights == "gguf" and not is_gguf_name(name):
         label = f"{name} as GGUF {config.model.removeprefix(name).removeprefix(':') or config.dtype}"
     return stage(label, target, _fill(config, name))
 
@@ -47,14 +51,15 @@ def run(config: BackendConfig, target: Path) -> int:
 
 def _fill(config: BackendConfig, name: str) -> Fill:
     """How the files come into the folder."""
+    description = BACKENDS[config.backend]
     in_hub = None if Path(name).expanduser().exists() else gguf_in_hub(name)
     if name.endswith(".gguf") and in_hub is not None:
-        return lambda folder: _check_room_and_download(list_commit(*in_hub), folder)
-    if config.backend == "llama_cpp" or is_gguf_name(name):
+        return lambda folder: _download(*in_hub, folder=folder)
+    if description.weights == "gguf" or is_gguf_name(name):
         return lambda folder: _copy_file(resolve_gguf(config).path, folder)
     if name in PRESETS or Path(name).expanduser().is_dir() or not looks_like_hub_id(name):
-        return lambda folder: _copy_folder(resolve_model(config).folder, folder)
-    return lambda folder: _check_room_and_download(list_commit(name), folder)
+        return lambda folder: _copy_folder(resolve_model(config, description.formats).folder, folder)
+    return lambda folder: _download(name, folder=folder)
 
 
 def _copy_file(source: Path, folder: Path) -> None:
@@ -70,9 +75,10 @@ def _copy_folder(source: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def _check_room_and_download(commit: HubCommit, folder: Path) -> None:
+def _download(repo_id: str, only: str | None = None, *, folder: Path) -> None:
+    commit = list_commit(repo_id, only)
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    _check_room(sum(file.num_bytes for file in commit.files) - there, folder)
+    _check_room(num_bytes(commit) - there, folder)
     download(commit, folder)
 
 

@@ -1,8 +1,8 @@
 """`lab step-cost`: what driving llama.cpp through the adapter adds to a bare loop over `llama_decode`.
 
-What enters are a model and numbers of rows; what leaves is a table. Both run in one context on the same
-sequences at the same positions, in blocks that alternate: the adapter's `step`, with its slots, chunks and
-outputs, and a loop that only writes tokens and positions, decodes and takes the argmax.
+Both run in one context on the same sequences at the same positions, in blocks that alternate. The adapter's
+`step` does its slots, chunks and outputs; the bare loop only writes tokens and positions, decodes and takes
+the argmax.
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ def measure(config: BackendConfig, num_prompt_tokens: int, num_steps: int, num_b
         first_tokens = [seq.output_token_ids[0] for seq in sequences]
         if block % 2:
             bare_s += _bare_steps(backend, first_tokens, num_prompt_tokens, num_steps)
-            adapter_s += _adapter_steps(backend, sequences, num_steps)
+            adapter_s += [_advance(backend, sequences) for _ in range(num_steps)]
         else:
-            adapter_s += _adapter_steps(backend, sequences, num_steps)
+            adapter_s += [_advance(backend, sequences) for _ in range(num_steps)]
             _rewind(backend, num_rows, num_prompt_tokens)
             bare_s += _bare_steps(backend, first_tokens, num_prompt_tokens, num_steps)
         backend.release([seq.seq_id for seq in sequences])
@@ -107,30 +107,19 @@ def measure(config: BackendConfig, num_prompt_tokens: int, num_steps: int, num_b
     return StepCost(num_rows, 1e6 * statistics.median(adapter_s), 1e6 * statistics.median(bare_s))
 
 
-def _advance(backend: LlamaCppBackend, sequences: list[Sequence]) -> None:
-    """One step, booked as the scheduler books it."""
+def _advance(backend: LlamaCppBackend, sequences: list[Sequence]) -> float:
+    """One step, booked as the scheduler books it. Returns the seconds inside `step` alone."""
     chunks = [
         ScheduledChunk(seq, seq.num_computed_tokens, seq.num_tokens - seq.num_computed_tokens)
         for seq in sequences
     ]
+    started_s = time.perf_counter()
     outputs = backend.step(chunks)
+    took_s = time.perf_counter() - started_s
     for seq, output in zip(sequences, outputs, strict=True):
         seq.num_computed_tokens = seq.num_tokens
         seq.output_token_ids += output.token_ids
-
-
-def _adapter_steps(backend: LlamaCppBackend, sequences: list[Sequence], num_steps: int) -> list[float]:
-    """Seconds inside `step` alone: making chunks and booking tokens is the scheduler's."""
-    seconds = []
-    for _ in range(num_steps):
-        chunks = [ScheduledChunk(seq, seq.num_computed_tokens, 1) for seq in sequences]
-        started_s = time.perf_counter()
-        outputs = backend.step(chunks)
-        seconds.append(time.perf_counter() - started_s)
-        for seq, output in zip(sequences, outputs, strict=True):
-            seq.num_computed_tokens = seq.num_tokens
-            seq.output_token_ids += output.token_ids
-    return seconds
+    return took_s
 
 
 def _bare_steps(

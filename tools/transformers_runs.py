@@ -1,7 +1,6 @@
 """What transformers itself makes of the same prompts: `generate()` one by one, and its continuous batching.
 
-What enters are a model of transformers and prompts; what leaves are the tokens of `generate()`, or nothing
-but the time that passes. Knows nothing of the engine.
+The continuous batching returns no tokens: what counts is the time that it takes.
 """
 
 from __future__ import annotations

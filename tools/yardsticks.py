@@ -1,9 +1,8 @@
-"""How far the engine is from what else could run the same weights on the same threads.
+"""`lab yardsticks`: how far the engine is from what else could run the same weights on the same threads.
 
-What enters are a model and a number of prompts; what leaves is a table and a parquet file with one row a
-measurement. Everything runs in this process, in interleaved blocks, without HTTP: the engine one by one and
-continuous, `model.generate()` one by one, transformers' own continuous batching; then decode steps against
-their matrix products, and those again the way a plain linear layer does them.
+Four contestants answer the same prompts: the engine one by one and continuous, `generate()` one by one, and
+transformers' own continuous batching. Then decode steps are held against their matrix products, and against
+those of plain linear layers. All of it runs in this process without HTTP, in interleaved blocks.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from adapters.base import BackendConfig, SamplingParams, ScheduledChunk, Sequence
-from adapters.text.tokenizer import load_tokenizer
+from adapters.registry import load_tokenizer
 from adapters.torch_backend.backend import TorchBackend
 from adapters.torch_backend.model.kernel_llama import KernelLlama
 from adapters.torch_backend.model.linear import KernelLinear, TiledLinear

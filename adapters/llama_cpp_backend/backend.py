@@ -1,8 +1,6 @@
 """The llama.cpp backend: one `llama_decode` a step over prompt chunks and decode rows of many sequences.
 
-What enters are chunks; what leaves is one new token for each chunk that reached its sequence's end. Tokens
-are chosen by the lab's own rule from llama.cpp's logits, so that seeds mean the same as with torch.
-Knows no strategy, text or clock.
+Tokens are chosen by the lab's own rule from llama.cpp's logits, so that seeds mean the same as with torch.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from adapters.base import (
     StepOutput,
 )
 from adapters.cores import default_threads
+from adapters.llama_cpp_backend import LlamaCppOptions
 from adapters.llama_cpp_backend.batch import StepBatch
 from adapters.llama_cpp_backend.context import open_context, plan_context
 from adapters.llama_cpp_backend.loading import LlamaModel, device_name, load_model, pick_gpu_layers
@@ -33,7 +32,7 @@ from adapters.sampling import choose_token
 from adapters.text.tokenizer import HFTokenizer
 
 _NO_ROOM = 1
-"""What `llama_decode` returns when it finds no place for the tokens in the cache."""
+"""What `llama_decode` returns when the cache has no room for the tokens."""
 
 
 class LlamaCppBackend:
@@ -47,7 +46,7 @@ class LlamaCppBackend:
         """
         file = resolve_gguf(config)
         num_threads = config.num_threads or default_threads()
-        layers = pick_gpu_layers(config.device, config.n_gpu_layers)
+        layers = pick_gpu_layers(config.device, config.options_as(LlamaCppOptions).n_gpu_layers)
         self._model = load_model(file.path, num_gpu_layers=layers)
         self.context: Any = None
         """llama.cpp's own; for tools that measure beside the adapter."""

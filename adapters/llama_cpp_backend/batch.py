@@ -1,8 +1,4 @@
-"""One step's tokens in the arrays that `llama_decode` reads.
-
-Rows of (token, position, slot) enter; a `llama_batch` leaves whose fields point into NumPy arrays that are
-allocated once. Knows no sequence and no model.
-"""
+"""One step's tokens in the arrays that `llama_decode` reads, allocated once and filled each step."""
 
 from __future__ import annotations
 

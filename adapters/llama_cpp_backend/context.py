@@ -1,8 +1,8 @@
 """The KV cache and its layout: what llama.cpp is asked to reserve.
 
-A loaded model and the lab's limits enter; a llama.cpp context leaves, with what it can hold. Normally each
-slot has a cache of its own (a split cache), so that a row's attention reads its own tokens only. Where memory
-does not suffice for that, all slots share one (a unified cache), and the scheduler keeps to its size.
+Normally each slot has a cache of its own (a split cache), so that a row's attention reads its own tokens
+only. Where memory does not suffice for that, all slots share one (a unified cache), and the scheduler keeps
+to its size.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import llama_cpp.llama_cpp as C
 
 from adapters.base import BackendConfig, BackendError, ConfigError
+from adapters.llama_cpp_backend import LlamaCppOptions
 from adapters.llama_cpp_backend.loading import LlamaModel, cache_room, out_of_memory
 from adapters.models.gguf.llama_log import errors_of
 
@@ -63,7 +64,8 @@ def plan_context(config: BackendConfig, model: LlamaModel) -> Limits:
             f"MAX_MODEL_LEN={config.max_model_len} is beyond the {trained} positions of {model.path.name}"
         )
     max_len = config.max_model_len or min(trained, _DEFAULT_MODEL_LEN)
-    kv_type = _kv_type(config.kv_type, model.file_format)
+    options = config.options_as(LlamaCppOptions)
+    kv_type = _kv_type(options.kv_type, model.file_format)
     cells_of_slot = -(-max_len // _CELLS) * _CELLS
     wanted_cells = config.max_batch_size * cells_of_slot
     num_cells, unified = wanted_cells, config.max_batch_size == 1
@@ -75,8 +77,8 @@ def plan_context(config: BackendConfig, model: LlamaModel) -> Limits:
         if num_cells < cells_of_slot:
             raise out_of_memory(cells_of_slot * per_cell, f"keys and values of {max_len} tokens")
     # A step has MAX_STEP_TOKENS at most, and the rows that fill gaps between slots.
-    batch = max(config.n_batch or 0, config.max_step_tokens + config.max_batch_size)
-    ubatch = config.n_ubatch or _DEFAULT_UBATCH
+    batch = max(options.n_batch or 0, config.max_step_tokens + config.max_batch_size)
+    ubatch = options.n_ubatch or _DEFAULT_UBATCH
     # Flash attention reads fp32 caches as fp16, so full precision takes the plain path.
     return Limits(max_len, num_cells, unified, kv_type, kv_type != "f32", batch, min(ubatch, batch))
 

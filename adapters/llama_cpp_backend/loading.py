@@ -1,7 +1,6 @@
-"""A GGUF file as a loaded model, and why it cannot be one.
+"""A GGUF file as a loaded model.
 
-A path enters; a pointer to llama.cpp's model leaves, with what its metadata says. llama.cpp answers a failed
-load with a null pointer and lines in its log: these become one sentence here. Knows no cache and no batch.
+llama.cpp answers a failed load with a null pointer and lines in its log; these become one sentence here.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Which sequence holds which place of the KV cache, and in what order a step's rows go.
+"""Which sequence holds which slot of the KV cache, and in what order a step's rows go.
 
-Chunks enter; a `StepRows` leaves. A slot is one of llama.cpp's sequence ids, and with a cache split by
-sequence llama.cpp computes rows together only where their slots are neighbours. So a new sequence gets the
-lowest free slot, rows go in the order of slots, a small gap is filled with a row that nobody reads, and one
-that stays is closed by moving the last sequence into it. Knows no C.
+A slot is one of llama.cpp's sequence ids. With a cache split by sequence, llama.cpp computes rows together
+only where their slots are neighbours. So a new sequence gets the lowest free slot, rows go in the order of
+slots, a small gap is filled with a row that nobody reads, and a gap that stays is closed by moving the last
+sequence into it.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ class SlotTable:
                 )
             if chunk.start + chunk.num_tokens > self._max_model_len:
                 raise CapacityError(
-                    f"sequence {chunk.seq.seq_id} needs {chunk.start + chunk.num_tokens} places, a slot has "
-                    f"{self._max_model_len}"
+                    f"sequence {chunk.seq.seq_id} needs {chunk.start + chunk.num_tokens} positions, "
+                    f"a slot has {self._max_model_len}"
                 )
         if num_new > len(self._free):
             raise CapacityError(

@@ -1,7 +1,7 @@
 """The tokenizer and chat template inside a GGUF file, for files that come without a Hugging Face folder.
 
-A path enters; a `Tokenizer` leaves. llama.cpp loads the vocabulary without the weights and does the encoding;
-decoding is a table of bytes per token, as for other models. Knows no sampling.
+llama.cpp loads the vocabulary without the weights and does the encoding; decoding is a table of bytes per
+token, as for other models.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ _TEMPLATE_KEY = "tokenizer.chat_template"
 
 class GgufTokenizer:
     """Use `from_file`. The vocabulary stays loaded as long as the object lives."""
+
+    max_token_chars = None
 
     def __init__(self, model: LlamaModel) -> None:
         self._model = model

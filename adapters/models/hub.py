@@ -1,7 +1,6 @@
 """A model of the Hugging Face hub, fetched into the hub's own cache.
 
-What enters is a repository id; what leaves is a local folder with the files a text model needs, or one
-sentence that says what to do. Knows no presets and no backend.
+Each failure becomes one sentence that says what to do.
 """
 
 from __future__ import annotations

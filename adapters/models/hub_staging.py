@@ -1,43 +1,26 @@
 """The files of one commit of a hub repository, brought into a folder and compared with what the hub says.
 
-A repository and a folder enter; files of the right size and digest leave. A file that was cut off goes on
-where it stopped, also in a later run. Progress is shown by huggingface_hub's own bars.
+A file that was cut off goes on where it stopped, also in a later run. This is why `snapshot_download` of
+huggingface_hub is not used: it goes on within one run only, and leaves the bytes of a killed one to lie
+(`_download_to_tmp_and_move` in its file_download.py); nor does it compare digests.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from adapters.base import ConfigError
+from adapters.models.digests import file_sha256
 from adapters.models.hub import NOT_NEEDED, SMALL_FILES, hub_errors
-from adapters.models.manifest import file_sha256
 
-_PIECE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class HubFile:
-    """One file of a commit. `sha256` is known for large files, git's `blob_id` for all."""
-
-    name: str
-    num_bytes: int
-    sha256: str | None
-    blob_id: str | None
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 
-@dataclass(frozen=True, slots=True)
-class HubCommit:
-    repo_id: str
-    commit: str
-    files: tuple[HubFile, ...]
-
-
-def list_commit(repo_id: str, only: str | None = None) -> HubCommit:
-    """What a text model needs of a repository's newest commit; with `only`, that one file.
+def list_commit(repo_id: str, only: str | None = None) -> ModelInfo:
+    """A repository's newest commit; its `siblings` are what a text model needs, or just the file `only`.
 
     Raises:
         ConfigError: no network, no such model or file, no permission, or no weights in it.
@@ -46,37 +29,40 @@ def list_commit(repo_id: str, only: str | None = None) -> HubCommit:
 
     with hub_errors(repo_id):
         info = HfApi().model_info(repo_id, files_metadata=True)
-    listed = [
-        HubFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id)
-        for s in info.siblings or []
-    ]
-    chosen = [f for f in listed if f.name == only] if only else _needed(listed)
-    if not chosen:
+    listed = info.siblings or []
+    info.siblings = [f for f in listed if f.rfilename == only] if only else _needed(listed)
+    if not info.siblings:
         what = f"file {only}" if only else "weights in safetensors or bin format"
         raise ConfigError(f"{repo_id} has no {what}")
-    return HubCommit(repo_id, info.sha or "main", tuple(chosen))
+    return info
 
 
-def download(commit: HubCommit, folder: Path) -> None:
+def download(commit: ModelInfo, folder: Path) -> None:
     """Bring every file that is not there yet, and check all.
 
     Raises:
         ConfigError: the connection failed, or a file is not what the hub says; running again goes on.
     """
-    for file in commit.files:
-        path = folder / _safe(file.name, commit.repo_id)
+    for file in commit.siblings or []:
+        path = folder / _safe(file.rfilename, commit.id)
         if not (path.is_file() and _is_intact(path, file)):
             path.parent.mkdir(parents=True, exist_ok=True)
             _fetch(commit, file, path)
 
 
-def _needed(files: Iterable[HubFile]) -> list[HubFile]:
-    wanted = [f for f in files if not any(fnmatch(f.name, pattern) for pattern in NOT_NEEDED)]
-    small = [f for f in wanted if any(fnmatch(f.name, pattern) for pattern in SMALL_FILES)]
-    for pattern in ("*.safetensors", "*.bin"):
-        weights = [f for f in wanted if fnmatch(f.name, pattern)]
-        if weights:
-            return small + weights
+def num_bytes(commit: ModelInfo) -> int:
+    return sum(file.size or 0 for file in commit.siblings or [])
+
+
+def _needed(files: list[RepoSibling]) -> list[RepoSibling]:
+    """The files that `fetch_from_hub` would ask for; weights as .bin only where there are no safetensors."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    for weights in ("*.safetensors", "*.bin"):
+        patterns = {"allow_patterns": [*SMALL_FILES, weights], "ignore_patterns": NOT_NEEDED}
+        needed = list(filter_repo_objects(files, key=lambda file: file.rfilename, **patterns))
+        if any(fnmatch(file.rfilename, weights) for file in needed):
+            return needed
     return []
 
 
@@ -87,46 +73,40 @@ def _safe(name: str, repo_id: str) -> PurePosixPath:
     return path
 
 
-def _fetch(commit: HubCommit, file: HubFile, path: Path) -> None:
+def _fetch(commit: ModelInfo, file: RepoSibling, path: Path) -> None:
     """Download to a `.part` file, from where it ends, and rename it once it is what it should be."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
     part = path.with_name(f"{path.name}.part")
-    url = hf_hub_url(commit.repo_id, file.name, revision=commit.commit)
-    with hub_errors(commit.repo_id), part.open("ab") as stream:
-        if stream.tell() > file.num_bytes:
+    url = hf_hub_url(commit.id, file.rfilename, revision=commit.sha or "main")
+    with hub_errors(commit.id), part.open("ab") as stream:
+        if stream.tell() > (file.size or 0):
             stream.truncate(0)
         http_get(
             url,
             stream,
             resume_size=stream.tell(),
             headers=build_hf_headers() | {"Accept-Encoding": "identity"},
-            expected_size=file.num_bytes,
-            displayed_filename=file.name,
+            expected_size=file.size,
+            displayed_filename=file.rfilename,
         )
     if not _is_intact(part, file):
         part.unlink()
         raise ConfigError(
-            f"{file.name} of {commit.repo_id} arrived damaged (its size or digest is not what the hub says); "
+            f"{file.rfilename} of {commit.id} arrived damaged (its size or digest is not what the hub says); "
             "it was removed, run again to fetch it anew"
         )
     part.rename(path)
 
 
-def _is_intact(path: Path, file: HubFile) -> bool:
-    if path.stat().st_size != file.num_bytes:
+def _is_intact(path: Path, file: RepoSibling) -> bool:
+    """Whether a file is what the hub says: large files have a SHA-256 there, others git's blob id."""
+    from huggingface_hub.utils.sha import git_hash
+
+    if path.stat().st_size != file.size:
         return False
-    if file.sha256 is not None:
-        return file_sha256(path) == file.sha256
-    return file.blob_id is None or _git_blob_id(path) == file.blob_id
-
-
-def _git_blob_id(path: Path) -> str:
-    """Source: git's object format: the SHA-1 of "blob", the size, a zero byte and the content."""
-    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+    if file.lfs is not None:
+        return file_sha256(path) == str(file.lfs.sha256)
+    return file.blob_id is None or git_hash(path.read_bytes()) == file.blob_id

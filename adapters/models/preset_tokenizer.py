@@ -1,9 +1,7 @@
 """The byte-level BPE tokenizer of a seeded preset.
 
-What enters are texts and a vocabulary size; what leaves are the tokenizer files of a Hugging Face folder.
-The merges are learned from the texts. Where these cannot fill the vocabulary, pairs of learned words fill
-it: `encode` never yields those, but a model of random weights does, and each must decode to some text.
-Knows no weights.
+The merges are learned from the corpus. Where these cannot fill the vocabulary, pairs of learned words do.
+`encode` never yields such a pair, but a model of random weights does, and each must decode to some text.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Models whose weights are drawn from a seed: real shapes and real timing, text that is noise.
 
-What enters is a preset; what leaves is a Hugging Face folder in Llama's format. Weights are odd 8-bit
-integers of a counter-based generator times a power of two, so bf16, fp16 and fp32 hold them exactly and
-every machine makes the same bytes. Tensors are written in pieces: memory stays small at any model size.
-Knows no lab settings and no torch.
+Weights are odd 8-bit integers of a counter-based generator times a power of two. So bf16, fp16 and fp32 hold
+them exactly, and every machine makes the same bytes. Tensors are written in pieces: memory stays small at any
+model size.
 """
 
 from __future__ import annotations

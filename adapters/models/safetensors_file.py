@@ -1,7 +1,6 @@
 """Tensors of a Hugging Face folder, mapped from its safetensors files without torch.
 
-What enters is a folder; what leaves are arrays that lie on the disk until they are read. bfloat16, which
-NumPy does not know, comes as its bit patterns. Knows no architecture.
+They stay on the disk until they are read. bfloat16, which NumPy does not know, comes as its bit patterns.
 """
 
 from __future__ import annotations

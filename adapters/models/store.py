@@ -1,9 +1,8 @@
 """From a model's name to a folder on this disk.
 
-What enters is a `BackendConfig`; what leaves is a `ModelFiles`. The name is a seeded preset, which is made
-when it is missing, a local folder, or a hub id, which is downloaded; `:bf16` and the like after a preset
-choose its number format. Presets appear under `<artifacts>/models/` whole or not at all, also when several
-processes ask at once. Reads no weights into memory and loads no torch.
+The name is a seeded preset, which is made under `<artifacts>/models/` when it is missing, a local folder, or
+a hub id, which is downloaded. `:bf16` and the like after a name choose the number format. Nothing here loads
+torch, so that the HTTP process can find a tokenizer quickly.
 """
 
 from __future__ import annotations
@@ -11,30 +10,29 @@ from __future__ import annotations
 import difflib
 import logging
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from filelock import FileLock
+from typing import TYPE_CHECKING
 
 from adapters.base import BackendConfig, ConfigError
+from adapters.description import GGUF_FORMATS, HF_FORMATS
+from adapters.models.artifact import Manifest, make_once, missing_files, read_manifest
+from adapters.models.digests import PRESET_MANIFEST, file_sha256, folder_digest, list_files, listing_digest
 from adapters.models.hub import fetch_from_hub, looks_like_hub_id
-from adapters.models.manifest import folder_digest, is_current, read_manifest, write_manifest
-from adapters.models.presets import PRESETS, Progress, write_model
+from adapters.models.presets import CORPUS_PATH, PRESETS, RECIPE, Progress, write_model
 from adapters.models.staging import wait_until_staged
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from adapters.text.tokenizer import HFTokenizer
 
-TORCH_FORMATS = {"fp32": "fp32", "f32": "fp32", "bf16": "bf16", "fp16": "fp16", "f16": "fp16"}
-GGUF_FORMATS = {"f32", "f16", "bf16", "q8_0", "q4_k_m"}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Where a model lies. `format` is what stood after the colon, in the backend's spelling."""
+    """Where a model is. `format` is what stood after the colon, in the backend's spelling."""
 
     folder: Path
     name: str
@@ -43,18 +41,18 @@ class ModelFiles:
     """`sha256:` over all files; `sampled-sha256:` where large ones were only sampled; `hub:` a commit."""
 
 
-def resolve_model(config: BackendConfig) -> ModelFiles:
-    """Find, make or download the model that the configuration names.
+def resolve_model(config: BackendConfig, formats: Mapping[str, str] = HF_FORMATS) -> ModelFiles:
+    """Find, make or download the model that the configuration names; `formats` are those of the backend.
 
     Raises:
         ConfigError: there is no such model, or it cannot be fetched or written; says what to do.
     """
-    name, suffix = split_format(config.model, config.backend)
+    name, suffix = split_format(config, formats)
     if name in PRESETS:
         folder = preset_folder(name, config.artifacts_dir)
         if not is_current(folder):
             make_preset(name, config.artifacts_dir)
-        return ModelFiles(folder, name, suffix, read_manifest(folder)["digest"])
+        return ModelFiles(folder, name, suffix, read_manifest(folder / PRESET_MANIFEST)["digest"])
     _refuse_typos(name)
     if name.endswith(".gguf"):
         raise ConfigError(f"MODEL={name} is a GGUF file, which BACKEND={config.backend} cannot read")
@@ -73,7 +71,7 @@ def resolve_model(config: BackendConfig) -> ModelFiles:
 
 
 def wait_for_local(name: str, config: BackendConfig) -> None:
-    """Where MODEL is a place on this disk that is still being staged: wait for it.
+    """Where MODEL is a path on this disk that is still being staged: wait for it.
 
     Raises:
         ConfigError: it did not appear in time.
@@ -88,6 +86,16 @@ def preset_folder(name: str, artifacts_dir: str) -> Path:
     return Path(artifacts_dir) / "models" / name
 
 
+def is_current(folder: Path) -> bool:
+    """Whether a preset is whole and made by today's recipe from today's corpus; reads no weights."""
+    manifest = read_manifest(folder / PRESET_MANIFEST)
+    if not manifest.get("files") or manifest.get("recipe") != RECIPE:
+        return False
+    if CORPUS_PATH.is_file() and manifest.get("corpus_sha256") != file_sha256(CORPUS_PATH):
+        return False
+    return not missing_files(folder / PRESET_MANIFEST)
+
+
 def make_preset(name: str, artifacts_dir: str, *, force: bool = False) -> Path:
     """Make a preset, unless it is there already (another process may just have made it).
 
@@ -95,45 +103,37 @@ def make_preset(name: str, artifacts_dir: str, *, force: bool = False) -> Path:
         ConfigError: the folder cannot be written or the disk is too small.
     """
     folder = preset_folder(name, artifacts_dir)
-    num_bytes = 2 * PRESETS[name].num_parameters
+
+    def make(unfinished: Path) -> Manifest:
+        num_bytes = 2 * PRESETS[name].num_parameters
+        free = shutil.disk_usage(folder.parent).free
+        if free < num_bytes + (64 << 20):
+            raise ConfigError(
+                f"{name} needs {num_bytes / 1e9:.1f} GB in {folder.parent} and {free / 1e9:.1f} GB "
+                f"are free; make room, or set ARTIFACTS_DIR to another disk"
+            )
+        logger.info("making %s (%.2f GB) in %s", name, num_bytes / 1e9, folder)
+        started = time.monotonic()
+        write_model(name, unfinished, _log_progress(name))
+        files = list_files(unfinished)
+        digest = listing_digest(files)
+        logger.info("made %s in %.1f s, %s", name, time.monotonic() - started, digest)
+        return {
+            "name": name,
+            "digest": digest,
+            "num_parameters": PRESETS[name].num_parameters,
+            "recipe": RECIPE,
+            "corpus_sha256": file_sha256(CORPUS_PATH),
+            "files": files,
+        }
+
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{name}.lock")):
-            if force or not is_current(folder):
-                free = shutil.disk_usage(folder.parent).free
-                if free < num_bytes + (64 << 20):
-                    raise ConfigError(
-                        f"{name} needs {num_bytes / 1e9:.1f} GB in {folder.parent} and {free / 1e9:.1f} GB "
-                        f"are free; make room, or set ARTIFACTS_DIR to another disk"
-                    )
-                logger.info("making %s (%.2f GB) in %s", name, num_bytes / 1e9, folder)
-                started = time.monotonic()
-                with _replacing(folder) as unfinished:
-                    write_model(name, unfinished, _log_progress(name))
-                    digest = write_manifest(name, unfinished)
-                logger.info("made %s in %.1f s, %s", name, time.monotonic() - started, digest)
+        make_once(folder, folder / PRESET_MANIFEST, make, lambda: not force and is_current(folder))
     except OSError as error:
         raise ConfigError(
             f"{name} cannot be made in {folder}: {error}; set ARTIFACTS_DIR elsewhere"
         ) from error
     return folder
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `folder` if the block ends well. Call under the lock."""
-    for leftover in folder.parent.glob(f".making-{folder.name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".making-{folder.name}-", dir=folder.parent))
-    try:
-        yield unfinished
-        unfinished.chmod(0o755)
-        if folder.exists():
-            folder.rename(unfinished / ".replaced")
-        unfinished.rename(folder)
-        shutil.rmtree(folder / ".replaced", ignore_errors=True)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _log_progress(name: str) -> Progress:
@@ -150,20 +150,33 @@ def _log_progress(name: str) -> Progress:
     return progress
 
 
-def split_format(model: str, backend: str) -> tuple[str, str | None]:
-    """The name, and the format behind its last colon in the backend's spelling.
+def split_format(config: BackendConfig, formats: Mapping[str, str]) -> tuple[str, str | None]:
+    """The name of the model, and the format behind its last colon in the backend's spelling.
 
     Raises:
         ConfigError: the backend has no such format.
     """
-    name, _, suffix = model.rpartition(":")
-    if not name or (suffix not in TORCH_FORMATS.keys() | GGUF_FORMATS and name not in PRESETS):
-        return model, None
-    formats = TORCH_FORMATS if backend == "torch" else {fmt: fmt for fmt in sorted(GGUF_FORMATS)}
+    name, _, suffix = config.model.rpartition(":")
+    is_format = any(suffix in known for known in (formats, HF_FORMATS, GGUF_FORMATS))
+    if not name or not (is_format or name in PRESETS):
+        return config.model, None
     if suffix not in formats:
         known = ", ".join(dict.fromkeys(formats.values()))
-        raise ConfigError(f"MODEL={model}: BACKEND={backend} has no format {suffix}; it has {known}")
+        raise ConfigError(
+            f"MODEL={config.model}: BACKEND={config.backend} has no format {suffix}; it has {known}"
+        )
     return name, formats[suffix]
+
+
+def load_tokenizer(config: BackendConfig, formats: Mapping[str, str] = HF_FORMATS) -> HFTokenizer:
+    """The tokenizer of a Hugging Face folder.
+
+    Raises:
+        ConfigError: as `resolve_model`, or the folder has no tokenizer that can be read.
+    """
+    from adapters.text.tokenizer import HFTokenizer
+
+    return HFTokenizer.from_folder(resolve_model(config, formats).folder)
 
 
 def _refuse_typos(name: str) -> None:

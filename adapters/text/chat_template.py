@@ -1,8 +1,6 @@
-"""Chat messages to the prompt text that a model was trained on.
+"""Chat messages to the prompt text that a model was trained on, special tokens spelled out.
 
-What enters are a model folder and OpenAI-style messages; what leaves is text, special tokens spelled out.
 Templates come with the model and are not trusted: they run in jinja2's sandbox.
-Knows no token ids.
 """
 
 from __future__ import annotations

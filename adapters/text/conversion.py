@@ -1,7 +1,6 @@
 """Older tokenizer formats (SentencePiece, vocab + merges files) turned into a `tokenizers` object.
 
-What enters is a model folder without `tokenizer.json`; what leaves is its tokenizer, converted by
-transformers. Kept apart so that reading a usual folder never loads transformers.
+A module of its own, so that reading a usual folder never loads transformers.
 """
 
 from __future__ import annotations

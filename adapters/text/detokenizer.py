@@ -1,10 +1,9 @@
 """Token ids to text, all at once or as they come.
 
-What enters are token ids and a loaded `tokenizers` object; what leaves is text. Nearly every causal LM
-has a decoder that gives each token fixed bytes, so a stream is a table look-up and an incremental UTF-8
-decoder: text once emitted never changes, and half a character is never emitted. The few others
-(WordPiece, `</w>` suffixes) are decoded over a short sliding window.
-Knows no prompt: the ids are read as a continuation, so a leading space is kept.
+Nearly every causal LM has a decoder that gives each token fixed bytes. A stream is then a table look-up and
+an incremental UTF-8 decoder: text once emitted never changes, and half a character is never emitted. The few
+others (WordPiece, `</w>` suffixes) are decoded over a short sliding window. The ids are read as the
+continuation of a prompt, so a leading space is kept.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Text to token ids and back.
 
-What enters are a `BackendConfig` (which model) and then text, ids or chat messages; what leaves are ids and
-text. A model folder is read with the light `tokenizers` package, so that a process that only talks HTTP
-never loads torch. A foreign GGUF file brings its own, which llama.cpp reads; the null backend gets bytes.
-Knows nothing of requests, stop strings or sampling.
+A model folder is read with the light `tokenizers` package, so that a process that only talks HTTP never loads
+torch. `adapters.registry.load_tokenizer` knows which tokenizer a backend's model has.
 """
 
 from __future__ import annotations
@@ -11,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 import tokenizers
 
-from adapters.base import BackendConfig, ConfigError
+from adapters.base import ConfigError
 from adapters.text.chat_template import ChatTemplate, ChatTemplateError, load_chat_template, token_text
 from adapters.text.detokenizer import PieceDetokenizer, TokenStream, detokenizer_of
 from adapters.text.unicode_text import valid_unicode
@@ -27,7 +25,6 @@ __all__ = [
     "TokenStream",
     "Tokenizer",
     "least_num_tokens",
-    "load_tokenizer",
 ]
 
 
@@ -39,6 +36,11 @@ class Tokenizer(Protocol):
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def max_token_chars(self) -> int | None:
+        """How much text a token holds at most; None where that cannot be told."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """The ids of a prompt, with the model's own first token where it wants one."""
@@ -61,19 +63,11 @@ class Tokenizer(Protocol):
         ...
 
 
-@runtime_checkable
-class BoundedTokenizer(Protocol):
-    """One that knows how much text a token holds at most; not every tokenizer can."""
-
-    @property
-    def max_token_chars(self) -> int | None: ...
-
-
 def least_num_tokens(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> int:
     """How many tokens a prompt has at least, told from its length alone."""
     if not isinstance(prompt, str):
         return len(prompt)
-    max_chars = tokenizer.max_token_chars if isinstance(tokenizer, BoundedTokenizer) else None
+    max_chars = tokenizer.max_token_chars
     return 1 if max_chars is None else -(-len(prompt) // max_chars)
 
 
@@ -144,26 +138,6 @@ class HFTokenizer:
             raise ChatTemplateError("this model has no chat template; send a prompt to /v1/completions")
         text = valid_unicode(self._chat_template.render(messages))
         return self._tokenizer.encode(text, add_special_tokens=False).ids  # the template spells out the first
-
-
-def load_tokenizer(config: BackendConfig) -> Tokenizer:
-    """The tokenizer of `config.model`, which is made or fetched when it is missing.
-
-    Raises:
-        ConfigError: there is no such model, or it has no tokenizer that can be read.
-    """
-    if config.backend == "null":
-        return ByteTokenizer()
-    if config.backend == "llama_cpp":
-        from adapters.models.gguf.store import find_gguf, is_gguf_name
-
-        if is_gguf_name(config.model):
-            from adapters.llama_cpp_backend.tokenizer import GgufTokenizer
-
-            return GgufTokenizer.from_file(find_gguf(config.model))
-    from adapters.models.store import resolve_model
-
-    return HFTokenizer.from_folder(resolve_model(config).folder)
 
 
 def _max_token_chars(tokenizer: tokenizers.Tokenizer) -> int | None:

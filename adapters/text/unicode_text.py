@@ -1,7 +1,4 @@
-"""Text that every encoder takes.
-
-What enters is text as JSON carries it; what leaves is text without half characters. Knows no tokenizer.
-"""
+"""Text without half characters, which every encoder takes."""
 
 from __future__ import annotations
 

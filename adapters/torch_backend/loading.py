@@ -1,8 +1,7 @@
 """From a model folder to a forward pass over mixed batches: device, dtype, weights, fast pieces.
 
-What enters is a `BackendConfig` and a resolved folder; what leaves is a `LoadedModel` whose `forward` maps
-packed rows to logits. Models that the batched attention cannot run are refused here, by name and with the
-reason. Knows no sequence and no slot bookkeeping.
+A model that the batched attention cannot run is refused here, by name and with the reason, before its weights
+are read.
 """
 
 from __future__ import annotations
@@ -51,6 +50,8 @@ class LoadedModel:
     forward: Forward
     module: nn.Module
     """Holds the weights that `forward` uses."""
+    dtype: torch.dtype
+    device: torch.device
     config: Any
     eos_token_ids: tuple[int, ...]
     num_parameters: int
@@ -151,7 +152,10 @@ def head_shape(text_config: Any) -> tuple[int, int, int]:
 
 
 def read_weights(folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """The model of transformers with its weights on `device`, and with attention it is sure to have."""
+    """The model of transformers with its weights on `device`, and with attention it is sure to have.
+
+    A hook: a tool that makes its weights itself replaces this function (`tools.gpu.shape_model`).
+    """
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(
@@ -196,13 +200,11 @@ def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.devi
         *_as_ids(getattr(generation, "eos_token_id", None)),
     }
     num_parameters = sum(p.numel() for p in model.parameters())
-    return LoadedModel(forward, model, config, tuple(sorted(eos)), num_parameters, reference)
+    return LoadedModel(forward, model, dtype, device, config, tuple(sorted(eos)), num_parameters, reference)
 
 
 def make_batched(
     loaded: LoadedModel,
-    device: torch.device,
-    dtype: torch.dtype,
     *,
     fast: bool,
     kernels: CpuKernels | None,
@@ -217,7 +219,7 @@ def make_batched(
 
     Returns the name of the path taken: "llama" (only with `fast`) or "generic".
     """
-    packed = can_pack(dtype, device)
+    packed = can_pack(loaded.dtype, loaded.device)
     module: Any = loaded.module
     shape = llama_shape(module) if fast else None
     if shape is not None:
@@ -236,7 +238,7 @@ def make_batched(
 
 
 def _replace_linears(module: nn.Module, packed: bool, kernels: CpuKernels | None) -> None:
-    """Put one of our layers in the place of every linear layer, GPT-2's transposed kind included."""
+    """Replace every linear layer by one of ours, GPT-2's transposed kind included."""
     from transformers.pytorch_utils import Conv1D
 
     for name, child in module.named_children():

@@ -1,7 +1,7 @@
-"""From the chunks of a step to packed rows and the places they read and write.
+"""From the chunks of a step to packed rows: decode rows by slot, then prompt blocks, then padding.
 
-What enters are chunks in any order; what leaves are input ids `(T,)` and a `StepLayout`: decode rows by slot,
-then prompt blocks, then padding up to a row count whose bits were found to agree. Owns the slots.
+Padding rows fill the step up to a row count whose bits were found to agree; they write to the scratch slot.
+The packer owns the slots: a sequence takes one with its first chunk and keeps it until it is released.
 """
 
 from __future__ import annotations
@@ -70,9 +70,10 @@ class StepPacker:
         prompts: list[tuple[int, ScheduledChunk]] = []
         for chunk in chunks:
             if chunk.start + chunk.num_tokens > self.max_len:
-                raise BackendError(f"sequence {chunk.seq.seq_id} outgrew its {self.max_len} places")
+                raise BackendError(f"sequence {chunk.seq.seq_id} outgrew its {self.max_len} positions")
             slot = self.slots.slot_for(chunk.seq.seq_id, chunk.start)
             (decodes if chunk.dead or chunk.is_decode else prompts).append((slot, chunk))
+        # By slot, so that rows of neighbouring slots can share one attention call over one view of the cache.
         decodes.sort(key=lambda item: item[0])
 
         plan = RowPlan([], [], [], len(decodes), [], [], [], [])
@@ -105,6 +106,7 @@ class StepPacker:
             plan.slots + [self.cache.scratch_slot] * padding,
             plan.positions + [0] * padding,
         ]
+        # The output head is padded apart: it sees the sampled rows alone, which can be a single one.
         logit_rows = plan.logit_rows
         if logit_rows:
             more = self.rows.padded(len(logit_rows)) - len(logit_rows)

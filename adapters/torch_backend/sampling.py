@@ -1,8 +1,7 @@
 """From logits to the next token of each row.
 
-What enters are logits `(n, vocabulary)` and the sequences they belong to; what leaves is one token id a row.
-Plain greedy rows are an argmax. Each other row is worked out alone, from its own seed, place and tokens, so
-that a token never depends on who shares the batch.
+A row that is not plainly greedy is worked out alone, from its own seed, position and tokens, so that a token
+never depends on the other rows of the batch.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from adapters.torch_backend.cpu.kernels import CpuKernels
 def choose_tokens(logits: Tensor, sequences: Seq[Sequence], likeliest: list[int]) -> list[int]:
     """One token id for each row; `logits` may have rows behind those of `sequences`.
 
-    `likeliest` are the places of the largest logits; the list is changed and returned.
+    `likeliest` are the ids of the largest logits; the list is changed and returned.
     """
     for row, seq in enumerate(sequences):
         if not seq.params.is_plain_greedy:
@@ -33,7 +32,7 @@ def find_likeliest(logits: Tensor, kernels: CpuKernels | None) -> list[int]:
         return kernels.argmax(logits)
     if logits.device.type == "cpu":
         # NumPy's argmax over rows is about 20 times faster than torch's on a CPU.
-        places: list[int] = logits.float().numpy().argmax(-1).tolist()
+        likeliest: list[int] = logits.float().numpy().argmax(-1).tolist()
     else:
-        places = logits.argmax(-1).tolist()
-    return places
+        likeliest = logits.argmax(-1).tolist()
+    return likeliest

@@ -1,8 +1,7 @@
 """What came back for one prompt: raw stamps, tokens and counts, before any metric is derived.
 
-What enters are decoded choices of a stream with the instant at which they arrived; what leaves is an
-`Answer` that is open, then ended (its own finishing entry came), then complete (its counts are known
-too, or it failed). Instants are seconds of `time.perf_counter`. Knows no sockets and no percentiles.
+An `Answer` is open, then ended (its own finishing entry came, its user may ask again), then complete (its
+counts are known too, or it failed). Instants are seconds of `time.perf_counter`.
 """
 
 from __future__ import annotations
@@ -13,11 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.plan.schedule import PlannedRequest
-
-TIMING_FIELDS = (
-    *("queue_s", "batch_wait_s", "prefill_s", "decode_s", "num_steps", "mean_batch_size"),
-    *("received_s", "first_token_s", "first_write_s"),
-)
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +39,7 @@ class Answer:
     num_cached_tokens: int | None = None
     """Prompt tokens that the server says it took from a prefix cache."""
     timings: dict[str, Any] = field(default_factory=dict)
+    """As sent; the names are those of `services.contract.timings.SequenceTimings`."""
     server_request_id: str | None = None
     error: str | None = None
     is_complete: bool = False

@@ -1,9 +1,8 @@
 """One HTTP/1.1 connection that stamps time where the bytes arrive, and the pool it rests in.
 
-What enters is one request at a time; what leaves are calls on its `ResponseSink`, each with the instant
-at which the socket's bytes were handed over. Bytes are stamped as they come and read once every connection
-that had some is stamped: in a burst of tokens the last stamp does not wait for the others' parsing. httptools
-(C) parses. Knows HTTP framing, nothing of SSE, JSON or prompts.
+Bytes are stamped as they come and parsed once every connection that had some is stamped: in a burst of
+tokens the last stamp does not wait for the others' parsing. httptools (C) parses HTTP; events and JSON are
+the business of whoever listens.
 """
 
 from __future__ import annotations
@@ -32,19 +31,19 @@ class ResponseSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where connections go. `tls` is None for plain http."""
+    """Where connections go."""
 
     host: str
     port: int
-    tls: ssl.SSLContext | None = None
+    is_tls: bool = False
 
     @property
     def host_header(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+        return host if self.port == (443 if self.is_tls else 80) else f"{host}:{self.port}"
 
 
-class _Arrivals:
+class _Unread:
     """Bytes that were stamped and wait to be read, of all connections of a pool, in their order."""
 
     def __init__(self) -> None:
@@ -68,8 +67,8 @@ class _Arrivals:
 class Connection(asyncio.Protocol):
     """Carries one request after the other. `is_reusable` says whether the next one may use it."""
 
-    def __init__(self, arrivals: _Arrivals) -> None:
-        self._arrivals = arrivals
+    def __init__(self, unread: _Unread) -> None:
+        self._unread = unread
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._sink: ResponseSink | None = None
@@ -114,11 +113,11 @@ class Connection(asyncio.Protocol):
         self._keep_alive = True
 
     def data_received(self, data: bytes) -> None:
-        self._arrivals.add(self, data)
+        self._unread.add(self, data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         lost_s = perf_counter()
-        self._arrivals.read()
+        self._unread.read()
         self._is_open = False
         self._now_s = lost_s
         reason = f"connection lost: {exc}" if exc else "connection closed by the server"
@@ -182,7 +181,12 @@ class ConnectionPool:
     connect_timeout_s: float = 10.0
     num_opened: int = 0
     _idle: list[Connection] = field(default_factory=list)
-    _arrivals: _Arrivals | None = None
+    _unread: _Unread | None = None
+    _tls: ssl.SSLContext | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Made once and early: it takes milliseconds, which no measured request should wait for.
+        self._tls = ssl.create_default_context() if self.origin.is_tls else None
 
     def take_idle(self) -> Connection | None:
         while self._idle:
@@ -198,10 +202,10 @@ class ConnectionPool:
             OSError: it could not be made (`TimeoutError` and TLS errors are subclasses).
         """
         loop = asyncio.get_running_loop()
-        arrivals = self._arrivals = self._arrivals or _Arrivals()
+        unread = self._unread = self._unread or _Unread()
         async with asyncio.timeout(self.connect_timeout_s):
             _, connection = await loop.create_connection(
-                lambda: Connection(arrivals), self.origin.host, self.origin.port, ssl=self.origin.tls
+                lambda: Connection(unread), self.origin.host, self.origin.port, ssl=self._tls
             )
         self.num_opened += 1
         return connection

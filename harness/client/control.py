@@ -1,8 +1,6 @@
 """Calls beside the measured ones: is the server ready, what does it run, what did its steps look like.
 
-What enters is a base URL; what leaves are the wire types of the service, or None where a server is not
-ours. Uses httpx, outside the hot loop and never while answers stream. Times nothing but round trips of the
-idle server.
+They use httpx and are never made while answers stream. A server that is not ours gives None.
 """
 
 from __future__ import annotations
@@ -16,13 +14,13 @@ import httpx
 from pydantic import ValidationError
 
 from adapters.base import LabError
-from services.contract import Health, ModelCard, StepLine, Steps
+from services.contract.status import Health, ModelCard, StepLine, Steps
 
 _NUM_ROUND_TRIPS = 5
 
 
 class Control:
-    """One server's side entrances."""
+    """An httpx client of one server."""
 
     def __init__(self, base_url: str, api_key: str | None = None) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}

@@ -1,8 +1,4 @@
-"""The server under test as the harness sees it: where to send, in which dialect, how many at once.
-
-What enters is a URL; what leaves says whether a service of ours answers there (it has `/model`) or any
-OpenAI-compatible one. Sends no prompt.
-"""
+"""The server under test: a service of ours (it has `/model`) or any OpenAI-compatible one."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from adapters.base import LabError
 from harness.client.control import Control
 from harness.client.target import Target, completions_path, parse_origin
 from harness.settings import HarnessSettings
-from services.contract import ModelCard
+from services.contract.status import ModelCard
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 

@@ -1,8 +1,7 @@
 """Server-sent events out of a byte stream that arrives in arbitrary pieces.
 
-What enters are pieces of a response body; what leaves is the `data` of each complete event, as bytes.
-Lines end at CR, LF or CRLF only: U+2028, U+2029 and U+0085 are ordinary characters here, as the event
-stream format demands. Knows nothing of JSON or of what an event means.
+Lines end at CR, LF or CRLF only. U+2028, U+2029 and U+0085 are ordinary characters, as the event stream
+format demands; `str.splitlines` would break at them.
 """
 
 from __future__ import annotations

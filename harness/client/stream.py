@@ -1,8 +1,7 @@
 """The hot loop: sends prompts and turns the streamed answer into stamped chunks.
 
-What enters are `Answer`s that belong together and a `Target`; what leaves is the same answers, filled
-and completed (each failure, timeout or early end as its `error`). One request may carry several prompts;
-their choices are told apart by index. Does not know when to send what, and derives no metric.
+One request may carry several prompts, whose choices are told apart by index. A failure, a timeout or an early
+end becomes the `error` of each unfinished answer; nothing is raised for it.
 """
 
 from __future__ import annotations
@@ -33,10 +32,6 @@ class StreamClient:
         self.pool = ConnectionPool(target.origin, connect_timeout_s)
         self._active: set[_Exchange] = set()
         self._closed_because: str | None = None
-
-    @property
-    def num_in_flight(self) -> int:
-        return len(self._active)
 
     async def send(self, answers: Sequence[Answer], group_id: int) -> None:
         """Send one request for all of `answers` and see it through. Never raises for a failed request."""

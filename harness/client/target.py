@@ -1,15 +1,13 @@
-"""Where requests go and how their bodies are spelled.
+"""Where requests go and the exact bytes of each of them.
 
-What enters is a URL and what was learnt about the server behind it; what leaves are the exact bytes of
-each request. Two dialects: `lab` (`/generate`, lists of budgets and seeds, counts in the finishing
-entry) and `openai` (any `/v1/completions`, usage asked for). `ignore_eos`, `temperature` and `seed` are
-always sent. A body depends on the plan alone, so that two runs of one seed send the same bytes.
+Two dialects: `lab` (`/generate`, lists of budgets and seeds, counts in the finishing entry) and `openai` (any
+`/v1/completions`, usage asked for). `ignore_eos`, `temperature` and `seed` are always sent. A body depends on
+the schedule alone, so two runs of one seed send the same bytes.
 """
 
 from __future__ import annotations
 
 import json
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -73,8 +71,8 @@ def parse_origin(url: str) -> tuple[Origin, str]:
         raise ConfigError(f"URL={url} cannot be read: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"URL must look like http://host:port or https://host, not {url!r}")
-    tls = ssl.create_default_context() if parts.scheme == "https" else None
-    return Origin(parts.hostname, port or (443 if tls else 80), tls), parts.path.rstrip("/")
+    is_tls = parts.scheme == "https"
+    return Origin(parts.hostname, port or (443 if is_tls else 80), is_tls), parts.path.rstrip("/")
 
 
 def completions_path(path: str) -> str:

@@ -1,8 +1,7 @@
 """`lab bench`: one strategy (or any server at a URL), measured from start to table.
 
-What enters are options and environment variables; what leaves are a parquet file, a printed table and an
-exit status: 0 when the run counts, 1 when it is INVALID, 2 when it could not be made, 130 on Ctrl-C. It
-decides nothing about how requests are sent or judged.
+Exit status: 0 when the run counts, 1 when it is INVALID, 2 when it could not be made, 130 when it was
+interrupted.
 """
 
 from __future__ import annotations

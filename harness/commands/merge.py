@@ -20,8 +20,9 @@ from harness.commands.report import render_report
 from harness.results.output_dir import make_folder
 from harness.results.record import SCHEMA, Manifest, read_parquet, write_table
 from harness.results.validity import judge
+from services.contract.timings import INSTANTS
 
-_INSTANTS = ("scheduled_s", "sent_s", "written_s", "finish_s", "received_s", "first_token_s", "first_write_s")
+_INSTANTS = ("scheduled_s", "sent_s", "written_s", "finish_s", *INSTANTS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,7 @@
 """Which arms a comparison has, and in which order each block measures them.
 
-What enters are names of variants, each with settings of its own if wanted; what leaves are arms. A strategy
-that keeps finished rows becomes two arms, one for each value of PAD_FINISHED, unless it says which.
-Measures nothing.
+A strategy that keeps finished rows in the batch becomes two arms, one for each value of PAD_FINISHED, unless
+its settings name one.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from harness.replay.arm_file import Arm
 from harness.replay.progress import Reporter
 from harness.replay.service_process import ServiceLaunch, running_service
 from harness.settings import HarnessSettings
-from services.contract import ModelCard
+from services.contract.status import ModelCard
 
 _OF_THE_RUN = {*HarnessSettings.model_fields, "host", "port"} - {"backend", "model"}
 """What all arms have in common: the load, and what the harness itself tells every service."""
@@ -51,10 +50,10 @@ def split_names(words: Sequence[str]) -> list[str]:
 
 
 def find_arms(words: Sequence[str], pad: str, settings: HarnessSettings, reporter: Reporter) -> list[Arm]:
-    """The arms of these variants: each once, and those that keep finished rows with it on, off or both.
+    """One arm for each variant; one that keeps finished rows has them on, off or both, as `pad` says.
 
-    Starts each service for a moment, without a model, to learn its canonical name and whether it pads;
-    a name, a setting or a value that the service refuses so fails before anything is measured.
+    Each service is started for a moment, without a model, to learn its canonical name and whether it pads. So
+    a name, a setting or a value that a service refuses fails before anything is measured.
 
     Raises:
         ConfigError: there are no names, or one of them is spelled wrong.
@@ -108,6 +107,6 @@ def arm_order(arms: Sequence[Arm], block: int, seed: int) -> list[Arm]:
 
 def williams_row(num: int, block: int) -> list[int]:
     # 0, 1, n-1, 2, n-2, ...: neighbours differ by every distance once.
-    first = [(place + 1) // 2 if place % 2 else (num - place // 2) % num for place in range(num)]
+    first = [(i + 1) // 2 if i % 2 else (num - i // 2) % num for i in range(num)]
     row = [(item + block) % num for item in first]
     return row[::-1] if num % 2 and block % (2 * num) >= num else row

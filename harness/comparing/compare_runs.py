@@ -1,8 +1,7 @@
 """The runs of a comparison, in a balanced order, and a ledger by which an interrupted one goes on.
 
-What enters are arms and a number of blocks; what leaves are their measurements. A run that the ledger holds
-for the same plan (arms, settings, schedule, corpus, commit) is read back instead of made again, so the same
-call with more blocks extends a comparison. Decides no figure.
+A run that the ledger holds for the same plan (arms, settings, schedule, corpus, commit) is read back instead
+of made again, so the same call with more blocks extends a comparison.
 """
 
 from __future__ import annotations

@@ -1,23 +1,31 @@
-"""Charts as SVG: axes, lines, points and stacked bars, readable on a phone and without colour.
+"""Lines and points over two axes, as SVG that is readable on a phone and without colour.
 
-What enters are numbers and names; what leaves is one `<svg>` string that stands alone. Series differ by
-colour (Okabe and Ito's set, which the colour-blind tell apart), by dash and by marker. Knows no metrics.
+Series differ by colour (Okabe and Ito's set, which the colour-blind tell apart), by dash and by marker.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup
+
+from harness.page.svg import GRID, drawing, element, text
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5A5A5A", "#8B6F00")
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "4 2", "12 4", "1 4", "6 2 1 2")
 MARKERS = ("circle", "square", "triangle", "diamond", "cross", "circle", "square", "triangle")
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 14, 46
-INK, GRID = "#222222", "#DDDDDD"
-_FONT = 'font-family="system-ui, -apple-system, Segoe UI, Roboto, DejaVu Sans, sans-serif"'
+_SIZE = 5.0
+_SHAPES: dict[str, list[tuple[float, float]]] = {
+    "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+    "triangle": [(0, -1.2), (1.1, 1), (-1.1, 1)],
+    "diamond": [(0, -1.4), (1.2, 0), (0, 1.4), (-1.2, 0)],
+    "cross": [(-1, -1), (0, -0.3), (1, -1), (0.3, 0), (1, 1), (0, 0.3), (-1, 1), (-0.3, 0)],
+}
+"""Corners of a marker, in halves of its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +37,6 @@ class Series:
     style: int
     has_line: bool = True
     has_markers: bool = False
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,92 +91,69 @@ def chart(
     log_x: bool = False,
     log_y: bool = False,
     y_high: float | None = None,
-) -> str:
-    """Lines and points over two axes, with a legend under them."""
+) -> Markup:
+    """The legend stands under the axes, two names a line."""
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points] + ([y_high / 1.05] if y_high else [])
     x = scale_of(xs, is_log=log_x, from_px=LEFT, to_px=WIDTH - RIGHT)
     y = scale_of(ys, is_log=log_y, from_px=HEIGHT - BOTTOM, to_px=TOP)
-    legend_rows = math.ceil(len(series) / 2)
-    parts = [_axes(x, y, x_label, y_label)]
+    parts = _axes(x, y, x_label, y_label)
     parts += [_drawn(s, x, y) for s in series]
-    parts += [_legend(s, i, HEIGHT + 8) for i, s in enumerate(series)]
-    return svg(WIDTH, HEIGHT + 10 + 20 * legend_rows, title, parts)
+    for index, s in enumerate(series):
+        parts += _legend(s, 14 + index % 2 * WIDTH // 2, HEIGHT + 22 + index // 2 * 20)
+    return drawing(WIDTH, HEIGHT + 10 + 20 * math.ceil(len(series) / 2), title, parts)
 
 
-def _axes(x: Scale, y: Scale, x_label: str, y_label: str) -> str:
-    parts: list[str] = []
+def _axes(x: Scale, y: Scale, x_label: str, y_label: str) -> list[Markup]:
+    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    parts: list[Markup] = []
     for value in y.ticks():
         at = y(value)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}" stroke="{GRID}"/>')
+        parts.append(element("line", x1=LEFT, x2=right, y1=at, y2=at, stroke=GRID))
         parts.append(text(LEFT - 6, at + 4, tick_text(value), anchor="end"))
     last = -math.inf
     for value in x.ticks():
         at = x(value)
-        parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="{GRID}"/>')
-        if at - last >= 34:
-            parts.append(text(at, HEIGHT - BOTTOM + 17, tick_text(value), anchor="middle"))
+        parts.append(element("line", x1=at, x2=at, y1=TOP, y2=bottom, stroke=GRID))
+        if at - last >= 34:  # narrower, and the numbers would run into each other
+            parts.append(text(at, bottom + 17, tick_text(value), anchor="middle"))
             last = at
-    middle_x, middle_y = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(text(middle_x, HEIGHT - 8, x_label, anchor="middle", weight="600"))
-    parts.append(
-        f'<text transform="translate(14 {middle_y:.0f}) rotate(-90)" text-anchor="middle" font-size="13" '
-        f'font-weight="600" fill="{INK}">{escape(y_label)}</text>'
-    )
-    return "".join(parts)
+    middle = f"translate(14 {(TOP + bottom) / 2:.0f}) rotate(-90)"
+    parts.append(text((LEFT + right) / 2, HEIGHT - 8, x_label, anchor="middle", weight=600))
+    parts.append(text(0, 0, y_label, anchor="middle", weight=600, transform=middle))
+    return parts
 
 
-def _drawn(series: Series, x: Scale, y: Scale) -> str:
-    colour, dash = COLOURS[series.style % len(COLOURS)], DASHES[series.style % len(DASHES)]
-    usable = [(a, b) for a, b in series.points if (a > 0 or not x.is_log) and (b > 0 or not y.is_log)]
-    parts: list[str] = []
-    if series.has_line and len(usable) > 1:
-        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in usable)
-        parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2" '
-            f'stroke-dasharray="{dash}"/>'
-        )
+def _drawn(series: Series, x: Scale, y: Scale) -> Markup:
+    points = [(x(a), y(b)) for a, b in series.points if (a > 0 or not x.is_log) and (b > 0 or not y.is_log)]
+    parts = [element("title", series.name)]
+    if series.has_line and len(points) > 1:
+        parts.append(element("polyline", points=_joined(points), fill="none", **_stroke(series.style)))
     if series.has_markers:
-        parts += [marker(series.style, x(a), y(b)) for a, b in usable]
-    return f"<g><title>{escape(series.name + series.note)}</title>{''.join(parts)}</g>"
+        parts += [marker(series.style, *point) for point in points]
+    return element("g", *parts)
 
 
-def _legend(series: Series, index: int, top: float) -> str:
-    left, at = 14 + (index % 2) * (WIDTH // 2), top + 14 + 20 * (index // 2)
-    colour, dash = COLOURS[series.style % len(COLOURS)], DASHES[series.style % len(DASHES)]
-    line = f'<line x1="{left}" x2="{left + 30}" y1="{at - 4}" y2="{at - 4}" stroke="{colour}" '
-    line += f'stroke-width="2.2" stroke-dasharray="{dash}"/>'
-    sign = marker(series.style, left + 15, at - 4) if series.has_markers else ""
-    return (line if series.has_line else "") + sign + text(left + 38, at, series.name)
+def _legend(series: Series, left: int, at: int) -> Iterator[Markup]:
+    if series.has_line:
+        yield element("line", x1=left, x2=left + 30, y1=at - 4, y2=at - 4, **_stroke(series.style))
+    if series.has_markers:
+        yield marker(series.style, left + 15, at - 4)
+    yield text(left + 38, at, series.name)
 
 
-def marker(style: int, x: float, y: float, size: float = 5.0) -> str:
+def _stroke(style: int) -> dict[str, float | str]:
+    dash = DASHES[style % len(DASHES)]
+    return {"stroke": COLOURS[style % len(COLOURS)], "stroke_width": 2.2, "stroke_dasharray": dash}
+
+
+def marker(style: int, x: float, y: float) -> Markup:
     colour, kind = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
     if kind == "circle":
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="{colour}"/>'
-    s = size
-    shapes = {
-        "square": [(-s, -s), (s, -s), (s, s), (-s, s)],
-        "triangle": [(0, -s * 1.2), (s * 1.1, s), (-s * 1.1, s)],
-        "diamond": [(0, -s * 1.4), (s * 1.2, 0), (0, s * 1.4), (-s * 1.2, 0)],
-        "cross": [(-s, -s), (0, -1.5), (s, -s), (1.5, 0), (s, s), (0, 1.5), (-s, s), (-1.5, 0)],
-    }
-    points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in shapes[kind])
-    return f'<polygon points="{points}" fill="{colour}"/>'
+        return element("circle", cx=x, cy=y, r=_SIZE, fill=colour)
+    points = [(x + dx * _SIZE, y + dy * _SIZE) for dx, dy in _SHAPES[kind]]
+    return element("polygon", points=_joined(points), fill=colour)
 
 
-def text(
-    x: float, y: float, words: str, *, anchor: str = "start", size: int = 13, weight: str = "400"
-) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}" '
-        f'fill="{INK}">{escape(words)}</text>'
-    )
-
-
-def svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" {_FONT}>'
-        f'<title>{escape(title)}</title><rect width="{width:g}" height="{height:g}" fill="#FFFFFF"/>'
-        f"{''.join(parts)}</svg>"
-    )
+def _joined(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)

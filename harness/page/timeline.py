@@ -1,8 +1,7 @@
 """The batch over time: which request held which slot, when it was live, and when its row was dead.
 
-What enters are rows with the server's stamps and the step log; what leaves are bars on lanes (one lane a
-slot), all in seconds since the first step, and how the time of all slots was spent. Slots carry no numbers
-on the wire: a request is drawn on the first lane that is free when it joins. Draws nothing.
+Slots carry no numbers on the wire: a request is drawn on the first lane that is free when it joins. All
+times are seconds since the first step.
 """
 
 from __future__ import annotations
@@ -30,13 +29,9 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """`steps`: time since the first step, live rows, dead rows and length of each step.
-
-    Shares are of slots x span: the row-steps spent on live rows, on dead ones, and the slots left empty.
-    """
+    """Shares are of slots x span: row-steps spent on live rows, on dead ones, and slots left empty."""
 
     bars: list[Bar]
-    steps: list[tuple[float, int, int, float]]
     num_lanes: int
     span_s: float
     live_share: float
@@ -63,38 +58,25 @@ def batch_timeline(rows: pd.DataFrame, steps: pd.DataFrame, num_slots: int) -> T
     dead_until = _dead_until(steps.assign(end_s=ends - start_s))
     bars: list[Bar] = []
     free_at: list[float] = []
-    order = joined.sort_values().index
-    for index in order:
-        finished_s = float(finished[index])
-        left_s = dead_until(finished_s)
-        joined_s = float(joined[index])
+    for index in joined.sort_values().index:
+        joined_s, finished_s = float(joined[index]), float(finished[index])
         lane = next((i for i, until in enumerate(free_at) if until <= joined_s + _SAME_S), len(free_at))
-        if lane == len(free_at):
-            free_at.append(0.0)
-        free_at[lane] = left_s
+        left_s = dead_until(finished_s)
+        free_at[lane : lane + 1] = [left_s]
         label = str(told.at[index, "prompt_id"])
         bars.append(Bar(lane, label, joined_s, float(first[index]), finished_s, left_s))
     num_lanes = max(num_slots, len(free_at))
-    room = num_lanes * span_s
-    live_s = float((steps["num_rows"] * steps["duration_s"]).sum())
-    dead_s = float((steps["num_dead_rows"] * steps["duration_s"]).sum())
+    live, dead = (
+        float((steps[name] * steps["duration_s"]).sum()) / (num_lanes * span_s)
+        for name in ("num_rows", "num_dead_rows")
+    )
     return Timeline(
         bars=bars,
-        steps=[
-            (start - start_s, int(live), int(dead), duration)
-            for start, live, dead, duration in zip(
-                steps["start_s"].tolist(),
-                steps["num_rows"].tolist(),
-                steps["num_dead_rows"].tolist(),
-                steps["duration_s"].tolist(),
-                strict=True,
-            )
-        ],
         num_lanes=num_lanes,
         span_s=span_s,
-        live_share=live_s / room,
-        dead_share=dead_s / room,
-        idle_share=max(0.0, 1 - (live_s + dead_s) / room),
+        live_share=live,
+        dead_share=dead,
+        idle_share=max(0.0, 1 - live - dead),
         between_steps_share=max(0.0, 1 - float(steps["duration_s"].sum()) / span_s),
     )
 

@@ -1,58 +1,94 @@
-"""Arrival times of an open loop, from a load and one seed.
+"""How requests arrive: every kind of load, its parameters and its arrival times, each kind in one place.
 
-What enters are a number of requests, a `Load` and a seed; what leaves are offsets in s from the start of the
-run. Draws are SHA-256 of a counter, so no library's generator can change them, and nothing is clamped or
-rescaled afterwards: mean and spread are those of the distribution.
+A new arrival process is a member of `Arrivals`, a field of `Load` for each parameter and an entry of
+`PROCESSES`, all below; `harness/settings.py` makes the parameter an option. Times are neither clamped nor
+rescaled: mean and spread are those of the distribution.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
 
-from harness.plan.load import Arrivals, Load
+from adapters.base import ConfigError
+from harness.plan.draws import Draws
 
 
-class Draws:
-    """Uniform, exponential, normal and gamma numbers of one seed, in a fixed order."""
+class Arrivals(StrEnum):
+    CLOSED = "closed"
+    POISSON = "poisson"
+    CONSTANT = "constant"
+    GAMMA = "gamma"
+    ONOFF = "onoff"
+    RAMP = "ramp"
+    TRACE = "trace"
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._next = 0
 
-    def uniform(self) -> float:
-        """From (0, 1]."""
-        index, self._next = self._next, self._next + 1
-        block = hashlib.sha256(f"{self._seed}/{index}".encode()).digest()
-        return ((int.from_bytes(block[:8], "big") >> 11) + 1) / (1 << 53)
+@dataclass(frozen=True, slots=True)
+class Load:
+    """`concurrency` users in a closed loop, else on average `rate` requests a second.
 
-    def exponential(self) -> float:
-        return -math.log(self.uniform())
+    `cv`: coefficient of variation of gaps between gamma arrivals. `on_s`, `off_s`: bursts of Poisson
+    arrivals and the silence between them. `rate_from`: where a ramp begins that ends so that its mean is
+    `rate`. `trace_sha256`, `time_scale`: which trace, and by what its times were multiplied.
+    """
 
-    def normal(self) -> float:
-        return math.sqrt(2 * self.exponential()) * math.cos(2 * math.pi * self.uniform())
+    arrivals: Arrivals
+    concurrency: int = 1
+    rate: float | None = None
+    cv: float | None = None
+    on_s: float | None = None
+    off_s: float | None = None
+    rate_from: float | None = None
+    trace_sha256: str | None = None
+    time_scale: float | None = None
 
-    def gamma(self, shape: float) -> float:
-        """Of mean `shape`. Source: Marsaglia and Tsang (2000), with their step for shapes below 1."""
-        if shape < 1:
-            return float(self.gamma(shape + 1) * self.uniform() ** (1 / shape))
-        d = shape - 1 / 3
-        c = 1 / math.sqrt(9 * d)
-        while True:
-            x = self.normal()
-            v = (1 + c * x) ** 3
-            if v > 0 and math.log(self.uniform()) < 0.5 * x * x + d - d * v + d * math.log(v):
-                return d * v
+    @property
+    def is_open(self) -> bool:
+        return self.arrivals is not Arrivals.CLOSED
+
+    @property
+    def shape(self) -> dict[str, float | str]:
+        """What this kind of load has beyond a rate; empty for the plain ones."""
+        names = [each.name for each in fields(self)[3:]]
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+Check = Callable[[str, float | None, float], float]
+"""A parameter's name, its value (None: not given) and the rate -> the value to use, or ConfigError."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivalProcess:
+    """`times`: at least so many offsets in s, from a load, its rate, draws and the number asked for.
+
+    `parameters`: fields of `Load` that it needs beyond the rate.
+    """
+
+    times: Callable[[Load, float, Draws, int], Iterator[float]]
+    parameters: Mapping[str, Check] = field(default_factory=dict)
 
 
 def arrival_times(num_requests: int, load: Load, seed: int) -> list[float]:
-    """Offsets in s, kept to whole nanoseconds: libraries differ in a logarithm's last bit."""
+    """Offsets in s from the start, kept to whole nanoseconds: libraries differ in a logarithm's last bit."""
     assert load.rate is not None, "an open loop"
-    if load.arrivals is Arrivals.CONSTANT:
-        return [round(index / load.rate, 9) for index in range(num_requests)]
-    times = _TIMES[load.arrivals](load, load.rate, Draws(seed), num_requests)
+    times = PROCESSES[load.arrivals].times(load, load.rate, Draws(seed), num_requests)
     return [round(next(times), 9) for _ in range(num_requests)]
+
+
+def above_zero(meaning: str) -> Check:
+    def check(name: str, value: float | None, rate: float) -> float:
+        if value is None or not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"{name.upper()} must be a number above 0 ({meaning}), not {value}")
+        return value
+
+    return check
+
+
+def _constant(load: Load, rate: float, draws: Draws, num: int) -> Iterator[float]:
+    return (index / rate for index in range(num))
 
 
 def _poisson(load: Load, rate: float, draws: Draws, num: int) -> Iterator[float]:
@@ -100,10 +136,27 @@ def _ramp(load: Load, rate: float, draws: Draws, num: int) -> Iterator[float]:
         yield 2 * expected / (start + math.sqrt(start * start + 2 * slope * expected))
 
 
-_Times = Callable[[Load, float, Draws, int], Iterator[float]]
-_TIMES: dict[Arrivals, _Times] = {
-    Arrivals.POISSON: _poisson,
-    Arrivals.GAMMA: _gamma,
-    Arrivals.ONOFF: _onoff,
-    Arrivals.RAMP: _ramp,
+def _ramp_start(name: str, value: float | None, rate: float) -> float:
+    start = 0.0 if value is None else value
+    if not 0 <= start <= 2 * rate:
+        raise ConfigError(
+            f"{name.upper()} must be from 0 to twice the mean RATE ({2 * rate:g}), not {start:g}"
+        )
+    return start
+
+
+PROCESSES: Mapping[Arrivals, ArrivalProcess] = {
+    Arrivals.POISSON: ArrivalProcess(_poisson),
+    Arrivals.CONSTANT: ArrivalProcess(_constant),
+    Arrivals.GAMMA: ArrivalProcess(
+        _gamma, {"cv": above_zero("the coefficient of variation of gaps; 1 is Poisson")}
+    ),
+    Arrivals.ONOFF: ArrivalProcess(
+        _onoff, {"on_s": above_zero("length of a burst"), "off_s": above_zero("silence after a burst")}
+    ),
+    Arrivals.RAMP: ArrivalProcess(_ramp, {"rate_from": _ramp_start}),
 }
+KIND_OF: Mapping[str, Arrivals] = {
+    name: kind for kind, process in PROCESSES.items() for name in process.parameters
+}
+"""Which kind of load a parameter belongs to."""

@@ -1,8 +1,7 @@
 """The prompts of a run: a JSON-lines file and the digest it is held to.
 
-What enters is a path; what leaves is a frozen `Corpus`. A file whose SHA-256 is not the one recorded
-beside it (`prompts.jsonl` and `prompts.sha256`, in the format of `sha256sum`) is refused, since figures
-of two runs compare only when both replayed the same prompts. Knows nothing of schedules or tokens.
+A file whose SHA-256 is not the one recorded beside it (`prompts.jsonl` and `prompts.sha256`, in the format of
+`sha256sum`) is refused: figures of two runs compare only when both replayed the same prompts.
 """
 
 from __future__ import annotations

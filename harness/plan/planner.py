@@ -1,14 +1,14 @@
 """What a run will do, decided before it starts: which prompts, when.
 
-What enters are settings; what leaves are a corpus and a schedule. Prompts come from the recorded corpus,
-from a file that was given, from a trace, or are made up; times from a load or a trace. Sends nothing.
+Prompts come from the recorded corpus, a given file or a trace, or are made up; times from a load or a trace.
 """
 
 from __future__ import annotations
 
 from adapters.base import ConfigError
+from harness.plan.arrival_times import KIND_OF, Arrivals, Load
 from harness.plan.corpus import Corpus, default_path, load_corpus
-from harness.plan.load import Arrivals, Load, make_load, refuse_shape
+from harness.plan.load import make_load, refuse_parameters
 from harness.plan.schedule import Schedule, derive_seed, make_schedule
 from harness.plan.traces import load_trace, synthetic_corpus, trace_corpus
 from harness.settings import HarnessSettings
@@ -45,10 +45,7 @@ def _plan_whole(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tup
         concurrency=settings.concurrency,
         rate=settings.rate,
         arrivals=settings.arrivals,
-        cv=settings.cv,
-        on_s=settings.on_s,
-        off_s=settings.off_s,
-        rate_from=settings.rate_from,
+        **_parameters(settings),
     )
     asked = str(settings.corpus or "")
     if asked.startswith(_SYNTHETIC):
@@ -64,8 +61,7 @@ def _plan_trace(settings: HarnessSettings) -> tuple[Corpus, Schedule]:
     assert settings.trace is not None
     if settings.rate is not None or settings.corpus is not None or settings.arrivals not in (None, "trace"):
         raise ConfigError("TRACE brings arrivals and lengths of its own: leave out RATE, ARRIVALS and CORPUS")
-    names = ("cv", "on_s", "off_s", "rate_from")
-    refuse_shape({name: getattr(settings, name) for name in names})
+    refuse_parameters(_parameters(settings))
     time_scale = 1.0 if settings.time_scale is None else settings.time_scale
     trace = load_trace(
         settings.trace,
@@ -79,3 +75,8 @@ def _plan_trace(settings: HarnessSettings) -> tuple[Corpus, Schedule]:
     load = Load(Arrivals.TRACE, rate=rate, trace_sha256=trace.sha256, time_scale=time_scale)
     schedule = make_schedule(corpus.prompts, len(trace.rows), load, settings.seed, offsets_s=offsets_s)
     return corpus, schedule
+
+
+def _parameters(settings: HarnessSettings) -> dict[str, float | None]:
+    """Of all arrival processes, as they were given."""
+    return {name: getattr(settings, name) for name in KIND_OF}

@@ -1,9 +1,8 @@
-"""The schedule of a run, made in full before its first request.
+"""The schedule of a run, made in full before its first request, with a digest over all of it.
 
-What enters are prompts, a number of requests, a load and one seed; what leaves is a frozen `Schedule`
-with a digest. Prompts come in the order of the corpus, from its first line on, so that every run of n
-requests replays the same n prompts. Each random dimension (arrival times, sampling) draws from a seed of
-its own, derived from the one given, so that changing the rate does not change the sampling.
+Prompts come in the order of the corpus, from its first line on, so every run of n requests replays the same n
+prompts. Arrival times and sampling draw from seeds of their own, both derived from the one given: another
+rate leaves the sampling as it is.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 from adapters.base import ConfigError
-from harness.plan.arrival_times import arrival_times
+from harness.plan.arrival_times import Arrivals, Load, arrival_times
 from harness.plan.corpus import Prompt
-from harness.plan.load import Arrivals, Load, make_load
+from harness.plan.load import make_load
 
 __all__ = [
     "Arrivals",
@@ -54,10 +53,6 @@ class Schedule:
     """Of the whole schedule, whatever part this is."""
     shard: tuple[int, int] = (0, 1)
     """Which part of how many."""
-
-    @property
-    def last_offset_s(self) -> float:
-        return self.requests[-1].offset_s or 0.0
 
     @property
     def num_users(self) -> int:

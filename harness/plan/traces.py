@@ -1,8 +1,8 @@
 """Public traces of LLM traffic: when requests came, how long prompts and answers were.
 
-What enters is a file: the Azure trace (CSV), Mooncake's (JSON lines) or BurstGPT's (CSV), told apart by
-their fields; what leaves are rows in order of arrival, times from the first of them. Prompts are made up, in
-tokens: ids drawn for each row, so that lengths are exact on every model and no two prompts begin alike.
+Three formats are told apart by their fields: Azure (CSV), Mooncake (JSON lines), BurstGPT (CSV). The traces
+hold lengths but no text, so prompts are made up in token ids drawn for each row: lengths are exact on every
+model, and no two prompts begin alike.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base import ConfigError
-from harness.plan.arrival_times import Draws
 from harness.plan.corpus import Corpus, Prompt
+from harness.plan.draws import Draws
 
 _LOWEST_ID, _NUM_IDS = 32, 95
 """Ids of plain characters in byte-level vocabularies, and somewhere inside every larger one."""

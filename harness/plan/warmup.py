@@ -1,8 +1,8 @@
 """Requests before the measured ones, so that these meet a server that has settled.
 
-What enters is a count; what leaves is a schedule of short prompts that share no text with any corpus (a
-prefix cache learns nothing) and no seed with the measured plan. Their budgets are staggered: a batch
-shrinks from its largest size to one, so every batch size is seen. Their rows are written nowhere.
+Their prompts share no text with any corpus, so a prefix cache learns nothing, and no seed with the measured
+schedule. Their budgets are staggered: a batch shrinks from its largest size to one, and every batch size is
+seen. No file holds their rows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The machine a run took place on, and what else it was doing meanwhile.
-
-What enters is nothing but `/proc`, `/sys` and psutil; what leaves are facts for the manifest and shares
-of CPU time between two samples. Where the system does not tell, the fact is None. Judges nothing.
-"""
+"""The machine a run took place on, and what else it was doing meanwhile. What the system hides is None."""
 
 from __future__ import annotations
 

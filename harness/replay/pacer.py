@@ -1,8 +1,7 @@
 """Calls back at planned instants, closer to them than an event loop's timers come.
 
-What enters are offsets and a start on the clock of `time.perf_counter`; what leaves is one call per
-offset, in order, on the loop's thread. A thread of its own sleeps (a virtual machine wakes it within
-0.3 ms, where the timers of the loop round to a millisecond). Never early; lateness is not made up for.
+A thread of its own sleeps: a virtual machine wakes it within 0.3 ms, where the timers of the loop round to a
+millisecond. No call is early, and a late one shifts none of the others.
 """
 
 from __future__ import annotations

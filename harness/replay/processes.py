@@ -1,8 +1,7 @@
-"""One schedule played by several processes of this machine, for loads that one core cannot send.
+"""One schedule sent by several processes of this machine, for loads that one core cannot send.
 
-What enters are a server, a schedule and a number of processes; what leaves are completed answers, handed to
-a callback as they come, and how the replay went as a whole. Every process sends its own part of the schedule
-from one shared instant of the machine's monotonic clock. Writes no files.
+Every worker sends its own part of the schedule. All start at one instant of the machine's monotonic clock,
+which they share, so their stamps compare.
 """
 
 from __future__ import annotations
@@ -11,77 +10,72 @@ import asyncio
 import contextlib
 import multiprocessing
 import signal
-import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import count
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from time import perf_counter
-from types import FrameType
-from typing import Any
 
 from adapters.base import LabError
 from harness.client.answer import Answer
 from harness.client.stream import StreamClient
 from harness.client.target import Target
 from harness.plan.schedule import Schedule
-from harness.replay.play import play
-from harness.replay.runner import OnComplete, ReplayEnd
-from harness.results.manifest import loop_factory
+from harness.replay.event_loop import loop_factory
+from harness.replay.interrupts import on_interrupt
+from harness.replay.runner import OnComplete, Replay, ReplayEnd
 
 _READY = "ready"
 _START_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 5.0
 _LEAD_S = 0.25
-"""From the last process's word that it is ready to the shared start."""
+"""From the last worker's word that it is ready to the shared start."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What one process is told. A TLS context crosses no process border, so `is_tls` stands for it."""
+class WorkerPlan:
+    """What worker number `index` of `num_workers` sends."""
 
     target: Target
-    is_tls: bool
     schedule: Schedule
     client_chunk: int
     max_in_flight: int
     timeout_s: float
-    group_step: int
-    group_offset: int
+    index: int
+    num_workers: int
 
 
-def play_in_processes(parts: list[Part], on_complete: OnComplete, start_s: float | None) -> ReplayEnd:
-    """Play all parts and hand over every answer.
+def replay_in_processes(plans: list[WorkerPlan], on_complete: OnComplete, start_s: float | None) -> ReplayEnd:
+    """Replay all parts and hand over every answer.
 
     Raises:
-        LabError: a process ended before it was done.
+        LabError: a worker ended before it was done.
     """
     context = multiprocessing.get_context("spawn")
-    lines: dict[Connection, BaseProcess] = {}
+    workers: dict[Connection, BaseProcess] = {}
     try:
-        for part in parts:
+        for plan in plans:
             ours, theirs = context.Pipe()
-            process: BaseProcess = context.Process(target=_play_part, args=(theirs, part), daemon=True)
+            process: BaseProcess = context.Process(target=_run_worker, args=(theirs, plan), daemon=True)
             process.start()
             theirs.close()
-            lines[ours] = process
-        for line in lines:
-            if not line.poll(_START_TIMEOUT_S) or line.recv() != _READY:
+            workers[ours] = process
+        for pipe in workers:
+            if not pipe.poll(_START_TIMEOUT_S) or pipe.recv() != _READY:
                 raise LabError("a process of the harness did not start")
         common_s = perf_counter() + _LEAD_S if start_s is None else start_s
-        for line in lines:
-            line.send(common_s)
-        with _forwarded(list(lines.values())):
-            ends = _collect(lines, on_complete)
+        for pipe in workers:
+            pipe.send(common_s)
+        # Each worker ends its replay and hands over what it has.
+        with on_interrupt(lambda: _terminate(workers)):
+            ends = _collect(workers, on_complete)
     except BaseException as error:
-        for process in lines.values():
-            process.terminate()
+        _terminate(workers)
         if isinstance(error, EOFError):
             raise LabError("a process of the harness ended before it was done") from error
         raise
     finally:
-        _end(lines)
+        _end(workers)
     return ReplayEnd(
         common_s,
         max(end.ended_s for end in ends),
@@ -90,77 +84,57 @@ def play_in_processes(parts: list[Part], on_complete: OnComplete, start_s: float
     )
 
 
-def _end(lines: dict[Connection, BaseProcess]) -> None:
-    """Wait for all processes until one shared deadline, kill what is left, and close the lines."""
+def _terminate(workers: dict[Connection, BaseProcess]) -> None:
+    for process in workers.values():
+        process.terminate()
+
+
+def _end(workers: dict[Connection, BaseProcess]) -> None:
+    """Wait for all workers until one shared deadline, kill what is left, and close the pipes."""
     deadline_s = perf_counter() + _END_TIMEOUT_S
-    for process in lines.values():
+    for process in workers.values():
         process.join(max(0.0, deadline_s - perf_counter()))
-    for line, process in lines.items():
+    for pipe, process in workers.items():
         process.kill()
         process.join()
         process.close()
-        line.close()
+        pipe.close()
 
 
-def _collect(lines: dict[Connection, BaseProcess], on_complete: OnComplete) -> list[ReplayEnd]:
+def _collect(workers: dict[Connection, BaseProcess], on_complete: OnComplete) -> list[ReplayEnd]:
     ends: list[ReplayEnd] = []
-    open_lines: list[Connection] = list(lines)
-    while open_lines:
-        for line in wait(open_lines):
-            assert isinstance(line, Connection)
-            message = line.recv()
+    pipes: list[Connection] = list(workers)
+    while pipes:
+        for pipe in wait(pipes):
+            assert isinstance(pipe, Connection)
+            message = pipe.recv()
             if isinstance(message, Answer):
                 on_complete(message)
             else:
                 ends.append(message)
-                open_lines.remove(line)
+                pipes.remove(pipe)
     return ends
 
 
-def _play_part(line: Connection, part: Part) -> None:
-    """What a process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent forwards what reaches it
+def _run_worker(pipe: Connection, plan: WorkerPlan) -> None:
+    """What a worker does, from its start to its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends the workers
 
-    def send(answer: Answer) -> None:
-        answer.group_id = answer.group_id * part.group_step + part.group_offset
-        line.send(answer)
+    async def run() -> ReplayEnd:
+        client = StreamClient(plan.target, timeout_s=plan.timeout_s)
+        replay = Replay(
+            client,
+            plan.schedule,
+            pipe.send,
+            client_chunk=plan.client_chunk,
+            max_in_flight=plan.max_in_flight,
+            group_ids=count(plan.index, plan.num_workers),
+        )
+        pipe.send(_READY)
+        start_s: float = await asyncio.to_thread(pipe.recv)
+        with contextlib.closing(client):
+            return await replay.run(start_s)
 
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-
-        async def run() -> ReplayEnd:
-            tls = ssl.create_default_context() if part.is_tls else None
-            target = replace(part.target, origin=replace(part.target.origin, tls=tls))
-            client = StreamClient(target, timeout_s=part.timeout_s)
-            line.send(_READY)
-            start_s: float = await asyncio.to_thread(line.recv)
-            return await play(
-                client,
-                part.schedule,
-                send,
-                client_chunk=part.client_chunk,
-                max_in_flight=part.max_in_flight,
-                start_s=start_s,
-            )
-
-        with contextlib.suppress(BrokenPipeError):
-            line.send(runner.run(run()))
-    line.close()
-
-
-@contextmanager
-def _forwarded(processes: list[BaseProcess]) -> Iterator[None]:
-    """While inside, SIGINT and SIGTERM end the parts, which then hand over what they have."""
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        for process in processes:
-            process.terminate()
-
-    kept: list[tuple[signal.Signals, Any]] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # not the main thread
-            kept.append((number, signal.signal(number, forward)))
-    try:
-        yield
-    finally:
-        for number, handler in kept:
-            signal.signal(number, handler)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner, contextlib.suppress(BrokenPipeError):
+        pipe.send(runner.run(run()))
+    pipe.close()

@@ -1,8 +1,6 @@
-"""What someone at the terminal sees while a run goes on; never part of a result.
+"""What someone at the terminal sees while a run goes on, on stderr; never part of a result.
 
-What enters are announcements and finished rows; what leaves are a live line on a terminal, plain lines
-elsewhere, both on stderr. Drawing happens between events, at most twice a second: a thread that redraws
-would hold up the stamps.
+Drawing happens between events, at most twice a second. A thread that redraws would delay the stamps.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from bisect import bisect_right
 from statistics import median
 from time import perf_counter
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -22,26 +20,6 @@ from harness.plan.schedule import Schedule
 
 REDRAW_S = 0.5
 PLAIN_S = 5.0
-
-
-class Reporter(Protocol):
-    """Where a run reports to."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def announce(self, text: str) -> None: ...
-
-    def begin(self, label: str, schedule: Schedule) -> None: ...
-
-    def advance(self, answer: Answer) -> None: ...
-
-
-def make_reporter() -> Reporter:
-    return LiveReporter() if sys.stderr.isatty() else PlainReporter()
 
 
 class _Tally:
@@ -168,3 +146,11 @@ class PlainReporter:
         if tally is not None and tally.advance(answer, PLAIN_S):
             text = f"{tally.label}: {tally.num_done}/{tally.total} answered, {tally.text()}"
             print(text, file=sys.stderr, flush=True)
+
+
+Reporter = LiveReporter | PlainReporter
+"""Where a run reports to."""
+
+
+def make_reporter() -> Reporter:
+    return LiveReporter() if sys.stderr.isatty() else PlainReporter()

@@ -1,17 +1,13 @@
-"""One replay from its warm-up to its last answer, on an event loop of its own.
+"""One replay from its warm-up to its last answer, on an event loop of its own, and what went on beside it.
 
-What enters are a server, a schedule and two callbacks; what leaves is how it went, what the machine did
-meanwhile and the service's steps. Ctrl-C and SIGTERM end it cleanly, with a row for every request that
-was out. Garbage collection stands still while answers are measured. Writes no files.
+Connections that the warm-up opened are used again, so that the first measured requests find a server and a
+client that have settled.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from time import perf_counter, time
 
@@ -22,13 +18,13 @@ from harness.client.server import Server
 from harness.client.stream import StreamClient
 from harness.plan.schedule import Schedule
 from harness.plan.warmup import make_warmup
+from harness.replay.event_loop import loop_factory
 from harness.replay.machine import MachineSample, MachineUse
-from harness.replay.play import play, stops
-from harness.replay.processes import Part, play_in_processes
+from harness.replay.processes import WorkerPlan, replay_in_processes
+from harness.replay.progress import Reporter
 from harness.replay.runner import OnComplete, Replay, ReplayEnd
-from harness.results.manifest import loop_factory
 from harness.settings import HarnessSettings
-from services.contract import StepLine
+from services.contract.status import StepLine
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +41,12 @@ def replay(
     server: Server,
     schedule: Schedule,
     settings: HarnessSettings,
+    reporter: Reporter,
     *,
-    announce: Callable[[str], None],
-    begin: Callable[[], None],
+    label: str,
     on_complete: OnComplete,
 ) -> ReplayResult:
-    """Warm the server up, then measure. `begin` is called between the two.
+    """Warm the server up, then measure; the reporter shows the measured part under its `label`.
 
     Raises:
         LabError: every warm-up request failed, so that the rest would too.
@@ -58,32 +54,29 @@ def replay(
     """
     with (
         Control(server.url, server.target.api_key) as control,
-        _signals_kept(),
         asyncio.Runner(loop_factory=loop_factory()) as runner,
+        closing(StreamClient(server.target, timeout_s=settings.request_timeout_s)) as client,
     ):
-        client = StreamClient(server.target, timeout_s=settings.request_timeout_s)
         if settings.num_warmup:
-            announce("warming up")
-            runner.run(_warm_up(client, server, settings.num_warmup))
+            reporter.announce("warming up")
+            _warm_up(runner, client, server, settings.num_warmup)
         first_step = control.next_step() if server.card else None
         round_trip_s = control.round_trip_s()
-        begin()
+        reporter.begin(label, schedule)
         before = MachineSample.take(server.pid)
         start_s = _shared_start(settings.start_at)
         if settings.processes == 1:
-            end = runner.run(
-                play(
-                    client,
-                    schedule,
-                    on_complete,
-                    client_chunk=server.client_chunk,
-                    max_in_flight=settings.max_in_flight,
-                    start_s=start_s,
-                )
+            measured = Replay(
+                client,
+                schedule,
+                on_complete,
+                client_chunk=server.client_chunk,
+                max_in_flight=settings.max_in_flight,
             )
+            end = runner.run(measured.run(start_s))
         else:
             client.close()
-            end = play_in_processes(_parts(server, schedule, settings), on_complete, start_s)
+            end = replay_in_processes(_worker_plans(server, schedule, settings), on_complete, start_s)
         use = MachineSample.take(server.pid).use_since(before)
         use = replace(use, harness_cpu_share=use.harness_cpu_share / settings.processes)
         steps, num_dropped = ([], 0) if first_step is None else control.steps_since(first_step)
@@ -106,42 +99,27 @@ def _shared_start(start_at: float | None) -> float | None:
     return perf_counter() + lead_s
 
 
-def _parts(server: Server, schedule: Schedule, settings: HarnessSettings) -> list[Part]:
-    of = settings.processes
+def _worker_plans(server: Server, schedule: Schedule, settings: HarnessSettings) -> list[WorkerPlan]:
+    num_workers = settings.processes
     return [
-        Part(
-            target=replace(server.target, origin=replace(server.target.origin, tls=None)),
-            is_tls=server.target.origin.tls is not None,
-            schedule=schedule.part(index, of),
+        WorkerPlan(
+            target=server.target,
+            schedule=schedule.part(index, num_workers),
             client_chunk=server.client_chunk,
-            max_in_flight=max(1, settings.max_in_flight // of),
+            max_in_flight=max(1, settings.max_in_flight // num_workers),
             timeout_s=settings.request_timeout_s,
-            group_step=of,
-            group_offset=index,
+            index=index,
+            num_workers=num_workers,
         )
-        for index in range(of)
+        for index in range(num_workers)
     ]
 
 
-async def _warm_up(client: StreamClient, server: Server, num_requests: int) -> None:
+def _warm_up(runner: asyncio.Runner, client: StreamClient, server: Server, num_requests: int) -> None:
     answers: list[Answer] = []
     warmup = Replay(client, make_warmup(num_requests), answers.append, client_chunk=server.client_chunk)
-    with stops(warmup):
-        end = await warmup.run()
-    if end.was_interrupted:
+    if runner.run(warmup.run()).was_interrupted:
         raise KeyboardInterrupt
     errors = [answer.error for answer in answers if answer.error is not None]
     if len(errors) == num_requests:
         raise LabError(f"all {num_requests} warm-up requests failed, the first with: {errors[0]}")
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Event loops leave default handlers behind; put back what was there."""
-    kept = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        yield
-    finally:
-        for number, handler in kept:
-            with contextlib.suppress(ValueError):
-                signal.signal(number, handler)

@@ -1,20 +1,25 @@
-"""Replays a schedule: who asks when, and which prompts leave together.
+"""Drives a `LoadGenerator` with the clock and the streaming client, undisturbed and stoppable.
 
-What enters are a `Schedule`, a client and the number of prompts that the service wants in one request;
-what leaves are completed `Answer`s, handed to a callback one by one. A closed loop keeps `concurrency`
-users asking, an open loop follows the clock and waits for no answer. Knows no files and no percentiles.
+Every replay goes this way: the warm-up, the measured one, the one of each worker process. Garbage collection
+stands still meanwhile. SIGINT and SIGTERM end the replay instead of the process, with a row for every request
+that was out.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from time import perf_counter
 
 from harness.client.answer import Answer, fail_all
 from harness.client.stream import StreamClient
-from harness.plan.schedule import PlannedRequest, Schedule
+from harness.plan.load_generator import Decision, LoadGenerator, TimedRequest
+from harness.plan.schedule import Schedule
+from harness.replay.interrupts import INTERRUPTED, on_interrupt
 from harness.replay.pacer import pace
 
 OnComplete = Callable[[Answer], None]
@@ -31,7 +36,7 @@ class ReplayEnd:
 
 
 class Replay:
-    """One contiguous run of a schedule against one service."""
+    """One contiguous run of a schedule against one service; completed answers go to `on_complete`."""
 
     def __init__(
         self,
@@ -41,122 +46,88 @@ class Replay:
         *,
         client_chunk: int = 1,
         max_in_flight: int = 1024,
+        group_ids: Iterator[int] | None = None,
     ) -> None:
         self._client = client
-        self._schedule = schedule
+        self._load = LoadGenerator(schedule, client_chunk=client_chunk, max_in_flight=max_in_flight)
+        self._too_many = f"not sent: {max_in_flight} requests were already in flight"
         self._on_complete = on_complete
-        self._client_chunk = client_chunk
-        self._max_in_flight = max_in_flight
-        self._next = 0
-        self._num_groups = 0
-        self._num_open = 0
-        self._num_users = 0
-        self._pending: list[Answer] = []
+        self._group_ids = group_ids or count()
         self._requests: set[asyncio.Task[None]] = set()
-        self._started_s = 0.0
-        self._hit_cap = False
-        self._interrupted: str | None = None
+        self._was_interrupted = False
 
     async def run(self, start_s: float | None = None) -> ReplayEnd:
-        """Play the whole schedule, from `start_s` on if given, and wait for the last answer."""
-        self._started_s = perf_counter() if start_s is None else start_s
-        await asyncio.sleep(max(0.0, self._started_s - perf_counter()))
-        if self._schedule.load.is_open:
-            await pace(self._offsets(), self._started_s, self._arrive, lambda: self._interrupted is not None)
-        else:
-            self._num_users = min(self._schedule.num_users, len(self._schedule.requests))
-            await asyncio.gather(*(self._user() for _ in range(self._num_users)))
-        while self._requests:
-            await asyncio.wait(tuple(self._requests))
-        # Completed answers are handed over by callbacks that the loop still has to call.
-        await asyncio.sleep(0)
-        return ReplayEnd(self._started_s, perf_counter(), self._hit_cap, self._interrupted is not None)
+        """Send the whole schedule, from `start_s` on if given, and wait for the last answer."""
+        loop = asyncio.get_running_loop()
+
+        def interrupt_soon() -> None:
+            loop.call_soon_threadsafe(self.interrupt, INTERRUPTED)
+
+        with on_interrupt(interrupt_soon), _collector_off():
+            started_s = perf_counter() if start_s is None else start_s
+            await asyncio.sleep(max(0.0, started_s - perf_counter()))
+            for decision in self._load.start(started_s):
+                self._follow(decision)
+            if self._load.is_open:
+                await pace(self._load.offsets_s, started_s, self._arrive, lambda: self._was_interrupted)
+            while self._requests:
+                await asyncio.wait(tuple(self._requests))
+            # Completed answers are handed over by callbacks that the loop still has to call.
+            await asyncio.sleep(0)
+        return ReplayEnd(started_s, perf_counter(), self._load.hit_in_flight_cap, self._was_interrupted)
 
     def interrupt(self, reason: str) -> None:
         """Ask no more and end what is in flight; its answers complete with `reason` as their error."""
-        if self._interrupted is not None:
+        if self._was_interrupted:
             return
-        self._interrupted = reason
-        self._next = len(self._schedule.requests)
-        pending, self._pending = self._pending, []
-        now_s = perf_counter()
-        for answer in pending:
-            answer.fail(reason, now_s)
+        self._was_interrupted = True
+        self._drop(self._load.stop().drop, reason)
         self._client.abort_all(reason)
 
-    @property
-    def _is_exhausted(self) -> bool:
-        return self._next >= len(self._schedule.requests)
-
-    def _take(self) -> PlannedRequest | None:
-        if self._is_exhausted:
-            return None
-        planned = self._schedule.requests[self._next]
-        self._next += 1
-        return planned
-
-    # Closed loop
-
-    async def _user(self) -> None:
-        """Ask, wait for the end of the own answer, ask again."""
-        loop = asyncio.get_running_loop()
-        scheduled_s = self._started_s
-        while (planned := self._take()) is not None:
-            ended: asyncio.Future[float] = loop.create_future()
-            self._ask(planned, scheduled_s, ended)
-            scheduled_s = await ended
-
-    # Open loop
-
-    def _offsets(self) -> list[float]:
-        return [planned.offset_s or 0.0 for planned in self._schedule.requests]
-
     def _arrive(self) -> None:
-        planned = self._take()
-        if planned is None:
-            return
-        scheduled_s = self._started_s + (planned.offset_s or 0.0)
-        if self._num_open >= self._max_in_flight:
-            self._hit_cap = True
-            answer = Answer(planned, scheduled_s, on_complete=self._completed)
-            answer.fail(f"not sent: {self._max_in_flight} requests were already in flight", perf_counter())
-            self._send_pending_if_due()
-            return
-        self._ask(planned, scheduled_s, None)
+        self._follow(self._load.arrive())
 
-    # Both
+    def _ended(self, answer: Answer) -> None:
+        assert answer.finish_s is not None
+        self._follow(self._load.end(answer.finish_s))
 
-    def _ask(self, planned: PlannedRequest, scheduled_s: float, ended: asyncio.Future[float] | None) -> None:
-        def on_ended(answer: Answer) -> None:
-            self._num_open -= 1
-            if ended is not None and not ended.done():
-                assert answer.finish_s is not None
-                ended.set_result(answer.finish_s)
+    def _follow(self, decision: Decision) -> None:
+        self._drop(decision.drop, self._too_many)
+        if decision.send:
+            self._send(decision.send)
 
-        self._num_open += 1
-        self._pending.append(Answer(planned, scheduled_s, on_ended=on_ended, on_complete=self._completed))
-        self._send_pending_if_due()
+    def _drop(self, requests: Sequence[TimedRequest], reason: str) -> None:
+        for request in requests:
+            answer = Answer(request.planned, request.scheduled_s, on_complete=self._completed)
+            answer.fail(reason, perf_counter())
 
-    def _send_pending_if_due(self) -> None:
-        """Send what waits once it fills a chunk, or once no further prompt can join it."""
-        pending = self._pending
-        if not pending:
-            return
-        everyone_waits = not self._schedule.load.is_open and len(pending) == self._num_users
-        if len(pending) < self._client_chunk and not everyone_waits and not self._is_exhausted:
-            return
-        self._pending = []
-        task = asyncio.get_running_loop().create_task(self._client.send(pending, self._num_groups))
-        self._num_groups += 1
+    def _send(self, requests: Sequence[TimedRequest]) -> None:
+        answers = [
+            Answer(request.planned, request.scheduled_s, on_ended=self._ended, on_complete=self._completed)
+            for request in requests
+        ]
+        task = asyncio.get_running_loop().create_task(self._client.send(answers, next(self._group_ids)))
         self._requests.add(task)
 
         def on_done(done: asyncio.Task[None]) -> None:
             self._requests.discard(done)
             if not done.cancelled() and (error := done.exception()) is not None:
-                fail_all(pending, f"the harness itself failed: {error!r}", perf_counter())
+                fail_all(answers, f"the harness itself failed: {error!r}", perf_counter())
 
         task.add_done_callback(on_done)
 
     def _completed(self, answer: Answer) -> None:
         # Later in this turn of the loop: the user's next request goes out first.
         asyncio.get_running_loop().call_soon(self._on_complete, answer)
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()

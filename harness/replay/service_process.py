@@ -1,8 +1,7 @@
 """One service of ours as a child process: started on a free port, waited for, and always stopped.
 
-What enters are a variant, settings and environment overrides; what leaves is the URL of a service that
-answers `/health` with ok, or an error that repeats what the service said before it ended. The child also ends
-when the harness is killed. Knows nothing of what is measured.
+The child ends with the harness even when that is killed. Where it ends early, its own last log lines become
+the error.
 """
 
 from __future__ import annotations
@@ -57,15 +56,15 @@ class RunningService:
     log_path: Path
 
     def problem(self) -> str | None:
-        """Why it is no longer there; None while it runs."""
+        """Why it ended; None while it runs."""
         if self.process.poll() is None:
             return None
-        status, words = self.process.returncode, _last_words(self.log_path)
-        return f"the service ended early (exit status {status}): {words}; its log: {self.log_path}"
+        status, reason = self.process.returncode, _log_tail(self.log_path)
+        return f"the service ended early (exit status {status}): {reason}; its log: {self.log_path}"
 
     def failure(self, what: str) -> LabError:
-        """An error that says what happened, in the service's own last words."""
-        return LabError(f"{what}: {_last_words(self.log_path)}\nits log: {self.log_path}")
+        """An error that says what happened and repeats the end of the service's log."""
+        return LabError(f"{what}: {_log_tail(self.log_path)}\nits log: {self.log_path}")
 
 
 @contextmanager
@@ -136,7 +135,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _last_words(log_path: Path) -> str:
+def _log_tail(log_path: Path) -> str:
+    """The last error that was logged, else the last lines."""
     text = log_path.read_text(encoding="utf-8", errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
     for line in reversed(lines):

@@ -1,15 +1,14 @@
 """What a million output tokens cost, from the price of the machine or of the tokens.
 
-What enters are prices in US dollars; what leaves is dollars per million output tokens, or nothing where no
-price is known. Knows no currency rates and no bills.
+Prices are US dollars. Without a price there is no cost, not a cost of 0.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from adapters.base import ConfigError
+from harness.settings import ReportSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +32,17 @@ class Price:
 
 
 def read_price(per_hour_usd: float | None, per_token_usd: float | None) -> Price:
-    """Options over PRICE_PER_HOUR_USD and PRICE_PER_TOKEN_USD of the environment.
+    """Options over PRICE_PER_HOUR_USD and PRICE_PER_TOKEN_USD of the environment or `.env`.
 
     Raises:
         ConfigError: a price is no number above 0.
     """
     prices: list[float | None] = []
-    for given, name in ((per_hour_usd, "PRICE_PER_HOUR_USD"), (per_token_usd, "PRICE_PER_TOKEN_USD")):
-        text = os.environ.get(name) or None
+    settings = ReportSettings()
+    for given, text, name in (
+        (per_hour_usd, settings.price_per_hour_usd, "PRICE_PER_HOUR_USD"),
+        (per_token_usd, settings.price_per_token_usd, "PRICE_PER_TOKEN_USD"),
+    ):
         try:
             price = given if given is not None else None if text is None else float(text)
         except ValueError:

@@ -6,7 +6,6 @@ Facts of a single replay are appended to `repeats` as it ends. No secret is reco
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import importlib.metadata
 import secrets
@@ -17,14 +16,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.plan.schedule import Schedule
 from harness.plan.corpus import REPOSITORY, Corpus
+from harness.plan.schedule import Schedule
+from harness.replay.event_loop import loop_name
 from harness.replay.machine import MachineUse, describe_host
-from harness.results.record import Manifest
 from harness.replay.runner import ReplayEnd
-from harness.settings import HarnessSettings
+from harness.results.record import Manifest
 from harness.results.steps import StepSummary
-from services.contract import ModelCard
+from harness.settings import HarnessSettings
+from services.contract.status import ModelCard
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("batching-lab", "httptools", "uvloop", "pandas", "pyarrow")
@@ -114,19 +114,6 @@ def describe_repeat(
         "machine": asdict(use),
         "steps": steps.as_dict() if steps else None,
     }
-
-
-def loop_factory() -> Any:
-    """What makes the event loop: uvloop where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
-
-
-def loop_name() -> str:
-    return str(loop_factory().__module__.partition(".")[0])
 
 
 def git_state() -> dict[str, Any]:

@@ -6,7 +6,6 @@ PUSHGATEWAY_URL if it is set. A gateway that does not answer costs a warning, ne
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +16,7 @@ from harness.results.metrics import throughput
 from harness.results.record import Manifest
 from harness.results.stats import percentile
 from harness.results.validity import load_of
+from harness.settings import ReportSettings
 
 LABELS = ("variant", "backend", "model", "arm")
 JOB = "batching_lab"
@@ -32,7 +32,7 @@ def write_openmetrics(path: Path, rows: pd.DataFrame, manifest: Manifest) -> Pat
 
 def push(rows: pd.DataFrame, manifest: Manifest) -> str | None:
     """Push to PUSHGATEWAY_URL, if set; returns what went wrong."""
-    url = os.environ.get("PUSHGATEWAY_URL")
+    url = ReportSettings().pushgateway_url
     if not url:
         return None
     grouping = {"variant": str(manifest["variant"]), "arm": str(manifest["arm"])}

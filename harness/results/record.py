@@ -11,18 +11,28 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adapters.base import LabError
-from harness.client.answer import TIMING_FIELDS, Answer
+from harness.client.answer import Answer
 from harness.results.metrics import RequestMetrics, request_metrics
+from services.contract.timings import SequenceTimings
 
 MANIFEST_KEY = b"lab.manifest"
 JOURNAL_SUFFIX = ".journal.jsonl"
+
+
+def arrow_columns(contract: type) -> list[tuple[str, pa.DataType]]:
+    """The fields of a dataclass of `services.contract.timings` as columns."""
+    kinds = {int: pa.int32(), float: pa.float64(), float | None: pa.float64()}
+    return [(name, kinds[hint]) for name, hint in get_type_hints(contract).items()]
+
+
+TIMING_COLUMNS = arrow_columns(SequenceTimings)
 
 SCHEMA = pa.schema(
     [
@@ -67,16 +77,7 @@ SCHEMA = pa.schema(
         ("text_sha256", pa.string()),
         ("output_token_ids", pa.list_(pa.int32())),
         ("server_request_id", pa.string()),
-        ("queue_s", pa.float64()),
-        ("batch_wait_s", pa.float64()),
-        ("prefill_s", pa.float64()),
-        ("decode_s", pa.float64()),
-        ("num_steps", pa.int32()),
-        ("mean_batch_size", pa.float64()),
-        # instants on the server's clock, which is the client's where both share a machine
-        ("received_s", pa.float64()),
-        ("first_token_s", pa.float64()),
-        ("first_write_s", pa.float64()),
+        *TIMING_COLUMNS,
     ]
 )
 
@@ -112,7 +113,7 @@ def make_row(labels: ReplayLabels, answer: Answer) -> Row:
     return {
         **asdict(labels),
         **asdict(metrics),
-        **{name: answer.timings.get(name) for name in TIMING_FIELDS},
+        **{name: answer.timings.get(name) for name, _ in TIMING_COLUMNS},
         "request_id": f"{labels.run_id}-{labels.repeat}-{planned.index:05d}",
         "prompt_id": planned.prompt_id,
         "schedule_index": planned.index,

@@ -14,21 +14,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from harness.results.record import Manifest, write_table
-from services.contract import StepLine
+from harness.results.record import Manifest, arrow_columns, write_table
+from services.contract.status import StepLine
+from services.contract.timings import StepRecord
 
 STEP_SCHEMA = pa.schema(
     [
         ("run_id", pa.string()),
         ("repeat", pa.int32()),
         ("step", pa.int64()),
-        ("start_s", pa.float64()),
-        ("duration_s", pa.float64()),
-        ("num_rows", pa.int32()),
-        ("num_prompt_tokens", pa.int32()),
-        ("num_decode_tokens", pa.int32()),
-        ("num_dead_rows", pa.int32()),
-        ("queue_depth", pa.int32()),
+        *((name, kind) for name, kind in arrow_columns(StepRecord) if name != "step"),
     ]
 )
 

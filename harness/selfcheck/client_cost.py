@@ -1,8 +1,7 @@
 """What the client itself costs: CPU per streamed token and per stream, and how late its stamps are.
 
-`python -m harness.selfcheck.client_cost` runs a trivial server in a process of its own, streams from it with
-this client and with httpx, and prints a table. The server (`known_server`) writes the instant of sending
-where ids belong, so that each stamp can be held against it (one machine, one monotonic clock).
+`python -m harness.selfcheck.client_cost` prints a table of this client beside httpx, both against a
+`known_server` in a process of its own.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from harness.client.sse import EventSplitter
 from harness.client.stream import StreamClient
 from harness.client.target import Target
 from harness.plan.schedule import PlannedRequest
-from harness.results.manifest import loop_factory
+from harness.replay.event_loop import loop_factory
+from harness.replay.known_server import Delays, known_server
 from harness.results.table import number, render_table
-from harness.selfcheck.known_server import Delays, known_server
 
 GAP_S = 0.010
 
@@ -129,13 +128,7 @@ def main() -> None:
         ]
         lines = [[name, *_cost(make, uvloop, args.streams, args.tokens)] for name, make, uvloop in clients]
     print(f"{args.streams} streams at once, one event every {GAP_S * 1e3:g} ms each, {args.tokens} tokens")
-    headers = [
-        "client",
-        "CPU us/token",
-        "CPU us/stream",
-        "stamp delay p50 (ms)",
-        "p99 (ms)",
-    ]
+    headers = ["client", "CPU us/token", "CPU us/stream", "stamp delay p50 (ms)", "p99 (ms)"]
     print(render_table(headers, lines))
 
 

@@ -1,92 +1,27 @@
 """The harness held against a server whose delays are known: `python -m harness.selfcheck.known_truth`.
 
-What enters are rates and delays; what leaves is a table of what the harness reports beside what the server
-did, by its own stamps, and what a request felt while the server stood still for two seconds. One machine, one
-monotonic clock. Judges no strategy.
+Its table sets what the harness reports beside what the server did by its own stamps. They compare because
+both are on one machine, whose processes share one monotonic clock. Besides, it says what a request felt while
+the server stood still for two seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from time import perf_counter, process_time
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from harness.client.answer import Answer
-from harness.client.connection import Origin
-from harness.client.stream import StreamClient
-from harness.client.target import Target
-from harness.plan.corpus import Prompt
-from harness.plan.schedule import Arrivals, Load, Schedule, make_schedule
-from harness.plan.warmup import make_warmup
-from harness.replay.play import play
-from harness.replay.runner import ReplayEnd
-from harness.results.manifest import loop_factory
-from harness.results.metrics import send_lag_s, token_gaps
-from harness.results.record import ReplayLabels, make_row, to_frame
+from harness.plan.schedule import Arrivals
+from harness.replay.floor import Floats, Measured, measure_known
+from harness.replay.known_server import Delays
+from harness.results.metrics import token_gaps
 from harness.results.stats import percentile
 from harness.results.table import number, render_table, share
-from harness.selfcheck.known_server import Delays, known_server
 
 QUANTILES = (50, 95, 99)
 STALL_S = 2.0
-_NUM_WARMUP = 16
-
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """`token_s`: when the server sent each token, one list a row."""
-
-    rows: pd.DataFrame
-    token_s: list[Floats]
-    cpu_share: float
-    tokens_per_s: float
-    send_lag_p99_ms: float
-
-
-def measure_known(
-    delays: Delays, rate: float, num_requests: int, num_tokens: int, arrivals: Arrivals = Arrivals.POISSON
-) -> Measured:
-    """An open loop against a known server, with this harness's client in this process.
-
-    Raises:
-        RuntimeError: a request failed.
-        KeyboardInterrupt: told to stop meanwhile.
-    """
-    schedule = make_schedule(
-        [Prompt(id="p", prompt="a prompt", max_tokens=num_tokens)], num_requests, Load(arrivals, rate=rate), 1
-    )
-    answers: list[Answer] = []
-
-    async def run(port: int, plan: Schedule, on_complete: Callable[[Answer], None]) -> ReplayEnd:
-        client = StreamClient(Target(Origin("127.0.0.1", port), "/generate"), timeout_s=60)
-        return await play(client, plan, on_complete, client_chunk=1, max_in_flight=4096)
-
-    with known_server(delays) as port, asyncio.Runner(loop_factory=loop_factory()) as runner:
-        if not delays.stall_s:  # which counts from the server's first request
-            runner.run(run(port, make_warmup(_NUM_WARMUP), lambda answer: None))
-        cpu_s, wall_s = process_time(), perf_counter()
-        end = runner.run(run(port, schedule, answers.append))
-        cpu_s, wall_s = process_time() - cpu_s, perf_counter() - wall_s
-    if end.was_interrupted:
-        raise KeyboardInterrupt
-    failed = [answer.error for answer in answers if answer.error]
-    if failed:
-        raise RuntimeError(f"{len(failed)} requests failed: {failed[0]}")
-    token_s = [np.asarray(answer.token_ids, dtype=float) / 1e6 for answer in answers]
-    for answer in answers:
-        answer.token_ids.clear()  # instants, too large for the column of ids
-    labels = ReplayLabels("known", "known", "known", "known", "known", 0)
-    rows = to_frame([make_row(labels, answer) for answer in answers])
-    lag_ms = float(np.percentile(send_lag_s(rows), 99)) * 1e3
-    return Measured(rows, token_s, cpu_s / wall_s, num_requests * num_tokens / wall_s, lag_ms)
 
 
 def truths(rows: pd.DataFrame, token_s: list[Floats]) -> dict[str, tuple[Floats, Floats]]:

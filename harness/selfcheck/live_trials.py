@@ -1,7 +1,6 @@
-"""Trials of the verdicts on live runs without a difference: `python -m harness.selfcheck.live_trials`.
+"""How often two arms that are the same are called different: `python -m harness.selfcheck.live_trials`.
 
-What enters is a running service (its null backend will do) and a number of trials; what leaves is how often
-two arms that are the same were called different. Each trial measures both in interleaved blocks with a
+Each trial measures both against one running service (its null backend will do), in interleaved blocks with a
 schedule of its own, as `lab compare` does.
 """
 

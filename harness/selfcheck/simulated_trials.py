@@ -1,10 +1,9 @@
-"""Trials of the verdicts on simulated runs whose truth is known.
+"""How often verdicts are right on simulated runs of a known slowdown.
 
-`python -m harness.selfcheck.simulated_trials` prints a table. What enters are a true slowdown and a seed;
-what leaves is how often the verdict was right. Every trial does what a user does: three blocks, then, if
-the deciding metric cannot tell, as many more as the tool asks for. Noise has four layers: the machine
-drifts from block to block (for both arms), every start of a service differs a little, some runs are
-disturbed by neighbours, and requests scatter within a run.
+`python -m harness.selfcheck.simulated_trials` prints a table. Every trial does what a user does: three
+blocks, then, if the deciding metric cannot tell, as many more as the tool asks for. Noise has four layers:
+the machine drifts from block to block (for both arms), every start of a service differs a little, some runs
+are disturbed by neighbours, and requests scatter within a run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""What a client may send: decoded JSON objects enter, checked and frozen requests leave.
+"""What a client may send, checked as far as that is possible without the model.
 
-Checks that need the model (vocabulary, length) are not here.
+A check raises `PydanticCustomError`. The message becomes a sentence of the answer after the field's name,
+so its wording is part of the contract (`services.errors`).
 """
 
 from __future__ import annotations

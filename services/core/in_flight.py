@@ -1,8 +1,8 @@
-"""The requests in flight, and what is known of their load.
+"""The requests in flight, and the load that they are.
 
-Requests enter and leave; step reports bring each of their answers what is new. What leaves are sequences
-whose stop string came, counts for the queue limit and the gauges, and observations for the metrics.
-All on the event loop's thread; nothing here knows HTTP, or how the engine is reached.
+A request is *waiting* until one of its choices is being computed, *queued* until one of them has a token.
+Both differ from the engine's queue, which counts sequences and learns of a request one message later.
+All of it runs on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -10,47 +10,52 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from services.core.metrics import Metrics
-from services.core.outputs import Answer, LiveRequest
+from services.core.outputs import NO_TIMINGS, ChoiceState, RequestState
 from services.engine.messages import StepReport
-from services.errors import Refusal
+from services.errors import ApiError
 
 
 @dataclass(slots=True)
 class InFlight:
-    live: set[LiveRequest] = field(default_factory=set)
-    _answers: dict[int, Answer] = field(default_factory=dict)
+    requests: set[RequestState] = field(default_factory=set)
+    _choices: dict[int, ChoiceState] = field(default_factory=dict)
+    """By sequence id: what the engine may still send updates for."""
     _num_running: int = 0
     _prefilling_seq_ids: list[int] = field(default_factory=list)
-    _num_without_token: int = 0
-    waiting_tokens: int = 0
-    """Prompt tokens of the requests that have no token yet."""
+    _num_queued: int = 0
+    queued_tokens: int = 0
+    """Prompt tokens of the queued requests."""
 
     @property
     def num_waiting(self) -> int:
-        """Requests without a token, less those of which a prompt is being computed."""
-        computed = [answer for i in self._prefilling_seq_ids if (answer := self._answers.get(i))]
-        return self._num_without_token - len({id(a.live) for a in computed if a.live.is_queued})
+        """Queued requests, less those of which a prompt is being computed."""
+        computed = [choice for i in self._prefilling_seq_ids if (choice := self._choices.get(i))]
+        return self._num_queued - len({id(c.request) for c in computed if c.request.is_queued})
 
     @property
     def queue_depth(self) -> int:
-        """Prompts without a place in the batch, those on their way to the engine included."""
-        return max(0, len(self._answers) - self._num_running)
+        """Prompts without a slot, those on their way to the engine included."""
+        return max(0, len(self._choices) - self._num_running)
 
-    def add(self, live: LiveRequest) -> None:
-        self.live.add(live)
-        live.is_queued = True
-        self._num_without_token += 1
-        self.waiting_tokens += live.num_prompt_tokens
-        for answer in live.answers:
-            self._answers[answer.seq_id] = answer
+    def add(self, request: RequestState) -> None:
+        self.requests.add(request)
+        request.is_queued = True
+        self._num_queued += 1
+        self.queued_tokens += request.num_prompt_tokens
+        for choice in request.choices:
+            self._choices[choice.seq_id] = choice
 
-    def drop(self, live: LiveRequest) -> list[int]:
+    def drop(self, request: RequestState) -> list[int]:
         """Take no more updates for it; returns the sequences that the engine may still work on."""
-        self._leave_queue(live)
-        return [a.seq_id for a in live.answers if self._answers.pop(a.seq_id, None) and a.ending is None]
+        self._leave_queue(request)
+        return [
+            choice.seq_id
+            for choice in request.choices
+            if self._choices.pop(choice.seq_id, None) and choice.finish_reason is None
+        ]
 
-    def take(self, report: StepReport, metrics: Metrics) -> tuple[list[int], int]:
-        """Bring each update to its request; sequences that nobody waits for any more are passed over.
+    def update(self, report: StepReport, metrics: Metrics) -> tuple[list[int], int]:
+        """Bring each update to its request; updates of dropped requests are passed over.
 
         Returns the sequences whose stop string just came, and how many requests got their first token.
         """
@@ -61,47 +66,47 @@ class InFlight:
         stopped: list[int] = []
         num_started = 0
         for update in report.updates:
-            answer = self._answers.get(update.seq_id)
-            if answer is None:
+            choice = self._choices.get(update.seq_id)
+            if choice is None:
                 continue
-            live, was_stopped = answer.live, answer.stopped
-            if update.token_ids and self._leave_queue(live):
+            request, was_stopped = choice.request, choice.is_stopped
+            if update.token_ids and self._leave_queue(request):
                 num_started += 1
             if not was_stopped:
-                _book_tokens(metrics, answer, len(update.token_ids), now_s)
-            live.take(answer, update)
-            if live.is_over:
-                self._leave_queue(live)
-            if answer.ending is not None:
-                metrics.answer_ended(answer.ending.timings)
-                del self._answers[answer.seq_id]
-            elif answer.stopped and not was_stopped:
-                stopped.append(answer.seq_id)
+                _observe_tokens(metrics, choice, len(update.token_ids), now_s)
+            request.add_update(choice, update)
+            if request.is_over:
+                self._leave_queue(request)
+            if choice.finish_reason is not None:
+                metrics.choice_finished(update.timings or NO_TIMINGS)
+                del self._choices[choice.seq_id]
+            elif choice.is_stopped and not was_stopped:
+                stopped.append(choice.seq_id)
         return stopped, num_started
 
-    def lose(self, refusal: Refusal) -> None:
+    def fail_all(self, error: ApiError) -> None:
         """The engine is gone, and what it worked on with it."""
-        self._answers.clear()
+        self._choices.clear()
         self._num_running = 0
         self._prefilling_seq_ids = []
-        for live in self.live:
-            live.fail(refusal)
+        for request in self.requests:
+            request.fail(error)
 
-    def _leave_queue(self, live: LiveRequest) -> bool:
+    def _leave_queue(self, request: RequestState) -> bool:
         """It has a token, or is over without one; False if it had left before."""
-        if not live.is_queued:
+        if not request.is_queued:
             return False
-        live.is_queued = False
-        self._num_without_token -= 1
-        self.waiting_tokens -= live.num_prompt_tokens
+        request.is_queued = False
+        self._num_queued -= 1
+        self.queued_tokens -= request.num_prompt_tokens
         return True
 
 
-def _book_tokens(metrics: Metrics, answer: Answer, num_tokens: int, now_s: float) -> None:
+def _observe_tokens(metrics: Metrics, choice: ChoiceState, num_tokens: int, now_s: float) -> None:
     if not num_tokens:
         return
-    if answer.last_token_s is None:
-        metrics.first_token(now_s - answer.live.arrival_s)
+    if choice.last_token_s is None:
+        metrics.first_token(now_s - choice.request.arrival_s)
     else:
-        metrics.next_tokens(now_s - answer.last_token_s, num_tokens)
-    answer.last_token_s = now_s
+        metrics.next_tokens(now_s - choice.last_token_s, num_tokens)
+    choice.last_token_s = now_s

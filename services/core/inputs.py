@@ -1,8 +1,8 @@
 """From the bytes of a request to sequences that the engine can take.
 
-What enters are a body and what is known of the model; what leaves is a checked request, then its sequences.
-Everything that is wrong with a request alone is found here, before the queue is looked at.
-Long texts are tokenized in a thread, so that other answers keep streaming meanwhile.
+Everything that is wrong with a request alone is found here, before the queue is looked at, so that it gets
+its own error even when the queue is full. Long texts are tokenized in a thread: other answers keep
+streaming meanwhile.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from adapters.base import BackendInfo, RequestTooLong, SamplingParams, Sequence
 from adapters.sampling import mix64
 from adapters.text.tokenizer import ChatTemplateError, Tokenizer, least_num_tokens
 from services import errors
-from services.contract import MAX_PROMPTS, ChatRequest, GenerateRequest, SamplingFields
-from services.core.outputs import LiveRequest
+from services.contract.requests import MAX_PROMPTS, ChatRequest, GenerateRequest, SamplingFields
+from services.core.outputs import RequestState
 from services.engine.limits import SchedulerLimits
 from services.settings import Settings
 
@@ -36,7 +36,7 @@ def parse(model: type[RequestT], body: bytes) -> RequestT:
     """Check a body against one of the request models.
 
     Raises:
-        Refusal: 400 for what is not JSON, 422 with the field's name for the rest.
+        ApiError: 400 for what is not JSON, 422 with the field's name for the rest.
     """
     try:
         data = from_json(body, allow_inf_nan=False)
@@ -59,8 +59,8 @@ class LoadedModel:
 
 
 @dataclass(slots=True)
-class SequenceMaker:
-    """Makes the sequences of a request; ids go on over all requests of this process."""
+class InputProcessor:
+    """Turns requests into sequences; ids go on over all requests of this process."""
 
     settings: Settings
     loaded: LoadedModel
@@ -68,10 +68,10 @@ class SequenceMaker:
     group_ids: Iterator[int] = field(default_factory=lambda: count(1))
 
     def check_before_tokenizing(self, request: GenerateRequest | ChatRequest) -> None:
-        """What costs nothing to see, so that it is said even when the queue is full.
+        """Check what costs nothing to check, before the queue is looked at.
 
         Raises:
-            Refusal: 404 for another model, 422 for a field, 400 for what surely never fits.
+            ApiError: 404 for another model, 422 for a field, 400 for what surely never fits.
         """
         served = self.loaded.info.model
         if request.model is not None and request.model not in (served, self.settings.model):
@@ -86,13 +86,13 @@ class SequenceMaker:
             problem = f"the prompt has at least {least} tokens, at most {room} fit with the answer"
             raise errors.too_long(f"{problem}: shorten it", "prompt")
 
-    async def make(
+    async def process(
         self, request: GenerateRequest | ChatRequest, arrival_s: float, *, alone: bool = False
     ) -> list[Sequence]:
         """One sequence a prompt, in order, or `n` of them.
 
         Raises:
-            Refusal: 422 for a field, 400 for what can never fit.
+            ApiError: 422 for a field, 400 for what can never fit.
         """
         param = "prompt" if isinstance(request, GenerateRequest) else "messages"
         prompts = await self._token_ids(request)
@@ -119,22 +119,22 @@ class SequenceMaker:
             raise errors.too_long(str(error), param) from None
         return sequences
 
-    def live_request(
+    def request_state(
         self, request: GenerateRequest | ChatRequest, request_id: str, sequences: list[Sequence]
-    ) -> LiveRequest:
-        """What gathers the answers of `sequences`, which `make` made of this request."""
+    ) -> RequestState:
+        """What gathers the output of `sequences`, which `process` made of this request."""
         tokenizer = self.loaded.tokenizer
-        leads: list[str] = []
+        echoes: list[str] = []
         if isinstance(request, GenerateRequest) and request.echo:
             texts = [item if isinstance(item, str) else tokenizer.decode(item) for item in request.prompt]
-            leads = [text for text in texts for _ in range(request.n)]
-        return LiveRequest(
+            echoes = [text for text in texts for _ in range(request.n)]
+        return RequestState(
             request_id,
             sequences,
             [tokenizer.stream() for _ in sequences],
             request.stop,
             streamed=request.stream,
-            leads=leads,
+            echoes=echoes,
             max_unread_tokens=self.settings.max_unread_tokens,
         )
 
@@ -165,7 +165,7 @@ class SequenceMaker:
     def _sampling(
         self, request: SamplingFields, budget: int | None, seed: int | None, num_prompt_tokens: int
     ) -> SamplingParams:
-        """A budget that nobody asked for shrinks to what fits; a seed that nobody gave is drawn."""
+        """Without `budget` the default budget is cut to what fits. Without `seed` or SEED it is random."""
         settings = self.settings
         if budget is None:
             limits = self.loaded.limits

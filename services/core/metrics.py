@@ -1,7 +1,7 @@
 """The Prometheus series of the service.
 
-What enters are step reports, ended answers and refusals; what leaves is the text of `/metrics`. All series
-carry the labels `strategy`, `backend` and `model`. Times come with the reports: no clock is read here.
+All of them carry the labels `strategy`, `backend` and `model`. Dashboards rely on the names, the labels and
+the buckets. Times come with the reports: no clock is read here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from prometheus_client import (
 )
 from prometheus_client.metrics import MetricWrapperBase
 
-from services.engine.messages import SequenceTimings, StepReport
+from services.contract.timings import SequenceTimings
+from services.engine.messages import StepReport
 
 LABELS = ("strategy", "backend", "model")
 
@@ -32,7 +33,7 @@ _REQUEST_BUCKETS_S = (
 )
 _BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64, 96, 128, 192, 256)
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, without use
 
 MetricT = TypeVar("MetricT", bound=MetricWrapperBase)
 
@@ -99,14 +100,14 @@ class Metrics:
         self._first_token.observe(seconds)
 
     def next_tokens(self, gap_s: float, num_tokens: int) -> None:
-        """`num_tokens` of one answer came together, `gap_s` after the one before them."""
+        """`num_tokens` of one choice came together, `gap_s` after the token before them."""
         for _ in range(num_tokens):
             self._inter_token.observe(gap_s / num_tokens)
 
-    def answer_ended(self, timings: SequenceTimings) -> None:
+    def choice_finished(self, timings: SequenceTimings) -> None:
         self._queue_time.observe(timings.queue_s + timings.batch_wait_s)
 
-    def request_ended(self, seconds: float) -> None:
+    def request_finished(self, seconds: float) -> None:
         self._requests.inc()
         self._latency.observe(seconds)
 

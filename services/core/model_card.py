@@ -1,14 +1,13 @@
-"""What `/model` says: what is loaded, how it is batched, and how a client should send its prompts.
-
-The settings and the backend's own account enter; a `ModelCard` leaves.
-"""
+"""What `/model` says: what is loaded, how it is batched, and how a client should send its prompts."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
 from adapters.base import BackendInfo
-from services.contract import MAX_PROMPTS, ModelCard
+from adapters.registry import BACKENDS
+from services.contract.requests import MAX_PROMPTS
+from services.contract.status import ModelCard
 from services.settings import Settings
 from services.strategies import VARIANTS
 
@@ -41,7 +40,7 @@ def model_card(settings: Settings, info: BackendInfo) -> ModelCard:
         kv_capacity_tokens=info.kv_capacity_tokens,
         num_parameters=info.num_parameters,
         model_digest=info.model_digest,
-        scheduling=info.scheduling,
+        scheduling=BACKENDS[info.backend].scheduling,
         num_threads=info.num_threads,
         details=info.details,
         strategy={

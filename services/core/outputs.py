@@ -1,8 +1,7 @@
-"""Token updates of the engine, gathered into the text of each prompt's answer.
+"""Token updates of the engine, gathered into the text of each choice of a request.
 
-What enters are `SequenceUpdate`s; what leaves is `News` for the frames, merged for as long as the writer
-does not ask. Text is held back while it may be the beginning of a stop string, tokens never are.
-One event loop thread touches this; nothing here knows HTTP or how the engine is reached.
+Updates merge for as long as the writer does not ask for them. Text is held back while it may be the
+beginning of a stop string; tokens never are. All of it runs on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -10,39 +9,32 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from adapters.base import FinishReason, Sequence
-from services.engine.messages import SequenceTimings, SequenceUpdate
-from services.errors import Refusal, backend_failed, slow_reader
+from services.contract.timings import SequenceTimings
+from services.engine.messages import SequenceUpdate
+from services.errors import ApiError, backend_failed, slow_reader
 
-_NO_TIMINGS = SequenceTimings(0.0, 0.0, 0.0, 0.0, 0, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How one prompt's answer ended."""
-
-    reason: FinishReason
-    num_prompt_tokens: int
-    num_output_tokens: int
-    timings: SequenceTimings
+NO_TIMINGS = SequenceTimings(0.0, 0.0, 0.0, 0.0, 0, 0.0)
 
 
 @dataclass(slots=True)
-class News:
-    """What one prompt's answer gained since the last frame; `ending` with its last piece.
-
-    With the ending come the API's own stamps, on the engine's clock: receipt and first write.
-    """
+class ChoiceOutput:
+    """What one choice gained since the last frame. All but the first three come with its last output."""
 
     index: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
-    ending: Ending | None = None
-    received_s: float | None = None
-    first_write_s: float | None = None
+    finish_reason: FinishReason | None = None
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    timings: SequenceTimings = NO_TIMINGS
+
+
+RequestOutput = list[ChoiceOutput]
+"""What the choices of one request gained."""
 
 
 class TextStream(Protocol):
@@ -65,7 +57,7 @@ class StopMatcher:
     def push(self, text: str) -> tuple[str, bool]:
         """Returns the text that is now safe to show, and whether a stop string is complete."""
         text = self._held + text
-        ends = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
+        ends = [(begin + len(stop), begin) for stop in self._stops if (begin := text.find(stop)) >= 0]
         if ends:
             return text[: min(ends)[1]], True
         num_held = max(_num_begun(text, stop) for stop in self._stops)
@@ -85,115 +77,107 @@ def _num_begun(text: str, stop: str) -> int:
     return 0
 
 
-class Answer:
-    """The answer to one prompt, on the API's side of the line."""
+class ChoiceState:
+    """One choice of a request: the answer to one prompt, as far as it has come."""
 
     __slots__ = (
-        "_lead",
-        "_news",
+        "_echo",
+        "_first_write_s",
         "_num_output_tokens",
+        "_output",
         "_stop",
         "_stream",
-        "ending",
-        "first_write_s",
+        "finish_reason",
         "index",
+        "is_stopped",
         "last_token_s",
-        "live",
         "num_prompt_tokens",
+        "request",
         "seq_id",
-        "stopped",
     )
 
     def __init__(
-        self,
-        live: LiveRequest,
-        index: int,
-        seq: Sequence,
-        stream: TextStream,
-        stops: Seq[str],
-        lead: str = "",
+        self, request: RequestState, index: int, seq: Sequence, stream: TextStream, stops: Seq[str], echo: str
     ) -> None:
-        """`lead` stands before the first piece of text: the prompt, where that is to be echoed."""
-        self.live = live
+        """`echo` stands before the first piece of text: the prompt, where that was asked for, or ""."""
+        self.request = request
         self.index = index
         self.seq_id = seq.seq_id
         self.num_prompt_tokens = seq.num_prompt_tokens
         self.last_token_s: float | None = None
-        self.stopped = False
+        self.is_stopped = False
         """A stop string was seen; the engine has yet to confirm the end."""
-        self.ending: Ending | None = None
-        self._lead = lead
-        self.first_write_s: float | None = None
-        """When its first token was taken for writing, on the clock of `live.arrival_s`."""
+        self.finish_reason: FinishReason | None = None
+        self._echo = echo
+        self._first_write_s: float | None = None
         self._stream = stream
         self._stop = StopMatcher(stops) if stops else None
         self._num_output_tokens = 0
-        self._news: News | None = None
+        self._output: ChoiceOutput | None = None
 
-    def take(self, update: SequenceUpdate) -> None:
+    @property
+    def has_output(self) -> bool:
+        return self._output is not None
+
+    def add_update(self, update: SequenceUpdate) -> None:
         """Add what the engine says. What it computed beyond a stop string is left out."""
         token_ids = update.token_ids
-        if not self.stopped and token_ids:
+        if not self.is_stopped and token_ids:
             if self._stop is None:
                 self._add(token_ids, self._stream.push(token_ids))
             else:
                 self._add_until_stop(self._stop, token_ids)
         if update.finish_reason is not None:
-            self._finish(update)
+            self._finish(update.finish_reason, update.timings or NO_TIMINGS)
 
-    @property
-    def has_news(self) -> bool:
-        return self._news is not None
+    def take_output(self, write_s: float | None = None) -> ChoiceOutput | None:
+        """What came since the last call. The caller owns it, and writes it at `write_s`."""
+        output, self._output = self._output, None
+        if output is not None:
+            if self._first_write_s is None and output.token_ids:
+                self._first_write_s = write_s
+            if output.finish_reason is not None:
+                output.timings = replace(
+                    output.timings, received_s=self.request.arrival_s, first_write_s=self._first_write_s
+                )
+        return output
 
-    def collect(self, write_s: float | None = None) -> News | None:
-        """What came since the last call; it is the caller's from then on, to be written at `write_s`."""
-        news, self._news = self._news, None
-        if news is not None:
-            if self.first_write_s is None and news.token_ids:
-                self.first_write_s = write_s
-            if news.ending is not None:
-                news.received_s, news.first_write_s = self.live.arrival_s, self.first_write_s
-        return news
-
-    def _add(self, token_ids: Seq[int], text: str) -> None:
+    def _add(self, token_ids: Seq[int], text: str) -> ChoiceOutput:
         self._num_output_tokens += len(token_ids)
-        if self._lead:
-            text, self._lead = self._lead + text, ""
-        news = self._news
-        if news is None:
-            self._news = News(self.index, text, list(token_ids))
+        if self._echo:
+            text, self._echo = self._echo + text, ""
+        output = self._output
+        if output is None:
+            output = self._output = ChoiceOutput(self.index, text, list(token_ids))
         else:
-            news.text += text
-            news.token_ids += token_ids
+            output.text += text
+            output.token_ids += token_ids
+        return output
 
     def _add_until_stop(self, stop: StopMatcher, token_ids: Seq[int]) -> None:
         for token_id in token_ids:
-            text, self.stopped = stop.push(self._stream.push([token_id]))
+            text, self.is_stopped = stop.push(self._stream.push([token_id]))
             self._add([token_id], text)
-            if self.stopped:
+            if self.is_stopped:
                 return
 
-    def _finish(self, update: SequenceUpdate) -> None:
-        if not self.stopped:
+    def _finish(self, reason: FinishReason, timings: SequenceTimings) -> None:
+        text = ""
+        if not self.is_stopped:
             text = self._stream.flush()
             if self._stop is not None:
-                text, self.stopped = self._stop.push(text)
-                if not self.stopped:
+                text, self.is_stopped = self._stop.push(text)
+                if not self.is_stopped:
                     text += self._stop.flush()
-            self._add([], text)
-        elif self._lead:
-            self._add([], "")
-        reason = "stop" if self.stopped else update.finish_reason
-        assert reason is not None
-        num_output, timings = self._num_output_tokens, update.timings or _NO_TIMINGS
-        self.ending = Ending(reason, self.num_prompt_tokens, num_output, timings)
-        if self._news is None:
-            self._news = News(self.index)
-        self._news.ending = self.ending
+        output = self._add([], text)
+        self.finish_reason = output.finish_reason = "stop" if self.is_stopped else reason
+        output.num_prompt_tokens = self.num_prompt_tokens
+        output.num_output_tokens = self._num_output_tokens
+        output.timings = timings
 
 
-class LiveRequest:
-    """One request whose answer is on its way, with one writer that waits for its news."""
+class RequestState:
+    """One request in flight, with one writer that waits for its output."""
 
     def __init__(
         self,
@@ -203,81 +187,81 @@ class LiveRequest:
         stops: Seq[str],
         *,
         streamed: bool,
-        leads: Seq[str] = (),
+        echoes: Seq[str] = (),
         max_unread_tokens: int = 0,
     ) -> None:
-        """`leads` are the texts to echo, one a prompt. A reader who leaves more than `max_unread_tokens`
-        unread has left (0: any number may wait)."""
+        """`echoes` are the texts to echo, one a choice. A reader who leaves more than `max_unread_tokens`
+        unread is cut off (0: any number may wait)."""
         self.request_id = request_id
         self.arrival_s = sequences[0].arrival_s
-        self.answers = [
-            Answer(self, index, seq, stream, stops, lead)
-            for index, (seq, stream, lead) in enumerate(
-                zip(sequences, streams, leads or [""] * len(sequences), strict=True)
+        self.choices = [
+            ChoiceState(self, index, seq, stream, stops, echo)
+            for index, (seq, stream, echo) in enumerate(
+                zip(sequences, streams, echoes or [""] * len(sequences), strict=True)
             )
         ]
         self.num_prompt_tokens = sum(seq.num_prompt_tokens for seq in sequences)
-        self.num_open = len(self.answers)
+        self.num_unfinished = len(self.choices)
         self.is_queued = False
-        """Whether it waits for the first token of any of its answers; kept by `InFlight`."""
-        self.is_gone = False
+        """Whether none of its choices has a token yet; kept by `InFlight`."""
+        self.is_disconnected = False
         """Whether the client went away."""
-        self.failure: Refusal | None = None
+        self.error: ApiError | None = None
         self._streamed = streamed
         self._max_unread_tokens = max_unread_tokens if streamed else 0
         self._num_unread_tokens = 0
-        self._changed: list[Answer] = []
+        self._changed: list[ChoiceState] = []
         self._wake = asyncio.Event()
 
     @property
     def was_aborted(self) -> bool:
-        """Whether an answer was ended by a cancel."""
-        return any(answer.ending is not None and answer.ending.reason == "abort" for answer in self.answers)
+        """Whether a cancel ended one of its choices."""
+        return any(choice.finish_reason == "abort" for choice in self.choices)
 
     @property
     def is_over(self) -> bool:
-        """Nothing more will come: answered, failed, or nobody is there to hear it."""
-        return not self.num_open or self.is_gone or self.failure is not None
+        """Nothing more will come: all choices are finished, it failed, or the client went away."""
+        return not self.num_unfinished or self.is_disconnected or self.error is not None
 
-    def take(self, answer: Answer, update: SequenceUpdate) -> None:
-        """Add an update of one of its answers and, where the writer wants to know, wake it."""
-        is_marked = answer.has_news
-        answer.take(update)
-        if not is_marked and answer.has_news:
-            self._changed.append(answer)
+    def add_update(self, choice: ChoiceState, update: SequenceUpdate) -> None:
+        """Add an update to one of its choices and, where the writer wants to know, wake it."""
+        had_output = choice.has_output
+        choice.add_update(update)
+        if not had_output and choice.has_output:
+            self._changed.append(choice)
         self._num_unread_tokens += len(update.token_ids)
         if self._max_unread_tokens and self._num_unread_tokens > self._max_unread_tokens:
             self.fail(slow_reader(f"left {self._num_unread_tokens} tokens unread"))
         if update.finish_reason is not None:
-            self.num_open -= 1
+            self.num_unfinished -= 1
             if update.finish_reason == "error":
                 self.fail(backend_failed(update.error or "the backend gave no reason"))
-        if self._streamed or not self.num_open:
+        if self._streamed or not self.num_unfinished:
             self._wake.set()
 
-    def fail(self, refusal: Refusal) -> None:
+    def fail(self, error: ApiError) -> None:
         """End it with an error; the first one counts."""
-        self.failure = self.failure or refusal
+        self.error = self.error or error
         self._wake.set()
 
-    def leave(self) -> None:
+    def disconnect(self) -> None:
         """The client went away."""
-        self.is_gone = True
+        self.is_disconnected = True
         self._wake.set()
 
-    async def news(self) -> list[News]:
-        """Wait for news and take it all, merged; empty only when the request failed or the client left."""
+    async def next_output(self) -> RequestOutput:
+        """Wait for output and take it all, merged; empty only when it failed or the client went away."""
         while not self._changed and not self.is_over:
             self._wake.clear()
             await self._wake.wait()
         self._num_unread_tokens = 0
         changed, self._changed = self._changed, []
         now_s = time.monotonic()
-        return [news for answer in changed if (news := answer.collect(now_s)) is not None]
+        return [output for choice in changed if (output := choice.take_output(now_s)) is not None]
 
-    async def whole(self) -> list[News]:
-        """Wait for the end; every prompt's whole answer in order, unless it failed or the client left."""
+    async def whole_output(self) -> RequestOutput:
+        """Wait for the end; all choices in order, whole unless it failed or the client went away."""
         while not self.is_over:
             self._wake.clear()
             await self._wake.wait()
-        return [news for answer in self.answers if (news := answer.collect()) is not None]
+        return [output for choice in self.choices if (output := choice.take_output()) is not None]

@@ -1,8 +1,8 @@
 """How much may wait, and when to come back where it is too much.
 
-Counts of what waits enter; a refusal with `Retry-After` leaves, or nothing. The limit is asked before a
-prompt is tokenized and once more when its length is known. The service rate is measured on requests
-that leave the queue (get their first token) while others wait behind them.
+The limit is asked before a prompt is tokenized, so that a full queue costs nothing, and once more when the
+prompt's length is known. The service rate is measured on requests that leave the queue (get their first
+token) while others wait behind them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class QueueLimit:
         self._num_entering = 0
 
     def enter(self, num_waiting: int, waiting_tokens: int, now_s: float) -> None:
-        """Take a place for a request that is still to be tokenized; whoever calls calls `entered` then.
+        """Count a request that is still to be tokenized as waiting; the caller calls `entered` afterwards.
 
         Raises:
-            Refusal: 429, there is no place.
+            ApiError: 429, too many requests wait.
         """
         num_waiting += self._num_entering
         if num_waiting >= self._max_requests:
@@ -36,20 +36,20 @@ class QueueLimit:
         self._num_entering += 1
 
     def entered(self) -> None:
-        """The request is counted among the waiting from now on, or was refused for another reason."""
+        """The caller counts the request among the waiting from now on, or it was refused."""
         self._num_entering -= 1
 
     def check_tokens(self, num_waiting: int, waiting_tokens: int, num_tokens: int, now_s: float) -> None:
         """Where nothing waits, a request of any length that fits the model is welcome.
 
         Raises:
-            Refusal: 429, its `num_tokens` are too many beside those that wait already.
+            ApiError: 429, its `num_tokens` are too many beside those that wait already.
         """
         if waiting_tokens and waiting_tokens + num_tokens > self._max_tokens:
             raise errors.queue_tokens_full(self._max_tokens, self.retry_after_s(num_waiting, now_s))
 
     def started(self, num_requests: int, num_waiting: int, now_s: float) -> None:
-        """So many requests, none perhaps, got their first token; so many still wait."""
+        """`num_requests`, perhaps 0, just got their first token; `num_waiting` still wait."""
         if num_waiting:
             self._starts_s.extend([now_s] * num_requests)
         else:

@@ -1,8 +1,8 @@
-"""The service itself, without HTTP: takes requests, brings the engine's reports to them, ends them.
+"""The service without HTTP: accepts requests, brings the engine's reports to them, ends them.
 
-Requests enter through `accept`, reports through the supervisor's callback; what leaves are `LiveRequest`s
-that fill with news. It owns the states starting, ok, draining and failed, the queue limit, the step log
-and the metrics. All of it runs on the event loop's thread.
+It owns the states starting, ok, draining and failed, the queue limit, the step log and the metrics. Whoever
+gets a request from `accept` must `release` it, or the service never becomes idle. All of it runs on the
+event loop's thread.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import asyncio
 import time
 from typing import Literal
 
-from adapters.text.tokenizer import load_tokenizer
+from adapters.registry import load_tokenizer
 from services import errors
-from services.contract import ChatRequest, GenerateRequest, Health, ModelCard
+from services.contract.requests import ChatRequest, GenerateRequest
+from services.contract.status import Health, ModelCard
 from services.core.in_flight import InFlight
-from services.core.inputs import LoadedModel, SequenceMaker
+from services.core.inputs import InputProcessor, LoadedModel
 from services.core.metrics import Metrics
 from services.core.model_card import model_card
-from services.core.outputs import LiveRequest
+from services.core.outputs import RequestState
 from services.core.queue_limit import QueueLimit
 from services.core.step_log import StepLog
 from services.engine.messages import Cancel, Drain, StepReport, Submit
@@ -26,7 +27,7 @@ from services.engine_client.client import MakeClient
 from services.engine_client.process import EngineProcess
 from services.engine_client.supervisor import Supervisor
 from services.engine_client.thread import EngineThread
-from services.errors import Refusal
+from services.errors import ApiError
 from services.settings import Settings
 from services.strategies import VARIANTS
 
@@ -50,16 +51,16 @@ class Service:
         self._supervisor = Supervisor(
             self._spec, make_client, self._on_report, self._on_lost, self._on_restart
         )
-        self._maker: SequenceMaker | None = None
+        self._inputs: InputProcessor | None = None
         self._is_draining = False
-        self._flight = InFlight()
+        self._in_flight = InFlight()
         self._limit = QueueLimit(settings.max_queue, settings.max_queue_tokens)
-        self._nothing_live = asyncio.Event()
+        self._idle = asyncio.Event()
 
     @property
     def model_name(self) -> str:
         """As answers name it."""
-        return self.settings.model if self._maker is None else self._maker.loaded.info.model
+        return self.settings.model if self._inputs is None else self._inputs.loaded.info.model
 
     @property
     def status(self) -> Literal["ok", "starting", "draining", "failed"]:
@@ -68,7 +69,7 @@ class Service:
         match self._supervisor.state:
             case "failed":
                 return "failed"
-            case "running" if self._maker is not None:
+            case "running" if self._inputs is not None:
                 return "ok"
             case _:
                 return "starting"
@@ -83,7 +84,7 @@ class Service:
         tokenizer = await asyncio.to_thread(load_tokenizer, self._spec.backend)
         loaded = LoadedModel(info, tokenizer, self._spec.limits(info), self._strategy.takes_groups)
         self.metrics = Metrics(self.settings.variant, info.backend, info.model, info.kv_capacity_tokens)
-        self._maker = SequenceMaker(self.settings, loaded)
+        self._inputs = InputProcessor(self.settings, loaded)
 
     async def accept(
         self,
@@ -92,67 +93,67 @@ class Service:
         arrival_s: float,
         *,
         alone: bool = False,
-    ) -> LiveRequest:
-        """Check a request and hand it to the engine. Whoever calls must `release` what this returns.
+    ) -> RequestState:
+        """Check a request and hand it to the engine. The caller must `release` what this returns.
 
         With `alone` it shares no step with others.
 
         Raises:
-            Refusal: 4xx for what is wrong with it, 429 when the queue is full, 503 when nothing is taken.
+            ApiError: 4xx for what is wrong with it, 429 when the queue is full, 503 when none is accepted.
         """
-        maker, flight, limit = self._taking(), self._flight, self._limit
-        maker.check_before_tokenizing(request)
-        limit.enter(flight.num_waiting, flight.waiting_tokens, time.monotonic())
+        inputs, in_flight, limit = self._accepting(), self._in_flight, self._limit
+        inputs.check_before_tokenizing(request)
+        limit.enter(in_flight.num_waiting, in_flight.queued_tokens, time.monotonic())
         try:
-            sequences = await maker.make(request, arrival_s, alone=alone)
-            self._taking()
+            sequences = await inputs.process(request, arrival_s, alone=alone)
+            self._accepting()
             num_tokens = sum(seq.num_prompt_tokens for seq in sequences)
-            limit.check_tokens(flight.num_waiting, flight.waiting_tokens, num_tokens, time.monotonic())
-            live = maker.live_request(request, request_id, sequences)
-            flight.add(live)
+            limit.check_tokens(in_flight.num_waiting, in_flight.queued_tokens, num_tokens, time.monotonic())
+            state = inputs.request_state(request, request_id, sequences)
+            in_flight.add(state)
         finally:
             limit.entered()
         self._supervisor.send(Submit(sequences))
         self._show_load()
-        return live
+        return state
 
-    def fail(self, live: LiveRequest, refusal: Refusal) -> None:
+    def fail(self, request: RequestState, error: ApiError) -> None:
         """End a request with an error; the engine forgets it at once."""
-        live.fail(refusal)
-        self._drop(live)
+        request.fail(error)
+        self._drop(request)
 
     def cancel(self, request_id: str) -> int:
-        """End what runs under this id with what it has, as "abort"; returns how many prompts that are."""
+        """Finish what is in flight under this id, as "abort"; returns how many prompts that were."""
         seq_ids = [
-            answer.seq_id
-            for live in self._flight.live
-            if live.request_id == request_id
-            for answer in live.answers
-            if answer.ending is None
+            choice.seq_id
+            for request in self._in_flight.requests
+            if request.request_id == request_id
+            for choice in request.choices
+            if choice.finish_reason is None
         ]
         if seq_ids:
             self._supervisor.send(Cancel(seq_ids))
         return len(seq_ids)
 
-    def release(self, live: LiveRequest) -> None:
+    def release(self, request: RequestState) -> None:
         """Nobody waits for this request any more, whatever became of it."""
-        self._drop(live)
-        self._flight.live.discard(live)
-        if not self._flight.live:
-            self._nothing_live.set()
+        self._drop(request)
+        self._in_flight.requests.discard(request)
+        if not self._in_flight.requests:
+            self._idle.set()
         self._show_load()
         metrics = self.metrics
         assert metrics is not None
-        if live.failure is not None:
-            metrics.request_rejected(live.failure.code)
-        elif live.num_open or live.was_aborted:
+        if request.error is not None:
+            metrics.request_rejected(request.error.code)
+        elif request.num_unfinished or request.was_aborted:
             metrics.request_cancelled()
         else:
-            last_token_s = max(answer.last_token_s or live.arrival_s for answer in live.answers)
-            metrics.request_ended(last_token_s - live.arrival_s)
+            last_token_s = max(choice.last_token_s or request.arrival_s for choice in request.choices)
+            metrics.request_finished(last_token_s - request.arrival_s)
 
     async def drain(self) -> int:
-        """Take no more, finish what was accepted; returns how many had to be cut off after the timeout."""
+        """Accept no more, finish what was accepted; returns how many had to be cut off after the timeout."""
         timeout_s = self.settings.drain_timeout_s
         self._is_draining = True
         self._supervisor.send(Drain())
@@ -160,12 +161,12 @@ class Service:
             return 0
         return await self.cut_off(errors.drain_timed_out(timeout_s))
 
-    async def cut_off(self, refusal: Refusal) -> int:
+    async def cut_off(self, error: ApiError) -> int:
         """End every request with an error; returns how many."""
         self._is_draining = True
-        cut = list(self._flight.live)
-        for live in cut:
-            self.fail(live, refusal)
+        cut = list(self._in_flight.requests)
+        for request in cut:
+            self.fail(request, error)
         await self._is_idle_within(_ERRORS_WRITTEN_WITHIN_S)
         return len(cut)
 
@@ -176,8 +177,8 @@ class Service:
         worker = self._supervisor.state
         return Health(
             status=self.status,
-            active_requests=len(self._flight.live),
-            queue_depth=self._flight.queue_depth,
+            active_requests=len(self._in_flight.requests),
+            queue_depth=self._in_flight.queue_depth,
             worker="in_process" if worker == "running" and not self.settings.engine_process else worker,
         )
 
@@ -185,38 +186,42 @@ class Service:
         """What is loaded.
 
         Raises:
-            Refusal: 503 while it is not.
+            ApiError: 503 while it is not.
         """
-        if self._maker is None:
+        if self._inputs is None:
             raise errors.starting()
-        return model_card(self.settings, self._maker.loaded.info)
+        return model_card(self.settings, self._inputs.loaded.info)
 
-    def _taking(self) -> SequenceMaker:
-        """What makes sequences, if requests are taken now."""
+    def _accepting(self) -> InputProcessor:
+        """The input processor, if requests are accepted now.
+
+        Raises:
+            ApiError: 503, they are not.
+        """
         if self._is_draining:
             raise errors.draining()
-        if self._maker is None:
+        if self._inputs is None:
             raise errors.starting()
         if self._supervisor.state != "running":
             raise errors.restarting()
-        return self._maker
+        return self._inputs
 
     def _show_load(self) -> None:
         if self.metrics is not None:
-            self.metrics.load(len(self._flight.live), self._flight.queue_depth)
+            self.metrics.load(len(self._in_flight.requests), self._in_flight.queue_depth)
 
     async def _is_idle_within(self, timeout_s: float) -> bool:
         try:
             async with asyncio.timeout(timeout_s):
-                while self._flight.live:
-                    self._nothing_live.clear()
-                    await self._nothing_live.wait()
+                while self._in_flight.requests:
+                    self._idle.clear()
+                    await self._idle.wait()
         except TimeoutError:
             return False
         return True
 
-    def _drop(self, live: LiveRequest) -> None:
-        seq_ids = self._flight.drop(live)
+    def _drop(self, request: RequestState) -> None:
+        seq_ids = self._in_flight.drop(request)
         if seq_ids:
             self._supervisor.send(Cancel(seq_ids))
 
@@ -227,14 +232,14 @@ class Service:
         metrics.step(report)
         if report.record is not None:
             self.steps.add(report.record)
-        stopped, num_started = self._flight.take(report, metrics)
-        self._limit.started(num_started, self._flight.num_waiting, time.monotonic())
+        stopped, num_started = self._in_flight.update(report, metrics)
+        self._limit.started(num_started, self._in_flight.num_waiting, time.monotonic())
         self._show_load()
         if stopped:
             self._supervisor.send(Cancel(stopped, "stop"))
 
     def _on_lost(self, reason: str) -> None:
-        self._flight.lose(errors.engine_lost(reason))
+        self._in_flight.fail_all(errors.engine_lost(reason))
         if self.metrics is not None:
             self.metrics.step(StepReport())  # its cache went with it
 

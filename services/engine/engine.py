@@ -33,7 +33,8 @@ from adapters.base import (
     ScheduledChunk,
     StepOutput,
 )
-from services.engine.messages import Cancel, Drain, SequenceUpdate, StepRecord, StepReport, Stop, Submit
+from services.contract.timings import StepRecord
+from services.engine.messages import Cancel, Drain, SequenceUpdate, StepReport, Stop, Submit
 from services.engine.scheduler import Scheduler, StepPlan
 
 Message = Submit | Cancel | Drain | Stop

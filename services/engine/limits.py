@@ -9,7 +9,9 @@ import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from adapters.base import ConfigError, RequestTooLong, Sequence
+from adapters.base import BackendConfig, ConfigError, RequestTooLong, Sequence
+
+_DEFAULT = BackendConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +20,10 @@ class SchedulerLimits:
 
     kv_capacity_tokens: int
     max_model_len: int
-    max_batch: int = 16
-    max_step_tokens: int = 512
+    max_batch: int = _DEFAULT.max_batch_size
+    max_step_tokens: int = _DEFAULT.max_step_tokens
     """Prompt tokens, decode rows and dead rows of one step, together."""
-    prefill_chunk: int = 16
+    prefill_chunk: int = _DEFAULT.prefill_chunk
     """Prompts are cut at multiples of this many positions."""
     long_prefill_token_threshold: int = 0
     """While others decode, prompts of more tokens get one chunk a step for each of them; 0: never so."""
@@ -72,3 +74,7 @@ class SchedulerLimits:
                 f"{len(sequences)} prompts of this request run as one batch and need {num_tokens} KV tokens; "
                 f"there are {self.kv_capacity_tokens}: send fewer prompts in a request or lower max_tokens"
             )
+
+
+DEFAULTS = SchedulerLimits(kv_capacity_tokens=1, max_model_len=1)
+"""Read for what nobody set; its first two numbers mean nothing."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from adapters.base import BackendInfo, FinishReason, Sequence
+from services.contract.timings import SequenceTimings, StepRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +44,6 @@ class Ready:
     info: BackendInfo
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceTimings:
-    """Where one answer's time went, in seconds; `batch_wait_s` was the strategy's choice, `queue_s` not."""
-
-    queue_s: float
-    batch_wait_s: float
-    prefill_s: float
-    decode_s: float
-    num_steps: int
-    mean_batch_size: float
-    first_token_s: float | None = field(default=None, compare=False)
-    """When the step that made it was done, on the engine's clock."""
-
-
 @dataclass(slots=True)  # not frozen, which takes three times as long: each row of each step makes one
 class SequenceUpdate:
     """New tokens of one sequence and, on its last update, how it ended."""
@@ -67,24 +54,6 @@ class SequenceUpdate:
     timings: SequenceTimings | None = None
     error: str | None = None
     """Why, where `finish_reason` is "error"."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """One line of `/steps`. `start_s` is on the engine's monotonic clock.
-
-    A step that was launched while the one before computed starts where that one ended, so durations never
-    add up to more than the time that passed. A row whose sequence ended after the launch counts as dead.
-    """
-
-    step: int
-    start_s: float
-    duration_s: float
-    num_rows: int
-    num_prompt_tokens: int
-    num_decode_tokens: int
-    num_dead_rows: int
-    queue_depth: int
 
 
 @dataclass(frozen=True, slots=True)

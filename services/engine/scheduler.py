@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from itertools import chain
 
 from adapters.base import FinishReason, Sequence, SequenceState, StepOutput
+from services.contract.timings import SequenceTimings
 from services.engine.limits import SchedulerLimits
-from services.engine.messages import SequenceTimings, SequenceUpdate
+from services.engine.messages import SequenceUpdate
 from services.engine.running_batch import RunningBatch
 from services.engine.step_plan import StepPlan, lay_out
 from services.engine.waiting_queue import WaitingQueue

@@ -1,25 +1,23 @@
 """What the engine is built from, as plain data that can be sent to another process.
 
-Settings enter as an `EngineSpec`; a loaded backend and an engine around it leave. The API builds the same
-limits from the same spec, so that both sides refuse the same requests.
+The API builds the same limits from the same spec, so that both sides refuse the same requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from adapters.base import Backend, BackendConfig, BackendInfo
+from adapters.registry import BACKENDS
 from services.engine.engine import Engine
-from services.engine.limits import SchedulerLimits
+from services.engine.limits import DEFAULTS, SchedulerLimits
 from services.engine.messages import StepReport
 from services.engine.scheduler import Scheduler
-from services.logs import LogFormat
+from services.logs import LogFormat, LogLevel
 from services.strategies import VARIANTS
 from services.strategies.base import StrategyConfig
-
-LONG_PREFILL_ON_CPU = 256
-"""Tokens; such a prompt in one step costs what ten decode steps of sixteen rows cost (lab-26m)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,33 +26,35 @@ class EngineSpec:
 
     variant: str
     backend: BackendConfig = field(default_factory=BackendConfig)
-    strategy: StrategyConfig = field(default_factory=StrategyConfig)
-    prefill_chunk: int = 16
+    """MAX_BATCH, MAX_STEP_TOKENS and PREFILL_CHUNK are in it, for the backend and the scheduler alike."""
+    strategy_settings: dict[str, Any] = field(default_factory=dict)
+    """What a `StrategyConfig` has beside MAX_BATCH."""
     long_prefill_token_threshold: int | None = None
-    """None: what suits the device."""
-    pad_finished: bool = True
-    aging_s: float = 10.0
+    """None: what suits the backend on its device."""
+    pad_finished: bool = DEFAULTS.pad_finished
+    aging_s: float = DEFAULTS.aging_s
     tick_s: float = 0.0
-    log_level: str = "INFO"
+    log_level: LogLevel = "INFO"
     log_format: LogFormat = "console"
-    silence_limit_s: float = 10.0
-    """An engine process that lets nothing hear for this long is replaced; 0: never."""
-    step_limit_s: float = 300.0
-    """So is one that computes at one step for this long; 0: never."""
+    heartbeat_timeout_s: float = 10.0
+    step_timeout_s: float = 300.0
+
+    @property
+    def strategy(self) -> StrategyConfig:
+        return StrategyConfig(self.backend.max_batch_size, **self.strategy_settings)
 
     def limits(self, info: BackendInfo) -> SchedulerLimits:
         """The scheduler's limits for what the backend has loaded."""
         threshold = self.long_prefill_token_threshold
         if threshold is None:
-            # A GPU computes hundreds of prompt tokens in the time of a decode step, and llama.cpp takes twice
-            # as long for a prompt in pieces of sixteen.
-            threshold = LONG_PREFILL_ON_CPU if (info.backend, info.device) == ("torch", "cpu") else 0
+            kind_of_device = info.device.partition(":")[0]
+            threshold = BACKENDS[info.backend].long_prefill_token_thresholds.get(kind_of_device, 0)
         return SchedulerLimits(
             kv_capacity_tokens=info.kv_capacity_tokens,
             max_model_len=info.max_model_len,
-            max_batch=self.strategy.max_batch,
+            max_batch=self.backend.max_batch_size,
             max_step_tokens=self.backend.max_step_tokens,
-            prefill_chunk=self.prefill_chunk,
+            prefill_chunk=self.backend.prefill_chunk,
             # A batch that ends together waits for its last one anyway.
             long_prefill_token_threshold=0 if VARIANTS[self.variant].keeps_finished_rows else threshold,
             pad_finished=self.pad_finished,

@@ -106,7 +106,7 @@ class EngineProcess:
         self._is_loaded = True
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(info)
-        self._watch = Watch(self._spec.silence_limit_s, self._spec.step_limit_s, now_s)
+        self._watch = Watch(self._spec.heartbeat_timeout_s, self._spec.step_timeout_s, now_s)
         self._check()
 
     def _check(self) -> None:

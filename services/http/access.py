@@ -1,8 +1,7 @@
 """Stands before every route: the API key, the request id, and one log line a request.
 
-An ASGI application enters; one with these three around it leaves. The id is taken from `X-Request-ID` where
-that is usable, else made; it goes into the scope, back in the answer's header, and into the log line.
-Knows no bodies and no routes, but that `/health` needs no key.
+The id is taken from `X-Request-ID` where that is usable, else made. It goes into the scope, back in the
+answer's header, and into the log line. `/health` needs no key.
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ import secrets
 import time
 import uuid
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services import errors
-from services.http.response import send_refusal
-
-REQUEST_ID = "lab.request_id"
-"""The key in `scope["state"]` of the id that came with the request; absent where none did."""
+from services.http.scope import REQUEST_ID
 
 _OPEN_PATHS = ("/health",)
 _QUIET_PATHS = ("/health", "/metrics", "/steps")
@@ -29,7 +26,7 @@ logger = logging.getLogger("lab.access")
 
 
 class Access:
-    """`api_key` None: everybody may come in."""
+    """With `api_key` None everybody may come in."""
 
     def __init__(self, app: ASGIApp, api_key: str | None) -> None:
         self._app = app
@@ -63,7 +60,7 @@ class Access:
             if self._may_enter(scope["path"], headers.get(b"authorization", b"")):
                 await self._app(scope, receive, answer)
             else:
-                await send_refusal(answer, errors.unauthorized(), [(b"www-authenticate", b"Bearer")])
+                await _unauthorized(scope, receive, answer)
         finally:
             _log(scope, status, answered_id.decode(), time.monotonic() - began_s)
 
@@ -71,6 +68,12 @@ class Access:
         if self._expected is None or path in _OPEN_PATHS:
             return True
         return secrets.compare_digest(authorization, self._expected)
+
+
+async def _unauthorized(scope: Scope, receive: Receive, send: Send) -> None:
+    error = errors.unauthorized()
+    headers = {"content-type": "application/json", "www-authenticate": "Bearer"}
+    await Response(error.json_bytes, error.status, headers)(scope, receive, send)
 
 
 def _log(scope: Scope, status: int, request_id: str, seconds: float) -> None:

@@ -1,7 +1,7 @@
 """Other shapes of the same call, kept working as they are written elsewhere.
 
-HTTP in those shapes enters; their answers leave. Each is a thin coat over one request of
-`services.contract`: other field names, other frames, no strategy and no engine of its own.
+Each route turns its body into a `GenerateRequest` and writes the output in its own shape; none has a
+strategy or an engine of its own.
 
 `POST /v1/generate` has two known shapes. A body with `max_new_tokens`, or with nothing telling, streams
 `event: ttft` with the seconds, `data:` lines with the text, and `event: done`; one with `max_tokens` or
@@ -12,24 +12,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from services import contract
-from services.core.outputs import Ending, News
+from services.contract.requests import GenerateRequest
+from services.contract.responses import ErrorBody
+from services.core.outputs import ChoiceOutput, RequestOutput
 from services.core.service import Service
-from services.errors import Refusal, bad_field
-from services.http.handler import Intake, MakeWriter, parse_off_the_loop, post, read_body
+from services.errors import ApiError, bad_field
+from services.http.handler import MakeWriter, RequestHandler, parse_off_the_loop, post, read_body
 
 _PREFIX = "gen-"
 _TELLS_JSON = ("max_tokens", "priority")
 
 
-class CompatRequest(contract.GenerateRequest):
+class CompatRequest(GenerateRequest):
     """As `GenerateRequest`; one prompt, but for `/generate_vllm`, where there may be many."""
 
 
@@ -61,30 +62,29 @@ class EventWriter:
     def __init__(self, request_id: str, arrival_s: float) -> None:
         self._request_id = request_id
         self._arrival_s = arrival_s
-        self._is_begun = False
+        self._has_begun = False
 
-    def frame(self, news: Iterable[News]) -> bytes:
-        text = "".join(item.text for item in news)
-        frames = "" if self._is_begun else f"event: ttft\ndata: {time.monotonic() - self._arrival_s:.6f}\n\n"
-        self._is_begun = True
+    def frame(self, output: RequestOutput) -> bytes:
+        text = "".join(choice.text for choice in output)
+        frames = "" if self._has_begun else f"event: ttft\ndata: {time.monotonic() - self._arrival_s:.6f}\n\n"
+        self._has_begun = True
         return (frames + (_data(text) if text else "")).encode()
 
-    def end(self, endings: Sequence[Ending]) -> bytes:
-        num_tokens = sum(ending.num_output_tokens for ending in endings)
-        reason = endings[0].reason
+    def end(self, finished: Sequence[ChoiceOutput]) -> bytes:
+        num_tokens = sum(choice.num_output_tokens for choice in finished)
+        reason = finished[0].finish_reason
         return (
             f'event: done\ndata: {{"tokens_generated":{num_tokens},"finish_reason":"{reason}"}}\n\n'.encode()
         )
 
-    def whole(self, answers: Sequence[News]) -> bytes:
-        (answer,) = answers
-        assert answer.ending is not None
+    def whole(self, output: RequestOutput) -> bytes:
+        (choice,) = output
         body = Generated(
             request_id=self._request_id,
-            text=answer.text,
-            tokens_generated=answer.ending.num_output_tokens,
+            text=choice.text,
+            tokens_generated=choice.num_output_tokens,
             latency_ms=(time.monotonic() - self._arrival_s) * 1000,
-            batch_wait_ms=answer.ending.timings.batch_wait_s * 1000,
+            batch_wait_ms=choice.timings.batch_wait_s * 1000,
         )
         return body.model_dump_json().encode()
 
@@ -96,17 +96,17 @@ class TextWriter(EventWriter):
         super().__init__(request_id, arrival_s)
         self._many = many
 
-    def whole(self, answers: Sequence[News]) -> bytes:
-        texts = [answer.text for answer in answers]
+    def whole(self, output: RequestOutput) -> bytes:
+        texts = [choice.text for choice in output]
         body = GeneratedTexts(texts=texts) if self._many else GeneratedText(text=texts[0])
         return body.model_dump_json().encode()
 
 
-def add_compat_routes(app: FastAPI, service: Service, intake: Intake) -> None:
+def add_compat_routes(app: FastAPI, service: Service, handler: RequestHandler) -> None:
     async def answer(
         http: Request, writer: MakeWriter, *, streams: bool | None, many: bool = False, alone: bool = False
     ) -> Response:
-        """`streams` None: the body decides, as the module says; `many`: prompts, not one prompt."""
+        """With `streams` None the body decides, as the module says. With `many` there may be many prompts."""
         arrival_s = time.monotonic()
         body = await read_body(http)
         if body is None:
@@ -121,7 +121,7 @@ def add_compat_routes(app: FastAPI, service: Service, intake: Intake) -> None:
         elif request.stream and not streams:
             raise bad_field("stream", "is not possible on this path; use /generate")
         request = request.model_copy(update={"stream": streams})
-        return await intake.respond(http, request, _PREFIX, arrival_s, writer, alone=alone)
+        return await handler.respond(http, request, _PREFIX, arrival_s, writer, alone=alone)
 
     @app.post(**post("/v1/generate", Generated, CompatRequest))
     async def generate(http: Request) -> Response:
@@ -144,7 +144,7 @@ def add_compat_routes(app: FastAPI, service: Service, intake: Intake) -> None:
         return await answer(http, TextWriter, streams=False, alone=True)
 
     vllm = post("/generate_vllm", GeneratedTexts, CompatRequest, streams=False)
-    vllm["responses"][501] = {"model": contract.ErrorBody}
+    vllm["responses"][501] = {"model": ErrorBody}
 
     @app.post(**vllm)
     async def generate_vllm(http: Request) -> Response:
@@ -155,7 +155,7 @@ def add_compat_routes(app: FastAPI, service: Service, intake: Intake) -> None:
                 f"This lab has no vLLM backend ({backend} is loaded): send the same list of prompts "
                 "to /generate or /v1/completions."
             )
-            raise Refusal(501, message, code="backend_not_loaded")
+            raise ApiError(501, message, code="backend_not_loaded")
         return await answer(http, partial(TextWriter, many=True), streams=False, many=True)
 
 

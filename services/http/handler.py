@@ -1,8 +1,6 @@
-"""The way in that all calls share: a body is read, checked and handed to the service.
+"""What all routes that generate share: the body is read, checked and handed to the service.
 
-HTTP enters; a checked request and its response leave. Bodies are parsed here and not by the framework, so
-that every error names its field in our shape. The routes are in `services.http.app` and
-`services.http.compat`.
+Bodies are parsed here and not by the framework, so that every error names its field in our shape.
 """
 
 from __future__ import annotations
@@ -18,20 +16,22 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from services import contract, errors
+from services import errors
+from services.contract.requests import MAX_BODY_BYTES, ChatRequest, GenerateRequest
+from services.contract.responses import ErrorBody
 from services.core.inputs import parse
 from services.core.service import Service
-from services.http.access import REQUEST_ID
-from services.http.response import LiveResponse
+from services.http.response import GenerationResponse
+from services.http.scope import REQUEST_ID
 from services.http.sse import Writer
 
 BODY_TIMEOUT_S = 30.0
 _LARGE_BODY_BYTES = 65_536
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": contract.ErrorBody} for status in (400, 401, 404, 408, 413, 422, 429, 500, 503, 504)
+    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 422, 429, 500, 503, 504)
 }
 
-AnyRequest = contract.GenerateRequest | contract.ChatRequest
+AnyRequest = GenerateRequest | ChatRequest
 RequestT = TypeVar("RequestT", bound=AnyRequest)
 MakeWriter = Callable[[str, float], Writer]
 """From the request's id and its arrival."""
@@ -40,7 +40,7 @@ MakeWriter = Callable[[str, float], Writer]
 def post(
     path: str, response_model: type[BaseModel], request_model: type[BaseModel], *, streams: bool = True
 ) -> dict[str, Any]:
-    """How a route that takes a body is declared: what it takes, what it gives, every way to say no."""
+    """How a route that takes a body is declared: what it takes, what it gives, every error."""
     schema = {"$ref": f"#/components/schemas/{request_model.__name__}"}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
     answer: dict[str, Any] = {"model": response_model}
@@ -50,7 +50,7 @@ def post(
     return {"path": path, "responses": responses, "openapi_extra": {"requestBody": body}}
 
 
-class Intake:
+class RequestHandler:
     def __init__(self, service: Service) -> None:
         self._service = service
 
@@ -74,19 +74,19 @@ class Intake:
         make_writer: MakeWriter,
         *,
         alone: bool = False,
-    ) -> LiveResponse:
+    ) -> GenerationResponse:
         """Hand a checked request to the service.
 
         Raises:
-            Refusal: the service does not take it.
+            ApiError: the service does not accept it.
         """
-        came_with = getattr(http.state, REQUEST_ID, None)
-        request_id = request.request_id or came_with or prefix + uuid.uuid4().hex
-        live = await self._service.accept(request, request_id, arrival_s, alone=alone)
+        sent_id = getattr(http.state, REQUEST_ID, None)
+        request_id = request.request_id or sent_id or prefix + uuid.uuid4().hex
+        state = await self._service.accept(request, request_id, arrival_s, alone=alone)
         max_timeout_s = self._service.settings.max_timeout_s
         timeout_s = min(request.timeout_s or max_timeout_s, max_timeout_s)
         writer = make_writer(request_id, arrival_s)
-        return LiveResponse(self._service, live, writer, streamed=request.stream, timeout_s=timeout_s)
+        return GenerationResponse(self._service, state, writer, streamed=request.stream, timeout_s=timeout_s)
 
 
 async def parse_off_the_loop(model: type[RequestT], body: bytes) -> RequestT:
@@ -100,18 +100,18 @@ async def read_body(http: Request) -> bytes | None:
     """The whole body, or None if the client left.
 
     Raises:
-        Refusal: it is larger than allowed, which its own header may already say, or does not come.
+        ApiError: it is larger than allowed, which its own header may already say, or does not come.
     """
-    told = http.headers.get("content-length", "")
-    if told.isdecimal() and int(told) > contract.MAX_BODY_BYTES:
-        raise errors.body_too_large(contract.MAX_BODY_BYTES)
+    length = http.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > MAX_BODY_BYTES:
+        raise errors.body_too_large(MAX_BODY_BYTES)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for piece in http.stream():
                 body += piece
-                if len(body) > contract.MAX_BODY_BYTES:
-                    raise errors.body_too_large(contract.MAX_BODY_BYTES)
+                if len(body) > MAX_BODY_BYTES:
+                    raise errors.body_too_large(MAX_BODY_BYTES)
     except TimeoutError:
         raise errors.body_too_slow(BODY_TIMEOUT_S) from None
     except ClientDisconnect:

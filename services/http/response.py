@@ -1,8 +1,8 @@
-"""Writes the answer of one request as it comes, or as a whole, and notices when the client leaves.
+"""Writes the output of one request as it comes, or as a whole, and notices when the client leaves.
 
-A `LiveRequest` enters; an HTTP response leaves through ASGI. The status line waits for the first token,
-so that a request that fails before it gets a proper status instead of a stream that starts with an error.
-Steps that pass while the client reads slowly go into one frame; a client that reads too slowly is cut off.
+The status line waits for the first token, so that a request that fails before it gets a proper status
+instead of a stream that starts with an error. Steps that pass while the client reads slowly go into one
+frame; a client that reads too slowly is cut off.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from services import errors
-from services.core.outputs import Ending, LiveRequest
+from services.core.outputs import ChoiceOutput, RequestState
 from services.core.service import Service
-from services.errors import Refusal
+from services.errors import ApiError
+from services.http.scope import ABORT
 from services.http.sse import Writer
-
-ABORT = "lab.abort"
-"""The extension in the scope whose "abort" drops the connection, with what is unsent."""
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -32,45 +30,45 @@ _STREAM_HEADERS = [
 _JSON_HEADER = (b"content-type", b"application/json")
 
 
-class LiveResponse(Response):
-    """Releases the request when done, failed, cancelled or left. `timeout_s` counts from its arrival."""
+class GenerationResponse(Response):
+    """Releases the request at the end, whatever that is. `timeout_s` counts from the request's arrival."""
 
     def __init__(
-        self, service: Service, live: LiveRequest, writer: Writer, *, streamed: bool, timeout_s: float
+        self, service: Service, request: RequestState, writer: Writer, *, streamed: bool, timeout_s: float
     ) -> None:
         super().__init__()
         self._service = service
-        self._live = live
+        self._request = request
         self._writer = writer
         self._streamed = streamed
         self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        live = self._live
+        request = self._request
         loop = asyncio.get_running_loop()
-        watch = loop.create_task(_watch(receive, live))
-        left_s = live.arrival_s + self._timeout_s - time.monotonic()
-        timer = loop.call_later(left_s, self._service.fail, live, errors.timed_out(self._timeout_s))
+        watch = loop.create_task(_watch(receive, request))
+        left_s = request.arrival_s + self._timeout_s - time.monotonic()
+        timer = loop.call_later(left_s, self._service.fail, request, errors.timed_out(self._timeout_s))
         try:
             await (self._stream(scope, send) if self._streamed else self._answer(send))
         finally:
             timer.cancel()
             watch.cancel()
-            self._service.release(live)
+            self._service.release(request)
 
     async def _answer(self, send: Send) -> None:
-        live = self._live
-        answers = await live.whole()
-        if live.failure is not None:
-            await send_refusal(send, live.failure, self._id_header())
-        elif not live.is_gone:
-            body = self._writer.whole(answers)
+        request = self._request
+        output = await request.whole_output()
+        if request.error is not None:
+            await _send_error(send, request.error, self._id_header())
+        elif not request.is_disconnected:
+            body = self._writer.whole(output)
             await _send_whole(send, 200, [_JSON_HEADER, *self._id_header()], body)
 
     async def _stream(self, scope: Scope, send: Send) -> None:
         abort = scope.get("extensions", {}).get(ABORT, {}).get("abort")
         stall_limit_s = self._service.settings.slow_reader_timeout_s
-        stall = _StallTimer(self._live, stall_limit_s, abort) if abort else None
+        stall = _StallTimer(self._request, stall_limit_s, abort) if abort else None
         try:
             await self._write_stream(send, stall)
         finally:
@@ -78,29 +76,29 @@ class LiveResponse(Response):
                 stall.stop()
 
     async def _write_stream(self, send: Send, stall: _StallTimer | None) -> None:
-        live, writer = self._live, self._writer
-        is_begun = False
-        endings: dict[int, Ending] = {}
+        request, writer = self._request, self._writer
+        has_begun = False
+        finished: dict[int, ChoiceOutput] = {}
         while True:
-            news = await live.news()
-            if live.is_gone:
+            output = await request.next_output()
+            if request.is_disconnected:
                 return
-            frames = writer.frame(news) if news else b""
-            for item in news:
-                if item.ending is not None:
-                    endings[item.index] = item.ending
-            is_last = live.failure is not None or len(endings) == len(live.answers)
-            if live.failure is not None:
-                if not is_begun:
-                    await send_refusal(send, live.failure, self._id_header())
+            frames = writer.frame(output) if output else b""
+            for choice in output:
+                if choice.finish_reason is not None:
+                    finished[choice.index] = choice
+            is_last = request.error is not None or len(finished) == len(request.choices)
+            if request.error is not None:
+                if not has_begun:
+                    await _send_error(send, request.error, self._id_header())
                     return
-                frames += b"data: " + live.failure.json_bytes + b"\n\n"
+                frames += b"data: " + request.error.json_bytes + b"\n\n"
             elif is_last:
-                frames += writer.end([endings[index] for index in sorted(endings)])
-            if not is_begun:
+                frames += writer.end([finished[index] for index in sorted(finished)])
+            if not has_begun:
                 headers = [*_STREAM_HEADERS, *self._id_header()]
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
-                is_begun = True
+                has_begun = True
             if stall is not None:
                 stall.begin()
             await send({"type": "http.response.body", "body": frames, "more_body": not is_last})
@@ -110,17 +108,17 @@ class LiveResponse(Response):
                 return
 
     def _id_header(self) -> list[tuple[bytes, bytes]]:
-        return [(b"x-request-id", self._live.request_id.encode())]
+        return [(b"x-request-id", self._request.request_id.encode())]
 
 
 class _StallTimer:
     """Cuts the client off when one write takes too long, or when too much waits behind it.
 
-    One timer for the whole stream: one for each frame would cost more than the frame.
+    One timer serves the whole stream: one for each frame would cost more than the frame.
     """
 
-    def __init__(self, live: LiveRequest, limit_s: float, abort: Callable[[], Any]) -> None:
-        self._live = live
+    def __init__(self, request: RequestState, limit_s: float, abort: Callable[[], Any]) -> None:
+        self._request = request
         self._limit_s = limit_s
         self._abort = abort
         self._loop = asyncio.get_running_loop()
@@ -141,17 +139,17 @@ class _StallTimer:
         if self._began_s is not None:
             stalled_s = self._loop.time() - self._began_s
             if self._limit_s and stalled_s > self._limit_s:
-                self._live.fail(errors.slow_reader(f"took nothing for {self._limit_s:g} s"))
-            if self._live.failure is not None and stalled_s > self._every_s:
+                self._request.fail(errors.slow_reader(f"took nothing for {self._limit_s:g} s"))
+            if self._request.error is not None and stalled_s > self._every_s:
                 self._abort()
                 return
         self._timer = self._loop.call_later(self._every_s, self._check)
 
 
-async def send_refusal(send: Send, refusal: Refusal, headers: list[tuple[bytes, bytes]]) -> None:
+async def _send_error(send: Send, error: ApiError, headers: list[tuple[bytes, bytes]]) -> None:
     """Answer with an error, where no status line was sent yet."""
-    own = [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
-    await _send_whole(send, refusal.status, [_JSON_HEADER, *own, *headers], refusal.json_bytes)
+    own = [(name.encode(), value.encode()) for name, value in error.headers.items()]
+    await _send_whole(send, error.status, [_JSON_HEADER, *own, *headers], error.json_bytes)
 
 
 async def _send_whole(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
@@ -160,7 +158,7 @@ async def _send_whole(send: Send, status: int, headers: list[tuple[bytes, bytes]
     await send({"type": "http.response.body", "body": body})
 
 
-async def _watch(receive: Receive, live: LiveRequest) -> None:
+async def _watch(receive: Receive, request: RequestState) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    live.leave()
+    request.disconnect()

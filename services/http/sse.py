@@ -1,17 +1,20 @@
 """The bytes of answers: server-sent frames and whole completions, in the completions and the chat shape.
 
-What enters are texts, token ids and timings; what leaves is JSON that the models of `services.contract`
-parse. A frame is made for every token and so written by hand: building a model costs five times as much.
-JSON is kept ASCII, so that no client splits a frame at a Unicode line separator.
+A frame is made for every token and so written by hand: building a model costs five times as much. The
+models of `services.contract.responses` parse what is written here. JSON is kept ASCII, so that no client
+splits a frame at a Unicode line separator.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import fields
+from operator import attrgetter
 from typing import Literal, Protocol
 
-from services.core.outputs import Ending, News
+from services.contract.timings import SequenceTimings
+from services.core.outputs import ChoiceOutput, RequestOutput
 
 Shape = Literal["completions", "chat"]
 
@@ -21,31 +24,34 @@ _OBJECTS = {
     "completions": ("text_completion", "text_completion"),
     "chat": ("chat.completion", "chat.completion.chunk"),
 }
+_TIMING_NAMES = [field.name for field in fields(SequenceTimings)]
+_TIMINGS = "{" + ",".join(f'"{name}":%r' for name in _TIMING_NAMES) + "}"
+_timing_values = attrgetter(*_TIMING_NAMES)
 
 
 class Writer(Protocol):
     """How one request is answered: piece by piece, or as a whole."""
 
-    def frame(self, news: Iterable[News]) -> bytes:
-        """One frame with an entry for each prompt that has news."""
+    def frame(self, output: RequestOutput) -> bytes:
+        """One frame with an entry for each choice that gained something."""
         ...
 
-    def end(self, endings: Sequence[Ending]) -> bytes:
-        """What follows the last frame; `endings` are those of all prompts, in order."""
+    def end(self, finished: Sequence[ChoiceOutput]) -> bytes:
+        """What follows the last frame; `finished` are the last outputs of all choices, in order."""
         ...
 
-    def whole(self, answers: Sequence[News]) -> bytes:
-        """The body of an answer that is not streamed; each of `answers` has its ending."""
+    def whole(self, output: RequestOutput) -> bytes:
+        """The body of an answer that is not streamed; all choices are there, finished."""
         ...
 
 
 class FrameWriter:
     """Writes the shapes of the OpenAI API; what all frames share is encoded once.
 
-    `num_choices` is `n`: as many answers share a prompt, which counts once.
+    `num_choices` is `n`: so many choices share a prompt, which counts once.
     """
 
-    __slots__ = ("_chunk_head", "_is_greeted", "_num_choices", "_shape", "_whole_head", "_with_usage")
+    __slots__ = ("_chunk_head", "_has_sent_role", "_num_choices", "_shape", "_whole_head", "_with_usage")
 
     def __init__(
         self,
@@ -60,7 +66,7 @@ class FrameWriter:
         self._shape = shape
         self._num_choices = num_choices
         self._with_usage = with_usage
-        self._is_greeted = shape != "chat"
+        self._has_sent_role = shape != "chat"
         whole, chunk = (
             f'{{"id":{_quote(request_id)},"object":"{name}","created":{created},"model":{_quote(model)},"choices":['
             for name in _OBJECTS[shape]
@@ -68,64 +74,55 @@ class FrameWriter:
         self._chunk_head = "data: " + chunk
         self._whole_head = whole
 
-    def frame(self, news: Iterable[News]) -> bytes:
-        entries = ",".join([self._entry(item) for item in news])
+    def frame(self, output: RequestOutput) -> bytes:
+        entries = ",".join([self._entry(choice) for choice in output])
         return f"{self._chunk_head}{entries}]}}\n\n".encode()
 
-    def end(self, endings: Sequence[Ending]) -> bytes:
+    def end(self, finished: Sequence[ChoiceOutput]) -> bytes:
         if not self._with_usage:
             return _DONE
-        usage = _usage(endings, self._num_choices)
+        usage = _usage(finished, self._num_choices)
         return f'{self._chunk_head}],"usage":{usage}}}\n\n'.encode() + _DONE
 
-    def whole(self, answers: Sequence[News]) -> bytes:
-        entries = ",".join([self._whole_entry(answer) for answer in answers])
-        endings = [answer.ending for answer in answers if answer.ending is not None]
-        usage = _usage(endings, self._num_choices)
+    def whole(self, output: RequestOutput) -> bytes:
+        entries = ",".join([self._whole_entry(choice) for choice in output])
+        usage = _usage(output, self._num_choices)
         return f'{self._whole_head}{entries}],"usage":{usage}}}'.encode()
 
-    def _entry(self, news: News) -> str:
-        text = _quote(news.text)
+    def _entry(self, choice: ChoiceOutput) -> str:
+        text = _quote(choice.text)
         if self._shape == "chat":
-            greeting = "" if self._is_greeted else '"role":"assistant",'
-            self._is_greeted = True
-            content = f'"delta":{{{greeting}"content":{text}}}'
+            role = "" if self._has_sent_role else '"role":"assistant",'
+            self._has_sent_role = True
+            content = f'"delta":{{{role}"content":{text}}}'
         else:
             content = f'"text":{text}'
-        return _choice(news, content)
+        return _choice(choice, content)
 
-    def _whole_entry(self, answer: News) -> str:
-        text = _quote(answer.text)
+    def _whole_entry(self, choice: ChoiceOutput) -> str:
+        text = _quote(choice.text)
         is_chat = self._shape == "chat"
         content = f'"message":{{"role":"assistant","content":{text}}}' if is_chat else f'"text":{text}'
-        return _choice(answer, content)
+        return _choice(choice, content)
 
 
-def _choice(news: News, content: str) -> str:
-    token_ids = ",".join(map(str, news.token_ids))
-    head = f'{{"index":{news.index},{content},"token_ids":[{token_ids}],"finish_reason":'
-    return head + ("null}" if news.ending is None else _ending(news.ending, news))
+def _choice(choice: ChoiceOutput, content: str) -> str:
+    token_ids = ",".join(map(str, choice.token_ids))
+    head = f'{{"index":{choice.index},{content},"token_ids":[{token_ids}],"finish_reason":'
+    return head + ("null}" if choice.finish_reason is None else _finish(choice))
 
 
-def _ending(ending: Ending, news: News) -> str:
-    t = ending.timings
+def _finish(choice: ChoiceOutput) -> str:
+    timings = (_TIMINGS % _timing_values(choice.timings)).replace("None", "null")
     return (
-        f'"{ending.reason}","num_prompt_tokens":{ending.num_prompt_tokens},'
-        f'"num_output_tokens":{ending.num_output_tokens},"timings":{{"queue_s":{t.queue_s!r},'
-        f'"batch_wait_s":{t.batch_wait_s!r},"prefill_s":{t.prefill_s!r},"decode_s":{t.decode_s!r},'
-        f'"num_steps":{t.num_steps},"mean_batch_size":{t.mean_batch_size!r},'
-        f'"received_s":{_instant(news.received_s)},"first_token_s":{_instant(t.first_token_s)},'
-        f'"first_write_s":{_instant(news.first_write_s)}}}}}'
+        f'"{choice.finish_reason}","num_prompt_tokens":{choice.num_prompt_tokens},'
+        f'"num_output_tokens":{choice.num_output_tokens},"timings":{timings}}}'
     )
 
 
-def _instant(at_s: float | None) -> str:
-    return "null" if at_s is None else repr(at_s)
-
-
-def _usage(endings: Sequence[Ending], num_choices: int) -> str:
-    num_prompt = sum(ending.num_prompt_tokens for ending in endings[::num_choices])
-    num_output = sum(ending.num_output_tokens for ending in endings)
+def _usage(finished: Sequence[ChoiceOutput], num_choices: int) -> str:
+    num_prompt = sum(choice.num_prompt_tokens for choice in finished[::num_choices])
+    num_output = sum(choice.num_output_tokens for choice in finished)
     return (
         f'{{"prompt_tokens":{num_prompt},"completion_tokens":{num_output},'
         f'"total_tokens":{num_prompt + num_output}}}'

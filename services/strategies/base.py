@@ -1,6 +1,5 @@
 """The one question a batching strategy answers: how many sequences at the head of the queue join now?
 
-What enters are the queue and the running batch as the scheduler sees them; what leaves is a count.
 A strategy does not pick, reorder, cancel or time anything, and it touches no clock: `now_s` is given.
 """
 
@@ -10,7 +9,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from adapters.base import Sequence
+from adapters.base import BackendConfig, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +22,9 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class StrategyConfig:
-    """The settings a strategy may use: batch size in sequences, longest wait in seconds."""
+    """The settings a strategy may use. A field that is an `option` is a setting of the field's name."""
 
-    max_batch: int = 16
+    max_batch: int = BackendConfig().max_batch_size
     batch_wait_s: float = 0.050
 
 

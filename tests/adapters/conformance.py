@@ -21,6 +21,7 @@ import pytest
 
 from adapters.base import Backend, BackendConfig, SamplingParams, ScheduledChunk, Sequence
 from adapters.null_backend import NullBackend
+from tests.adapters.configs import make_config
 
 MAX_BATCH = 4
 MAX_MODEL_LEN = 384
@@ -86,7 +87,7 @@ def torch_backend_of_a_device() -> Backend:
     from tests.adapters.fake_machine import FakeMachine, row_by_row
 
     limits = {"max_batch_size": MAX_BATCH, "max_model_len": MAX_MODEL_LEN}
-    config = BackendConfig(
+    config = make_config(
         model=folder,
         device="cpu",
         dtype="bf16",

@@ -19,7 +19,7 @@ GIB = 1 << 30
 
 def row_by_row(q: Any, k: Any, v: Any, spans: KeySpans, *rest: Any) -> Any:
     """The plain attention with every row as an entry of its own: no row's bits depend on another's."""
-    starts, places, lengths = (t.tolist() for t in (spans.row_starts, spans.place_starts, spans.lengths))
+    starts, places, lengths = (t.tolist() for t in (spans.row_starts, spans.key_starts, spans.lengths))
     entries = [
         (place, length - (end - 1 - row))
         for start, end, place, length in zip(starts[:-1], starts[1:], places[:-1], lengths, strict=True)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base import Backend, BackendConfig, SamplingParams, ScheduledChunk, Sequence
+from tests.adapters.configs import make_config
 
 
 def config(model: str | Path, artifacts: Path, **changes: Any) -> BackendConfig:
     options = {"max_batch_size": 4, "num_threads": 1, "max_model_len": 384, **changes}
-    return BackendConfig(backend="llama_cpp", model=str(model), artifacts_dir=str(artifacts), **options)
+    return make_config("llama_cpp", model=str(model), artifacts_dir=str(artifacts), **options)
 
 
 def answer(backend: Backend, prompt: list[int], num_tokens: int) -> list[int]:

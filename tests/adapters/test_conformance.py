@@ -1,4 +1,4 @@
-"""What every backend must hold, whoever shares the batch. Each test varies the company, not only the run."""
+"""What every backend must hold, whoever shares the batch. Each test varies the batch, not only the run."""
 
 from __future__ import annotations
 

@@ -7,8 +7,9 @@ import pytest
 from adapters import null_backend
 from adapters.base import BackendConfig, BackendError, SamplingParams, ScheduledChunk, Sequence
 from adapters.null_backend import EOS_TOKEN_ID, NullBackend
+from tests.adapters.configs import make_config
 
-COSTS = BackendConfig(null_step_s=0.010, null_row_s=0.002, null_prompt_token_s=0.0005)
+COSTS = make_config("null", null_step_ms=10, null_row_ms=2, null_prompt_token_ms=0.5)
 
 
 class FakeTime:
@@ -79,7 +80,7 @@ def test_a_free_step_does_not_wait(fake_time: FakeTime) -> None:
 
 
 def test_a_short_wait_is_spun_and_never_slept(fake_time: FakeTime) -> None:
-    NullBackend(BackendConfig(null_step_s=0.0002)).step([prompt_chunk(1, 1)])
+    NullBackend(make_config("null", null_step_ms=0.2)).step([prompt_chunk(1, 1)])
     assert fake_time.naps_s == []
 
 

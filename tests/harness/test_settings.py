@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from adapters.base import ConfigError
-from harness.settings import HarnessSettings, add_setting_options, read_settings
+from harness.results.cost import Price, read_price
+from harness.settings import HarnessSettings, ReportSettings, add_setting_options, read_settings
+from tools.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +76,27 @@ def test_the_key_is_never_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = read()
     assert settings.api_key is not None
     assert "secret-key" not in str(settings.recorded())
+
+
+def test_a_price_and_a_gateway_may_stand_in_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ReportSettings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    (tmp_path / ".env").write_text("PRICE_PER_HOUR_USD=2.5\nPUSHGATEWAY_URL=http://gateway\nMAX_BATCH=8\n")
+    assert read_price(None, None) == Price(per_hour_usd=2.5)
+    assert ReportSettings().pushgateway_url == "http://gateway"
+    monkeypatch.setenv("PRICE_PER_HOUR_USD", "cheap")
+    with pytest.raises(ConfigError, match=r"PRICE_PER_HOUR_USD must be a number of dollars.*cheap"):
+        read_price(None, None)
+
+
+def test_the_service_is_told_which_names_are_the_harness_s(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".env").write_text("PUSHGATEWAY_URL=http://gateway\nREQUESTS=4\nPORT=nowhere\n")
+    assert main(["serve"]) == 2
+    assert capsys.readouterr().err.startswith("lab serve: PORT must be a valid integer")
+    (tmp_path / ".env").write_text("PUSHGATEWY_URL=http://gateway\n")
+    assert main(["serve"]) == 2
+    assert (
+        "PUSHGATEWY_URL, in .env, is not a setting; did you mean PUSHGATEWAY_URL?" in capsys.readouterr().err
+    )

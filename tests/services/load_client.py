@@ -1,7 +1,7 @@
 """A client for load: many requests at once over plain sockets, with stamps, and nothing that could hang.
 
-Fields of a request enter; an `Ending` leaves, for every request, whatever became of it. It reads server-sent
-frames as bytes and counts what they hold, since decoding each one would cost more than the service does.
+Every request gets a `Reply`, whatever became of it. Server-sent frames are read as bytes and counted, since
+decoding each one would cost more than the service does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ GIVE_UP_S = 60.0
 
 
 @dataclass(slots=True)
-class Ending:
+class Reply:
     """Status 0: no answer at all. `is_whole`: it ended as its kind of answer should."""
 
     status: int = 0
@@ -46,15 +46,15 @@ class Connection:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
-    async def post(self, path: str = "/generate", **fields: Any) -> Ending:
-        ending = Ending(sent_s=time.monotonic())
+    async def post(self, path: str = "/generate", **fields: Any) -> Reply:
+        reply = Reply(sent_s=time.monotonic())
         try:
             async with asyncio.timeout(GIVE_UP_S):
-                await self._exchange(ending, path, json.dumps(fields).encode())
+                await self._exchange(reply, path, json.dumps(fields).encode())
         except (OSError, asyncio.IncompleteReadError):
             self.cut()
-        ending.end_s = time.monotonic()
-        return ending
+        reply.end_s = time.monotonic()
+        return reply
 
     def cut(self) -> None:
         """Leave in the middle of whatever is going on."""
@@ -62,7 +62,7 @@ class Connection:
             self._writer.transport.abort()
         self._reader = self._writer = None
 
-    async def _exchange(self, ending: Ending, path: str, body: bytes) -> None:
+    async def _exchange(self, reply: Reply, path: str, body: bytes) -> None:
         if self._reader is None or self._writer is None:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
         reader = self._reader
@@ -70,29 +70,29 @@ class Connection:
         self._writer.write(head.encode() + body)
         lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines[1:] if line)
-        ending.status = int(lines[0].split()[1])
-        ending.headers_s = time.monotonic()
-        ending.retry_after = headers.get("retry-after")
+        reply.status = int(lines[0].split()[1])
+        reply.headers_s = time.monotonic()
+        reply.retry_after = headers.get("retry-after")
         if "content-length" in headers:
-            ending.body = await reader.readexactly(int(headers["content-length"]))
-            ending.is_whole = True
-            ending.first_s = time.monotonic()
+            reply.body = await reader.readexactly(int(headers["content-length"]))
+            reply.is_whole = True
+            reply.first_s = time.monotonic()
         else:
-            await self._read_stream(ending, reader)
+            await self._read_stream(reply, reader)
 
-    async def _read_stream(self, ending: Ending, reader: asyncio.StreamReader) -> None:
+    async def _read_stream(self, reply: Reply, reader: asyncio.StreamReader) -> None:
         tail = b""
         while True:
             piece = await reader.read(1 << 16)
             if not piece:
                 raise asyncio.IncompleteReadError(b"", None)
-            ending.pieces_s.append(time.monotonic())
-            ending.first_s = ending.pieces_s[0]
-            ending.num_frames += piece.count(b"data: {")
+            reply.pieces_s.append(time.monotonic())
+            reply.first_s = reply.pieces_s[0]
+            reply.num_frames += piece.count(b"data: {")
             tail = (tail + piece)[-4096:]
             if tail.endswith(b"0\r\n\r\n"):
-                ending.body = tail
-                ending.is_whole = b"data: [DONE]" in tail
+                reply.body = tail
+                reply.is_whole = b"data: [DONE]" in tail
                 return
 
 

@@ -22,7 +22,7 @@ from services.core.service import Service
 from services.engine_client.client import MakeClient
 from services.http.app import create_app
 from services.main import Connection, listen_on
-from services.settings import read_settings
+from services.read_settings import read_settings
 
 DEADLINE_S = 20.0
 CLIENT = httpx.Client(timeout=DEADLINE_S, verify=False)  # making one costs more than most tests

@@ -9,15 +9,18 @@ import pytest
 from pydantic import ValidationError
 
 from adapters.base import ConfigError
-from harness.settings import OPTIONS, HarnessSettings
-from services.settings import ALIASES, MEASUREMENT_NAMES, Settings, read_settings
+from adapters.null_backend import NullOptions
+from harness.settings import SETTING_NAMES, HarnessSettings
+from services.read_settings import ALIASES, read_settings
+from services.settings import all_settings
+from tools import env_example
 
-ROOT = Path(__file__).parents[2]
+SETTINGS = all_settings().model_fields
 
 
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*Settings.model_fields, *ALIASES):
+    for name in (*SETTINGS, *ALIASES):
         monkeypatch.delenv(name.upper(), raising=False)
 
 
@@ -72,14 +75,16 @@ def test_the_own_name_beats_an_alias_beside_it(monkeypatch: pytest.MonkeyPatch) 
 def test_unknown_names_in_the_file(line: str, sentence: str, env_file: Path) -> None:
     env_file.write_text(line + "\n")
     with pytest.raises(ConfigError, match=sentence):
-        read_settings(env_file=env_file)
+        read_settings(env_file=env_file, passed_over=SETTING_NAMES)
 
 
 def test_the_service_passes_over_what_a_measurement_reads_from_the_file(env_file: Path) -> None:
-    assert set(MEASUREMENT_NAMES) == HarnessSettings.model_fields.keys() - Settings.model_fields.keys()
-    assert {name for name, _ in OPTIONS} <= {*MEASUREMENT_NAMES, *Settings.model_fields}
-    env_file.write_text("".join(f"{name.upper()}=4\n" for name in MEASUREMENT_NAMES) + "MAX_BATCH=3\n")
-    assert read_settings(env_file=env_file) == read_settings({"MAX_BATCH": 3}, env_file=None)
+    others = set(SETTING_NAMES) - SETTINGS.keys()
+    assert {"requests", "shards", "price_per_hour_usd", "pushgateway_url"} < others
+    assert HarnessSettings.model_fields.keys() < set(SETTING_NAMES)
+    env_file.write_text("".join(f"{name.upper()}=4\n" for name in others) + "MAX_BATCH=3\n")
+    settings = read_settings(env_file=env_file, passed_over=SETTING_NAMES)
+    assert settings == read_settings({"MAX_BATCH": 3}, env_file=None)
     with pytest.raises(ConfigError, match="REQUESTS, given, is not a setting"):
         read_settings({"REQUESTS": "4"}, env_file=None)
 
@@ -135,11 +140,13 @@ def test_the_engine_gets_what_was_set() -> None:
         "N_THREADS": "3",
         "BATCH_WAIT_MS": "20",
         "PAD_FINISHED": "0",
+        "BACKEND": "null",
         "NULL_ROW_MS": "2",
     }
     spec = read_settings({**given, "MAX_BATCH": "4", "SCHEDULE_TICK_MS": "5"}, env_file=None).engine_spec()
     assert (spec.variant, spec.pad_finished, spec.tick_s) == ("static", False, 0.005)
-    assert (spec.backend.num_threads, spec.backend.max_batch_size, spec.backend.null_row_s) == (3, 4, 0.002)
+    assert (spec.backend.num_threads, spec.backend.max_batch_size) == (3, 4)
+    assert spec.backend.options == NullOptions(null_row_ms=2.0)
     assert (spec.strategy.max_batch, spec.strategy.batch_wait_s) == (4, 0.02)
 
 
@@ -156,10 +163,16 @@ def test_settings_do_not_change() -> None:
 
 
 def test_the_example_lists_every_setting_with_its_default(env_file: Path) -> None:
-    example = (ROOT / ".env.example").read_text()
+    example = env_example.PATH.read_text()
     listed = re.findall(r"^# ([A-Z_]+)=(.*)$", example, re.MULTILINE)
-    assert sorted(name.lower() for name, _ in listed) == sorted(Settings.model_fields)
+    assert sorted(name.lower() for name, _ in listed) == sorted({*SETTINGS, *SETTING_NAMES})
     env_file.write_text("\n".join(f"{name}={value}" for name, value in listed))
-    assert read_settings(env_file=env_file) == read_settings(env_file=None)
+    assert read_settings(env_file=env_file, passed_over=SETTING_NAMES) == read_settings(env_file=None)
+    read, bare = (HarnessSettings(_env_file=file) for file in (env_file, None))  # type: ignore[call-arg]
+    assert read.model_dump(exclude=set(SETTINGS)) == bare.model_dump(exclude=set(SETTINGS))
     for alias in ALIASES:
         assert re.search(rf"^# .*\b{alias.upper()}\b", example, re.MULTILINE), alias
+
+
+def test_the_example_is_what_the_settings_say() -> None:
+    assert env_example.PATH.read_text() == env_example.text()

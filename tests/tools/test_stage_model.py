@@ -18,8 +18,9 @@ from filelock import FileLock
 
 from adapters.base import BackendConfig, ConfigError
 from adapters.models import staging
+from adapters.models.artifact import changed_files, lock_path, read_manifest, unfinished_path
+from adapters.models.digests import STAGED_MANIFEST
 from adapters.models.presets import PRESETS, Preset
-from adapters.models.staging import STAGED_MANIFEST, changed_staged_files, read_staged, unfinished_folder
 from adapters.models.store import make_preset, resolve_model
 from tests.adapters.fake_hub import COMMIT, FakeHub, fake_hub
 from tools.stage_model import stage_model
@@ -61,8 +62,8 @@ def is_whole(target: Path) -> bool:
     return (
         names == {"config.json", "tokenizer.json", "model.safetensors", STAGED_MANIFEST}
         and (target / "model.safetensors").read_bytes() == WEIGHTS
-        and changed_staged_files(target) == []
-        and not unfinished_folder(target).exists()
+        and changed_files(target / STAGED_MANIFEST) == []
+        and not unfinished_path(target).exists()
     )
 
 
@@ -71,7 +72,7 @@ def test_a_hub_model_is_staged_with_a_manifest_and_only_once(hub: FakeHub, tmp_p
     status, out, err = ended(start_staging(hub, target))
     assert status == 0, err
     assert is_whole(target)
-    manifest = read_staged(target)
+    manifest = read_manifest(target / STAGED_MANIFEST)
     assert manifest["model"] == "org/model"
     assert manifest["files"]["model.safetensors"]["sha256"] == hashlib.sha256(WEIGHTS).hexdigest()
     assert manifest["digest"] in out
@@ -125,7 +126,7 @@ def test_a_killed_run_is_continued_by_the_next(hub: FakeHub, tmp_path: Path) -> 
     hub.stall_after = 15_000_000
     first = start_staging(hub, target)
     assert hub.stalled.wait(30)
-    part = unfinished_folder(target) / "model.safetensors.part"
+    part = unfinished_path(target) / "model.safetensors.part"
     _until(lambda: part.is_file() and part.stat().st_size > 0)
     first.kill()
     ended(first)
@@ -237,6 +238,8 @@ def test_a_folder_that_holds_something_else_is_left_alone(tiny: str, tmp_path: P
     with pytest.raises(ConfigError, match="cut off; remove"):
         stage_model(config(tiny, tmp_path), other)
     assert (target / "notes.txt").read_text() == "mine"
+    with pytest.raises(ConfigError, match="is where lab-tiny itself is kept"):
+        stage_model(config(tiny, tmp_path / "new"), tmp_path / "new" / "models" / tiny)
 
 
 def test_a_server_waits_for_a_model_that_is_being_staged(
@@ -272,11 +275,11 @@ def test_the_wait_has_a_limit_and_needs_a_reason(tmp_path: Path, monkeypatch: py
         resolve_model(config(target, tmp_path))  # nobody is at it: no wait
     with pytest.raises(ConfigError, match=r"was not staged within 0\.3 s.*MODEL_WAIT_S"):
         resolve_model(config(target, tmp_path, model_wait_s=0.3))
-    unfinished_folder(target).mkdir()
+    unfinished_path(target).mkdir()
     with pytest.raises(ConfigError, match="neither a folder here"):
         resolve_model(config(target, tmp_path))  # what a killed run left is no reason to wait
     monkeypatch.setattr(staging, "DEFAULT_WAIT_S", 0.3)
-    with FileLock(tmp_path / ".staging-model.lock"), pytest.raises(ConfigError, match=r"within 0\.3 s"):
+    with FileLock(lock_path(target)), pytest.raises(ConfigError, match=r"within 0\.3 s"):
         resolve_model(config(target, tmp_path))
 
 

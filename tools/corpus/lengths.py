@@ -1,9 +1,7 @@
 """How long prompts and answers are: seeded draws from heavy-tailed, chat-like distributions.
 
-What enters are a seed and a count; what leaves are lengths in tokens. Every run of 64 consecutive lengths
-covers the whole distribution evenly, so that 64 requests already carry the load of thousands.
-Draws are integers of SHA-256 in counter mode: no library's random stream is relied upon.
-Knows no words.
+Every 64 lengths in a row cover the whole distribution evenly, so 64 requests carry the load of thousands.
+Draws are integers of SHA-256 in counter mode, so no library can change the corpus.
 """
 
 from __future__ import annotations

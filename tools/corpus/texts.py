@@ -1,8 +1,7 @@
 """English prompts of a dozen kinds, put together from the phrases in `data/material.json`.
 
-What enters are a wanted length and a stream of draws; what leaves are a category and a text of about that
-length. A category opens with a request and grows by whole sentences; of several candidates the one
-nearest to the wanted length is kept. Knows no tokenizer: lengths are estimated from words and marks.
+A prompt opens with a request and grows by whole sentences. Of several candidates the one nearest to the
+wanted length is kept. Lengths are estimated from words and punctuation, so no tokenizer is needed.
 """
 
 from __future__ import annotations
@@ -45,10 +44,10 @@ def estimated_tokens(text: str) -> int:
 def write_prompt(num_tokens: int, draws: Draws) -> tuple[str, str]:
     """A category that suits the length, and a prompt of about `num_tokens`."""
     fitting = [kind for kind in KINDS if kind.least <= num_tokens <= kind.most]
-    place = draws.below(sum(kind.weight for kind in fitting))
+    ticket = draws.below(sum(kind.weight for kind in fitting))
     for kind in fitting:
-        place -= kind.weight
-        if place < 0:
+        ticket -= kind.weight
+        if ticket < 0:
             break
     candidates = [kind.write(num_tokens, draws) for _ in range(NUM_CANDIDATES)]
     return kind.category, min(candidates, key=lambda text: abs(estimated_tokens(text) - num_tokens))

@@ -1,26 +1,28 @@
-"""What a machine can do, and how long steps of a loaded backend take on it.
-
-What enters are a device, or a backend and a shape of the work; what leaves are seconds, bytes and operations.
-Knows no table, no time budget and no other tool.
-"""
+"""What a machine can do, and how long steps of a loaded backend take on it."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from adapters.base import SamplingParams, ScheduledChunk, Sequence
-from adapters.torch_backend.backend import TorchBackend
+from adapters.base import Backend, SamplingParams, ScheduledChunk, Sequence
 from adapters.torch_backend.cuda.step_buffers import StepBuffer
 from adapters.torch_backend.model.linear import KernelLinear, TiledLinear
 
 _IN_FLIGHT = 2
 _UPLOAD = StepBuffer.upload
 _PREFILL_TOKENS = 2048
+
+
+class TorchModel(Backend, Protocol):
+    """A torch backend of any device; its weights are there to be counted."""
+
+    @property
+    def module(self) -> torch.nn.Module: ...
 
 
 def wait(device: str) -> None:
@@ -57,7 +59,7 @@ def matrix_rate(device: str, size: int, dtype: torch.dtype, repeats: int = 10) -
     return 2 * size**3 / seconds_per_call(device, lambda: torch.matmul(a, b, out=out), repeats)
 
 
-def num_multiplied_weights(backend: TorchBackend) -> tuple[int, int]:
+def num_multiplied_weights(backend: TorchModel) -> tuple[int, int]:
     """Weights that a row is multiplied with: those of all layers, and those of the output head alone."""
     kinds = (TiledLinear, KernelLinear, torch.nn.Linear)
     layers = list(dict.fromkeys(m for m in backend.module.modules() if isinstance(m, kinds)))
@@ -67,11 +69,11 @@ def num_multiplied_weights(backend: TorchBackend) -> tuple[int, int]:
     return sum(sizes) - sum(head), sum(head)
 
 
-def bytes_per_element(backend: TorchBackend) -> int:
+def bytes_per_element(backend: TorchModel) -> int:
     return int(torch.empty(0, dtype=getattr(torch, backend.info.dtype)).element_size())
 
 
-def decode_step_bytes(backend: TorchBackend, num_rows: int, context: int) -> int:
+def decode_step_bytes(backend: TorchModel, num_rows: int, context: int) -> int:
     """What a decode step has to read: all weights, and the keys and values of its rows."""
     kv_bytes = int(backend.info.details["kv_bytes_per_token"])
     return sum(num_multiplied_weights(backend)) * bytes_per_element(backend) + (
@@ -79,7 +81,7 @@ def decode_step_bytes(backend: TorchBackend, num_rows: int, context: int) -> int
     )
 
 
-def run_steps(backend: TorchBackend, chunks: list[ScheduledChunk], count: int) -> None:
+def run_steps(backend: TorchModel, chunks: list[ScheduledChunk], count: int) -> None:
     """The same step `count` times, with two in flight where the backend overlaps."""
     launch = getattr(backend, "launch", None)
     if launch is None:
@@ -95,7 +97,7 @@ def run_steps(backend: TorchBackend, chunks: list[ScheduledChunk], count: int) -
         pending.popleft().result()
 
 
-def decode_step_s(backend: TorchBackend, num_rows: int, context: int, count: int) -> float:
+def decode_step_s(backend: TorchModel, num_rows: int, context: int, count: int) -> float:
     """Seconds of a step of `num_rows` rows that each have `context` tokens behind them."""
     rows = [_sequence(-1 - i, context, backend) for i in range(num_rows)]
     together = max(1, _PREFILL_TOKENS // context)
@@ -113,7 +115,7 @@ def decode_step_s(backend: TorchBackend, num_rows: int, context: int, count: int
     return took_s
 
 
-def prefill_step_s(backend: TorchBackend, num_tokens: int, count: int) -> float:
+def prefill_step_s(backend: TorchModel, num_tokens: int, count: int) -> float:
     """Seconds of a step that computes one prompt of `num_tokens` tokens and nothing else."""
     seq = _sequence(-1, num_tokens, backend)
     chunks = [ScheduledChunk(seq, 0, num_tokens)]
@@ -125,7 +127,7 @@ def prefill_step_s(backend: TorchBackend, num_tokens: int, count: int) -> float:
     return took_s
 
 
-def _sequence(seq_id: int, num_tokens: int, backend: TorchBackend) -> Sequence:
+def _sequence(seq_id: int, num_tokens: int, backend: TorchModel) -> Sequence:
     vocab_size = backend.info.vocab_size
     return Sequence(seq_id, [(7 * seq_id + 13 * j) % vocab_size for j in range(num_tokens)], SamplingParams())
 

@@ -1,6 +1,6 @@
 """The parts of `gpu_bench`: hardware, same tokens, steps against their floor, strategies, yardsticks.
 
-What enters is a `Bench` and a model's name; what leaves are rows in the bench. Each part can fail alone.
+Each part can fail alone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from adapters.base import BackendConfig
-from adapters.torch_backend import factory, loading
-from adapters.torch_backend.backend import TorchBackend
+from adapters.torch_backend import TorchOptions, factory, loading
 from services.strategies import VARIANTS
 from tools.engine_drive import Work, drive
 from tools.gpu import measures
@@ -66,7 +65,7 @@ def measure_model(bench: Bench, model: str) -> None:
 
 
 def _load_and_measure(bench: Bench, model: str, config: BackendConfig) -> None:
-    loaded: list[TorchBackend] = []
+    loaded: list[measures.TorchModel] = []
     bench.run(f"{model}: load", lambda: loaded.append(load(bench, model, config)), 30)
     if not loaded:
         return
@@ -90,7 +89,7 @@ def _load_and_measure(bench: Bench, model: str, config: BackendConfig) -> None:
         bench.run(f"{model}: transformers", lambda: foreign(bench, model, config, dtype, work), 60)
 
 
-def load(bench: Bench, model: str, config: BackendConfig, name: str = "backend") -> TorchBackend:
+def load(bench: Bench, model: str, config: BackendConfig, name: str = "backend") -> measures.TorchModel:
     started_s = time.perf_counter()
     backend = factory.create(config)
     details = backend.info.details
@@ -106,7 +105,7 @@ def load(bench: Bench, model: str, config: BackendConfig, name: str = "backend")
     return backend
 
 
-def same_tokens(bench: Bench, model: str, config: BackendConfig, backend: TorchBackend) -> None:
+def same_tokens(bench: Bench, model: str, config: BackendConfig, backend: measures.TorchModel) -> None:
     """Greedy answers of the engine, in one batch, against those of `generate()`, one by one."""
     sizes = bench.sizes
     work = make_work(bench, backend, sizes.answers, sizes.answer_tokens)
@@ -132,7 +131,7 @@ def same_tokens(bench: Bench, model: str, config: BackendConfig, backend: TorchB
     )  # fmt: skip
 
 
-def engine_of_yardstick(bench: Bench, model: str, backend: TorchBackend, work: list[Work]) -> None:
+def engine_of_yardstick(bench: Bench, model: str, backend: measures.TorchModel, work: list[Work]) -> None:
     """The engine's rate on the work that transformers' own batching gets next."""
     _drive(bench, backend, "continuous", make_work(bench, backend, 2, 4), len(work))
     _time(
@@ -160,7 +159,7 @@ def _time(bench: Bench, model: str, name: str, work: list[Work], run: Callable[[
     bench.add("yardsticks", model, name, requests=len(work), tokens_per_s=num_tokens / took_s)
 
 
-def decode_steps(bench: Bench, model: str, backend: TorchBackend, name: str = "decode step") -> None:
+def decode_steps(bench: Bench, model: str, backend: measures.TorchModel, name: str = "decode step") -> None:
     """Steps of 1 to 256 rows against the time that reading their weights, keys and values takes."""
     sizes, bandwidth = bench.sizes, bench.facts.get("bytes_per_s", float("nan"))
     rows = sizes.rows if name == "decode step" else sizes.invariant_rows
@@ -173,7 +172,7 @@ def decode_steps(bench: Bench, model: str, backend: TorchBackend, name: str = "d
         )  # fmt: skip
 
 
-def prompts(bench: Bench, model: str, backend: TorchBackend) -> None:
+def prompts(bench: Bench, model: str, backend: measures.TorchModel) -> None:
     """Prompt tokens a second against the rate of a large product; attention is not counted as work."""
     rate = bench.facts.get("operations_per_s", float("nan"))
     body, head = measures.num_multiplied_weights(backend)
@@ -186,7 +185,7 @@ def prompts(bench: Bench, model: str, backend: TorchBackend) -> None:
         )  # fmt: skip
 
 
-def strategies(bench: Bench, model: str, backend: TorchBackend) -> None:
+def strategies(bench: Bench, model: str, backend: measures.TorchModel) -> None:
     """The four through the direct engine, at several numbers of requests at a time."""
     rates: dict[str, float] = {}
     for concurrency in bench.sizes.concurrency:
@@ -213,13 +212,16 @@ def strategies(bench: Bench, model: str, backend: TorchBackend) -> None:
 
 def batch_invariant(bench: Bench, model: str, config: BackendConfig) -> None:
     """What the promise costs a decode step."""
-    backend = load(bench, model, dataclasses.replace(config, batch_invariant=True), "BATCH_INVARIANT=1")
+    config = dataclasses.replace(config, options=TorchOptions(batch_invariant=True))
+    backend = load(bench, model, config, "BATCH_INVARIANT=1")
     decode_steps(bench, model, backend, "BATCH_INVARIANT=1")
     backend.close()
     free()
 
 
-def make_work(bench: Bench, backend: TorchBackend, count: int, max_tokens: int | None = None) -> list[Work]:
+def make_work(
+    bench: Bench, backend: measures.TorchModel, count: int, max_tokens: int | None = None
+) -> list[Work]:
     """Prompts and budgets of seeded lengths, cut to what the model holds."""
     rng = random.Random(bench.seed)
     shortest, longest = bench.sizes.lengths
@@ -238,7 +240,9 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def _drive(bench: Bench, backend: TorchBackend, variant: str, work: list[Work], max_batch: int) -> None:
+def _drive(
+    bench: Bench, backend: measures.TorchModel, variant: str, work: list[Work], max_batch: int
+) -> None:
     tokens = max(bench.sizes.max_step_tokens, max_batch + 64)
     drive(backend, variant, work, max_batch=max_batch, max_step_tokens=tokens)
 

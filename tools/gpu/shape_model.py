@@ -1,7 +1,6 @@
 """A preset's shape with weights that are made on the device: in seconds, and without a disk.
 
-What enters is a preset's name; what leaves is a folder that holds its configuration alone, and a way to load
-it. The weights are as widely spread as the preset's own but not the same, so times hold and texts do not.
+The weights are as widely spread as the preset's own but not the same, so times hold and texts do not.
 """
 
 from __future__ import annotations

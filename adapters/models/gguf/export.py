@@ -1,8 +1,7 @@
 """From a Hugging Face folder of Llama's architecture to a GGUF file with the same weights.
 
-What enters is a folder; what leaves is one file with weights, shape and tokenizer. Weights keep the number
-format they have, so nothing is rounded (norms become fp32, as llama.cpp wants them). Tensors go from disk to
-disk one at a time. Quantizing is llama.cpp's own work, in `adapters.models.gguf.quantize`.
+Weights keep the number format they have, so nothing is rounded (norms become fp32, as llama.cpp wants them).
+Tensors go from disk to disk one at a time, so memory stays small.
 """
 
 from __future__ import annotations
@@ -165,7 +164,7 @@ def _plan(
             continue
         gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if gguf_name is None:
-            raise UnsupportedModel(f"the tensor {name} has no place in llama.cpp's Llama")
+            raise UnsupportedModel(f"the tensor {name} has no counterpart in llama.cpp's Llama")
         yield gguf_name, tensor, heads_of.get(name.split(".")[-2], 0)
 
 

@@ -1,8 +1,8 @@
 """llama.cpp's log as records of Python's logging, each at the level that llama.cpp gave it.
 
-Pieces of lines enter through a C callback; records of the logger `llama.cpp` leave. That logger shows
-warnings and worse, and everything where the lab logs at DEBUG: loading alone writes some hundred lines of
-information. Error lines can be collected, since they are how llama.cpp says why it refused.
+The logger `llama.cpp` shows warnings and worse, and everything where the lab logs at DEBUG: loading alone
+writes some hundred lines of information. Error lines can be collected, since they are how llama.cpp says why
+it refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""llama.cpp's own quantizer: one GGUF file to another in a smaller number format.
-
-What enters are two paths and a format; what leaves is the second file, whole or not at all.
-"""
+"""llama.cpp's own quantizer: one GGUF file to another in a smaller number format."""
 
 from __future__ import annotations
 

@@ -1,29 +1,26 @@
 """From a model's name to one GGUF file on this disk.
 
-What enters is a `BackendConfig`; what leaves is a `GgufFile`. The name is a .gguf file here or in a hub
-repository, or whatever `adapters.models.store` finds as a Hugging Face folder: that is exported once and
-quantized to the format after the colon. Files made here lie under `<artifacts>/models/<name>-gguf/` and
-appear whole or not at all, also when several processes ask at once. Reads no weights itself.
+The name is a .gguf file here or in a hub repository, or whatever `adapters.models.store` finds as a Hugging
+Face folder: that is exported once and quantized to the format after the colon. Files made here lie under
+`<artifacts>/models/<name>-gguf/`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock
 
 from adapters.base import BackendConfig, ConfigError
+from adapters.description import GGUF_FORMATS
+from adapters.models.artifact import Manifest, make_once, read_manifest
+from adapters.models.digests import file_digest
 from adapters.models.hub import fetch_file_from_hub, gguf_in_hub
-from adapters.models.manifest import file_digest
 from adapters.models.presets import PRESETS
-from adapters.models.store import GGUF_FORMATS, ModelFiles, resolve_model, split_format, wait_for_local
+from adapters.models.store import ModelFiles, resolve_model, split_format, wait_for_local
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +53,13 @@ def resolve_gguf(config: BackendConfig) -> GgufFile:
         ConfigError: there is no such model or format, or it cannot be fetched or made; says what to do.
         BackendError: llama.cpp cannot quantize it.
     """
-    name, _ = split_format(config.model, config.backend)
+    name, _ = split_format(config, GGUF_FORMATS)
     if name not in PRESETS:
         wait_for_local(name, config)
     if is_gguf_name(config.model):
         path = find_gguf(config.model)
         return GgufFile(path, path.stem, file_digest(path), None)
-    files = resolve_model(config)
+    files = resolve_model(config, GGUF_FORMATS)
     return _made_from(files, _format(files, config.dtype), config)
 
 
@@ -102,7 +99,7 @@ def _format(files: ModelFiles, dtype: str) -> str:
     """
     wanted = files.format or (DEFAULT_FORMAT if dtype == "auto" else _DTYPES.get(dtype, dtype))
     if wanted not in GGUF_FORMATS:
-        raise ConfigError(f"DTYPE={dtype}: BACKEND=llama_cpp has {', '.join(sorted(GGUF_FORMATS))}")
+        raise ConfigError(f"DTYPE={dtype}: BACKEND=llama_cpp has {', '.join(GGUF_FORMATS)}")
     return wanted
 
 
@@ -111,7 +108,7 @@ def _made_from(files: ModelFiles, file_format: str, config: BackendConfig) -> Gg
     path = folder / f"{folder.name.removesuffix('-gguf')}-{file_format}.gguf"
     if not _is_current(path, files.digest):
         make_gguf(files, file_format, path, config.num_threads or 1)
-    return GgufFile(path, files.name, _read_record(path)["digest"], files.folder)
+    return GgufFile(path, files.name, read_manifest(_manifest(path))["digest"], files.folder)
 
 
 def _gguf_folder(files: ModelFiles, artifacts_dir: str) -> Path:
@@ -127,73 +124,52 @@ def make_gguf(files: ModelFiles, file_format: str, path: Path, num_threads: int)
     """Export `files` and quantize the export; another process may do the same at the same time.
 
     Raises:
-        ConfigError: the place cannot be written, or the folder is no Llama model.
+        ConfigError: the folder cannot be written, or `files` is no Llama model.
         BackendError: llama.cpp cannot quantize it.
     """
     from adapters.models.gguf.export import export_gguf, own_format
     from adapters.models.gguf.quantize import quantize
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.parent / ".lock"):
-            if _is_current(path, files.digest):
-                return
-            started = time.monotonic()
-            own = own_format(files.folder)
-            exported = path.with_name(path.name.replace(f"-{file_format}.gguf", f"-{own}.gguf"))
-            if not _is_current(exported, files.digest):
-                logger.info("exporting %s to %s", files.folder, exported)
-                unfinished = _unfinished(exported)
-                export_gguf(files.folder, unfinished, files.name)
-                _finish(unfinished, exported, files.digest)
-            if path != exported:
-                logger.info("quantizing %s to %s", exported, path)
-                unfinished = _unfinished(path)
-                quantize(exported, unfinished, file_format, num_threads)
-                _finish(unfinished, path, files.digest)
+    def make(path: Path, write: Callable[[Path], None]) -> None:
+        def write_described(unfinished: Path) -> Manifest:
+            write(unfinished)
+            return {
+                "recipe": EXPORT_RECIPE,
+                "source_digest": files.digest,
+                "bytes": unfinished.stat().st_size,
+                "digest": file_digest(unfinished),
+            }
+
+        started = time.monotonic()
+        if make_once(path, _manifest(path), write_described, lambda: _is_current(path, files.digest)):
             logger.info("made %s in %.1f s", path, time.monotonic() - started)
+
+    def export(unfinished: Path) -> None:
+        logger.info("exporting %s to %s", files.folder, exported)
+        export_gguf(files.folder, unfinished, files.name)
+
+    def quantize_export(unfinished: Path) -> None:
+        make(exported, export)
+        logger.info("quantizing %s to %s", exported, path)
+        quantize(exported, unfinished, file_format, num_threads)
+
+    try:
+        own = own_format(files.folder)
+        exported = path.with_name(path.name.replace(f"-{file_format}.gguf", f"-{own}.gguf"))
+        make(path, export if path == exported else quantize_export)
     except OSError as error:
         raise ConfigError(f"{path} cannot be made: {error}; set ARTIFACTS_DIR elsewhere") from error
 
 
-def _unfinished(path: Path) -> Path:
-    """Where a file is written before it counts; under the lock, so a leftover is nobody's."""
-    unfinished = path.with_name(f".making-{path.name}")
-    unfinished.unlink(missing_ok=True)
-    return unfinished
-
-
-def _finish(unfinished: Path, path: Path, source_digest: str) -> None:
-    record = {
-        "recipe": EXPORT_RECIPE,
-        "source_digest": source_digest,
-        "bytes": unfinished.stat().st_size,
-        "digest": file_digest(unfinished),
-    }
-    with unfinished.open("rb+") as file:
-        os.fsync(file.fileno())
-    _record_path(path).unlink(missing_ok=True)
-    unfinished.replace(path)
-    _record_path(path).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-
-
-def _record_path(path: Path) -> Path:
+def _manifest(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(_record_path(path).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def _is_current(path: Path, source_digest: str) -> bool:
-    record = _read_record(path)
+    manifest = read_manifest(_manifest(path))
     return (
-        record.get("recipe") == EXPORT_RECIPE
-        and record.get("source_digest") == source_digest
+        manifest.get("recipe") == EXPORT_RECIPE
+        and manifest.get("source_digest") == source_digest
         and path.is_file()
-        and path.stat().st_size == record.get("bytes")
+        and path.stat().st_size == manifest.get("bytes")
     )

@@ -1,8 +1,7 @@
 """The tokenizer of a Hugging Face folder in the words of GGUF.
 
-What enters is a folder with `tokenizer.json`; what is written are tokens, their kinds, merges or scores, the
-special tokens and the chat template. Two families are known: byte-level BPE (GPT-2, Llama 3, Qwen) and
-SentencePiece-like BPE with byte fallback (Llama 2). Knows no weights.
+Two families are known: byte-level BPE (GPT-2, Llama 3, Qwen) and SentencePiece-like BPE with byte fallback
+(Llama 2).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Builds the library of kernels once, with the system's own compiler.
 
-What enters is a folder to keep it in; what leaves is its path. It is built anew for other sources, another
-compiler or another CPU. Knows nothing of what is in it.
+The library's name holds a hash of the sources, the compiler and the CPU, so a library from another machine or
+an older checkout is never loaded.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The compiled kernels of the folder `kernels`, called through ctypes.
+"""The compiled kernels in `src`, called through ctypes.
 
-What enters are torch tensors on the CPU, fp32 or bf16; what leaves is written in place or into a new tensor.
-An option, not a requirement: without a compiler, or for shapes the kernels do not cover, `load_kernels` and
-`covers` say no and the caller uses torch operators. Knows Llama's layers, and no model class.
+They are an option, not a requirement. Without a compiler, or for shapes that the kernels do not cover,
+`load_kernels` and `covers` say no, and the caller uses torch operators. The structures below mirror those of
+the C++ source field by field.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Sequence as Seq
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ class KernelModel(ctypes.Structure):
 
 
 class KernelRows(ctypes.Structure):
-    """What enters and leaves a step beside the cache; `Rows` in the source."""
+    """Inputs and outputs of a step beside the cache; `Rows` in the source."""
 
     _fields_ = (
         *((name, ctypes.POINTER(_INT)) for name in ("ids", "prompts", "logit_rows", "likeliest")),
@@ -116,31 +117,28 @@ class CpuKernels:
         self.num_threads = num_threads
         self._arena = _Arena()
         name = str(dtype).removeprefix("torch.")
-        step = ctypes.POINTER(KernelStep)
-        self._norm = getattr(library, f"lab_norm_{name}")
-        self._norm.argtypes = (_PTR, _PTR, _PTR, _INT, _INT, ctypes.c_float)
-        self._norm.restype = None
-        self._argmax = getattr(library, f"lab_argmax_{name}")
-        self._argmax.argtypes = (_PTR, _INT, _INT, _PTR)
-        self._argmax.restype = None
-        self._rotate_and_store = getattr(library, f"lab_rotate_and_store_{name}")
-        self._rotate_and_store.argtypes = (step, _PTR, _PTR, _PTR)
-        self._rotate_and_store.restype = None
-        self._attend = getattr(library, f"lab_attend_{name}")
-        self._attend.argtypes = (step, _PTR, _INT, _INT, _PTR, _PTR, _PTR)
-        self._attend.restype = ctypes.c_int
-        self._attend_prompt = library.lab_attend_prompt_bfloat16
-        self._attend_prompt.argtypes = (step, _INT, _INT, _PTR, _INT, _INT, _PTR, _PTR, _PTR)
-        self._attend_prompt.restype = ctypes.c_int
+        step, weight = ctypes.POINTER(KernelStep), ctypes.POINTER(KernelWeight)
+
+        def bound(function: str, *argtypes: Any, restype: Any = None) -> Any:
+            found = getattr(library, f"lab_{function}")
+            found.argtypes, found.restype = argtypes, restype
+            return found
+
+        self._norm = bound(f"norm_{name}", _PTR, _PTR, _PTR, _INT, _INT, ctypes.c_float)
+        self._argmax = bound(f"argmax_{name}", _PTR, _INT, _INT, _PTR)
+        self._rotate_and_store = bound(f"rotate_and_store_{name}", step, _PTR, _PTR, _PTR)
+        where = _PTR, _INT, _INT, _PTR, _PTR, _PTR
+        self._attend = bound(f"attend_{name}", step, *where, restype=ctypes.c_int)
         # A CPU with a matrix unit (AMX) multiplies several times faster through torch.
         has_matrix_unit = bool(cpu_capabilities().get("amx_bf16"))
-        self.has_linear = dtype is torch.bfloat16 and bool(library.lab_has_linear()) and not has_matrix_unit
-        self._linear = library.lab_linear_bfloat16
-        self._linear.argtypes = (ctypes.POINTER(KernelWeight), _PTR, _INT, _PTR)
-        self._linear.restype = None
-        self._run_model = library.lab_model_bfloat16
-        self._run_model.argtypes = (step, ctypes.POINTER(KernelModel), ctypes.POINTER(KernelRows), _PTR)
-        self._run_model.restype = None
+        is_built = hasattr(library, "lab_linear_bfloat16")
+        self.has_linear = dtype is torch.bfloat16 and is_built and not has_matrix_unit
+        if self.has_linear:
+            prompt_rows = step, _INT, _INT
+            self._attend_prompt = bound("attend_prompt_bfloat16", *prompt_rows, *where, restype=ctypes.c_int)
+            self._linear = bound("linear_bfloat16", weight, _PTR, _INT, _PTR)
+            model, rows = ctypes.POINTER(KernelModel), ctypes.POINTER(KernelRows)
+            self._run_model = bound("model_bfloat16", step, model, rows, _PTR)
         self._part_seconds: ctypes.Array[ctypes.c_double] | None = None
 
     @staticmethod
@@ -155,10 +153,10 @@ class CpuKernels:
         return out
 
     def argmax(self, x: Tensor) -> list[int]:
-        """The place of the largest number in each row of `x (T, n)`, the first of equals."""
-        places = torch.empty(len(x), dtype=torch.int64)
-        self._argmax(x.data_ptr(), x.shape[0], x.shape[1], places.data_ptr())
-        found: list[int] = places.tolist()
+        """The index of the largest number in each row of `x (T, n)`, the first of equals."""
+        indexes = torch.empty(len(x), dtype=torch.int64)
+        self._argmax(x.data_ptr(), x.shape[0], x.shape[1], indexes.data_ptr())
+        found: list[int] = indexes.tolist()
         return found
 
     def step(
@@ -205,14 +203,14 @@ class CpuKernels:
         out: Tensor,
     ) -> None:
         """Attention of `q[row : row + count]`, neighbouring positions of one slot, into `out`; needs
-        `has_linear`. Reads the cache up to the next multiple of 64 places."""
+        `has_linear`. Reads the cache up to the next multiple of 64 positions."""
         where = q.data_ptr(), q.stride(0), q.stride(1)
         caches = k_cache.data_ptr(), v_cache.data_ptr()
         failed = self._attend_prompt(step, row, count, *where, *caches, out.data_ptr())
         assert not failed, "callers ask `covers` first"
 
     def covers_linear(self, out_features: int, in_features: int) -> bool:
-        """True where `linear` can take the place of a layer with a weight of this shape."""
+        """True where `linear` can replace a layer with a weight of this shape."""
         return self.has_linear and out_features % PANEL == 0 and in_features % 2 == 0
 
     def pack_weight(self, weight: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Does the company of a row change its bits?
+"""Do the other rows of a batch change a row's bits?
 
-What enters are the linear layers, the attention and the forward pass as the backend uses them; what leaves
-are the names of those in which a row comes out differently alone and among others. Knows no settings.
+Checked for the linear layers, the attention and the whole forward pass as the backend uses them. It is run
+at start, because which kernels a matrix library picks is known on the device alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LENGTHS = (5, 70, 33, 64)
 
 
 def changed_linears(module: nn.Module, device: torch.device) -> list[str]:
-    """Layers, one of each shape, whose rows depend on the other rows of a tile or on their place in it."""
+    """Layers, one of each shape, whose rows depend on the other rows of a tile or on their index in it."""
     layers = [m for m in module.modules() if isinstance(m, TiledLinear)]
     shapes = {(m.out_features, m.in_features, m.bias is None): m for m in layers}
     changed = []
@@ -30,10 +30,10 @@ def changed_linears(module: nn.Module, device: torch.device) -> list[str]:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(TILE_ROWS, in_features, generator=generator).to(device=device, dtype=layer.dtype)
         together = layer(x)
-        for row, place in ((0, 0), (17, 0), (TILE_ROWS - 1, 5)):
+        for row, index in ((0, 0), (17, 0), (TILE_ROWS - 1, 5)):
             alone = torch.zeros_like(x)
-            alone[place] = x[row]
-            if not torch.equal(layer(alone)[place], together[row]):
+            alone[index] = x[row]
+            if not torch.equal(layer(alone)[index], together[row]):
                 changed.append(f"linear layer {in_features} -> {out_features}")
                 break
     return changed

@@ -1,8 +1,6 @@
-"""Is the fast attention right on this device, and are a row's bits its own?
+"""Is the fast attention right on this device, and do a row's bits depend on that row alone?
 
-What enters is an attention operator and the shape of the model's heads; what leaves is an error against the
-plain attention, or whether bits agree. Made-up queries and keys, no model. `usable_attention` says what the
-backend takes, and logs why where that is nothing.
+Compared with the plain attention over made-up queries and keys, without a model.
 """
 
 from __future__ import annotations
@@ -63,12 +61,12 @@ class _Probe:
     def mixed(self, rows: tuple[int, ...]) -> Case:
         """The first entries with so many rows each."""
         starts = [sum(rows[:i]) for i in range(len(rows) + 1)]
-        places = [slot * _MAX_LEN for slot in _SLOTS[: len(rows)]]
-        row_starts, place_starts, lengths = (
+        firsts = [slot * _MAX_LEN for slot in _SLOTS[: len(rows)]]
+        row_starts, key_starts, lengths = (
             torch.tensor(values, dtype=torch.int32, device=self.device)
-            for values in (starts, [*places, 0], list(_LENGTHS[: len(rows)]))
+            for values in (starts, [*firsts, 0], list(_LENGTHS[: len(rows)]))
         )
-        return self._wide[: starts[-1], : self._heads], KeySpans(row_starts, place_starts, lengths, max(rows))
+        return self._wide[: starts[-1], : self._heads], KeySpans(row_starts, key_starts, lengths, max(rows))
 
 
 def attention_error(
@@ -114,7 +112,7 @@ def attention_keeps_bits(
     chunk, spans = probe.mixed((1, 130))
     whole = probe.run(op, (chunk, spans), 0)
     row_starts = torch.tensor([0, 1], dtype=torch.int32, device=device)
-    last = KeySpans(row_starts, spans.place_starts[1:], spans.lengths[1:], max_rows=2)
+    last = KeySpans(row_starts, spans.key_starts[1:], spans.lengths[1:], max_rows=2)
     middle = replace(last, lengths=last.lengths - 65)
     return all(
         torch.equal(probe.run(op, (chunk[row : row + 1], part), 0)[0], whole[row])

@@ -1,8 +1,4 @@
-"""Does a decode row come out of a graph as it does without one?
-
-What enters are captured graphs and the forward pass that they hold; what leaves is an error. Knows no
-settings.
-"""
+"""Does a decode row come out of a graph as it does without one?"""
 
 from __future__ import annotations
 

@@ -1,30 +1,26 @@
-"""How long the slots may be on a device whose memory is finite.
-
-What enters are numbers of bytes and the settings; what leaves is the number of tokens a slot holds, or an
-error that says which setting to lower, and to what. Knows no torch and no device.
-"""
+"""How long the slots may be on a device whose memory is finite; errors name the setting to lower."""
 
 from __future__ import annotations
 
 from adapters.base import ConfigError
 
-PLACES = 64
-"""Slots are multiples of this long."""
+SLOT_MULTIPLE = 64
+"""The length of a slot is a multiple of this."""
 LEAST_LEN = 256
 """A model length that was left open is not lowered below this."""
 _GIB = 1 << 30
 
 
 def padded_len(max_len: int) -> int:
-    """The places of a slot that holds `max_len` tokens."""
-    return -(-max_len // PLACES) * PLACES
+    """The length of a slot that holds `max_len` tokens."""
+    return -(-max_len // SLOT_MULTIPLE) * SLOT_MULTIPLE
 
 
 def fitted_len(
     *,
     free_bytes: int,
     fraction: float,
-    bytes_per_place: int,
+    bytes_per_position: int,
     max_batch: int,
     wanted: int,
     is_given: bool,
@@ -35,17 +31,17 @@ def fitted_len(
         ConfigError: what was given, or the least that makes sense, does not fit.
     """
     usable = int(free_bytes * fraction)
-    places = usable // bytes_per_place
-    room = places // (max_batch + 1) // PLACES * PLACES
+    positions = usable // bytes_per_position
+    room = positions // (max_batch + 1) // SLOT_MULTIPLE * SLOT_MULTIPLE
     if padded_len(wanted) <= room:
         return wanted
     least = wanted if is_given else min(wanted, LEAST_LEN)
     if not is_given and room >= padded_len(least):
         return room
-    needed = (max_batch + 1) * padded_len(least) * bytes_per_place
-    batch = places // padded_len(least) - 1
+    needed = (max_batch + 1) * padded_len(least) * bytes_per_position
+    batch = positions // padded_len(least) - 1
     ways = [f"MAX_BATCH to {batch}"] if batch >= 1 else []
-    ways += [f"MAX_MODEL_LEN to {room}"] if room >= PLACES and is_given else []
+    ways += [f"MAX_MODEL_LEN to {room}"] if room >= SLOT_MULTIPLE and is_given else []
     advice = f"lower {' or '.join(ways)}" if ways else "a smaller model or dtype is needed"
     raise ConfigError(
         f"{max_batch} slots of {least} tokens (MAX_BATCH, MAX_MODEL_LEN) need {needed / _GIB:.1f} GiB for "

@@ -1,7 +1,7 @@
 """The few things that only a CUDA device has: pinned memory, events, graphs, a count of free bytes.
 
-What enters is a device; what leaves are handles. Behind a protocol, so that everything built on them runs in
-tests on a CPU with stand-ins. Knows no model and no step. Not verified on a GPU yet.
+They are behind a protocol, so that everything built on them runs in tests on a CPU with stand-ins. Not
+verified on a GPU yet.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Packed rows for a device beside the host: one upload a step, spans for its attention, tokens it knows.
 
-What enters are plans of `StepPacker` or, inside a graph, tensors that are on the device already; what leaves
-are layouts whose attention is a call or two a layer. Owns the table of tokens by slot, from which rows take
-the tokens that the host has not seen. Knows no model and no sampling.
+The host may launch a row before it has seen the row's input token. Such an id is negative, and the table of
+tokens by slot fills it in on the device.
 """
 
 from __future__ import annotations
@@ -71,10 +70,10 @@ class DevicePacker(StepPacker):
         if self.attention is not None:
             tensors = [view.int() for view in views[4 : 4 + len(spans)]]
             parts = []
-            for cut, starts, places, lengths in zip(
+            for cut, starts, firsts, lengths in zip(
                 cuts, tensors[0::3], tensors[1::3], tensors[2::3], strict=True
             ):
-                key_spans = KeySpans(starts, places, lengths, self._max_rows(cut))
+                key_spans = KeySpans(starts, firsts, lengths, self._max_rows(cut))
                 parts.append(FlashPart(cut[0], cut[-1], key_spans))
             layout.flash = FlashStep(self.attention, parts)
         ids = self.table.complete(ids, slots, positions)
@@ -106,6 +105,6 @@ class DevicePacker(StepPacker):
 
     def _spans(self, plan: RowPlan, cut: Seq[int]) -> list[list[int]]:
         """The tensors of `KeySpans` as lists."""
-        places = [plan.slots[row] * self.cache.max_len for row in cut[:-1]]
+        firsts = [plan.slots[row] * self.cache.max_len for row in cut[:-1]]
         lengths = [plan.positions[end - 1] + 1 for end in cut[1:]]
-        return [[row - cut[0] for row in cut], [*places, 0], lengths]
+        return [[row - cut[0] for row in cut], [*firsts, 0], lengths]

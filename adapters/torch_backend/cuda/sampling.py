@@ -1,9 +1,8 @@
 """The rules of `adapters.sampling` for many rows at once, on the device where the logits are.
 
-What enters are logits `(n, vocabulary)`, the settings of each row and the tokens so far; what leaves is one
-token a row. Computed in fp64 in the same order of rules as `sample_token`, which stays the reference; the
-draws are made on the host, so a seed means the same everywhere. Sums over the vocabulary are taken in another
-order than NumPy's: a draw within rounding (about 1e-16) of the border between two tokens may fall otherwise.
+`sample_token` stays the reference: the order of the rules is the same, in fp64, and the draws are made on the
+host, so a seed means the same everywhere. Sums over the vocabulary are taken in another order than NumPy's: a
+draw within rounding (about 1e-16) of the border between two tokens may fall on the other one.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ class RowSettings:
 def sample_rows(logits: Tensor, settings: RowSettings, known_ids: Tensor, *, penalties: bool) -> Tensor:
     """Tokens `(n,)` for the rows that `settings` names.
 
-    `known_ids (slots, places)` holds the tokens so far of each slot; it is read only with `penalties`.
+    `known_ids (slots, max_len + 1)` holds the tokens so far of each slot; it is read only with `penalties`.
     """
     num_rows = max(2, _MAX_ELEMENTS // logits.shape[1])
     parts = zip(*(torch.split(t, num_rows) for t in settings.tensors), strict=True)
@@ -105,20 +104,20 @@ def _sample(logits: Tensor, rows: RowSettings, known_ids: Tensor, penalties: boo
     weights = weights.masked_fill(beyond | (weights < rows.min_p[:, None]), 0.0)
     cumulative = weights.cumsum(-1)
     target = rows.draw[:, None] * cumulative[:, -1:]
-    place = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    drawn = torch.searchsorted(cumulative, target, right=True)[:, 0]
     last = weights.shape[1] - 1 - (weights > 0).flip(-1).to(torch.uint8).argmax(-1)
-    return torch.where(is_greedy, likeliest, torch.minimum(place, last))
+    return torch.where(is_greedy, likeliest, torch.minimum(drawn, last))
 
 
 def _ranks(scores: Tensor) -> Tensor:
-    """The place of each score in falling order; of equal ones the first is ahead."""
+    """The rank of each score in falling order; of equal ones the first is ahead."""
     order = scores.argsort(descending=True, stable=True)
-    places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)
+    ranks = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, ranks)
 
 
 def _penalized(scores: Tensor, rows: RowSettings, ids: Tensor) -> Tensor:
-    """`ids (n, places)`: the row's tokens by position, of which the first `num_tokens` mean something."""
+    """`ids (n, max_len + 1)`: the row's tokens by position; the first `num_tokens` mean something."""
     at = torch.arange(ids.shape[1], device=ids.device)[None]
     is_known = at < rows.num_tokens[:, None]
     is_output = is_known & (at >= rows.num_prompt[:, None])

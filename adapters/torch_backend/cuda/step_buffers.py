@@ -1,8 +1,6 @@
 """What crosses between host and device in a step: one copy there, one copy back, and the tokens that stay.
 
-Lists of numbers enter and become views of one device tensor; sampled tokens come back behind an event. A
-buffer belongs to one launched step until its result was read, so that no copy in flight is overwritten.
-Knows no model; `TokenTable` lets a step follow a token that the host has not seen yet.
+A buffer belongs to one launched step until its result was read, so that no copy in flight is overwritten.
 """
 
 from __future__ import annotations
@@ -86,12 +84,12 @@ class TokenTable:
         self.ids = torch.zeros(num_slots, self.width, dtype=torch.int64, device=device)
 
     def put(self, slots: Tensor, positions: Tensor, tokens: Tensor) -> None:
-        """Note the `tokens (n,)` of these places."""
+        """Note the `tokens (n,)` at these positions."""
         self.ids.view(-1).index_copy_(0, slots * self.width + positions, tokens)
 
     def complete(self, ids: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
         """`ids (n,)` with the known token where one is negative; all of them are noted."""
-        places = slots * self.width + positions
-        ids = torch.where(ids < 0, self.ids.view(-1)[places], ids)
-        self.ids.view(-1).index_copy_(0, places, ids)
+        flat = slots * self.width + positions
+        ids = torch.where(ids < 0, self.ids.view(-1)[flat], ids)
+        self.ids.view(-1).index_copy_(0, flat, ids)
         return ids

@@ -1,8 +1,7 @@
 """Decode steps as graphs: one for each of a few batch sizes, replayed over the same tensors.
 
-What enters once is a function that computes decode rows; what enters a step are words in the static input,
-padded to the next size with rows of the scratch slot; what leaves are the likeliest tokens and the logits of
-all rows, in static tensors that the next step overwrites. Knows no sequence.
+A step of fewer rows is padded to the next size with rows of the scratch slot. The results lie in static
+tensors, so the next replay overwrites them.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class DecodeGraphs:
         return [ids + [0] * padding, slots + [self._scratch_slot] * padding, positions + [0] * padding]
 
     def replay(self, size: int) -> None:
-        """Compute the rows whose words are in place; `tokens` and `logits` then hold theirs in front."""
+        """Compute the rows whose words were uploaded; `tokens` and `logits` then hold theirs in front."""
         self._graphs[size].replay()
 
     def _run(self, size: int) -> None:

@@ -1,9 +1,7 @@
-"""Attention of one mixed step over the slot cache, with the same bits for a row whatever the batch.
+"""Attention of one mixed step over the slot cache: a row gets the same bits whatever the batch.
 
-What enters are the new queries, keys and values of packed rows `(T, heads, head_dim)`; they are written to
-the cache and attended in place. Decode rows run in the compiled kernels, or else as batches of neighbouring
-slots, padded by a rule that knows only the row's own length unless padding was measured to be neutral.
-Prompt chunks run one by one, grouped query heads as extra query rows of their key head. Knows no model.
+Every choice of a bucket or a kernel depends on the row's own length, never on the batch. Decode rows come
+first and are sorted by slot, because neighbouring slots are one view of the cache, attended in one call.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from adapters.torch_backend.model.kv_cache import SlotCache
 BLOCK = 64
 """Lengths are padded to multiples of this."""
 _CALL_COST = 4 * BLOCK
-"""What one more attention call costs, in key places read (about 25 us at 1 KiB a place)."""
+"""What one more attention call costs, in KV positions read (about 25 us at 1 KiB a position)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class StepLayout:
     flash: FlashStep | None = None
     """On a device that has it, it attends for all rows."""
     _runs: list[DecodeRun] | None = None
-    _place_index: Tensor | None = None
+    _kv_positions: Tensor | None = None
     _masks: dict[tuple[int, int, int, torch.dtype], Tensor] = field(default_factory=dict)
     _steps: dict[tuple[float, ...], KernelStep] = field(default_factory=dict)
 
@@ -73,10 +71,10 @@ class StepLayout:
     ) -> Tensor:
         """Store `k` and `v (T, kv_heads, D)`; return the attention of `q (T, heads, D)` in its shape."""
         k_cache, v_cache = self.cache.layer(layer, k, v)
-        if self._place_index is None:
-            self._place_index = self.cache.place_index(self.slots, self.positions)
-        SlotCache.write(k_cache, self._place_index, k)
-        SlotCache.write(v_cache, self._place_index, v)
+        if self._kv_positions is None:
+            self._kv_positions = self.cache.kv_positions(self.slots, self.positions)
+        SlotCache.write(k_cache, self._kv_positions, k)
+        SlotCache.write(v_cache, self._kv_positions, v)
         return self._attend_stored(q, k_cache, v_cache, scaling, window or 0)
 
     def rotate_and_attend(
@@ -102,6 +100,7 @@ class StepLayout:
         heads, v_dim = q.shape[1], v_cache.shape[3]
         out = q.new_empty(len(q), heads, v_dim)
         if self.num_used_rows < len(q):
+            # Padding rows go on through the layers: left as they are, a NaN could be in them.
             out[self.num_used_rows :].zero_()
         if self.num_decode_rows and self._kernels_cover(q, v_cache):
             assert self.kernels is not None
@@ -117,7 +116,8 @@ class StepLayout:
         repeat = heads // k_cache.shape[2]
         for block in self.prompt_blocks:
             rows, slot = slice(block.row, block.row + block.count), slice(block.slot, block.slot + 1)
-            # Grouped query heads become extra query rows of their key head.
+            # Grouped query heads become extra query rows of their key head, whose keys are then read once:
+            # (1, kv_heads, repeat * count, D).
             grouped = q[rows].reshape(block.count, -1, repeat, q.shape[2]).permute(1, 2, 0, 3)
             part = F.scaled_dot_product_attention(
                 grouped.reshape(1, -1, repeat * block.count, q.shape[2]),
@@ -215,9 +215,11 @@ def decode_runs(slots: Seq[int], positions: Seq[int], *, tight: bool) -> list[De
     """
     runs: list[DecodeRun] = []
     for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
+        # The row's own padded length, from its own position: nothing here may depend on the other rows.
         span = -(-(position + 1) // BLOCK) * BLOCK if tight else own_padded_len(position + 1)
         if runs and slot == runs[-1].slot + runs[-1].count:
             last = runs[-1]
+            # KV positions that all rows of the joint call read beyond what they would read apart.
             joint = max(span, last.padded_len)
             padding = joint * (last.count + 1) - last.padded_len * last.count - span
             if padding <= (_CALL_COST if tight else 0):
@@ -228,7 +230,7 @@ def decode_runs(slots: Seq[int], positions: Seq[int], *, tight: bool) -> list[De
 
 
 def prompt_blocks(row: int, slot: int, start: int, count: int, size: int) -> list[PromptBlock]:
-    """Cut a prompt chunk at multiples of `size`: a position is always computed in the same company."""
+    """Cut a prompt chunk at multiples of `size`: each position then always has the same rows beside it."""
     blocks: list[PromptBlock] = []
     position, end = start, start + count
     while position < end:
@@ -242,7 +244,7 @@ def prompt_blocks(row: int, slot: int, start: int, count: int, size: int) -> lis
 def joined_rows(blocks: Seq[PromptBlock]) -> list[tuple[int, int]]:
     """First rows and counts for the kernels, whose bits do not depend on how a prompt is cut."""
     joined: list[tuple[int, int]] = []
-    slot = -1
+    slot = -1  # no slot has this number
     for block in blocks:
         if block.slot == slot and joined[-1][1] + block.count <= BLOCK:
             joined[-1] = joined[-1][0], joined[-1][1] + block.count

@@ -1,14 +1,13 @@
-"""Attention of all rows of a step in a call or two of torch's flash attention, over the slots as they lie.
+"""Attention of all rows of a step in one or two calls of torch's flash attention, over the slots as they lie.
 
-What enters are queries `(T, heads, D)`, a layer's cache and, once a step, where each sequence's rows and keys
-are; what leaves is the attention in q's shape. The operator is an argument, so that a plain one can stand in
-for it. Knows no model, no slots' owners and no step: its callers say which rows there are.
+The operator is an argument, so that a plain one can stand in for it in tests.
 
-Read in torch's source (flash_api.cpp, and block_info.h of FlashAttention 2): with `seqused_k` given,
-`cum_seq_k[b]` is the first place of entry b and nothing else is made of it, so entries may lie in any order;
-a causal mask is aligned to the last key; with `max_q` 1 and grouped heads the query heads become rows, and
-the keys may be split over as many thread blocks as the batch leaves idle; with `max_q` above 1 they never
-are, and the order in which a row's sums are taken is its own.
+Read in torch's source (flash_api.cpp, and block_info.h of FlashAttention 2):
+ - with `seqused_k` given, `cum_seq_k[b]` is only the first key of entry b, so entries may lie in any order;
+ - a causal mask is aligned to the last key;
+ - with `max_q` 1 and grouped heads the query heads become rows, and the keys of an entry may be split over as
+   many thread blocks as the batch leaves idle: bits then depend on the batch;
+ - with `max_q` above 1 keys are never split, and a row's sums are taken in an order of its own.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ _DTYPES = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, slots=True)
 class KeySpans:
-    """Rows and keys of each entry, all int32 on the device; an entry's rows are the last of its places."""
+    """Rows and keys of each entry, all int32 on the device; an entry's rows are the last of its positions."""
 
     row_starts: Tensor
     """`(B + 1,)`: entry b has the rows `row_starts[b] .. row_starts[b + 1] - 1`."""
-    place_starts: Tensor
-    """`(B + 1,)`: the first place of entry b in the flattened cache; the last number means nothing."""
+    key_starts: Tensor
+    """`(B + 1,)`: entry b's first KV position, counted through all slots; the last number means nothing."""
     lengths: Tensor
-    """`(B,)`: places that entry b may see, those of its own rows included."""
+    """`(B,)`: positions that entry b may see, those of its own rows included."""
     max_rows: int
     """At least as many as the largest entry has; 1 chooses the kernel for decode rows alone."""
 
@@ -44,7 +43,10 @@ class AttentionOp(Protocol):
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, spans: KeySpans, max_len: int, scaling: float, window: int
     ) -> Tensor:
-        """`q (T, heads, D)` over `k` and `v (places, kv_heads, D)`; `window` 0 is none. Returns q's shape."""
+        """`q (T, heads, D)` over all slots' `k` and `v (slots * max_len, kv_heads, D)`; `window` 0 is none.
+
+        Returns q's shape.
+        """
         ...
 
 
@@ -57,14 +59,14 @@ def flash_attention(
         k,
         v,
         spans.row_starts,
-        spans.place_starts,
+        spans.key_starts,
         spans.max_rows,
         max_len,
         0.0,  # dropout
         True,  # causal
         False,  # no debug mask
         scale=scaling,
-        window_size_left=window - 1 if window else None,
+        window_size_left=window - 1 if window else None,  # it counts the keys before a row's own
         window_size_right=0 if window else None,
         seqused_k=spans.lengths,
     )[0]
@@ -82,7 +84,7 @@ class FlashPart:
 
 @dataclass(frozen=True, slots=True)
 class FlashStep:
-    """The attention of one step; what `StepLayout` asks in place of its own calls."""
+    """The attention of one step; `StepLayout` asks it instead of making its own calls."""
 
     op: AttentionOp
     parts: Seq[FlashPart]
@@ -113,8 +115,8 @@ def covers(dtype: torch.dtype, head_dim: int, v_dim: int) -> bool:
 def decode_spans(slots: Tensor, positions: Tensor, max_len: int, *, max_rows: int = 1) -> KeySpans:
     """Spans of rows `(T,)` that are one entry each; computed on the device alone, so a graph can hold it."""
     row_starts = torch.arange(len(slots) + 1, dtype=torch.int32, device=slots.device)
-    place_starts = F.pad(slots * max_len, (0, 1)).to(torch.int32)
-    return KeySpans(row_starts, place_starts, (positions + 1).to(torch.int32), max_rows)
+    key_starts = F.pad(slots * max_len, (0, 1)).to(torch.int32)
+    return KeySpans(row_starts, key_starts, (positions + 1).to(torch.int32), max_rows)
 
 
 def plain_attention(
@@ -123,12 +125,12 @@ def plain_attention(
     """The same in fp32, entry by entry: slow, and plain enough to be believed."""
     out = torch.empty_like(q)
     repeat = q.shape[1] // k.shape[1]
-    starts, places, lengths = (t.tolist() for t in (spans.row_starts, spans.place_starts, spans.lengths))
-    for row, end, place, length in zip(starts[:-1], starts[1:], places[:-1], lengths, strict=True):
+    starts, firsts, lengths = (t.tolist() for t in (spans.row_starts, spans.key_starts, spans.lengths))
+    for row, end, first, length in zip(starts[:-1], starts[1:], firsts[:-1], lengths, strict=True):
         assert end - row <= spans.max_rows
         assert length <= max_len
         keys, values = (
-            t[place : place + length].float().repeat_interleave(repeat, dim=1).transpose(0, 1) for t in (k, v)
+            t[first : first + length].float().repeat_interleave(repeat, dim=1).transpose(0, 1) for t in (k, v)
         )
         scores = scaling * (q[row:end].float().transpose(0, 1) @ keys.transpose(1, 2))
         last = torch.arange(length - (end - row), length, device=q.device)[:, None]

@@ -1,8 +1,6 @@
-"""The door through which Hugging Face models reach the batched attention.
+"""The attention function that transformers calls in each layer, with the step's layout as an extra argument.
 
-What enters is what transformers hands to an attention function in each layer, with the step's layout as an
-extra argument; what leaves is the attention in the shape it expects. Refuses what the batched attention
-cannot compute: soft-capped scores and attention sinks.
+What the batched attention cannot compute is refused: soft-capped scores and attention sinks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """A step of a Llama-shaped model in one call of the compiled kernels.
 
-What enters are the rows of a step as plain lists; what leaves are logits and the likeliest tokens. A call of
-Python or of torch for each operator would cost a fifth of a step at one row: after the weights of a model
-went through the caches, each of them is fetched from memory again.
+A call of Python or of torch for each operator costs a fifth of a step at one row: the weights of the model
+push their code out of the caches, so each call is fetched from memory again.
 """
 
 from __future__ import annotations

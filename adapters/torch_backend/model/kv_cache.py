@@ -1,9 +1,8 @@
-"""Keys and values of every running sequence: one slot each, written in place.
+"""Keys and values of every running sequence, one slot each; layers read whole slots as views, without a copy.
 
-What enters are the new keys and values of a step, `(T, heads, head_dim)`; what leaves are views of whole
-slots, without a copy. A slot is a contiguous stretch of `max_len` places, each with all heads side by side:
-what a decode row reads is one stream, which a CPU core reads twice as fast as one short piece a head. Knows
-no model: a layer's tensors are made when its first keys arrive.
+A slot is `max_len` positions in a row, each with all its heads side by side. What a decode row reads is then
+one stream, which a CPU core reads twice as fast as one short piece a head. Layers are allocated when their
+first keys arrive, so the cache needs to know no model.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ class SlotCache:
         return self._layers.get(index)
 
     @property
-    def bytes_per_place(self) -> int:
+    def bytes_per_position(self) -> int:
         """What one token takes in all the layers that were made."""
         tensors = [tensor for pair in self._layers.values() for tensor in pair]
         return sum(t[0, 0].numel() * t.element_size() for t in tensors)
@@ -86,18 +85,18 @@ class SlotCache:
     def _make(self, like: Tensor) -> Tensor:
         _, heads, head_dim = like.shape
         shape = (self.num_slots, self.max_len, heads, head_dim)
-        # Zeros, not empty: a masked place is multiplied by 0, and 0 * NaN would be NaN.
+        # Zeros, not empty: a masked position is multiplied by 0, and 0 * NaN would be NaN.
         if like.device.type != "cpu":
             return torch.zeros(shape, dtype=like.dtype, device=like.device)
-        # NumPy's zeros are mapped on first touch, so a place that is never used costs no memory.
+        # NumPy's zeros are mapped on first touch, so a position that is never used costs no memory.
         num_bytes = math.prod(shape) * like.element_size()
         return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(like.dtype).view(shape)
 
-    def place_index(self, slots: Tensor, positions: Tensor) -> Tensor:
-        """Flat numbers of the places `(T,)` of tokens at `positions` in `slots`, both `(T,)`."""
+    def kv_positions(self, slots: Tensor, positions: Tensor) -> Tensor:
+        """KV positions `(T,)`, counted through all slots, of the tokens at `positions` in `slots (T,)`."""
         return slots * self.max_len + positions
 
     @staticmethod
-    def write(cache: Tensor, place_index: Tensor, new: Tensor) -> None:
-        """Store `new (T, heads, head_dim)` at the places that `place_index` names; `cache` is changed."""
-        cache.flatten(0, 1).index_copy_(0, place_index, new)
+    def write(cache: Tensor, kv_positions: Tensor, new: Tensor) -> None:
+        """Store `new (T, heads, head_dim)` at these positions; `cache` is changed."""
+        cache.flatten(0, 1).index_copy_(0, kv_positions, new)

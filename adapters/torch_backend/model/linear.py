@@ -1,10 +1,9 @@
 """Linear layers whose rows have the same bits whatever the batch, with weights packed once for the CPU.
 
-What enters is a weight as the model holds it; what leaves is a module that maps `(T, in)` to `(T, out)`.
-A matrix library picks its kernel by the number of rows, and kernels differ in the last bit. So either our own
-kernel runs, which sums in one order, or the row counts that agree with one another are measured at start
-and only those are used: more rows run in several tiles, fewer are padded (by the caller, once for all
-layers). Knows no model and no cache.
+A matrix library picks its kernel by the number of rows, and kernels differ in the last bit. There are two
+ways out. Our own kernel sums in one order for any number of rows. Where it cannot run, the row counts that
+agree with one another are measured at start, and only those are used: more rows run in several tiles, and
+fewer are padded by the caller, once for all layers.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ class TiledLinear(nn.Module):
 
     def _plus_in_place(self, x: Tensor, other: Tensor) -> Tensor:
         """The sum as part of the product: one kernel less to launch."""
-        weight = self.weight.t()
+        weight = self.weight.t()  # a view: addmm takes (in, out)
         tiles = (torch.split(t, self.max_rows) for t in (x, other))
         for tile, total in zip(*tiles, strict=True):
             total.addmm_(tile, weight)
@@ -180,6 +179,8 @@ def measure_row_range(layer: TiledLinear) -> RowRange:
     def rows_in_tiles_of(tile: int) -> Tensor:
         return torch.cat([layer.product(x[s : s + tile]) for s in range(0, num_rows, tile)])[:num_rows]
 
+    # The range grows from the anchor both ways and ends at the first count that differs: a count beyond that
+    # may agree by chance, and `padded` relies on every count inside the range.
     want = rows_in_tiles_of(ANCHOR_ROWS)
     anchor = _CANDIDATE_ROWS.index(ANCHOR_ROWS)
     low = high = anchor

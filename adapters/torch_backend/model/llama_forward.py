@@ -1,8 +1,7 @@
 """The forward pass of Llama-shaped models with fewer, larger operators than the Hugging Face module has.
 
-What enters is a loaded model of the family; its weights are joined and packed, the originals freed. What
-leaves is a function from packed rows to logits. The generic path stays the reference: the backend compares
-the two before it trusts this one. On a CPU whose kernels cover all of a model, `KernelLlama` takes over.
+The generic path stays the reference: the backend compares the two before it trusts this one. On a CPU whose
+kernels cover all of a model, `KernelLlama` is used instead.
 """
 
 from __future__ import annotations

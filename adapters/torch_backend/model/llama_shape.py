@@ -1,7 +1,6 @@
-"""What models of Llama's shape have in common, taken out of a loaded Hugging Face model.
+"""What models of Llama's shape have in common (Llama, Mistral without a window, Qwen2).
 
-What enters is a model of the family (Llama, Mistral without a window, Qwen2); what leaves are its numbers and
-its weights, joined and packed, and the originals are freed.
+Taking the layers frees the original weights, so a model is never in memory twice.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import pytest
 from adapters.base import ConfigError, LabError, UnsupportedModel
 from adapters.models.gguf.store import resolve_gguf
 from adapters.models.presets import CORPUS_PATH, PRESETS, Preset
-from adapters.text.tokenizer import load_tokenizer
+from adapters.registry import load_tokenizer
 
 pytest.importorskip("llama_cpp", reason="needs the llama extra")
 pytest.importorskip("gguf", reason="needs the llama extra")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adapters.models import presets as seeded_model
-from adapters.models.manifest import folder_digest
+from adapters.models.digests import folder_digest
 from adapters.models.preset_tokenizer import END_OF_TEXT_ID, write_tokenizer
 from adapters.models.presets import PRESETS, Preset, Tensor, bf16_bits, tensors, write_model
 from adapters.text.tokenizer import HFTokenizer

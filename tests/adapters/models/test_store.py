@@ -18,12 +18,14 @@ import pytest
 from huggingface_hub import errors as hub_errors
 
 from adapters.base import BackendConfig, ConfigError
-from adapters.models import manifest as model_manifest
+from adapters.models import digests
 from adapters.models import presets as seeded_model
 from adapters.models import store as model_store
-from adapters.models.manifest import MANIFEST, changed_files, folder_digest, is_current, read_manifest
+from adapters.models.artifact import changed_files, read_manifest
+from adapters.models.digests import PRESET_MANIFEST, folder_digest
 from adapters.models.presets import PRESETS, Preset
-from adapters.models.store import make_preset, resolve_model
+from adapters.models.store import is_current, make_preset, resolve_model
+from adapters.registry import BACKENDS
 
 MAKE = (
     "import sys; from adapters.base import BackendConfig; from adapters.models.store import resolve_model; "
@@ -38,7 +40,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def resolve(model: str, artifacts: Path, backend: str = "torch") -> model_store.ModelFiles:
-    return resolve_model(BackendConfig(model=model, artifacts_dir=str(artifacts), backend=backend))
+    config = BackendConfig(model=model, artifacts_dir=str(artifacts), backend=backend)
+    return resolve_model(config, BACKENDS[backend].formats)
 
 
 def test_a_missing_preset_is_made_once(tiny: str, tmp_path: Path) -> None:
@@ -55,7 +58,7 @@ def test_a_missing_preset_is_made_once(tiny: str, tmp_path: Path) -> None:
 
 def test_the_digest_is_that_of_a_sha256sum_listing(tiny: str, tmp_path: Path) -> None:
     files = resolve(tiny, tmp_path)
-    paths = sorted(path for path in files.folder.iterdir() if path.name != MANIFEST)
+    paths = sorted(path for path in files.folder.iterdir() if path.name != PRESET_MANIFEST)
     listing = "".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in paths)
     assert files.digest == f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
     assert files.digest == folder_digest(files.folder)
@@ -71,10 +74,10 @@ def test_a_damaged_or_outdated_preset_is_made_anew(
     weights.write_bytes(content[:-100])
     assert resolve(tiny, tmp_path) == files
     assert weights.read_bytes() == content
-    monkeypatch.setattr(model_manifest, "RECIPE", 10**6)
+    monkeypatch.setattr(model_store, "RECIPE", 10**6)
     assert not is_current(files.folder)
     monkeypatch.undo()
-    (files.folder / MANIFEST).write_text("[]")
+    (files.folder / PRESET_MANIFEST).write_text("[]")
     assert not is_current(files.folder)
 
 
@@ -85,16 +88,16 @@ def test_a_new_corpus_means_a_new_tokenizer(
     corpus = tmp_path / "prompts.jsonl"
     corpus.write_text(json.dumps({"prompt": "entirely different words"}) + "\n")
     monkeypatch.setattr(seeded_model, "CORPUS_PATH", corpus)
-    monkeypatch.setattr(model_manifest, "CORPUS_PATH", corpus)
+    monkeypatch.setattr(model_store, "CORPUS_PATH", corpus)
     assert resolve(tiny, tmp_path).digest != before
 
 
 def test_changed_files_are_named(tiny: str, tmp_path: Path) -> None:
     folder = resolve(tiny, tmp_path).folder
-    assert changed_files(folder) == []
+    assert changed_files(folder / PRESET_MANIFEST) == []
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
-    assert changed_files(folder) == ["model.safetensors"]
+    assert changed_files(folder / PRESET_MANIFEST) == ["model.safetensors"]
 
 
 def test_a_failed_run_leaves_nothing(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +115,7 @@ def test_a_killed_run_leaves_nothing_that_counts(tmp_path: Path) -> None:
     models = tmp_path / "models"
     maker = subprocess.Popen([sys.executable, "-c", MAKE, "lab-110m", str(tmp_path)])
     give_up_s = time.monotonic() + 60
-    while not list(models.glob(".making-lab-110m-*/*.safetensors")):
+    while not list(models.glob(".making-lab-110m/*.safetensors")):
         assert maker.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < give_up_s
         time.sleep(0.001)
@@ -120,7 +123,7 @@ def test_a_killed_run_leaves_nothing_that_counts(tmp_path: Path) -> None:
     maker.wait()
     assert not (models / "lab-110m").exists()
     files = resolve("lab-110m", tmp_path)
-    assert changed_files(files.folder) == []
+    assert changed_files(files.folder / PRESET_MANIFEST) == []
     assert not list(models.glob(".making-*"))
 
 
@@ -130,8 +133,8 @@ def test_processes_that_ask_at_once_get_the_same_model(tmp_path: Path) -> None:
     digests = {maker.communicate(timeout=120)[0].strip() for maker in makers}
     assert len(digests) == 1
     folder = tmp_path / "models" / "lab-26m"
-    assert changed_files(folder) == []
-    assert read_manifest(folder)["digest"] in digests
+    assert changed_files(folder / PRESET_MANIFEST) == []
+    assert read_manifest(folder / PRESET_MANIFEST)["digest"] in digests
     assert not list(folder.parent.glob(".making-*"))
 
 
@@ -188,8 +191,8 @@ def test_a_local_folder_must_be_a_model(tmp_path: Path) -> None:
 def test_large_files_are_sampled_and_the_digest_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_manifest, "_SAMPLED_ABOVE_BYTES", 1000)
-    monkeypatch.setattr(model_manifest, "_SAMPLE_BYTES", 8)
+    monkeypatch.setattr(digests, "_SAMPLED_ABOVE_BYTES", 1000)
+    monkeypatch.setattr(digests, "_SAMPLE_BYTES", 8)
     (tmp_path / "weights").write_bytes(bytes(range(256)) * 10)
     digest = folder_digest(tmp_path)
     assert digest.startswith("sampled-sha256:")

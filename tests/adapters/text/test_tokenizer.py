@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from adapters.base import BackendConfig, ConfigError
-from adapters.text.tokenizer import ByteTokenizer, ChatTemplateError, HFTokenizer, Tokenizer, load_tokenizer
+from adapters.registry import load_tokenizer
+from adapters.text.tokenizer import ByteTokenizer, ChatTemplateError, HFTokenizer, Tokenizer
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, twice.",

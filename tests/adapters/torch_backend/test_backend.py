@@ -17,6 +17,7 @@ from adapters.base import (
     Sequence,
     UnsupportedModel,
 )
+from tests.adapters.configs import make_config
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")
 transformers = pytest.importorskip("transformers", reason="needs the torch extra")
@@ -103,7 +104,7 @@ def sequences_of(token_lists: list[list[int]], num_new: int = 12, **params: Any)
 
 def load(folder: Path, **changes: Any) -> TorchBackend:
     options = {"max_batch_size": 8, "dtype": "fp32", "num_threads": 1, **changes}
-    return TorchBackend(BackendConfig(model=str(folder), **options))
+    return TorchBackend(make_config(model=str(folder), **options))
 
 
 @pytest.mark.parametrize("cpu_kernels", [True, False], ids=["kernels", "operators"])

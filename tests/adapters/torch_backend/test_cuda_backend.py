@@ -17,14 +17,16 @@ from adapters.base import (
     ScheduledChunk,
     Sequence,
 )
+from tests.adapters.configs import make_config
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")
 transformers = pytest.importorskip("transformers", reason="needs the torch extra")
 
-from adapters.torch_backend import factory
+from adapters.torch_backend import factory, startup
 from adapters.torch_backend.backend import TorchBackend
 from adapters.torch_backend.cuda import batch_invariance
 from adapters.torch_backend.cuda.backend import CudaTorchBackend
+from adapters.torch_backend.cuda.startup import CudaSetup
 from adapters.torch_backend.cuda.step_graphs import DecodeGraphs, graph_sizes
 from adapters.torch_backend.model import flash_attention
 from adapters.torch_backend.model.linear import TiledLinear
@@ -52,9 +54,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load_device(folder: Path, machine: FakeMachine | None = None, **changes: Any) -> CudaTorchBackend:
     options = {"max_batch_size": 8, "dtype": "fp32", "num_threads": 1, "cpu_kernels": False, **changes}
-    return CudaTorchBackend(
-        BackendConfig(model=str(folder), device="cpu", **options), machine or FakeMachine()
-    )
+    return CudaTorchBackend(make_config(model=str(folder), device="cpu", **options), machine or FakeMachine())
 
 
 def run_overlapped(backend: CudaTorchBackend, sequences: list[Sequence], chunk: int = 64) -> list[list[int]]:
@@ -170,7 +170,7 @@ def test_a_lost_device_is_no_error_of_one_step(llama: Path, monkeypatch: pytest.
     monkeypatch.setattr(step.buffer, "received", lost)
     with pytest.raises(torch.AcceleratorError):
         step.result()
-    monkeypatch.setattr(backend, "_forward", lost)
+    monkeypatch.setattr(backend._launcher, "forward", lost)
     with pytest.raises(torch.AcceleratorError):
         backend.launch([ScheduledChunk(seq, 0, 2)])
 
@@ -281,11 +281,11 @@ def test_out_of_memory_names_settings(llama: Path, monkeypatch: pytest.MonkeyPat
     def fail(*args: Any, **options: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(backend, "_forward", fail)
+    monkeypatch.setattr(backend._launcher, "forward", fail)
     seq = Sequence(0, [5, 6], SamplingParams())
     with pytest.raises(BackendError, match="out of memory in a step of 2 rows: lower MAX_BATCH"):
         backend.launch([ScheduledChunk(seq, 0, 2)])
-    monkeypatch.setattr(TorchBackend, "_prepare", fail)
+    monkeypatch.setattr(startup, "_prepare", fail)
     with pytest.raises(BackendError, match="out of memory while loading"):
         load_device(llama)
 
@@ -313,16 +313,14 @@ def test_a_broken_promise_of_batch_invariance_is_loud(
 ) -> None:
     product = TiledLinear.product
 
-    def depends_on_company(self: TiledLinear, x: Any, activation: str = "none") -> Any:
+    def depends_on_the_batch(self: TiledLinear, x: Any, activation: str = "none") -> Any:
         return product(self, x, activation) + 1e-3 * x.abs().mean()
 
-    monkeypatch.setattr(TiledLinear, "product", depends_on_company)
+    monkeypatch.setattr(TiledLinear, "product", depends_on_the_batch)
     layer = TiledLinear(torch.eye(8), None, packed=False)
     assert batch_invariance.changed_linears(layer, torch.device("cpu")) == ["linear layer 8 -> 8"]
-    monkeypatch.setattr(TorchBackend, "_prepare", lambda *args, **options: ("llama", 0.0))
-    monkeypatch.setattr(
-        CudaTorchBackend, "_make_ready", lambda self, loaded, n: self._check_rows(loaded) or n
-    )
+    monkeypatch.setattr(startup, "_prepare", lambda *args, **options: ("llama", 0.0))
+    monkeypatch.setattr(CudaSetup, "make_ready", lambda self, loaded, n: self.check_rows(loaded) or n)
     monkeypatch.setattr(batch_invariance, "forward_is_changed", lambda *args: True)
     with caplog.at_level(logging.WARNING):
         backend = load_device(llama, batch_invariant=True)
@@ -330,14 +328,14 @@ def test_a_broken_promise_of_batch_invariance_is_loud(
     assert backend.info.details["batch_invariant"] is False
 
 
-def test_the_whole_pass_is_held_against_itself_in_company(llama: Path) -> None:
+def test_the_whole_pass_is_held_against_itself_in_other_batches(llama: Path) -> None:
     backend = load_device(llama, FakeMachine(attention=row_by_row), batch_invariant=True)
     packer = backend._packer
     with torch.inference_mode():
-        assert not batch_invariance.forward_is_changed(backend._forward, packer, 199)
+        assert not batch_invariance.forward_is_changed(backend._launcher.forward, packer, 199)
 
         def crowded(ids: Any, layout: Any, rows: Any) -> Any:
-            return backend._forward(ids, layout, rows) + 1e-4 * layout.num_decode_rows
+            return backend._launcher.forward(ids, layout, rows) + 1e-4 * layout.num_decode_rows
 
         assert batch_invariance.forward_is_changed(crowded, packer, 199)
     assert packer.slots.num_slots == len(packer.slots._free)

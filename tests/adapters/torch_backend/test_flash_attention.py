@@ -87,9 +87,9 @@ def test_a_mixed_step_attends_what_the_general_path_attends(
 def test_decode_spans_are_one_row_each() -> None:
     spans = decode_spans(torch.tensor([3, 0, 7]), torch.tensor([0, 41, 9]), 100)
     assert spans.row_starts.tolist() == [0, 1, 2, 3]
-    assert spans.place_starts.tolist()[:-1] == [300, 0, 700]
+    assert spans.key_starts.tolist()[:-1] == [300, 0, 700]
     assert spans.lengths.tolist() == [1, 42, 10]
-    assert {t.dtype for t in (spans.row_starts, spans.place_starts, spans.lengths)} == {torch.int32}
+    assert {t.dtype for t in (spans.row_starts, spans.key_starts, spans.lengths)} == {torch.int32}
 
 
 @pytest.mark.parametrize("window", [0, 24])
@@ -138,7 +138,7 @@ def test_a_right_operator_passes_the_check() -> None:
 
 
 def off_by_one_key(q: Any, k: Any, v: Any, spans: KeySpans, *rest: Any) -> Any:
-    shorter = KeySpans(spans.row_starts, spans.place_starts + 1, spans.lengths, spans.max_rows)
+    shorter = KeySpans(spans.row_starts, spans.key_starts + 1, spans.lengths, spans.max_rows)
     return plain_attention(q, k, v, shorter, *rest)
 
 

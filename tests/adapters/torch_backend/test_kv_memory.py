@@ -17,7 +17,7 @@ def fit(**changes: Any) -> int:
     numbers: dict[str, Any] = {
         "free_bytes": 10 * GIB,
         "fraction": 0.8,
-        "bytes_per_place": 128 * KIB,
+        "bytes_per_position": 128 * KIB,
         "max_batch": 15,
         "wanted": 4096,
         "is_given": False,

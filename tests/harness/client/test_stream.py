@@ -17,7 +17,7 @@ from harness.client.connection import Origin
 from harness.client.stream import StreamClient
 from harness.client.target import Target, completions_path, parse_origin
 from harness.plan.schedule import PlannedRequest
-from harness.results.manifest import loop_factory
+from harness.replay.event_loop import loop_factory
 from tests.harness.fake_server import (
     END,
     STREAM_HEAD,
@@ -329,4 +329,4 @@ def test_a_connection_closed_at_reuse_is_tried_once_more() -> None:
 def test_urls_name_the_completions_endpoint(url: str, host: str, port: int, path: str) -> None:
     origin, prefix = parse_origin(url)
     assert (origin.host, origin.port, completions_path(prefix)) == (host, port, path)
-    assert (origin.tls is not None) == url.startswith("https")
+    assert origin.is_tls == url.startswith("https")

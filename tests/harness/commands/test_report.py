@@ -12,7 +12,7 @@ from harness.results.metrics import Slo
 from harness.results.steps import summarise_steps
 from harness.results.table import render_table, spread
 from harness.results.validity import judge
-from services.contract import StepLine
+from services.contract.status import StepLine
 from tests.harness.made_rows import made_frame, made_manifest, made_repeat, made_row
 from tools.cli import main
 

@@ -114,11 +114,11 @@ def test_when_one_process_fails_the_others_are_ended_at_once(monkeypatch: pytest
         failed_s.append(time.monotonic())
         raise EOFError
 
-    monkeypatch.setattr(processes, "_play_part", ready_and_stuck)
+    monkeypatch.setattr(processes, "_run_worker", ready_and_stuck)
     monkeypatch.setattr(processes, "_collect", collect)
     parts: list[Any] = [None, None, None]
     with pytest.raises(LabError, match="ended before it was done"):
-        processes.play_in_processes(parts, lambda _: None, None)
+        processes.replay_in_processes(parts, lambda _: None, None)
     assert time.monotonic() - failed_s[0] < 5
     assert [line.closed for line in lines] == [True, True, True]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,13 +12,13 @@ from xml.etree import ElementTree
 import pytest
 
 from harness.comparing.verdict import DEFAULT_MARGIN
-from harness.page.files import load_report
+from harness.page.files import load_report, write_charts
 from harness.page.html import make_charts, render_page
 from harness.page.words import verdict_sentences
 from harness.results.cost import Price, read_price
 from harness.results.record import write_parquet
 from harness.results.steps import step_rows, write_steps
-from services.contract import StepLine
+from services.contract.status import StepLine
 from tests.harness.comparing.test_comparison import comparison, run_rows
 from tests.harness.results.test_latency_budget import told
 from tools.cli import main
@@ -24,33 +26,40 @@ from tools.cli import main
 HOST = {"cpu_model": "a <CPU>", "cpu_governor": None, "physical_cores": 2, "memory_bytes": 2**34}
 
 
+HOSTILE = """<script>alert('1' & "2")</script>/x"""
+
+
 @pytest.fixture
 def result(tmp_path: Path) -> Path:
+    return write_comparison(tmp_path, "baseline", "static", "continuous")
+
+
+def write_comparison(folder: Path, *arms: str, prompt: str = "p") -> Path:
+    """Three blocks, each arm twice as fast as the one before it; the first two arms have a step log."""
     runs = [
-        run_rows(arm, block, step_s * (1 + 0.01 * block))
+        run_rows(arm, block, 0.5**place * (1 + 0.01 * block))
         for block in range(3)
-        for arm, step_s in (("baseline", 1.0), ("static", 0.5), ("continuous", 0.25))
+        for place, arm in enumerate(arms)
     ]
-    rows, manifest = comparison(*runs)
+    rows, manifest = comparison(*runs, reference=arms[0])
     stamps = told()
     for number, run in enumerate(manifest["runs"]):
         run |= {"run_id": f"run-{number}", "host": HOST, "git": {"sha": "a" * 40}}
         run["validity"] = {"level": "VALID", "invalid": [], "caution": []}
-        for row in runs[number]:
-            row["run_id"] = f"run-{number}"
+        for index, row in enumerate(runs[number]):
+            row |= {"run_id": f"run-{number}", "prompt_id": f"{prompt}{index}"}
             for name in ("queue_s", "batch_wait_s", "prefill_s", "decode_s"):
                 row[name] = 0.01
             for name in ("written_s", "received_s", "first_token_s", "first_write_s"):
                 row[name] = row["sent_s"] + stamps[name] - 10.3
-    path = tmp_path / "comparison.parquet"
+    path = folder / "comparison.parquet"
     line = StepLine(
         step=0, start_s=0.0, duration_s=9.0, num_rows=1, num_prompt_tokens=1, num_decode_tokens=0,
         num_dead_rows=0, queue_depth=0,
     )  # fmt: skip
-    for arm in manifest["runs"][:2]:
-        arm["path"] = str(tmp_path / f"{arm['arm']}.parquet")
-        steps_path = tmp_path / f"{arm['arm']}.steps.parquet"
-        write_steps(steps_path, step_rows([line], arm["run_id"], 0), {})
+    for run in manifest["runs"][:2]:
+        run["path"] = str(folder / f"{run['run_id']}.parquet")
+        write_steps(folder / f"{run['run_id']}.steps.parquet", step_rows([line], run["run_id"], 0), {})
     write_parquet(path, rows, manifest | {"schema_version": 1, "started_at": "x"})
     return path
 
@@ -82,6 +91,26 @@ def test_the_page_needs_nothing_but_itself(result: Path, capsys: pytest.CaptureF
     assert len(page) < 3_000_000
     words = re.sub(r"<[^>]+>", " ", page)
     assert words.index("continuous wins: 2.00x") < words.index("Throughput and latency")
+
+
+def test_what_comes_from_outside_is_shown_and_never_run(tmp_path: Path) -> None:
+    path = write_comparison(tmp_path, HOSTILE, "static", prompt=HOSTILE)
+    data = load_report([path], slo=None, price=Price(), reference=None, margin=DEFAULT_MARGIN)
+    validity = {"level": "CAUTION", "invalid": [], "caution": [f"all arms: {HOSTILE}"]}
+    page = render_page(replace(data, manifest=data.manifest | {"validity": validity}), HOSTILE)
+    tags = Tags()
+    tags.feed(page)
+    assert [tag for tag, _ in tags.found].count("script") == 2  # the manifest's and the table's own
+    assert "alert('1'" not in page
+    assert not any(name.startswith("on") for _, attributes in tags.found for name in attributes)
+    items = [item for drawn in make_charts(data).values() for item in ElementTree.fromstring(drawn).iter()]
+    words = [item.text for item in items if item.text]
+    assert HOSTILE in words
+    assert any(text.startswith(f"{HOSTILE}0: prompt") for text in words)
+    assert len(write_charts(data, tmp_path / "charts")) == len(make_charts(data))
+    manifest = re.search(r'id="manifest">(.*?)</script>', page)
+    assert manifest is not None
+    assert json.loads(manifest[1])[0]["arm"] == HOSTILE
 
 
 def test_the_answer_names_winner_size_and_certainty(result: Path) -> None:

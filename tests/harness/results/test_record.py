@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adapters.base import LabError
+from harness.commands.report import recover
 from harness.results.record import (
     JOURNAL_SUFFIX,
     SCHEMA,
@@ -18,7 +19,6 @@ from harness.results.record import (
     read_parquet,
     write_parquet,
 )
-from harness.commands.report import recover
 from tests.harness.made_rows import made_manifest, made_repeat, made_row
 
 GOLDEN = {

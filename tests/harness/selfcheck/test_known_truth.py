@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.selfcheck.floor import measure_floor
-from harness.selfcheck.known_server import Delays
-from harness.selfcheck.known_truth import STALL_S, distances, measure_known, stall_shown, within_bound
+from harness.replay.floor import measure_floor, measure_known
+from harness.replay.known_server import Delays
+from harness.selfcheck.known_truth import STALL_S, distances, stall_shown, within_bound
 
 
 @pytest.mark.parametrize("is_random", [False, True])

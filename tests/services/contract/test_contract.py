@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -10,19 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from services import contract
+from harness.results.record import SCHEMA
+from harness.results.steps import STEP_SCHEMA
+from services.contract.requests import GenerateRequest
+from services.contract.responses import ChatCompletion, Completion, StreamChunk, Timings, Usage
+from services.contract.status import StepLine
+from services.contract.timings import SequenceTimings, StepRecord
 from services.core.inputs import parse
-from services.core.outputs import Ending, News
-from services.engine.messages import SequenceTimings
-from services.errors import Refusal
+from services.core.outputs import ChoiceOutput
+from services.core.step_log import StepLog
+from services.errors import ApiError
 from services.http.sse import FrameWriter, Shape
 
 TIMINGS = SequenceTimings(0.001, 0.0, 0.25, 1e-07, 3, 1.5)
-ENDING = Ending("length", 7, 3, TIMINGS)
+FINISH = ("length", 7, 3, TIMINGS)
 
 
-def read(fields: dict[str, Any]) -> contract.GenerateRequest:
-    return parse(contract.GenerateRequest, json.dumps(fields).encode())
+def read(fields: dict[str, Any]) -> GenerateRequest:
+    return parse(GenerateRequest, json.dumps(fields).encode())
 
 
 @pytest.mark.parametrize(
@@ -45,7 +51,7 @@ def test_defaults() -> None:
     assert (request.max_tokens, request.temperature, request.seed) == (None, None, None)
 
 
-@pytest.mark.parametrize("name", sorted(set(contract.GenerateRequest.model_fields) - {"prompt"}))
+@pytest.mark.parametrize("name", sorted(set(GenerateRequest.model_fields) - {"prompt"}))
 def test_null_counts_as_left_out(name: str) -> None:
     assert read({"prompt": "a", name: None}) == read({"prompt": "a"})
 
@@ -82,11 +88,11 @@ def test_a_request_does_not_change() -> None:
 
 
 def test_the_message_names_each_bad_field() -> None:
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(ApiError) as error:
         read({"prompt": "a", "temperature": "hot", "top_p": 2, "colour": 1})
-    assert refusal.value.param == "temperature"
+    assert error.value.param == "temperature"
     for name in ("temperature", "top_p", "colour"):
-        assert name in refusal.value.message
+        assert name in error.value.message
 
 
 def parsed(frame: bytes) -> Any:
@@ -98,10 +104,12 @@ def parsed(frame: bytes) -> Any:
 @given(st.text(), st.lists(st.integers(0, 2**31)), st.booleans())
 def test_frames_parse_to_the_model(text: str, token_ids: list[int], is_last: bool) -> None:
     writer = FrameWriter("completions", "r-1", 5, 'a"b')
-    frame = writer.frame([News(0, text, token_ids, ENDING if is_last else None), News(3, "x", [1])])
+    frame = writer.frame(
+        [ChoiceOutput(0, text, token_ids, *(FINISH if is_last else ())), ChoiceOutput(3, "x", [1])]
+    )
     assert frame.isascii()
     assert frame.count(b"\n") == 2
-    chunk = contract.StreamChunk.model_validate(parsed(frame), strict=True)
+    chunk = StreamChunk.model_validate(parsed(frame), strict=True)
     assert (chunk.id, chunk.created, chunk.model) == ("r-1", 5, 'a"b')
     first, second = chunk.choices
     assert (first.index, first.text, first.token_ids) == (0, text, token_ids)
@@ -110,36 +118,53 @@ def test_frames_parse_to_the_model(text: str, token_ids: list[int], is_last: boo
     if is_last:
         assert first.timings is not None
         assert first.timings.model_dump() == {
-            name: getattr(TIMINGS, name, None) for name in contract.Timings.model_fields
+            name: getattr(TIMINGS, name, None) for name in Timings.model_fields
         }
         assert (first.num_prompt_tokens, first.num_output_tokens) == (7, 3)
 
 
 def test_an_entry_in_the_middle_has_no_empty_fields() -> None:
-    frame = parsed(FrameWriter("completions", "r", 5, "m").frame([News(0, "x", [1])]))
+    frame = parsed(FrameWriter("completions", "r", 5, "m").frame([ChoiceOutput(0, "x", [1])]))
     assert frame["choices"] == [{"index": 0, "text": "x", "token_ids": [1], "finish_reason": None}]
     assert "usage" not in frame
 
 
 def test_the_usage_frame() -> None:
-    frames = FrameWriter("completions", "r", 5, "m", with_usage=True).end([ENDING, ENDING])
+    frames = FrameWriter("completions", "r", 5, "m", with_usage=True).end(
+        [ChoiceOutput(i, "", [], *FINISH) for i in range(2)]
+    )
     assert frames.endswith(b"data: [DONE]\n\n")
     frame = parsed(frames.removesuffix(b"data: [DONE]\n\n"))
-    chunk = contract.StreamChunk.model_validate(frame, strict=True)
+    chunk = StreamChunk.model_validate(frame, strict=True)
     assert chunk.choices == []
-    assert chunk.usage == contract.Usage(prompt_tokens=14, completion_tokens=6, total_tokens=20)
+    assert chunk.usage == Usage(prompt_tokens=14, completion_tokens=6, total_tokens=20)
 
 
-@pytest.mark.parametrize(
-    ("shape", "model"), [("completions", contract.Completion), ("chat", contract.ChatCompletion)]
-)
+@pytest.mark.parametrize(("shape", "model"), [("completions", Completion), ("chat", ChatCompletion)])
 def test_whole_answers_parse_to_their_models(shape: Shape, model: type[BaseModel]) -> None:
-    body = json.loads(FrameWriter(shape, "r", 5, "m").whole([News(0, "\u2028\U0001f642", [1, 2, 3], ENDING)]))
+    body = json.loads(
+        FrameWriter(shape, "r", 5, "m").whole([ChoiceOutput(0, "\u2028\U0001f642", [1, 2, 3], *FINISH)])
+    )
     answer = model.model_validate(body, strict=True)
     assert answer.model_dump() == body
 
 
 def test_chat_frames_name_the_role_once() -> None:
     writer = FrameWriter("chat", "r", 5, "m")
-    deltas = [parsed(writer.frame([News(0, text, [1])]))["choices"][0]["delta"] for text in "ab"]
+    deltas = [parsed(writer.frame([ChoiceOutput(0, text, [1])]))["choices"][0]["delta"] for text in "ab"]
     assert deltas == [{"role": "assistant", "content": "a"}, {"content": "b"}]
+
+
+def test_every_timing_and_counter_is_on_the_wire_and_in_the_parquet_files() -> None:
+    timings = [field.name for field in fields(SequenceTimings)]
+    frame = parsed(FrameWriter("completions", "r", 5, "m").frame([ChoiceOutput(0, "x", [1], *FINISH)]))
+    assert list(frame["choices"][0]["timings"]) == timings
+    assert [name for name in SCHEMA.names if name in timings] == timings
+    assert set(timings) == set(Timings.model_fields)
+
+    counters = [field.name for field in fields(StepRecord)]
+    log = StepLog()
+    log.add(StepRecord(0, 1.0, 0.5, 1, 0, 1, 0, 0))
+    (line,) = json.loads(log.page(0))["steps"]
+    assert list(line) == counters == STEP_SCHEMA.names[2:]
+    assert StepLine.model_validate(line, strict=True).model_dump() == line

@@ -10,9 +10,10 @@ from dataclasses import asdict
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.contract.timings import StepRecord
 from services.core.metrics import LABELS, Metrics
 from services.core.step_log import StepLog
-from services.engine.messages import SequenceUpdate, StepRecord, StepReport
+from services.engine.messages import SequenceUpdate, StepReport
 from tests.services.http.test_app import Background
 from tests.services.scripted_engine import TIMINGS, ScriptedEngine, last
 from tests.services.served import Served, serving, until

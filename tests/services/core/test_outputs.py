@@ -10,22 +10,22 @@ from hypothesis import strategies as st
 
 from adapters.base import SamplingParams, Sequence
 from adapters.text.tokenizer import ByteTokenizer
-from services.core.outputs import LiveRequest, News, StopMatcher
+from services.core.outputs import ChoiceOutput, RequestState, StopMatcher
 from services.engine.messages import SequenceUpdate
-from services.errors import Refusal, draining
+from services.errors import ApiError, draining
 from tests.services.scripted_engine import TIMINGS, last
 
 
-def live_request(*stops: str, num_prompts: int = 1, streamed: bool = True) -> LiveRequest:
+def new_request(*stops: str, num_prompts: int = 1, streamed: bool = True) -> RequestState:
     sequences = [Sequence(i, [1, 2], SamplingParams()) for i in range(num_prompts)]
     streams = [ByteTokenizer().stream() for _ in sequences]
-    return LiveRequest("r", sequences, streams, stops, streamed=streamed)
+    return RequestState("r", sequences, streams, stops, streamed=streamed)
 
 
-def take(live: LiveRequest, index: int, text: str, *, ends: bool = False) -> None:
+def take(request: RequestState, index: int, text: str, *, ends: bool = False) -> None:
     token_ids = list(text.encode())
     update = last(index, token_ids) if ends else SequenceUpdate(index, token_ids)
-    live.take(live.answers[index], update)
+    request.add_update(request.choices[index], update)
 
 
 def first_end(text: str, stops: list[str]) -> int | None:
@@ -72,84 +72,84 @@ def test_a_stop_string_is_found_however_the_text_is_cut(pieces: list[str], stop:
 
 def test_updates_merge_until_the_writer_asks() -> None:
     async def scenario() -> None:
-        live = live_request(num_prompts=2)
-        take(live, 1, "ab")
-        take(live, 0, "x")
-        take(live, 1, "c", ends=True)
-        first = await live.news()
-        assert [(news.index, news.text, bytes(news.token_ids)) for news in first] == [
+        request = new_request(num_prompts=2)
+        take(request, 1, "ab")
+        take(request, 0, "x")
+        take(request, 1, "c", ends=True)
+        first = await request.next_output()
+        assert [(output.index, output.text, bytes(output.token_ids)) for output in first] == [
             (1, "abc", b"abc"),
             (0, "x", b"x"),
         ]
-        assert first[0].ending is not None
-        assert first[0].ending.num_output_tokens == 3
-        take(live, 0, "y", ends=True)
-        assert [news.text for news in await live.news()] == ["y"]
-        assert live.is_over
+        assert first[0].finish_reason is not None
+        assert first[0].num_output_tokens == 3
+        take(request, 0, "y", ends=True)
+        assert [output.text for output in await request.next_output()] == ["y"]
+        assert request.is_over
 
     asyncio.run(scenario())
 
 
 def test_what_was_handed_over_does_not_change_afterwards() -> None:
     async def scenario() -> None:
-        live = live_request()
-        take(live, 0, "a")
-        news = await live.news()
-        take(live, 0, "b")
-        assert news == [News(0, "a", [97])]
+        request = new_request()
+        take(request, 0, "a")
+        output = await request.next_output()
+        take(request, 0, "b")
+        assert output == [ChoiceOutput(0, "a", [97])]
 
     asyncio.run(scenario())
 
 
 def test_tokens_after_a_stop_string_are_left_out() -> None:
-    live = live_request("lo")
-    take(live, 0, "hello wor")
-    assert live.answers[0].stopped
-    take(live, 0, "ld")
-    live.take(live.answers[0], SequenceUpdate(0, [1], "length", TIMINGS))
-    news = live.answers[0].collect()
-    assert news is not None
-    assert news.ending is not None
-    assert (news.text, bytes(news.token_ids)) == ("hel", b"hello")
-    assert (news.ending.reason, news.ending.num_output_tokens, news.ending.timings) == ("stop", 5, TIMINGS)
+    request = new_request("lo")
+    take(request, 0, "hello wor")
+    assert request.choices[0].is_stopped
+    take(request, 0, "ld")
+    request.add_update(request.choices[0], SequenceUpdate(0, [1], "length", TIMINGS))
+    output = request.choices[0].take_output()
+    assert output is not None
+    assert output.finish_reason is not None
+    assert (output.text, bytes(output.token_ids)) == ("hel", b"hello")
+    assert (output.finish_reason, output.num_output_tokens, output.timings) == ("stop", 5, TIMINGS)
 
 
 def test_text_held_back_comes_with_the_end() -> None:
-    live = live_request("</s>")
-    take(live, 0, "ab</")
-    news = live.answers[0].collect()
-    assert news is not None
-    assert (news.text, bytes(news.token_ids)) == ("ab", b"ab</")
-    take(live, 0, "s", ends=True)
-    news = live.answers[0].collect()
-    assert news is not None
-    assert news.text == "</s"
+    request = new_request("</s>")
+    take(request, 0, "ab</")
+    output = request.choices[0].take_output()
+    assert output is not None
+    assert (output.text, bytes(output.token_ids)) == ("ab", b"ab</")
+    take(request, 0, "s", ends=True)
+    output = request.choices[0].take_output()
+    assert output is not None
+    assert output.text == "</s"
 
 
-@pytest.mark.parametrize("end", [lambda live: live.leave(), lambda live: live.fail(draining())])
+@pytest.mark.parametrize("end", [RequestState.disconnect, lambda request: request.fail(draining())])
 def test_the_writer_wakes_when_there_is_nobody_or_nothing_more(end) -> None:  # type: ignore[no-untyped-def]
     async def scenario() -> None:
-        live = live_request()
-        waiting = asyncio.create_task(live.news())
+        request = new_request()
+        waiting = asyncio.create_task(request.next_output())
         await asyncio.sleep(0)
-        end(live)
+        end(request)
         assert await waiting == []
-        assert live.is_over
+        assert request.is_over
 
     asyncio.run(scenario())
 
 
 def test_the_first_failure_counts() -> None:
-    live = live_request()
-    live.fail(Refusal(503, "first", code="a"))
-    live.fail(Refusal(503, "second", code="b"))
-    assert live.failure is not None
-    assert live.failure.message == "first"
+    request = new_request()
+    request.fail(ApiError(503, "first", code="a"))
+    request.fail(ApiError(503, "second", code="b"))
+    assert request.error is not None
+    assert request.error.message == "first"
 
 
 def test_a_failed_sequence_fails_its_request_with_the_reason() -> None:
-    live = live_request(num_prompts=2)
-    live.take(live.answers[1], SequenceUpdate(1, [], "error", TIMINGS, "out of memory"))
-    assert live.failure is not None
-    assert live.failure.status == 500
-    assert "out of memory" in live.failure.message
+    request = new_request(num_prompts=2)
+    request.add_update(request.choices[1], SequenceUpdate(1, [], "error", TIMINGS, "out of memory"))
+    assert request.error is not None
+    assert request.error.status == 500
+    assert "out of memory" in request.error.message

@@ -8,17 +8,17 @@ import pytest
 
 from services.core.queue_limit import MAX_RETRY_AFTER_S, QueueLimit
 from services.engine.messages import SequenceUpdate
-from services.errors import Refusal
+from services.errors import ApiError
 from tests.services.http.test_app import Background
 from tests.services.scripted_engine import TIMINGS, ScriptedEngine, last
 from tests.services.served import CLIENT, lab_serve, serving, until
 
 
-def refused(limit: QueueLimit, num_waiting: int, waiting_tokens: int, now_s: float = 0.0) -> Refusal | None:
+def refused(limit: QueueLimit, num_waiting: int, waiting_tokens: int, now_s: float = 0.0) -> ApiError | None:
     try:
         limit.enter(num_waiting, waiting_tokens, now_s)
-    except Refusal as refusal:
-        return refusal
+    except ApiError as error:
+        return error
     limit.entered()
     return None
 
@@ -47,7 +47,7 @@ def test_those_being_tokenized_have_their_places() -> None:
 def test_a_long_prompt_is_welcome_where_nothing_waits() -> None:
     limit = QueueLimit(max_requests=9, max_tokens=100)
     limit.check_tokens(0, 0, 5000, 0.0)
-    with pytest.raises(Refusal):
+    with pytest.raises(ApiError):
         limit.check_tokens(1, 1, 100, 0.0)
 
 

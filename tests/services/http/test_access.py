@@ -13,7 +13,7 @@ import pytest
 from adapters.base import ConfigError
 from services.engine.messages import SequenceUpdate
 from services.logs import set_up_logs
-from services.settings import read_settings
+from services.read_settings import read_settings
 from tests.services.http.test_app import Background
 from tests.services.scripted_engine import TIMINGS, ScriptedEngine, last
 from tests.services.served import CLIENT, DEADLINE_S, lab_serve, serving, until

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from services import contract
+from services.contract.responses import ChatCompletion, Completion, CompletionChoice
+from services.contract.status import Health, ModelCard, ModelList, Steps
 from services.engine.messages import SequenceUpdate
 from tests.services.scripted_engine import ScriptedEngine, last
 from tests.services.served import DEADLINE_S, Served, serving, until
@@ -21,21 +22,21 @@ def served() -> Iterator[Served]:
         yield served
 
 
-def choices(served: Served, **fields: Any) -> list[contract.CompletionChoice]:
+def choices(served: Served, **fields: Any) -> list[CompletionChoice]:
     answer = served.post(**fields)
     assert answer.status_code == 200, answer.text
-    return contract.Completion.model_validate(answer.json(), strict=True).choices
+    return Completion.model_validate(answer.json(), strict=True).choices
 
 
 def test_health(served: Served) -> None:
     answer = served.get("/health")
     assert answer.status_code == 200
-    contract.Health.model_validate(answer.json(), strict=True)
+    Health.model_validate(answer.json(), strict=True)
     assert answer.json()["worker"] == "in_process"
 
 
 def test_model(served: Served) -> None:
-    card = contract.ModelCard.model_validate(served.get("/model").json(), strict=True)
+    card = ModelCard.model_validate(served.get("/model").json(), strict=True)
     assert (card.model, card.backend, card.variant, card.max_model_len) == ("null", "null", "continuous", 200)
     assert card.strategy == {
         "max_batch": 4,
@@ -59,7 +60,7 @@ def test_static_asks_for_its_prompts_in_chunks() -> None:
 
 
 def test_models_in_the_openai_shape(served: Served) -> None:
-    models = contract.ModelList.model_validate(served.get("/v1/models").json(), strict=True)
+    models = ModelList.model_validate(served.get("/v1/models").json(), strict=True)
     assert [entry.id for entry in models.data] == ["null"]
     assert choices(served, prompt="a", max_tokens=1, model="null")
 
@@ -105,17 +106,17 @@ def test_long_texts_and_large_bodies_take_the_same_way() -> None:
 def test_chat(served: Served) -> None:
     messages = [{"role": "user", "content": "hi"}]
     answer = served.post("/v1/chat/completions", messages=messages, max_completion_tokens=4, ignore_eos=True)
-    completion = contract.ChatCompletion.model_validate(answer.json(), strict=True)
+    completion = ChatCompletion.model_validate(answer.json(), strict=True)
     (prompted,) = choices(served, prompt="user: hi\nassistant: ", max_tokens=4, ignore_eos=True)
     assert completion.choices[0].message.content == prompted.text
     assert completion.id.startswith("chatcmpl-")
 
 
 def test_steps_go_on_from_where_one_asked(served: Served) -> None:
-    first = contract.Steps.model_validate(served.get("/steps").json(), strict=True)
+    first = Steps.model_validate(served.get("/steps").json(), strict=True)
     assert [step.step for step in first.steps] == list(range(first.next))
     served.post(prompt="abc", max_tokens=3, ignore_eos=True)
-    steps = contract.Steps.model_validate(served.get(f"/steps?after={first.next}").json(), strict=True)
+    steps = Steps.model_validate(served.get(f"/steps?after={first.next}").json(), strict=True)
     assert [(step.num_prompt_tokens, step.num_decode_tokens) for step in steps.steps] == [
         (3, 0),
         (0, 1),

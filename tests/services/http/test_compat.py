@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from services.core.outputs import News
+from services.core.outputs import ChoiceOutput
 from services.http.compat import EventWriter
 from tests.services.served import DEADLINE_S, LabProcess, lab_serve
 
@@ -143,5 +143,5 @@ def test_bad_fields_are_named(lab: LabProcess, path: str, fields: dict[str, Any]
 
 
 def test_line_breaks_in_the_text_stay_inside_one_event() -> None:
-    frame = EventWriter("r", 0.0).frame([News(0, "a\nb\r\n\nc", [1])]).decode()
+    frame = EventWriter("r", 0.0).frame([ChoiceOutput(0, "a\nb\r\n\nc", [1])]).decode()
     assert frame.split("\n\n")[1] == "data: a\ndata: b\ndata: \ndata: c"

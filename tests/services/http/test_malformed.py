@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from services.contract import MAX_BODY_BYTES, ErrorBody
+from services.contract.requests import MAX_BODY_BYTES
+from services.contract.responses import ErrorBody
 from services.http import handler as intake
 from tests.services.served import DEADLINE_S, Served, serving
 

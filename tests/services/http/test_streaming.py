@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.contract import StreamChunk
+from services.contract.responses import StreamChunk
 from services.engine.messages import SequenceUpdate
 from tests.services.scripted_engine import ScriptedEngine, last
 from tests.services.served import DEADLINE_S, Served, events, serving, stream, until

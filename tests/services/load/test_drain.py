@@ -27,8 +27,8 @@ def test_everything_accepted_is_finished(variant: str) -> None:
             while CLIENT.get(lab.url + "/health").json()["active_requests"] < 32:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             lab.process.send_signal(signal.SIGTERM)
-            endings = await asyncio.gather(*asked)
-            return [(ending.is_whole, b'"num_output_tokens":60' in ending.body) for ending in endings]
+            replies = await asyncio.gather(*asked)
+            return [(reply.is_whole, b'"num_output_tokens":60' in reply.body) for reply in replies]
 
         assert asyncio.run(scenario()) == [(True, True)] * 32
         assert lab.process.wait(DEADLINE_S) == 0

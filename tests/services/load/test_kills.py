@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.services.engine_client.test_worker import engine_pid
-from tests.services.load_client import Connection, Ending, ms
+from tests.services.load_client import Connection, Reply, ms
 from tests.services.served import CLIENT, LabProcess, lab_serve
 
 CONCURRENCY = 32
@@ -24,7 +24,7 @@ class Run:
     lab: LabProcess
     num_requests: int
     num_kills: int
-    endings: list[Ending] = field(default_factory=list)
+    replies: list[Reply] = field(default_factory=list)
     kills_s: list[float] = field(default_factory=list)
     recoveries_s: list[float] = field(default_factory=list)
     num_begun: int = 0
@@ -37,17 +37,17 @@ class Run:
         connection = Connection(int(self.lab.url.rsplit(":", 1)[1]))
         while self.num_begun < self.num_requests:
             self.num_begun += 1
-            ending = await connection.post(
+            reply = await connection.post(
                 prompt=f"user {user} asks once more", max_tokens=16, ignore_eos=True, stream=bool(user % 2)
             )
-            self.endings.append(ending)
-            if ending.status == 503 and ending.code != "engine_lost":
+            self.replies.append(reply)
+            if reply.status == 503 and reply.code != "engine_lost":
                 await asyncio.sleep(1.0)  # as its Retry-After says
         connection.cut()
 
     async def _kill(self) -> None:
         for kill in range(1, self.num_kills + 1):
-            while len(self.endings) < kill * self.num_requests // (self.num_kills + 1):  # noqa: ASYNC110
+            while len(self.replies) < kill * self.num_requests // (self.num_kills + 1):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             os.kill(engine_pid(self.lab), signal.SIGKILL)
             self.kills_s.append(time.monotonic())
@@ -72,20 +72,20 @@ def test_every_request_ends(num_requests: int, num_kills: int, settings: dict[st
         rss_before = api.memory_info().rss
         asyncio.run(run.go())
 
-        counts = Counter(f"{ending.status} {ending.code}".strip() for ending in run.endings)
+        counts = Counter(f"{reply.status} {reply.code}".strip() for reply in run.replies)
         ends_after_kill_s = [
-            ending.end_s - killed_s
-            for ending in run.endings
+            reply.end_s - killed_s
+            for reply in run.replies
             for killed_s in run.kills_s
-            if ending.sent_s < killed_s < ending.end_s and ending.code == "engine_lost"
+            if reply.sent_s < killed_s < reply.end_s and reply.code == "engine_lost"
         ]
         rss_growth = api.memory_info().rss / rss_before - 1
         print(f"\n{counts}; lost ones ended at most {ms(max(ends_after_kill_s))} after the kill;")
         print(f"recovered in {[round(s, 2) for s in run.recoveries_s]} s; API memory {rss_growth:+.1%}")
 
-        assert len(run.endings) >= num_requests
+        assert len(run.replies) >= num_requests
         assert set(counts) <= {"200", "200 engine_lost", "503 engine_lost", "503 restarting"}
-        assert all(ending.is_whole != (ending.code != "") or ending.status == 503 for ending in run.endings)
+        assert all(reply.is_whole != (reply.code != "") or reply.status == 503 for reply in run.replies)
         assert len(run.recoveries_s) == num_kills
         assert max(ends_after_kill_s) < 1.0
         assert max(run.recoveries_s) < 10.0

@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 
-from tests.services.load_client import Connection, Ending, ms, quantile
+from tests.services.load_client import Connection, Reply, ms, quantile
 from tests.services.served import lab_serve
 
 pytestmark = pytest.mark.load
@@ -31,7 +31,7 @@ class Felt:
         return quantile(self.during_s, 0.99) / quantile(self.calm_s, 0.99)
 
 
-def gaps_s(talkers: list[Ending], from_s: float, to_s: float) -> list[float]:
+def gaps_s(talkers: list[Reply], from_s: float, to_s: float) -> list[float]:
     """Between pieces of the same stream, those that fall at least partly into the time given."""
     return [
         later - earlier
@@ -53,12 +53,12 @@ def measure(prefill_chunk: int, threshold: int) -> Felt:
         lab.wait_ready(deadline_s=120)  # a first start compiles
         port = int(lab.url.rsplit(":", 1)[1])
 
-        async def ask(prompt: list[int] | str, max_tokens: int) -> Ending:
+        async def ask(prompt: list[int] | str, max_tokens: int) -> Reply:
             return await Connection(port).post(
                 prompt=prompt, max_tokens=max_tokens, ignore_eos=True, stream=True
             )
 
-        async def scenario() -> tuple[list[Ending], list[Ending], Ending]:
+        async def scenario() -> tuple[list[Reply], list[Reply], Reply]:
             await asyncio.gather(*(ask(LONG, 2) for _ in range(20)))  # first use of each shape and slot
             talkers = [asyncio.create_task(ask(f"talker {i}", 600)) for i in range(NUM_TALKERS)]
             await asyncio.sleep(2.0)
@@ -69,7 +69,7 @@ def measure(prefill_chunk: int, threshold: int) -> Felt:
             return await asyncio.gather(*talkers), long, await short
 
         talkers, long, short = asyncio.run(scenario())
-        assert all(ending.is_whole for ending in (*talkers, *long, short))
+        assert all(reply.is_whole for reply in (*talkers, *long, short))
         assert all(talker.end_s > long[-1].end_s for talker in talkers), "a talker fell silent too early"
         began_s = long[0].sent_s
         return Felt(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.services.load_client import Connection, Ending, ms, quantile
+from tests.services.load_client import Connection, Reply, ms, quantile
 from tests.services.served import CLIENT, LabProcess, lab_serve
 
 STEP_S, MAX_BATCH, NUM_TOKENS = 0.020, 16, 16
@@ -27,7 +27,7 @@ class OpenLoop:
     during_s: float
     _free: list[Connection] = field(default_factory=list)
 
-    async def go(self) -> list[tuple[float, Ending]]:
+    async def go(self) -> list[tuple[float, Reply]]:
         begin_s = time.monotonic() + 0.1
         asked = []
         for number in range(int(self.rate_per_s * self.during_s)):
@@ -37,17 +37,17 @@ class OpenLoop:
             asked.append(asyncio.create_task(self._one(scheduled_s)))
         return list(await asyncio.gather(*asked))
 
-    async def _one(self, scheduled_s: float) -> tuple[float, Ending]:
+    async def _one(self, scheduled_s: float) -> tuple[float, Reply]:
         connection = self._free.pop() if self._free else Connection(int(self.lab.url.rsplit(":", 1)[1]))
-        ending = await connection.post(
+        reply = await connection.post(
             prompt="hello there", max_tokens=NUM_TOKENS, ignore_eos=True, stream=True
         )
         self._free.append(connection)
-        return scheduled_s, ending
+        return scheduled_s, reply
 
 
-def measure(lab: LabProcess, load: float, during_s: float) -> tuple[float, list[tuple[float, Ending]]]:
-    """Goodput in requests a second at `load` times the capacity, and all endings."""
+def measure(lab: LabProcess, load: float, during_s: float) -> tuple[float, list[tuple[float, Reply]]]:
+    """Goodput in requests a second at `load` times the capacity, and all replies."""
     rows = asyncio.run(OpenLoop(lab, load * CAPACITY_PER_S, during_s).go())
     good = [e for at_s, e in rows if e.status == 200 and e.is_whole and e.first_s - at_s <= TTFT_BOUND_S]
     last_s = max(e.end_s for _, e in rows if e.status == 200)
@@ -68,16 +68,16 @@ def test_ten_times_the_capacity(during_s: float) -> None:
         at_capacity, _ = measure(lab, 1.0, during_s)
         overloaded, rows = measure(lab, 10.0, during_s)
 
-        refused = [ending for _, ending in rows if ending.status == 429]
-        refusal_s = [ending.end_s - ending.sent_s for ending in refused]
-        advice = sorted({int(ending.retry_after or 0) for ending in refused})
+        refused = [reply for _, reply in rows if reply.status == 429]
+        refusal_s = [reply.end_s - reply.sent_s for reply in refused]
+        advice = sorted({int(reply.retry_after or 0) for reply in refused})
         print(
             f"; 429 after p50 {ms(quantile(refusal_s, 0.5))}, p99 {ms(quantile(refusal_s, 0.99))};", end=" "
         )
         print(f"Retry-After {advice} s")
 
-        assert {ending.status for _, ending in rows} == {200, 429}
-        assert all(ending.is_whole for _, ending in rows)
+        assert {reply.status for _, reply in rows} == {200, 429}
+        assert all(reply.is_whole for _, reply in rows)
         assert all(1 <= seconds <= 10 for seconds in advice)
         assert overloaded >= 0.9 * at_capacity or during_s < 60
         assert quantile(refusal_s, 0.99) < (0.050 if during_s >= 60 else 1.0)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.services.load_client import Connection, Ending, ms, quantile
+from tests.services.load_client import Connection, Reply, ms, quantile
 from tests.services.served import LabProcess, lab_serve
 
 pytestmark = pytest.mark.load
@@ -19,7 +19,7 @@ def stream_all(lab: LabProcess) -> tuple[float, float]:
     """Tokens a second over all streams, and tokens a frame."""
     port = int(lab.url.rsplit(":", 1)[1])
 
-    async def scenario() -> list[Ending]:
+    async def scenario() -> list[Reply]:
         asked = (
             Connection(port).post(prompt="x", max_tokens=NUM_TOKENS, ignore_eos=True, stream=True)
             for _ in range(NUM_STREAMS)
@@ -27,11 +27,11 @@ def stream_all(lab: LabProcess) -> tuple[float, float]:
         return list(await asyncio.gather(*asked))
 
     begin_s = time.monotonic()
-    endings = asyncio.run(scenario())
+    replies = asyncio.run(scenario())
     took_s = time.monotonic() - begin_s
-    assert all(ending.is_whole for ending in endings)
+    assert all(reply.is_whole for reply in replies)
     num_tokens = NUM_STREAMS * NUM_TOKENS
-    return num_tokens / took_s, num_tokens / sum(ending.num_frames for ending in endings)
+    return num_tokens / took_s, num_tokens / sum(reply.num_frames for reply in replies)
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def test_time_to_a_first_token_at_concurrency_one() -> None:
             connection = Connection(port)
             ttft_s = []
             for _ in range(500):
-                ending = await connection.post(
+                reply = await connection.post(
                     prompt="hello there", max_tokens=4, ignore_eos=True, stream=True
                 )
-                ttft_s.append(ending.first_s - ending.sent_s)
+                ttft_s.append(reply.first_s - reply.sent_s)
             return ttft_s
 
         ttft_s = asyncio.run(scenario())

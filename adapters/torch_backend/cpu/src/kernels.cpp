@@ -3,14 +3,12 @@
 // first would be half a dozen torch operators each, or attention padded to the longest row.
 //
 // A row's result depends on that row alone: its loops run over its own length in a fixed order, and threads
-// share out whole rows or heads. Sums are fp32. Compiled by cpu_kernels.py with the system's compiler; written
+// share out whole rows or heads. Sums are fp32. Compiled by build.py with the system's compiler; written
 // with the vector extension that gcc and clang share, for any CPU.
 
 #include "model.h"
 
 #if defined(__AVX512BF16__)
-extern "C" int lab_has_linear() { return 1; }
-
 extern "C" void lab_linear_bfloat16(const Linear* l, const bf16* x, int64_t rows, bf16* out) {
     product(*l, x, rows, nullptr, out, kNone);
 }
@@ -25,23 +23,14 @@ extern "C" int lab_attend_prompt_bfloat16(
 extern "C" void lab_model_bfloat16(const Step* s, const Model* model, const Rows* rows, double* seconds) {
     run_model(*s, *model, *rows, seconds);
 }
-#else
-extern "C" int lab_has_linear() { return 0; }
-extern "C" void lab_linear_bfloat16(const Linear*, const bf16*, int64_t, bf16*) {}
-extern "C" int lab_attend_prompt_bfloat16(
-    const Step*, int64_t, int64_t, const bf16*, int64_t, int64_t, const bf16*, const bf16*, bf16*
-) {
-    return 1;
-}
-extern "C" void lab_model_bfloat16(const Step*, const void*, const void*, double*) {}
 #endif
 
 #define LAB_KERNELS(T, name)                                                                                   \
     extern "C" void lab_norm_##name(const T* x, const T* w, T* y, int64_t rows, int64_t size, float eps) {     \
         norm(x, w, y, rows, size, eps);                                                                        \
     }                                                                                                          \
-    extern "C" void lab_argmax_##name(const T* x, int64_t rows, int64_t size, int64_t* places) {               \
-        argmax(x, rows, size, size, places);                                                                   \
+    extern "C" void lab_argmax_##name(const T* x, int64_t rows, int64_t size, int64_t* found) {                \
+        argmax(x, rows, size, size, found);                                                                    \
     }                                                                                                          \
     extern "C" void lab_rotate_and_store_##name(const Step* s, T* qkv, T* keys, T* values) {                   \
         rotate_and_store(*s, qkv, keys, values);                                                               \

@@ -7,13 +7,13 @@
 
 #if defined(__AVX512BF16__)
 
-struct Layer {  // mirrors `KernelLayer` in cpu_kernels.py
+struct Layer {  // mirrors `KernelLayer` in kernels.py
     const bf16 *input_norm, *mlp_norm;
     bf16 *keys, *values;
     Linear qkv, out, gate, up, down;
 };
 
-struct Model {  // mirrors `KernelModel` in cpu_kernels.py
+struct Model {  // mirrors `KernelModel` in kernels.py
     const bf16 *embedding, *norm;
     Linear head;  // its outputs may be padded
     const Layer* layers;
@@ -26,7 +26,7 @@ struct PromptRows {
     int64_t row, count;
 };
 
-// What enters and leaves a step beside the cache. Mirrors `KernelRows` in cpu_kernels.py.
+// Inputs and outputs of a step beside the cache. Mirrors `KernelRows` in kernels.py.
 struct Rows {
     const int64_t* ids;  // per row
     const PromptRows* prompts;
@@ -59,6 +59,8 @@ static void gather(const bf16* from, const int64_t* at, int64_t count, int64_t s
     for (int64_t i = 0; i < count; i++) std::memcpy(to + i * size, from + at[i] * size, size * sizeof(bf16));
 }
 
+// All buffers are `(rows, size)`. `x` is the residual stream; `gated` holds silu(gate) and then, in place, its
+// product with up.
 static void run_model(const Step& s, const Model& model, const Rows& r, double* seconds) {
     const Layer& like = model.layers[0];
     int64_t rows = s.rows, hidden = like.qkv.in_features, mixed_size = like.out.in_features;

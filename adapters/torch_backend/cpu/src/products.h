@@ -7,7 +7,7 @@
 
 #include "vectors.h"
 
-struct Linear {  // mirrors `KernelWeight` in cpu_kernels.py
+struct Linear {  // mirrors `KernelWeight` in kernels.py
     const bf16* panels;
     const bf16* bias;  // or null
     int64_t out_features, in_features;
@@ -59,6 +59,7 @@ static void product_tile(
     f32v acc[M][V] = {};
     const bf16* panels = l.panels + panel * panel_size;
     add_products<M, V>(panels, panel_size, l.in_features / 2, x, l.in_features, acc, fetch);
+    // The epilogue works on fp32 sums, so a fused addition rounds to bf16 once, not twice.
     for (int m = 0; m < M; m++) {
         for (int v = 0; v < V; v++) {
             int64_t column = (panel + v) * kLanes, at = m * l.out_features + column;
@@ -72,6 +73,8 @@ static void product_tile(
     }
 }
 
+// Finds the tile function for `rows` rows, since M must be a constant for the sums to stay in registers. M does
+// not enter a row's own sums: its bits are those of any other tile.
 template <int M = kTile>
 static void product_rest(
     int64_t rows, const Linear& l, int64_t panel, int64_t last, const bf16* x, const bf16* other, bf16* out,
@@ -84,6 +87,8 @@ static void product_rest(
     }
 }
 
+// x (rows, in_features) times all panels; other and out (rows, out_features). Threads share out panels, so each
+// weight is read from memory once, by one core, for all rows.
 static void product(
     const Linear& l, const bf16* x, int64_t rows, const bf16* other, bf16* out, Epilogue epilogue
 ) {

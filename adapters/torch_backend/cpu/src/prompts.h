@@ -1,8 +1,8 @@
 // Attention of prompt rows in bf16, where the CPU multiplies pairs of bf16.
 //
-// The queries of one key head are the rows of two products a block of kBlock places: with the keys, and, once
+// The queries of one key head are the rows of two products a block of kBlock positions: with the keys, and, once
 // softened, with the values; both are packed into panels first. The softmax goes along with the blocks: its
-// highest score and its sum are corrected as they grow. Blocks begin at multiples of kBlock, and one in which a
+// highest score and its sum are corrected as they grow (the online softmax of FlashAttention). Blocks begin at multiples of kBlock, and one in which a
 // row sees nothing leaves it as it is, so that neither the chunk nor the tile a row is in changes its bits.
 #pragma once
 
@@ -13,7 +13,8 @@
 
 constexpr int kBlock = kPanels * kLanes;
 
-// Lane i of vector j and lane j of vector i change places: in four rounds, squares of W lanes do.
+// One of four rounds (W = 1, 2, 4, 8) that transpose 16 vectors of 16 lanes: squares of W lanes are exchanged. A
+// lane holds a pair of bf16, so the keys' pairs of dimensions come to stand as `product_tile` reads weights.
 template <int W>
 static inline void exchange(__m512i* v) {
     i32v lane{}, upper{};
@@ -28,7 +29,7 @@ static inline void exchange(__m512i* v) {
     }
 }
 
-// kBlock keys (one head, `stride` apart) as panels of kLanes places.
+// kBlock keys (one head, `stride` apart) as panels of kLanes positions.
 template <int D>
 static void pack_keys(const bf16* keys, int64_t stride, bf16* panels) {
     for (int64_t panel = 0; panel < kPanels; panel++) {
@@ -66,9 +67,9 @@ struct Softmax {
     f32v totals;
 };
 
-constexpr float kNothingSeen = -1e30f;
+constexpr float kNothingSeen = -1e30f;  // not -INFINITY: the difference of two of those is no number
 
-// One row's kBlock scores to weights in bf16; of the places from `base` on it sees `first .. last`. Returns by
+// One row's kBlock scores to weights in bf16; of the positions from `base` on it sees `first .. last`. Returns by
 // what its sums so far have to be multiplied.
 static inline float soften_block(
     f32v* scores, float scale, int64_t base, int64_t first, int64_t last, Softmax& softmax, bf16* weights
@@ -85,6 +86,7 @@ static inline float soften_block(
         }
         top = larger(top, scores[v]);
     }
+    // A block in which the row sees nothing has no higher score: the factor is exactly 1 and the weights are 0.
     float highest = _mm512_reduce_max_ps((__m512)top), factor = 1.0f;
     if (highest != softmax.highest) factor = exp_of(larger(f32v{} + (softmax.highest - highest), f32v{} - 200.0f))[0];
     softmax.highest = highest;
@@ -98,7 +100,7 @@ static inline float soften_block(
     return factor;
 }
 
-// M query rows and one block of places; `mix (M, D)` are their sums so far. Row m sees `first[m] .. last[m]`.
+// M query rows and one block of positions; `mix (M, D)` are their sums so far. Row m sees `first[m] .. last[m]`.
 template <int D, int M>
 static void attend_tile(
     const bf16* q, const bf16* keys, const bf16* values, float scale, int64_t base, const int64_t* first,
@@ -110,6 +112,7 @@ static void attend_tile(
     float factors[M];
     for (int m = 0; m < M; m++)
         factors[m] = soften_block(scores[m], scale, base, first[m], last[m], softmax[m], weights[m]);
+    // Registers hold M * V sums of the mix: V vectors of dimensions at a time, as many as divide D.
     constexpr int V = D % (kPanels * kLanes) ? 2 : kPanels;
     for (int i = 0; i < D; i += V * kLanes) {
         f32v acc[M][V];

@@ -19,9 +19,9 @@ static void norm(const T* x, const T* weight, T* y, int64_t rows, int64_t size, 
     }
 }
 
-// The place of the largest of the first `size` numbers of each row, the first of equals.
+// The index of the largest of the first `size` numbers of each row, the first of equals.
 template <typename T>
-static void argmax(const T* x, int64_t rows, int64_t size, int64_t stride, int64_t* places) {
+static void argmax(const T* x, int64_t rows, int64_t size, int64_t stride, int64_t* found) {
     i32v lane{};
     for (int i = 0; i < kLanes; i++) lane[i] = i;
     for (int64_t row = 0; row < rows; row++) {
@@ -36,16 +36,16 @@ static void argmax(const T* x, int64_t rows, int64_t size, int64_t stride, int64
             at = is_larger ? lane + int32_t(i) : at;
         }
         float top = best[0];
-        int64_t place = at[0];
+        int64_t index = at[0];
         for (int k = 1; k < kLanes; k++)
-            if (best[k] > top || (best[k] == top && at[k] < place)) top = best[k], place = at[k];
+            if (best[k] > top || (best[k] == top && at[k] < index)) top = best[k], index = at[k];
         for (; i < size; i++)
-            if (to_float(in[i]) > top) top = to_float(in[i]), place = i;
-        places[row] = place;
+            if (to_float(in[i]) > top) top = to_float(in[i]), index = i;
+        found[row] = index;
     }
 }
 
-// What the kernels know of a step and of one layer's cache. Mirrors `KernelStep` in cpu_kernels.py.
+// What the kernels know of a step and of one layer's cache. Mirrors `KernelStep` in kernels.py.
 struct Step {
     const int64_t* slots;      // per row
     const int64_t* positions;  // per row
@@ -59,7 +59,7 @@ struct Step {
 };
 
 template <typename T>
-static inline T* place(T* cache, const Step& s, int64_t row, int64_t head) {
+static inline T* kv_of(T* cache, const Step& s, int64_t row, int64_t head) {
     return cache + ((s.slots[row] * s.max_len + s.positions[row]) * s.kv_heads + head) * s.dim;
 }
 
@@ -86,8 +86,8 @@ static void rotate_and_store(const Step& s, T* qkv, T* keys, T* values) {
         const float* sine = s.sines + s.positions[row] * half;
         for (int64_t h = 0; h < s.heads; h++) rotate(q + h * s.dim, q + h * s.dim, cosine, sine, half);
         for (int64_t h = 0; h < s.kv_heads; h++) {
-            rotate(k + h * s.dim, place(keys, s, row, h), cosine, sine, half);
-            std::memcpy(place(values, s, row, h), v + h * s.dim, s.dim * sizeof(T));
+            rotate(k + h * s.dim, kv_of(keys, s, row, h), cosine, sine, half);
+            std::memcpy(kv_of(values, s, row, h), v + h * s.dim, s.dim * sizeof(T));
         }
     }
 }
@@ -107,28 +107,28 @@ static inline f32v plus_products(f32v sum, const bf16* a, const bf16* b) {
 #endif
 }
 
-// Fetches a place's share of a block to come while a place is computed: memory is then read in order and all the
-// time, which strided reads of single heads, or whole blocks asked for at once, are not.
+// While a position is computed, fetches one position's share of a block to come. Memory is then read in order and
+// all the time; strided reads of single heads, or whole blocks asked for at once, leave it idle in between.
 constexpr int64_t kBlocksAhead = 2;
 
 template <typename T, int D>
-static inline void fetch_place(const T* share, int64_t place) {
-    const char* from = (const char*)(share + place * D);
+static inline void fetch_position(const T* share, int64_t position) {
+    const char* from = (const char*)(share + position * D);
     for (size_t i = 0; i < D * sizeof(T); i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
-// Scores of R query heads for the next kLanes places of their key head. Places past the row's end may be read,
-// and their scores are thrown away by the caller.
+// Scores of R query heads for the next kLanes positions of their key head. Positions past the row's end may be
+// read; the caller throws their scores away.
 template <typename T, int D, int R>
 static inline void score_block(
     const T* query, int64_t head_stride, const T* keys, int64_t stride, float scale, float* scores, int64_t room,
     const T* next
 ) {
-    constexpr int N = kLanes / R;  // places at a time, so that all sums of a round fill one vector
+    constexpr int N = kLanes / R;  // positions at a time, so that all sums of a round fill one vector
     for (int64_t j = 0; j < kLanes; j += N) {
         f32v dots[kLanes] = {};
         for (int k = 0; k < N; k++) {
-            if (next) fetch_place<T, D>(next, j + k);
+            if (next) fetch_position<T, D>(next, j + k);
             for (int i = 0; i < D; i += 2 * kLanes)
                 for (int r = 0; r < R; r++)
                     dots[r * N + k] =
@@ -139,7 +139,7 @@ static inline void score_block(
     }
 }
 
-// Adds the weighted values of the next `count` places to the R sums of dimension D in `mix` (split).
+// Adds the weighted values of the next `count` positions to the R sums of dimension D in `mix` (split).
 template <typename T, int D, int R>
 static inline void mix_block(
     const float* weights, int64_t room, const T* values, int64_t stride, int64_t count, float* mix, const T* next
@@ -149,7 +149,7 @@ static inline void mix_block(
     for (int r = 0; r < R; r++)
         for (int i = 0; i < V; i++) acc[r][i] = load(mix + r * D + i * kLanes);
     for (int64_t k = 0; k < count; k++) {
-        if (next) fetch_place<T, D>(next, k);
+        if (next) fetch_position<T, D>(next, k);
         for (int i = 0; i < V; i += 2) {
             Pair value = load_pair(values + k * stride + i * kLanes);
             for (int r = 0; r < R; r++) {
@@ -169,6 +169,7 @@ static float soften(float* scores, int64_t length, int64_t room) {
     for (int64_t j = kLanes; j < room; j += kLanes) top = larger(top, load(scores + j));
     float highest = top[0];
     for (int i = 1; i < kLanes; i++) highest = top[i] > highest ? top[i] : highest;
+    // The highest score is taken off first, so that no exponential overflows; below -200 they are 0 anyway.
     f32v totals{};
     for (int64_t j = 0; j < room; j += kLanes) {
         f32v weight = exp_of(larger(load(scores + j) - highest, f32v{} - 200.0f));
@@ -185,7 +186,7 @@ using Constant = std::integral_constant<int, R>;
 template <typename F>
 static inline void for_heads(int64_t first, int64_t last, int64_t repeat, F step) {
     for (int64_t head = first; head < last; head++) {
-        int64_t r = 0;
+        int64_t r = 0;  // a constant number of heads keeps their sums in registers
         for (; r + 4 <= repeat; r += 4) step(head * repeat + r, head, Constant<4>());
         for (; r + 2 <= repeat; r += 2) step(head * repeat + r, head, Constant<2>());
         for (; r < repeat; r++) step(head * repeat + r, head, Constant<1>());
@@ -199,7 +200,7 @@ static inline int64_t first_seen(const Step& s, int64_t row) {
 }
 
 // One row and the query heads of the key heads `first .. last - 1`. Keys are read once, then values, each as
-// one stream: a place holds all heads side by side.
+// one stream: a position holds all heads side by side.
 template <typename T, int D>
 static void attend_row(
     const Step& s, int64_t row, int64_t first, int64_t last, const T* q, int64_t head_stride, const T* keys,
@@ -208,11 +209,12 @@ static void attend_row(
     int64_t repeat = s.heads / s.kv_heads, stride = s.kv_heads * D, begin = first_seen(s, row);
     int64_t length = s.positions[row] + 1 - begin, room = (length + kLanes - 1) / kLanes * kLanes;
     int64_t base = (s.slots[row] * s.max_len + begin) * stride;
+    // Threads take rows in turn, so the next row's cache is read soon: it is asked for while this one is computed.
     int64_t following = row + 1 < s.decode_rows ? row + 1 : row;
     int64_t next_base = (s.slots[following] * s.max_len + first_seen(s, following)) * stride;
 
     static thread_local std::vector<float> space;
-    space.assign(s.heads * D, 0.0f);
+    space.assign(s.heads * D, 0.0f);  // `mix (heads, D)` starts at 0; `scores (heads, room)` are all written
     space.resize(s.heads * (D + room));
     float *mix = space.data(), *scores = mix + s.heads * D;
 

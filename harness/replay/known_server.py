@@ -1,8 +1,8 @@
 """A server whose every delay is known: what the harness itself is measured with.
 
-What enters are streaming requests; what leaves are tokens after delays that the server was told, constant or
-drawn. It tells the truth about itself: each token id is the instant of its sending in whole microseconds of
-the machine's monotonic clock, and the finishing entry carries receipt and first write. No model, no batching.
+Each token id is the instant of its sending, in whole microseconds of the machine's monotonic clock, and the
+finishing entry carries receipt and first write. So the client's stamps can be held against the truth. No
+model, no batching.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import json
 import multiprocessing
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from time import perf_counter
+
+from harness.replay.event_loop import loop_factory
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -94,7 +96,7 @@ def _event(data: str) -> bytes:
     return f"{len(event):x}\r\n".encode() + event + b"\r\n"
 
 
-def _serve(line: Connection, delays: Delays) -> None:
+def _serve(pipe: Connection, delays: Delays) -> None:
     gc.disable()  # a collection would be a delay that it was not told
 
     async def main() -> None:
@@ -110,19 +112,11 @@ def _serve(line: Connection, delays: Delays) -> None:
             return _Connection(delays, draw)
 
         server = await loop.create_server(connect, "127.0.0.1", 0, backlog=4096)
-        line.send(server.sockets[0].getsockname()[1])
+        pipe.send(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 
-    with asyncio.Runner(loop_factory=_fast_loop()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(main())
-
-
-def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop]:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
 
 
 @contextmanager

@@ -1,10 +1,12 @@
-"""What the pages beside the answers hold: health, the model and its settings, the log of steps."""
+"""What a client may ask beside answers: health, the model and its settings, the log of steps."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from pydantic import BaseModel
+
+from services.contract.timings import StepRecord
 
 
 class Health(BaseModel):
@@ -56,18 +58,10 @@ class ModelList(BaseModel):
     data: list[ModelEntry]
 
 
-class StepLine(BaseModel):
-    """`start_s` is on the engine's monotonic clock; `num_rows` leaves dead rows out: those of finished
-    sequences in a padded batch, and those whose sequence ended after the step was launched."""
-
-    step: int
-    start_s: float
-    duration_s: float
-    num_rows: int
-    num_prompt_tokens: int
-    num_decode_tokens: int
-    num_dead_rows: int
-    queue_depth: int
+class StepLine(BaseModel, StepRecord, frozen=True):
+    """`StepRecord` as JSON. `start_s` is on the engine's monotonic clock; `num_rows` leaves dead rows out:
+    those of finished sequences in a padded batch, and those whose sequence ended after the step was
+    launched."""
 
 
 class Steps(BaseModel):

@@ -1,6 +1,6 @@
 """What a client gets back for a prompt, whole, streamed or as an error.
 
-The service writes stream frames without building these models; `StreamChunk` says what they must parse to.
+The service writes answers without building these models. The models say what the bytes must parse to.
 """
 
 from __future__ import annotations
@@ -9,29 +9,22 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from services.contract.timings import SequenceTimings
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
-class Timings(BaseModel):
-    """`batch_wait_s`: slot and KV were free but the strategy held back; `queue_s`: the rest of the wait.
+class Timings(BaseModel, SequenceTimings, frozen=True):
+    """`SequenceTimings` as JSON.
 
-    The last three are instants on the server's monotonic clock, which a client on the same machine shares:
-    when the request came, when its first token was computed, and when that was taken to be written.
+    `batch_wait_s`: slot and KV were free but the strategy held back; `queue_s`: the rest of the wait.
+    The last three are instants on the server's monotonic clock: when the request came, when its first token
+    was computed, and when that was taken to be written.
     """
-
-    queue_s: float
-    batch_wait_s: float
-    prefill_s: float
-    decode_s: float
-    num_steps: int
-    mean_batch_size: float
-    received_s: float | None = None
-    first_token_s: float | None = None
-    first_write_s: float | None = None
 
 
 class StreamChoice(BaseModel):
-    """News of one prompt. The last three come with its finishing entry only."""
+    """What one choice gained. Its last entry alone carries the counts and the timings."""
 
     index: int
     text: str
@@ -118,7 +111,7 @@ class ErrorBody(BaseModel):
 
 
 class Cancelled(BaseModel):
-    """`DELETE /requests/{id}`: their answers end with `finish_reason` "abort" and what they had."""
+    """`DELETE /requests/{id}`. The answers end with `finish_reason` "abort" and the tokens so far."""
 
     request_id: str
     num_prompts: int

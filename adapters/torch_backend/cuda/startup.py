@@ -1,0 +1,152 @@
+"""What the start of a model does on CUDA: flash attention if it is right, slots by free memory, graphs.
+
+Each fast part is measured against the plain one on the device itself. A part that fails is dropped with a
+warning, and the model serves without it.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import torch
+
+from adapters.base import BackendConfig, BackendError
+from adapters.torch_backend import TorchOptions, loading
+from adapters.torch_backend.cuda import batch_invariance, flash_check, kv_memory
+from adapters.torch_backend.cuda.graph_check import replay_error
+from adapters.torch_backend.cuda.machine import Machine
+from adapters.torch_backend.cuda.packing import DevicePacker
+from adapters.torch_backend.cuda.sampling import NUM_FLOATS, NUM_INTS
+from adapters.torch_backend.cuda.step_graphs import DecodeGraphs, graph_sizes
+from adapters.torch_backend.cuda.steps import ADVICE, decode_rows
+from adapters.torch_backend.loading import LoadedModel
+from adapters.torch_backend.model.attention import BLOCK
+from adapters.torch_backend.model.kv_cache import SlotCache
+from adapters.torch_backend.model.linear import tile_rows
+from adapters.torch_backend.startup import TOLERANCE, Attempt, Details
+
+logger = logging.getLogger(__name__)
+
+_PROBE_LEN = 128  # room for the self-test
+
+
+class CudaSetup:
+    """A `DeviceSetup`; `packer` and `graphs` are its result beside the model."""
+
+    attempts: tuple[Attempt, ...] = (
+        Attempt(fast=True, flash=True),
+        Attempt(fast=False, flash=True),
+        Attempt(fast=False),
+    )
+    slack = 2.0  # a GPU's kernels round elsewhere; by how much was not measured
+    joined = True
+    packer: DevicePacker
+
+    def __init__(self, config: BackendConfig, machine: Machine) -> None:
+        self.device = machine.device
+        self._options = config.options_as(TorchOptions)
+        self.tiled = self._options.batch_invariant
+        self.graphs: DecodeGraphs | None = None
+        self._config = config
+        self._machine = machine
+        self._keeps_bits = False
+
+    def make_packer(self, max_len: int, dtype: torch.dtype, num_threads: int) -> DevicePacker:
+        """Over a cache that is just large enough for the self-test: its layers tell what a position takes."""
+        self.packer = DevicePacker(self._machine, SlotCache(1, _PROBE_LEN), max_len, BLOCK)
+        return self.packer
+
+    def tune(self, loaded: LoadedModel, *, flash: bool) -> None:
+        packer, text = self.packer, loaded.config.get_text_config()
+        if self._options.batch_invariant:
+            tile_rows(loaded.module, batch_invariance.TILE_ROWS)
+            packer.rows, packer.least_rows = batch_invariance.TILES, 2
+        op = self._machine.attention if flash else None
+        if op is not None:
+            window = getattr(text, "sliding_window", None) or 0
+            shape = loading.head_shape(text)
+            op = flash_check.usable_attention(op, *shape, loaded.dtype, self.device, window)
+        packer.attention = op
+
+    def make_ready(self, loaded: LoadedModel, max_len: int) -> int:
+        """Slots as long as memory allows, graphs over them."""
+        config, packer = self._config, self.packer
+        wanted, free_bytes = max_len, self._machine.free_bytes()
+        max_len = kv_memory.fitted_len(
+            free_bytes=free_bytes,
+            fraction=config.kv_memory_fraction,
+            bytes_per_position=packer.cache.bytes_per_position,
+            max_batch=config.max_batch_size,
+            wanted=wanted,
+            is_given=config.max_model_len is not None,
+        )
+        if max_len < wanted:
+            logger.warning(
+                "MAX_MODEL_LEN is %d, not %d: so much fits for MAX_BATCH=%d into KV_MEMORY_FRACTION=%g of "
+                "%.1f GiB free", max_len, wanted, config.max_batch_size, config.kv_memory_fraction,
+                free_bytes / (1 << 30),
+            )  # fmt: skip
+        packer.use(packer.cache.resized(config.max_batch_size, kv_memory.padded_len(max_len)), max_len)
+        if self._options.batch_invariant:
+            self.check_rows(loaded)
+        if self._options.cuda_graphs:
+            self._capture(loaded)
+        return max_len
+
+    def check_rows(self, loaded: LoadedModel) -> None:
+        """Say loudly what breaks the promise of BATCH_INVARIANT, if anything does."""
+        packer, text = self.packer, loaded.config.get_text_config()
+        changed = batch_invariance.changed_linears(loaded.module, self.device)
+        shape, op = loading.head_shape(text), packer.attention
+        if op is not None and not flash_check.attention_keeps_bits(op, *shape, loaded.dtype, self.device):
+            changed.append("attention")
+        if batch_invariance.forward_is_changed(loaded.forward, packer, loaded.config.vocab_size):
+            changed.append("the forward pass as a whole")
+        self._keeps_bits = not changed
+        if changed:
+            logger.warning(
+                "BATCH_INVARIANT does NOT hold here: the batch changes a row's bits in %s", "; ".join(changed)
+            )
+
+    def _capture(self, loaded: LoadedModel) -> None:
+        packer, config = self.packer, self._config
+        if packer.attention is None:
+            logger.warning("no CUDA graphs: the general attention path cannot be captured")
+            return
+        multiple = batch_invariance.TILE_ROWS if self._options.batch_invariant else 1
+        graphs = DecodeGraphs(
+            self._machine,
+            partial(decode_rows, packer, loaded.forward),
+            graph_sizes(config.max_batch_size, multiple),
+            packer.cache.scratch_slot,
+            NUM_INTS + NUM_FLOATS,
+        )
+        try:
+            graphs.capture()
+        except torch.OutOfMemoryError as error:
+            raise BackendError(
+                f"out of memory while capturing CUDA graphs: {ADVICE}, or set CUDA_GRAPHS=0"
+            ) from error
+        except BackendError:
+            raise
+        except Exception as error:  # whatever the model's code does in a capture
+            self._machine.wait()
+            logger.warning("NO CUDA graphs, decode steps run operator by operator: %s", error, exc_info=error)
+            return
+        off_by = replay_error(graphs, packer, loaded.forward, loaded.config.vocab_size)
+        if off_by > (0.0 if self._keeps_bits else self.slack * TOLERANCE[loaded.dtype]):
+            logger.warning(
+                "NO CUDA graphs: a row out of one is off by %.1e from the same row without", off_by
+            )
+            return
+        self.graphs = graphs
+
+    def details(self) -> Details:
+        return {
+            "attention": "general" if self.packer.attention is None else "flash",
+            "cuda_graphs": len(self.graphs.sizes) if self.graphs else 0,
+            "batch_invariant": self._keeps_bits,
+            "same_bits_rows": self.packer.rows.described() if self._keeps_bits else "not measured",
+            "attention_padding": "not measured",
+        }

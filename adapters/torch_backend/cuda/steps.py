@@ -1,0 +1,133 @@
+"""Steps that are launched and read later: one copy to the device, the pass, one copy back.
+
+The host never waits while it launches, so a step may follow tokens that no one has read yet: their ids stay
+on the device, in the packer's table. Decode rows alone replay a graph, all else runs operator by operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapters.base import BackendError, StepOutput
+from adapters.torch_backend.cuda.machine import Machine
+from adapters.torch_backend.cuda.packing import DevicePacker
+from adapters.torch_backend.cuda.sampling import RowSettings, needs_sampling, row_settings, sample_rows
+from adapters.torch_backend.cuda.step_buffers import BufferPool, StepBuffer
+from adapters.torch_backend.cuda.step_graphs import DecodeGraphs
+from adapters.torch_backend.loading import Forward
+from adapters.torch_backend.packing import RowPlan
+
+ADVICE = "lower MAX_BATCH, MAX_MODEL_LEN, MAX_STEP_TOKENS or KV_MEMORY_FRACTION"
+
+
+@dataclass(slots=True)
+class LaunchedStep:
+    """A `PendingStep`: rows of the tokens that are on their way, and whose they are."""
+
+    buffer: StepBuffer
+    pool: BufferPool
+    num_tokens: int
+    seq_ids: list[int]
+    rows: Seq[int]
+
+    def result(self) -> list[StepOutput]:
+        try:
+            tokens = self.buffer.received(self.num_tokens)
+        except torch.AcceleratorError:
+            raise  # as in `launch`
+        except RuntimeError as error:
+            raise BackendError(f"the step failed on the device: {error}") from error
+        self.pool.give_back(self.buffer)
+        return [StepOutput(seq_id, [tokens[r]]) for seq_id, r in zip(self.seq_ids, self.rows, strict=True)]
+
+
+class StepLauncher:
+    """`graphs` None: every step runs operator by operator."""
+
+    def __init__(
+        self, machine: Machine, packer: DevicePacker, forward: Forward, graphs: DecodeGraphs | None
+    ) -> None:
+        self.forward = forward
+        self._machine = machine
+        self._packer = packer
+        self._graphs = graphs
+        self._buffers = BufferPool(machine)
+
+    def launch(self, plan: RowPlan) -> LaunchedStep:
+        """Raises: BackendError where the step cannot be started; AcceleratorError where none could be."""
+        self._machine.make_current()
+        buffer = self._buffers.take()
+        graphs, num_rows = self._graphs, len(plan.ids)
+        size = graphs.size_for(num_rows) if graphs and plan.num_decodes == num_rows else None
+        try:
+            with torch.inference_mode():
+                if graphs and size:
+                    tokens, rows = self._replay(graphs, size, plan, buffer), plan.logit_rows
+                else:
+                    tokens, rows = self._compute(plan, buffer), list(range(len(plan.sampled)))
+                buffer.download(tokens)
+        except torch.OutOfMemoryError as error:
+            raise BackendError(f"out of memory in a step of {num_rows} rows: {ADVICE}") from error
+        except torch.AcceleratorError:
+            raise  # no later step could succeed: whoever started the engine has to start a new one
+        except RuntimeError as error:
+            raise BackendError(f"the forward pass failed: {error}") from error
+        return LaunchedStep(buffer, self._buffers, len(tokens), [s.seq_id for s in plan.sampled], rows)
+
+    def _compute(self, plan: RowPlan, buffer: StepBuffer) -> Tensor:
+        """Any step, operator by operator; returns a token for each of `plan.sampled`."""
+        num_sampled = len(plan.sampled)
+        ints, floats, penalties = _sampling(plan, range(num_sampled))
+        step, views = self._packer.upload(plan, buffer, ints, floats)
+        logits = self.forward(step.input_ids, step.layout, step.logit_rows)[:num_sampled]
+        tokens = logits.argmax(-1)
+        table, last = self._packer.table, step.logit_rows[:num_sampled]
+        if views:
+            settings = RowSettings(*views)
+            drawn = sample_rows(logits, settings, table.ids, penalties=penalties)
+            tokens.index_copy_(0, settings.row, drawn)
+        table.put(step.layout.slots[last], step.layout.positions[last] + 1, tokens)
+        return tokens
+
+    def _replay(self, graphs: DecodeGraphs, size: int, plan: RowPlan, buffer: StepBuffer) -> Tensor:
+        """A step of decode rows alone; returns a token for each row."""
+        ints, floats, penalties = _sampling(plan, plan.logit_rows)
+        rows = graphs.padded(size, plan.ids, plan.slots, plan.positions)
+        views = buffer.upload([*rows, *ints], floats, into=graphs.words)[len(rows) :]
+        graphs.replay(size)
+        if views:
+            # The graph has noted the likeliest tokens in the table; what was drawn replaces them.
+            assert graphs.logits is not None
+            settings, table = RowSettings(*views), self._packer.table
+            drawn = sample_rows(graphs.logits, settings, table.ids, penalties=penalties)
+            graphs.tokens.index_copy_(0, settings.row, drawn)
+            table.put(settings.slot, settings.num_tokens, drawn)
+        return graphs.tokens[: len(plan.ids)]
+
+
+def decode_rows(
+    packer: DevicePacker, forward: Forward, ids: Tensor, slots: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What a graph holds: no number of it is read back, and the likeliest tokens are noted."""
+    table = packer.table
+    layout = packer.decode_layout(slots, positions)
+    every_row = torch.arange(len(ids), device=ids.device)
+    logits = forward(table.complete(ids, slots, positions), layout, every_row)
+    tokens = logits.argmax(-1)
+    table.put(slots, positions + 1, tokens)
+    return tokens, logits
+
+
+def _sampling(plan: RowPlan, rows: Seq[int]) -> tuple[list[list[int]], list[list[float]], bool]:
+    """The settings of the rows that are not plainly greedy; `rows`: where the logits of `sampled` are."""
+    chosen = [i for i, seq in enumerate(plan.sampled) if needs_sampling(seq)]
+    if not chosen:
+        return [], [], False
+    sequences = [plan.sampled[i] for i in chosen]
+    slots = [plan.slots[plan.logit_rows[i]] for i in chosen]
+    ints, floats = row_settings([rows[i] for i in chosen], slots, sequences)
+    return ints, floats, any(seq.params.has_penalties for seq in sequences)

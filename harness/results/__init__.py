@@ -1,0 +1,1 @@
+"""Rows on disk, what they mean and whether they count."""
