@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
 
 from adapters.base import ConfigError
 from harness.client.answer import Answer
@@ -20,10 +18,11 @@ from harness.replay.arm_file import Arm, ArmFile, Measurement
 from harness.replay.floor import measure_floor
 from harness.replay.interrupts import on_interrupt, raise_interrupt
 from harness.replay.progress import Reporter
+from harness.replay.provenance import describe_repeat
 from harness.replay.replay import replay
 from harness.replay.service_process import RunningService, ServiceLaunch, running_service
-from harness.results.manifest import describe_repeat
-from harness.results.steps import step_rows, summarise_steps
+from harness.results.manifest import RepeatEntry
+from harness.results.steps import step_rows
 from harness.settings import HarnessSettings
 
 
@@ -46,14 +45,14 @@ def measure(
         with on_interrupt(raise_interrupt):
             if settings.floor:
                 reporter.announce("measuring the harness's own floor")
-            floor = asdict(measure_floor()) if settings.floor else None
+            floor = measure_floor() if settings.floor else None
             for repeat in repeats:
                 with _served(arm, settings, reporter) as (server, service):
                     if file is None:
                         file = ArmFile(arm, server, settings, corpus, schedule, repeats)
-                        file.manifest["floor"] = floor
+                        file.manifest.floor = floor
                     entry = _measure_repeat(file, server, service, settings, schedule, reporter, repeat)
-                if entry["was_interrupted"]:
+                if entry.was_interrupted:
                     break
     except BaseException:
         if file is not None:
@@ -72,16 +71,14 @@ def _measure_repeat(
     schedule: Schedule,
     reporter: Reporter,
     repeat: int,
-) -> dict[str, Any]:
+) -> RepeatEntry:
     def on_complete(answer: Answer) -> None:
         file.add(repeat, answer)
         reporter.advance(answer)
 
     result = replay(server, schedule, settings, reporter, label=file.label(repeat), on_complete=on_complete)
     problem = service.problem() if service else None
-    summary = summarise_steps(result.steps, result.num_dropped_steps)
-    entry = describe_repeat(repeat, result.end, result.use, summary, server.card, problem)
-    entry["round_trip_s"] = result.round_trip_s
+    entry = describe_repeat(repeat, result, server.card, problem)
     file.end_repeat(entry, step_rows(result.steps, file.run_id, repeat))
     return entry
 

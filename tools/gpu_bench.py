@@ -16,7 +16,7 @@ import transformers
 
 from adapters.torch_backend.loading import pick_device
 from harness.replay.machine import describe_host
-from harness.results.manifest import utc_stamp
+from harness.results.output_dir import utc_stamp
 from harness.results.table import render_table
 from tools.engine_drive import add_out_argument
 from tools.gpu.bench import QUICK, Bench, Sizes
@@ -51,11 +51,7 @@ def run(args: argparse.Namespace) -> int:
         "transformers": transformers.__version__,
         "cuda": torch.version.cuda,
         "device": device,
-        **(
-            _cuda_facts(device)
-            if device.startswith("cuda")
-            else {"device_name": describe_host()["cpu_model"]}
-        ),
+        **(_cuda_facts(device) if device.startswith("cuda") else {"device_name": describe_host().cpu_model}),
         "sizes": str(sizes),
     }
     bench.run("hardware", lambda: gpu_parts.hardware(bench))

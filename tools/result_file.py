@@ -1,7 +1,4 @@
-"""Rows of a measurement as a parquet file that says what they were measured on.
-
-A frame, a path and facts enter; a file leaves whose metadata carries the facts and the host under `lab`.
-"""
+"""Rows of a measurement as a parquet file; its metadata says under `lab` what they were measured on."""
 
 from __future__ import annotations
 
@@ -11,14 +8,12 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from harness.replay.machine import describe_host
+from harness.results.record import write_table
 
 
 def write_rows(frame: pd.DataFrame, path: Path, facts: dict[str, Any]) -> None:
     """Write or replace `path`; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    manifest = json.dumps({**facts, "host": describe_host()}, default=str)
-    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), "lab": manifest}), path)
+    content = json.dumps({**facts, "host": describe_host().model_dump()}, default=str)
+    write_table(path, pa.Table.from_pandas(frame, preserve_index=False), b"lab", content.encode())

@@ -22,7 +22,7 @@ from adapters.base import BackendConfig
 from adapters.torch_backend.backend import TorchBackend
 from adapters.torch_backend.cpu.kernels import CpuKernels
 from adapters.torch_backend.step_parts import STEP_PARTS
-from harness.results.manifest import utc_stamp
+from harness.results.output_dir import utc_stamp
 from harness.results.table import render_table
 from services.engine.engine import Engine
 from services.engine.messages import StepReport

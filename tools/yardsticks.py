@@ -28,7 +28,7 @@ from adapters.torch_backend.backend import TorchBackend
 from adapters.torch_backend.model.kernel_llama import KernelLlama
 from adapters.torch_backend.model.linear import KernelLinear, TiledLinear
 from harness.plan.corpus import default_path, load_corpus
-from harness.results.manifest import utc_stamp
+from harness.results.output_dir import utc_stamp
 from tools.engine_drive import Work, add_common_arguments, drive
 from tools.result_file import write_rows
 from tools.transformers_runs import load_reference, run_continuous_batching, run_generate

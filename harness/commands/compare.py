@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if args.files:
         made = compare_files(args.files, asked_reference=args.baseline, allow_invalid=args.allow_invalid)
         print(render_comparison(made.rows, made.manifest, args.margin))
-        return 1 if made.manifest["validity"]["level"] == "INVALID" else 0
+        return 1 if made.manifest.validity.level == "INVALID" else 0
     if args.blocks < 1:
         raise ConfigError(f"--blocks must be at least 1, not {args.blocks}")
     settings = read_settings(args).model_copy(update={"variant": None, "url": None, "repeats": 1})
@@ -93,8 +93,10 @@ def run(args: argparse.Namespace) -> int:
         if len(ledger):
             reporter.announce(f"{len(ledger)} runs of this plan are there already")
         measurements = measure_blocks(arms, args.blocks, settings, corpus, schedule, reporter, ledger)
-    runs = [{**m.manifest, "path": str(m.path)} for m in measurements]
-    measured = {str(run["arm"]) for run in runs}
+    for measurement in measurements:
+        measurement.manifest.path = str(measurement.path)
+    runs = [measurement.manifest for measurement in measurements]
+    measured = {run.arm for run in runs}
     manifest = comparison_manifest(
         runs,
         [str(arm.name) for arm in arms if arm.name in measured],
@@ -108,4 +110,4 @@ def run(args: argparse.Namespace) -> int:
     if any(measurement.was_interrupted for measurement in measurements):
         print("--resume goes on where this stopped")
         return INTERRUPTED_STATUS
-    return 1 if manifest["validity"]["level"] == "INVALID" else 0
+    return 1 if manifest.validity.level == "INVALID" else 0

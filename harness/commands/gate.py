@@ -17,9 +17,8 @@ from adapters.base import ConfigError
 from harness.commands.share import parse_share
 from harness.comparing.combine import compare_files
 from harness.comparing.headline import Contrast, contrasts
-from harness.results.record import Manifest
+from harness.results.manifest import RunManifest
 from harness.results.table import MISSING, render_table
-from harness.results.validity import load_of
 
 Result = Literal["pass", "REGRESSION", "can't tell"]
 INCONCLUSIVE_STATUS = 3
@@ -80,16 +79,16 @@ def gate(old: Path, new: Path, limit: float, *, allow_invalid: bool) -> tuple[li
     if old.resolve() == new.resolve():
         raise ConfigError(f"{new} cannot be held against itself")
     made = compare_files([old, new], allow_invalid=allow_invalid)
-    validity = made.manifest["validity"]
-    if any("cannot be compared" in reason for reason in validity["invalid"]):
-        raise ConfigError(f"{new} cannot be held against {old}: {validity['invalid'][0]}")
-    is_open = load_of(made.manifest["runs"][0]).is_open
+    validity = made.manifest.validity
+    if any("cannot be compared" in reason for reason in validity.invalid):
+        raise ConfigError(f"{new} cannot be held against {old}: {validity.invalid[0]}")
+    is_open = made.manifest.runs[0].schedule.load.is_open
     found = [
         Gated(contrast, judge_regression(contrast, limit))
-        for before, after in _pairs(made.manifest["runs"], old)
+        for before, after in _pairs(made.manifest.runs, old)
         for contrast in contrasts(made.rows, [before, after], before, is_open=is_open, margin=limit)
     ]
-    return found, [f"caution: {reason}" for reason in validity["caution"]]
+    return found, [f"caution: {reason}" for reason in validity.caution]
 
 
 def judge_regression(contrast: Contrast, limit: float) -> Result:
@@ -107,12 +106,12 @@ def judge_regression(contrast: Contrast, limit: float) -> Result:
     return "pass" if low >= worst else "can't tell"
 
 
-def _pairs(runs: Sequence[Manifest], old: Path) -> list[tuple[str, str]]:
+def _pairs(runs: Sequence[RunManifest], old: Path) -> list[tuple[str, str]]:
     """(arm of the old file, arm of the new one): of the same name, or the only ones there are."""
-    before = {run["own_arm"]: run["arm"] for run in runs if run["file"] == str(old)}
-    after = {run["own_arm"]: run["arm"] for run in runs if run["file"] != str(old)}
+    before = {run.own_arm: run.arm for run in runs if run.file == str(old)}
+    after = {run.own_arm: run.arm for run in runs if run.file != str(old)}
     if len(before) == len(after) == 1:
-        return [(*before.values(), *after.values())]
+        return list(zip(before.values(), after.values(), strict=True))
     common = [name for name in before if name in after]
     if not common:
         raise ConfigError(f"the files share no arm: {', '.join(before)} and {', '.join(after)}")

@@ -1,8 +1,7 @@
 """`lab merge`: the files of all shards of one run become the file of the run.
 
-What enters are one file for each shard; what leaves is their rows one after the other, judged as a whole:
-the digest over all rows has to be that of the schedule without shards. Every shard's instants are counted
-from the start that all shared, since machines have clocks of their own. Measures nothing.
+The whole is judged anew: the digest over all rows has to be that of the schedule without shards. Instants
+count from the start that all shards shared, since each machine has a clock of its own.
 """
 
 from __future__ import annotations
@@ -10,15 +9,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
 from adapters.base import ConfigError
 from harness.commands.report import render_report
+from harness.results.manifest import RunManifest
 from harness.results.output_dir import make_folder
-from harness.results.record import SCHEMA, Manifest, read_parquet, write_table
+from harness.results.record import SCHEMA, read_parquet, write_parquet
 from harness.results.validity import judge
 from services.contract.timings import INSTANTS
 
@@ -38,50 +37,51 @@ def run(args: argparse.Namespace) -> int:
     """
     make_folder(args.out.parent)
     manifest, rows = merge(args.files)
-    verdict = judge(rows, manifest)
-    manifest["validity"] = verdict.as_dict()
+    verdict = manifest.validity = judge(rows, manifest)
     table = pa.Table.from_pandas(rows, schema=SCHEMA, preserve_index=False)
-    write_table(args.out, table, manifest)
+    write_parquet(args.out, table, manifest)
     print(render_report(rows, manifest, verdict, args.out))
     return 1 if verdict.level == "INVALID" else 0
 
 
-def merge(paths: Sequence[Path]) -> tuple[Manifest, pd.DataFrame]:
+def merge(paths: Sequence[Path]) -> tuple[RunManifest, pd.DataFrame]:
     """All rows in the order of the schedule, and the manifest of the whole.
 
     Raises:
         ConfigError: a shard is missing or twice there, or the files are of different runs.
         LabError: a file cannot be read.
     """
-    shards: dict[int, tuple[Manifest, pd.DataFrame]] = {}
+    shards: dict[int, tuple[RunManifest, pd.DataFrame]] = {}
     for path in paths:
         manifest, rows = read_parquet(path)
-        index, of = manifest["schedule"].get("shard", [0, 1])
+        if not isinstance(manifest, RunManifest):
+            raise ConfigError(f"{path} is a comparison, not the shard of a run")
+        index, of = manifest.schedule.shard
         if index in shards:
             raise ConfigError(f"{path}: shard {index}/{of} is there twice")
         shards[index] = manifest, rows
     manifests = [shards[index][0] for index in sorted(shards)]
-    of = int(manifests[0]["schedule"]["shard"][1])
+    of = manifests[0].schedule.shard[1]
     for name, values in (
-        ("schedules", {m["schedule"]["digest"] for m in manifests}),
-        ("numbers of shards", {m["schedule"]["shard"][1] for m in manifests}),
-        ("models", {m["model_digest"] for m in manifests}),
-        ("starts", {m["settings"].get("start_at") for m in manifests}),
+        ("schedules", {m.schedule.digest for m in manifests}),
+        ("numbers of shards", {m.schedule.shard[1] for m in manifests}),
+        ("models", {m.model_digest for m in manifests}),
+        ("starts", {m.settings.start_at for m in manifests}),
     ):
         if len(values) > 1:
             raise ConfigError(f"these are not the shards of one run: they have different {name}")
     missing = sorted(set(range(of)) - set(shards))
     if missing:
         raise ConfigError(f"shards are missing: {', '.join(f'{index}/{of}' for index in missing)}")
-    run_id = str(manifests[0]["run_id"])
+    run_id = manifests[0].run_id
     # Requests went out in groups within each shard; numbers of groups must not meet.
     frames = [_from_start(*shards[index], run_id, index, of) for index in sorted(shards)]
     rows = pd.concat(frames, ignore_index=True).sort_values(["repeat", "schedule_index"], ignore_index=True)
     return _whole_manifest(manifests), rows
 
 
-def _from_start(manifest: Manifest, rows: pd.DataFrame, run_id: str, index: int, of: int) -> pd.DataFrame:
-    starts = {entry["repeat"]: float(entry["clock_start_s"]) for entry in manifest["repeats"]}
+def _from_start(manifest: RunManifest, rows: pd.DataFrame, run_id: str, index: int, of: int) -> pd.DataFrame:
+    starts = {entry.repeat: entry.clock_start_s for entry in manifest.repeats}
     start_s = rows["repeat"].map(starts)
     moved = rows.assign(run_id=run_id, group_id=rows["group_id"] * of + index)
     for name in _INSTANTS:
@@ -90,26 +90,17 @@ def _from_start(manifest: Manifest, rows: pd.DataFrame, run_id: str, index: int,
     return moved
 
 
-def _whole_manifest(manifests: Sequence[Manifest]) -> Manifest:
-    first = manifests[0]
-    schedule: dict[str, Any] = {
-        **first["schedule"],
-        "num_requests": sum(m["schedule"]["num_requests"] for m in manifests),
-        "shard": [0, 1],
-        "part_digest": first["schedule"]["digest"],
-    }
-    entry = dict(first["repeats"][0])
-    entries = [e for m in manifests for e in m["repeats"]]
-    entry |= {
-        "clock_start_s": 0.0,
-        "wall_s": max(e["wall_s"] for e in entries),
-        "hit_in_flight_cap": any(e["hit_in_flight_cap"] for e in entries),
-        "was_interrupted": any(e["was_interrupted"] for e in entries),
-        "steps": next((e["steps"] for e in entries if e["steps"]), None),
-    }
-    return {
-        **first,
-        "schedule": schedule,
-        "repeats": [entry],
-        "merged_from": [m["run_id"] for m in manifests],
-    }
+def _whole_manifest(manifests: Sequence[RunManifest]) -> RunManifest:
+    whole = manifests[0].model_copy(deep=True)
+    plan, entry = whole.schedule, whole.repeats[0]
+    plan.num_requests = sum(m.schedule.num_requests for m in manifests)
+    plan.shard, plan.part_digest = (0, 1), plan.digest
+    entries = [e for m in manifests for e in m.repeats]
+    entry.clock_start_s = 0.0
+    entry.wall_s = max(e.wall_s for e in entries)
+    entry.hit_in_flight_cap = any(e.hit_in_flight_cap for e in entries)
+    entry.was_interrupted = any(e.was_interrupted for e in entries)
+    entry.steps = next((e.steps for e in entries if e.steps), None)
+    whole.repeats = [entry]
+    whole.merged_from = [m.run_id for m in manifests]
+    return whole

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -20,10 +19,10 @@ from harness.comparing.comparison import render_comparison
 from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.page.files import load_report, to_markdown, write_charts, write_html
 from harness.results.cost import read_price
+from harness.results.manifest import ComparisonManifest, Manifest, RunManifest, Validity
 from harness.results.metrics import Slo, goodput, throughput, token_gaps
 from harness.results.record import (
     JOURNAL_SUFFIX,
-    Manifest,
     read_journal,
     read_parquet,
     to_frame,
@@ -31,7 +30,7 @@ from harness.results.record import (
 )
 from harness.results.stats import mean_of, percentile
 from harness.results.table import MISSING, number, render_table, share, spread
-from harness.results.validity import Verdict, judge, load_of
+from harness.results.validity import judge
 
 LATENCIES = (
     ("ttft_ms", "TTFT, from send"),
@@ -82,8 +81,10 @@ def run(args: argparse.Namespace) -> int:
             readable.append(shown)
         if not args.markdown:
             print(_text_of(shown, manifest, rows, args), end="\n\n")
-        level = (manifest["validity"] or judge(rows, manifest).as_dict())["level"]
-        if level == "INVALID":
+        validity = manifest.validity
+        if isinstance(manifest, RunManifest) and validity is None:
+            validity = judge(rows, manifest)
+        if validity is not None and validity.invalid:
             status = max(status, 1)
     if readable:
         _write_report(readable, args)
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text_of(path: Path, manifest: Manifest, rows: pd.DataFrame, args: argparse.Namespace) -> str:
-    if manifest.get("kind") == "comparison":
+    if isinstance(manifest, ComparisonManifest):
         return render_comparison(rows, manifest, args.margin)
     return render_report(rows, manifest, judge(rows, manifest), path, args.slo)
 
@@ -99,7 +100,7 @@ def _text_of(path: Path, manifest: Manifest, rows: pd.DataFrame, args: argparse.
 def _write_report(paths: list[Path], args: argparse.Namespace) -> None:
     price = read_price(args.price_per_hour_usd, args.price_per_token_usd)
     data = load_report(paths, slo=args.slo, price=price, reference=args.baseline, margin=args.margin)
-    if not data.manifest["runs"] or not any(len(arm.ttft_ms) for arm in data.arms):
+    if not any(len(arm.ttft_ms) for arm in data.arms):
         return
     if args.markdown:
         print(to_markdown(data))
@@ -119,8 +120,8 @@ def read_rows(path: Path) -> tuple[Manifest, pd.DataFrame]:
         LabError: it is neither.
     """
     if path.name.endswith(JOURNAL_SUFFIX):
-        manifest, rows = read_journal(path)
-        return manifest, to_frame(rows)
+        manifest, table = read_journal(path)
+        return manifest, to_frame(table)
     return read_parquet(path)
 
 
@@ -135,14 +136,14 @@ def recover(journal: Path) -> Path:
     path = journal.with_name(journal.name.removesuffix(JOURNAL_SUFFIX) + ".parquet")
     if path.exists():
         raise LabError(f"{path} is already there; remove it first if the journal should be used instead")
-    manifest, rows = read_journal(journal)
-    manifest["validity"] = judge(to_frame(rows), manifest).as_dict()
-    write_parquet(path, rows, manifest)
+    manifest, table = read_journal(journal)
+    manifest.validity = judge(to_frame(table), manifest)
+    write_parquet(path, table, manifest)
     return path
 
 
 def render_report(
-    rows: pd.DataFrame, manifest: Manifest, verdict: Verdict, path: Path, slo: Slo | None = None
+    rows: pd.DataFrame, manifest: RunManifest, verdict: Validity, path: Path, slo: Slo | None = None
 ) -> str:
     """The whole text for one arm; all repeats together, throughput as their median and extremes."""
     done = rows[rows["error"].isna()]
@@ -160,25 +161,22 @@ def render_report(
     )
 
 
-def _headline(manifest: Manifest) -> str:
-    plan, service = manifest["schedule"], manifest["service"]
+def _headline(manifest: RunManifest) -> str:
+    plan, service = manifest.schedule, manifest.service
     if service:
-        engine = f"{service['backend']} on {service['device']}, {service['dtype']}"
-        settings = ", ".join(f"{name}={value}" for name, value in service["strategy"].items())
-        what = f"{manifest['arm']} ({settings}) - {manifest['model']}, {engine}"
-        what += f", {service['num_threads']} engine thread(s)"
+        settings = ", ".join(f"{name}={value}" for name, value in service.strategy.items())
+        what = f"{manifest.arm} ({settings}) - {manifest.model}, {manifest.engine_text}"
     else:
-        what = f"{manifest['arm']} - {manifest['model']} at {manifest['settings']['url']}"
-    if plan["rate"] is None:
-        load = f"closed loop, {plan['concurrency']} users"
+        what = f"{manifest.arm} - {manifest.model} at {manifest.settings.url}"
+    if plan.rate is None:
+        load = f"closed loop, {plan.concurrency} users"
     else:
-        load = f"open loop, {plan['rate']:g} requests/s, {plan['arrivals']}"
-    repeats = len(manifest["planned_repeats"])
+        load = f"open loop, {plan.rate:g} requests/s, {plan.arrivals}"
+    repeats = len(manifest.planned_repeats)
     times = f" x {repeats} repeats" if repeats > 1 else ""
-    host = manifest["host"]
-    machine = f"{host['cpu_model']}, {host['physical_cores']} cores"
-    seed = manifest["settings"]["seed"]
-    return f"{what}\n{plan['num_requests']} requests{times}, {load}, seed {seed} - {machine}"
+    machine = f"{manifest.host.cpu_model}, {manifest.host.physical_cores} cores"
+    seed = manifest.settings.seed
+    return f"{what}\n{plan.num_requests} requests{times}, {load}, seed {seed} - {machine}"
 
 
 def _latency_table(done: pd.DataFrame) -> str:
@@ -196,8 +194,8 @@ def _latency_table(done: pd.DataFrame) -> str:
     return render_table([f"{len(done)} answers", "p50", "p95", "p99", "mean"], lines)
 
 
-def _rates(rows: pd.DataFrame, manifest: Manifest, slo: Slo | None) -> list[str]:
-    is_open = load_of(manifest).is_open
+def _rates(rows: pd.DataFrame, manifest: RunManifest, slo: Slo | None) -> list[str]:
+    is_open = manifest.schedule.load.is_open
     parts = [part for _, part in rows.groupby("repeat")]
     rates = [rate for part in parts if (rate := throughput(part, is_open=is_open)) is not None]
     windows = [rate.window_s for rate in rates]
@@ -208,9 +206,9 @@ def _rates(rows: pd.DataFrame, manifest: Manifest, slo: Slo | None) -> list[str]
         f"mean batch size  {mean_batch_size(rows, manifest)}",
         f"dead-row share   {dead_row_share(manifest)}",
     ]
-    floor = manifest.get("floor")
-    if floor and floor["ttft_p50_ms"] is not None:
-        told = f"TTFT p50 {floor['ttft_p50_ms']:.2f} ms, send lag p99 {floor['send_lag_p99_ms']:.2f} ms"
+    floor = manifest.floor
+    if floor and floor.ttft_p50_ms is not None:
+        told = f"TTFT p50 {floor.ttft_p50_ms:.2f} ms, send lag p99 {floor.send_lag_p99_ms:.2f} ms"
         lines.append(f"harness floor    {told}, of a server that answers at once")
     if slo is not None and rates:
         good = [goodput(part, slo, rate.window_s) for part, rate in zip(parts, rates, strict=False)]
@@ -225,20 +223,15 @@ def _window_name(is_open: bool) -> str:
     return "start of the schedule to its last arrival" if is_open else "first send to last finish"
 
 
-def mean_batch_size(rows: pd.DataFrame, manifest: Manifest) -> str:
+def mean_batch_size(rows: pd.DataFrame, manifest: RunManifest) -> str:
     """Live rows a step; from the answers' own account where a server has no step log."""
-    logged = _of_steps(manifest, "mean_batch_size")
+    logged = [entry.steps.mean_batch_size for entry in manifest.repeats if entry.steps]
     if logged:
         return spread(logged, 2)
     told = mean_of(rows["mean_batch_size"].to_numpy(dtype=float))
     return MISSING if told is None else f"{told:.2f} (as the answers tell)"
 
 
-def dead_row_share(manifest: Manifest) -> str:
-    shares = _of_steps(manifest, "dead_row_share")
+def dead_row_share(manifest: RunManifest) -> str:
+    shares = [entry.steps.dead_row_share for entry in manifest.repeats if entry.steps]
     return share(sum(shares) / len(shares)) if shares else MISSING
-
-
-def _of_steps(manifest: Manifest, name: str) -> list[float]:
-    entries: list[dict[str, Any]] = [entry["steps"] for entry in manifest["repeats"] if entry["steps"]]
-    return [float(entry[name]) for entry in entries]

@@ -8,10 +8,9 @@ Runs whose figures cannot be compared are refused or marked. Measures nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -19,40 +18,42 @@ import pyarrow.parquet as pq
 
 from adapters.base import ConfigError
 from harness.replay.arm_file import Measurement
-from harness.results.manifest import utc_stamp
-from harness.results.record import Manifest, read_parquet, write_table
-from harness.results.validity import Verdict
+from harness.results.manifest import ComparisonManifest, RunManifest, Validity
+from harness.results.output_dir import utc_stamp
+from harness.results.record import read_parquet, write_parquet
 
-_MUST_AGREE = (
-    ("schedules", lambda m: m["schedule"]["digest"]),
-    ("corpora", lambda m: m["corpus"]["sha256"]),
+Fact = Callable[[RunManifest], Hashable]
+
+_MUST_AGREE: tuple[tuple[str, Fact], ...] = (
+    ("schedules", lambda m: m.schedule.digest),
+    ("corpora", lambda m: m.corpus.sha256),
 )
-_SHOULD_AGREE = (
-    ("models", lambda m: m["model_digest"]),
-    ("kinds of scheduling (lab, engine)", lambda m: (m["service"] or {}).get("scheduling")),
-    ("machines", lambda m: (m["host"].get("cpu_model"), m["host"].get("physical_cores"))),
+_SHOULD_AGREE: tuple[tuple[str, Fact], ...] = (
+    ("models", lambda m: m.model_digest),
+    ("kinds of scheduling (lab, engine)", lambda m: m.service and m.service.scheduling),
+    ("machines", lambda m: (m.host.cpu_model, m.host.physical_cores)),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     rows: pd.DataFrame
-    manifest: Manifest
+    manifest: ComparisonManifest
 
 
 def comparison_manifest(
-    runs: Sequence[Manifest], arms: Sequence[str], reference: str, num_blocks: int, verdict: Verdict
-) -> Manifest:
-    return {
-        "kind": "comparison",
-        "schema_version": runs[0]["schema_version"],
-        "started_at": runs[0]["started_at"],
-        "arms": list(arms),
-        "reference": reference,
-        "num_blocks": num_blocks,
-        "runs": list(runs),
-        "validity": verdict.as_dict(),
-    }
+    runs: Sequence[RunManifest], arms: Sequence[str], reference: str, num_blocks: int, verdict: Validity
+) -> ComparisonManifest:
+    return ComparisonManifest(
+        kind="comparison",
+        schema_version=runs[0].schema_version,
+        started_at=runs[0].started_at,
+        arms=list(arms),
+        reference=reference,
+        num_blocks=num_blocks,
+        runs=list(runs),
+        validity=verdict,
+    )
 
 
 def choose_reference(names: Sequence[str], asked: str | None) -> str:
@@ -68,7 +69,7 @@ def choose_reference(names: Sequence[str], asked: str | None) -> str:
     return asked
 
 
-def verdict_of(runs: Sequence[Manifest], num_planned: int) -> Verdict:
+def verdict_of(runs: Sequence[RunManifest], num_planned: int) -> Validity:
     """The worst of all runs, each reason once with the arms it holds for, and what only all show."""
     invalid: list[str] = []
     if len(runs) < num_planned:
@@ -77,14 +78,14 @@ def verdict_of(runs: Sequence[Manifest], num_planned: int) -> Verdict:
         f"the runs had different {name}: they cannot be compared" for name in _differing(_MUST_AGREE, runs)
     ]
     caution = [f"the runs had different {name}" for name in _differing(_SHOULD_AGREE, runs)]
-    told = [(m["arm"], m["validity"]) for m in runs if m.get("validity")]
-    return Verdict(
-        (*invalid, *merged_reasons([(arm, v["invalid"]) for arm, v in told])),
-        (*caution, *merged_reasons([(arm, v["caution"]) for arm, v in told])),
+    told = [(m.arm, m.validity) for m in runs if m.validity]
+    return Validity(
+        (*invalid, *merged_reasons([(arm, v.invalid) for arm, v in told])),
+        (*caution, *merged_reasons([(arm, v.caution) for arm, v in told])),
     )
 
 
-def _differing(facts: Sequence[tuple[str, Any]], runs: Sequence[Manifest]) -> list[str]:
+def _differing(facts: Sequence[tuple[str, Fact]], runs: Sequence[RunManifest]) -> list[str]:
     return [name for name, of in facts if len({of(run) for run in runs}) > 1]
 
 
@@ -107,49 +108,44 @@ def merged_reasons(reasons: Sequence[tuple[str, Sequence[str]]]) -> tuple[str, .
     return tuple(told)
 
 
-def write_comparison(folder: Path, measurements: Sequence[Measurement], manifest: Manifest) -> Path:
+def write_comparison(folder: Path, measurements: Sequence[Measurement], manifest: ComparisonManifest) -> Path:
     """One file with the rows of all runs, as they stand in the files of these runs."""
     tables = [pq.read_table(m.path).replace_schema_metadata(None) for m in measurements]
     stem, number = utc_stamp(), 1
     while (path := folder / (f"{stem}.parquet" if number == 1 else f"{stem}-{number}.parquet")).exists():
         number += 1
-    write_table(path, pa.concat_tables(tables), manifest)
+    write_parquet(path, pa.concat_tables(tables), manifest)
     return path
 
 
-def read_runs(paths: Sequence[Path], *, allow_invalid: bool) -> tuple[list[Manifest], pd.DataFrame]:
+def read_runs(paths: Sequence[Path], *, allow_invalid: bool) -> tuple[list[RunManifest], pd.DataFrame]:
     """All runs of these files, and their rows. Arms of one name and load are told apart by commit or file.
 
     Raises:
         ConfigError: a file is INVALID and `allow_invalid` is not set.
         LabError: a file cannot be read.
     """
-    runs: list[Manifest] = []
+    runs: list[RunManifest] = []
     frames: list[pd.DataFrame] = []
     taken: set[tuple[str, str]] = set()
     for path in paths:
         manifest, rows = read_parquet(path)
-        verdict = manifest["validity"] or {"level": "INVALID", "invalid": ["unfinished"]}
-        if verdict["level"] == "INVALID" and not allow_invalid:
-            raise ConfigError(f"{path} is INVALID ({verdict['invalid'][0]}); --allow-invalid takes it anyway")
-        own_runs = manifest["runs"] if manifest.get("kind") == "comparison" else [manifest]
-        digest = str(own_runs[0]["schedule"]["digest"])
+        verdict = manifest.validity or Validity(("unfinished",))
+        if verdict.invalid and not allow_invalid:
+            raise ConfigError(f"{path} is INVALID ({verdict.invalid[0]}); --allow-invalid takes it anyway")
+        own_runs = manifest.runs if isinstance(manifest, ComparisonManifest) else [manifest]
+        digest = own_runs[0].schedule.digest
         names = {
             arm: _free_name(arm, path, own_runs[0], {name for name, load in taken if load == digest})
-            for arm in dict.fromkeys(m["arm"] for m in own_runs)
+            for arm in dict.fromkeys(m.arm for m in own_runs)
         }
         taken |= {(name, digest) for name in names.values()}
         frames.append(rows.assign(arm=rows["arm"].map(names)))
-        runs += [
-            m
-            | {
-                "arm": names[m["arm"]],
-                "own_arm": m["arm"],
-                "file": str(path),
-                "path": m.get("path", str(path)),
-            }
-            for m in own_runs
-        ]
+        for m in own_runs:
+            m.own_arm, m.arm = m.arm, names[m.arm]
+            m.file = str(path)
+            m.path = m.path or str(path)
+        runs += own_runs
     return runs, pd.concat(frames, ignore_index=True)
 
 
@@ -163,21 +159,21 @@ def compare_files(
         LabError: a file cannot be read.
     """
     runs, rows = read_runs(paths, allow_invalid=allow_invalid)
-    arms = list(dict.fromkeys(m["arm"] for m in runs))
+    arms = list(dict.fromkeys(m.arm for m in runs))
     if len(arms) < 2:
         raise ConfigError("name at least two result files, or a comparison of two arms")
     verdict = verdict_of(runs, len(runs))
     if len(paths) > 1:
         note = "the files were not measured in turns: what the machine did in between is in the ratios"
-        verdict = Verdict(verdict.invalid, (note, *verdict.caution))
+        verdict = Validity(verdict.invalid, (note, *verdict.caution))
     num_blocks = int(rows["repeat"].nunique())
     reference = choose_reference(arms, asked_reference)
     return Comparison(rows, comparison_manifest(runs, arms, reference, num_blocks, verdict))
 
 
-def _free_name(arm: str, path: Path, run: Manifest, taken: set[str]) -> str:
+def _free_name(arm: str, path: Path, run: RunManifest, taken: set[str]) -> str:
     """The arm's own name, else with the commit, else with the file it stands in."""
-    sha = (run["git"].get("sha") or "")[:8] if run.get("git") else ""
+    sha = (run.git.sha or "")[:8]
     for name in (arm, f"{arm} {sha}" if sha else arm, f"{arm} {path.stem}", f"{arm} {path}"):
         if name not in taken:
             return name

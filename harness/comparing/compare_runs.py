@@ -18,9 +18,9 @@ from harness.plan.corpus import Corpus
 from harness.plan.schedule import Schedule
 from harness.replay.arm_file import Arm, Measurement
 from harness.replay.progress import Reporter
-from harness.results.manifest import git_state
+from harness.replay.provenance import git_state
+from harness.results.manifest import RunManifest
 from harness.results.record import read_parquet
-from harness.results.validity import Verdict
 from harness.settings import HarnessSettings
 
 
@@ -42,7 +42,7 @@ class Ledger:
 
     def add(self, block: int, measurement: Measurement) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        entry = {"block": block, "arm": measurement.manifest["arm"], "path": str(measurement.path)}
+        entry = {"block": block, "arm": measurement.manifest.arm, "path": str(measurement.path)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
@@ -55,9 +55,10 @@ class Ledger:
             manifest, rows = read_parquet(path)
         except LabError:
             return None
-        told = manifest["validity"]
-        verdict = Verdict(tuple(told["invalid"]), tuple(told["caution"]))
-        return None if verdict.invalid else Measurement(path, rows, manifest, verdict)
+        verdict = manifest.validity
+        if not isinstance(manifest, RunManifest) or verdict is None or verdict.invalid:
+            return None
+        return Measurement(path, rows, manifest, verdict)
 
 
 def plan_digest(arms: Sequence[Arm], settings: HarnessSettings, corpus: Corpus, schedule: Schedule) -> str:
@@ -66,7 +67,7 @@ def plan_digest(arms: Sequence[Arm], settings: HarnessSettings, corpus: Corpus, 
         "settings": settings.recorded(),
         "corpus": corpus.sha256,
         "schedule": schedule.digest,
-        "git": git_state()["sha"],
+        "git": git_state().sha,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

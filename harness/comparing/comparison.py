@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import pandas as pd
 
 from harness.comparing.headline import HEADLINES, Contrast, contrasts, in_words, more_blocks, primary
 from harness.comparing.verdict import DEFAULT_MARGIN
+from harness.results.manifest import ComparisonManifest, StepSummary
 from harness.results.metrics import throughput
-from harness.results.record import Manifest
 from harness.results.stats import MIN_SAMPLES, percentile
 from harness.results.table import number, render_table, share
-from harness.results.validity import Verdict, load_of
 
 Value = Callable[["BlockFigures"], float | None]
 
@@ -50,19 +48,17 @@ COLUMNS: tuple[tuple[str, Value, int], ...] = (
 )
 
 
-def compare_arms(rows: pd.DataFrame, manifest: Manifest) -> list[BlockFigures]:
+def compare_arms(rows: pd.DataFrame, manifest: ComparisonManifest) -> list[BlockFigures]:
     """Figures of every run, in the order of the manifest's arms and then of blocks."""
     figures: list[BlockFigures] = []
-    steps = {
-        (run["arm"], entry["repeat"]): entry["steps"] for run in manifest["runs"] for entry in run["repeats"]
-    }
-    is_open = load_of(manifest["runs"][0]).is_open
-    for arm in manifest["arms"]:
+    steps = {(run.arm, entry.repeat): entry.steps for run in manifest.runs for entry in run.repeats}
+    is_open = manifest.runs[0].schedule.load.is_open
+    for arm in manifest.arms:
         for block in sorted(rows["repeat"].unique()):
             part = rows[(rows["arm"] == arm) & (rows["repeat"] == block)]
             if part.empty:
                 continue
-            reference = rows[(rows["arm"] == manifest["reference"]) & (rows["repeat"] == block)]
+            reference = rows[(rows["arm"] == manifest.reference) & (rows["repeat"] == block)]
             figures.append(_figures(arm, int(block), part, reference, steps.get((arm, int(block))), is_open))
     return figures
 
@@ -72,7 +68,7 @@ def _figures(
     block: int,
     part: pd.DataFrame,
     reference: pd.DataFrame,
-    steps: dict[str, Any] | None,
+    steps: StepSummary | None,
     is_open: bool,
 ) -> BlockFigures:
     done = part[part["error"].isna()]
@@ -86,8 +82,8 @@ def _figures(
         ttft_sched_p50_ms=percentile(ttft_ms, 50).value,
         ttft_sched_p95_ms=percentile(ttft_ms, 95).value,
         total_sched_p95_ms=percentile(total_ms, 95).value,
-        mean_batch_size=steps["mean_batch_size"] if steps else None,
-        dead_row_share=steps["dead_row_share"] if steps else None,
+        mean_batch_size=steps.mean_batch_size if steps else None,
+        dead_row_share=steps.dead_row_share if steps else None,
         num_same=num_same,
         num_compared=num_compared,
     )
@@ -114,19 +110,19 @@ def agreement_of_all(rows: pd.DataFrame) -> tuple[int, int]:
     return int(same.sum()), len(same)
 
 
-def render_comparison(rows: pd.DataFrame, manifest: Manifest, margin: float = DEFAULT_MARGIN) -> str:
+def render_comparison(
+    rows: pd.DataFrame, manifest: ComparisonManifest, margin: float = DEFAULT_MARGIN
+) -> str:
     """The text of a comparison: medians over blocks, ratios with intervals, verdicts in words, validity."""
-    figures, reference = compare_arms(rows, manifest), manifest["reference"]
-    is_open = load_of(manifest["runs"][0]).is_open
-    found = contrasts(rows, manifest["arms"], reference, is_open=is_open, margin=margin)
+    figures, reference = compare_arms(rows, manifest), manifest.reference
+    is_open = manifest.runs[0].schedule.load.is_open
+    found = contrasts(rows, manifest.arms, reference, is_open=is_open, margin=margin)
     num_same, num_planned = agreement_of_all(rows)
-    verdict = manifest["validity"]
-    reasons = Verdict(tuple(verdict["invalid"]), tuple(verdict["caution"])).lines()
     return "\n".join(
         [
             _headline(manifest),
             "",
-            _figure_table(figures, manifest["arms"], reference),
+            _figure_table(figures, manifest.arms, reference),
             "",
             f"Ratios to {reference}, the same requests paired; the intervals of an arm hold together at 95%.",
             "",
@@ -135,7 +131,7 @@ def render_comparison(rows: pd.DataFrame, manifest: Manifest, margin: float = DE
             *_verdicts(found, is_open),
             "",
             f"All arms gave the same output for {num_same} of {num_planned} prompts.",
-            *reasons,
+            *manifest.validity.lines(),
         ]
     )
 
@@ -154,16 +150,14 @@ def _verdicts(found: Sequence[Contrast], is_open: bool) -> list[str]:
     return lines
 
 
-def _headline(manifest: Manifest) -> str:
-    first = manifest["runs"][0]
-    plan, service, host = first["schedule"], first["service"] or {}, first["host"]
-    users = f"{plan['concurrency']} users" if plan["rate"] is None else f"{plan['rate']:g} requests/s"
-    engine = f"{service.get('backend')} on {service.get('device')}, {service.get('dtype')}"
+def _headline(manifest: ComparisonManifest) -> str:
+    first = manifest.runs[0]
+    plan, host = first.schedule, first.host
+    users = f"{plan.concurrency} users" if plan.rate is None else f"{plan.rate:g} requests/s"
     return (
-        f"{manifest['num_blocks']} blocks of {plan['num_requests']} requests, {users}, "
-        f"seed {first['settings']['seed']} - {first['model']}, {engine}, "
-        f"{service.get('num_threads')} engine thread(s)\n"
-        f"{host['cpu_model']}, {host['physical_cores']} cores. TTFT and total are from schedule."
+        f"{manifest.num_blocks} blocks of {plan.num_requests} requests, {users}, "
+        f"seed {first.settings.seed} - {first.model}, {first.engine_text}\n"
+        f"{host.cpu_model}, {host.physical_cores} cores. TTFT and total are from schedule."
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,10 +20,9 @@ from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.page.timeline import Timeline, batch_timeline
 from harness.results.cost import Price
 from harness.results.latency_budget import Budget, latency_budget
+from harness.results.manifest import ComparisonManifest, RunManifest
 from harness.results.metrics import Slo, goodput, throughput, token_gaps
-from harness.results.record import Manifest
 from harness.results.stats import Percentile, percentile
-from harness.results.validity import load_of
 
 Floats = NDArray[np.float64]
 
@@ -74,7 +72,7 @@ class ReportData:
     num_same: tuple[int, int]
     slo: Slo | None
     price: Price
-    manifest: Manifest
+    manifest: ComparisonManifest
 
     @property
     def loads(self) -> list[str]:
@@ -87,7 +85,7 @@ class ReportData:
 
 def gather(
     rows: pd.DataFrame,
-    manifest: Manifest,
+    manifest: ComparisonManifest,
     *,
     slo: Slo | None,
     price: Price,
@@ -95,15 +93,15 @@ def gather(
     num_same: tuple[int, int] = (0, 0),
 ) -> ReportData:
     """All figures of a comparison (one run alone is a comparison of one arm)."""
-    runs = manifest["runs"]
-    groups: dict[tuple[str, str], list[Manifest]] = {}
+    runs = manifest.runs
+    groups: dict[tuple[str, str], list[RunManifest]] = {}
     for run in runs:
-        groups.setdefault((run["arm"], load_text(run)), []).append(run)
+        groups.setdefault((run.arm, load_text(run)), []).append(run)
     arms = [_arm_data(name, load, own, rows, slo, price) for (name, load), own in groups.items()]
-    is_open = load_of(runs[0]).is_open
-    names = [name for name in manifest["arms"] if any(arm.name == name for arm in arms)]
+    is_open = runs[0].schedule.load.is_open
+    names = [name for name in manifest.arms if any(arm.name == name for arm in arms)]
     one_load = len({arm.load for arm in arms}) == 1
-    reference = manifest["reference"] if len(names) > 1 and one_load else None
+    reference = manifest.reference if len(names) > 1 and one_load else None
     winner, runner_up = _ranking(arms, is_open) if reference else (None, None)
     found = contrasts(rows, names, reference, is_open=is_open, margin=margin) if reference else []
     against_next = []
@@ -117,7 +115,7 @@ def gather(
         runner_up=runner_up,
         reference=reference,
         is_open=is_open,
-        num_blocks=manifest["num_blocks"],
+        num_blocks=manifest.num_blocks,
         num_same=num_same,
         slo=slo,
         price=price,
@@ -125,17 +123,17 @@ def gather(
     )
 
 
-def load_text(run: Manifest) -> str:
-    plan = run["schedule"]
-    if plan["rate"] is None and plan["concurrency"] is not None:
-        return f"{plan['concurrency']} users"
-    rate = f" {plan['rate']:g}/s" if plan["rate"] is not None else ""
-    return f"{plan['arrivals']}{rate}"
+def load_text(run: RunManifest) -> str:
+    plan = run.schedule
+    if plan.rate is None and plan.concurrency is not None:
+        return f"{plan.concurrency} users"
+    rate = f" {plan.rate:g}/s" if plan.rate is not None else ""
+    return f"{plan.arrivals}{rate}"
 
 
-def _offered(run: Manifest) -> float:
-    plan = run["schedule"]
-    return float(plan["rate"] if plan["rate"] is not None else plan["concurrency"] or 0)
+def _offered(run: RunManifest) -> float:
+    plan = run.schedule
+    return plan.rate if plan.rate is not None else float(plan.concurrency or 0)
 
 
 def _ranking(arms: Sequence[ArmData], is_open: bool) -> tuple[str | None, str | None]:
@@ -149,20 +147,20 @@ def _ranking(arms: Sequence[ArmData], is_open: bool) -> tuple[str | None, str | 
 
 
 def _arm_data(
-    name: str, load: str, runs: Sequence[Manifest], rows: pd.DataFrame, slo: Slo | None, price: Price
+    name: str, load: str, runs: Sequence[RunManifest], rows: pd.DataFrame, slo: Slo | None, price: Price
 ) -> ArmData:
-    ids = {run["run_id"] for run in runs}
+    ids = {run.run_id for run in runs}
     own = rows[rows["run_id"].isin(ids)]
     done = own[own["error"].isna()]
-    is_open = load_of(runs[0]).is_open
+    is_open = runs[0].schedule.load.is_open
     parts = [part for _, part in own.groupby(["run_id", "repeat"])]
     rates = [(part, rate) for part in parts if (rate := throughput(part, is_open=is_open)) is not None]
     tokens_per_s = [rate.output_tokens_per_s for _, rate in rates]
     good = [goodput(part, slo, rate.window_s) for part, rate in rates] if slo else []
     gaps = token_gaps(done)
-    steps = [entry["steps"] for run in runs for entry in run["repeats"] if entry["steps"]]
+    steps = [entry.steps for run in runs for entry in run.repeats if entry.steps]
     ttft_ms, total_ms = (_sorted(done[column]) for column in ("ttft_sched_ms", "total_sched_ms"))
-    round_trips = [entry.get("round_trip_s") for run in runs for entry in run["repeats"]]
+    round_trips = [entry.round_trip_s for run in runs for entry in run.repeats]
     return ArmData(
         name=name,
         load=load,
@@ -182,8 +180,8 @@ def _arm_data(
         goodput_share=float(np.median([g.share for g in good])) if good else None,
         budget=latency_budget(own, next((trip for trip in round_trips if trip is not None), None)),
         timeline=_timeline(runs[0], own),
-        mean_batch_size=_mean([float(entry["mean_batch_size"]) for entry in steps]),
-        dead_row_share=_mean([float(entry["dead_row_share"]) for entry in steps]),
+        mean_batch_size=_mean([entry.mean_batch_size for entry in steps]),
+        dead_row_share=_mean([entry.dead_row_share for entry in steps]),
         usd_per_million_tokens=price.per_million_tokens(float(np.median(tokens_per_s)))
         if tokens_per_s
         else None,
@@ -191,15 +189,15 @@ def _arm_data(
     )
 
 
-def _timeline(run: Manifest, own: pd.DataFrame) -> Timeline | None:
+def _timeline(run: RunManifest, own: pd.DataFrame) -> Timeline | None:
     """Of the first replay; the step log lies beside the rows of its run."""
-    path = Path(run.get("path", "")).with_suffix(".steps.parquet")
-    first = int(min(run["planned_repeats"], default=0))
-    if not run.get("path") or not path.is_file():
+    path = Path(run.path or "").with_suffix(".steps.parquet")
+    first = min(run.planned_repeats, default=0)
+    if not run.path or not path.is_file():
         return None
     steps = pq.read_table(path).to_pandas()
-    rows = own[(own["run_id"] == run["run_id"]) & (own["repeat"] == first)]
-    slots: Any = (run["service"] or {}).get("strategy", {}).get("max_batch") or 0
+    rows = own[(own["run_id"] == run.run_id) & (own["repeat"] == first)]
+    slots = run.service.strategy.get("max_batch", 0) if run.service else 0
     return batch_timeline(rows, steps[steps["repeat"] == first], int(slots))
 
 

@@ -23,11 +23,11 @@ from harness.page.words import (
     verdict_sentences,
 )
 from harness.results.cost import Price
+from harness.results.manifest import ComparisonManifest, Validity
 from harness.results.metrics import Slo
 from harness.results.output_dir import make_folder
 from harness.results.record import read_parquet
 from harness.results.table import render_table
-from harness.results.validity import Verdict
 
 
 def load_report(
@@ -39,16 +39,17 @@ def load_report(
         LabError: a file cannot be read, or the reference is not in them.
     """
     runs, rows = read_runs(paths, allow_invalid=True)
-    digests = {run["schedule"]["digest"] for run in runs}
-    kept = read_parquet(paths[0])[0] if len(paths) == 1 else {}
+    digests = {run.schedule.digest for run in runs}
+    kept = read_parquet(paths[0])[0] if len(paths) == 1 else None
+    asked = kept if isinstance(kept, ComparisonManifest) else None
     # Runs stand in the order in which they were measured, arms in the one in which they were asked for.
-    arms = kept.get("arms") or list(dict.fromkeys(run["arm"] for run in runs))
-    runs.sort(key=lambda run: arms.index(run["arm"]))
-    chosen = choose_reference(arms, reference or kept.get("reference"))
+    arms = asked.arms if asked else list(dict.fromkeys(run.arm for run in runs))
+    runs.sort(key=lambda run: arms.index(run.arm))
+    chosen = choose_reference(arms, reference or (asked.reference if asked else None))
     verdict = verdict_of(runs, len(runs))
     if len(digests) > 1:
         different = "the runs had different schedules"
-        verdict = Verdict(tuple(r for r in verdict.invalid if not r.startswith(different)), verdict.caution)
+        verdict = Validity(tuple(r for r in verdict.invalid if not r.startswith(different)), verdict.caution)
     num_blocks = int(rows.groupby("arm")["repeat"].nunique().max())
     manifest = comparison_manifest(runs, arms, chosen, num_blocks, verdict)
     same = agreement_of_all(rows) if len(digests) == 1 else (0, 0)
@@ -81,8 +82,8 @@ def write_charts(data: ReportData, folder: Path) -> list[Path]:
 
 def to_markdown(data: ReportData) -> str:
     """For a pull request: the answer, the tables, the doubts."""
-    validity = data.manifest["validity"]
-    parts = [f"### {_title(data)}", f"**{validity['level']}.** " + " ".join(verdict_sentences(data))]
+    validity = data.manifest.validity
+    parts = [f"### {_title(data)}", f"**{validity.level}.** " + " ".join(verdict_sentences(data))]
     parts.append(render_table(*arm_table(data)))
     if data.found:
         parts.append(f"Latencies from schedule. Ratios to {data.reference}; intervals hold together at 95%.")
@@ -93,8 +94,8 @@ def to_markdown(data: ReportData) -> str:
         parts.append(render_table(headers, lines))
     parts.append("\n".join(f"- {line}" for line in setting_lines(data)))
     reasons = [
-        *(f"INVALID: {r}" for r in validity["invalid"]),
-        *(f"caution: {r}" for r in validity["caution"]),
+        *(f"INVALID: {r}" for r in validity.invalid),
+        *(f"caution: {r}" for r in validity.caution),
     ]
     if reasons:
         parts.append("\n".join(f"- {reason}" for reason in reasons))
@@ -102,7 +103,7 @@ def to_markdown(data: ReportData) -> str:
 
 
 def _title(data: ReportData) -> str:
-    model = data.manifest["runs"][0]["model"]
+    model = data.manifest.runs[0].model
     return (
         f"{', '.join(data.names)} on {model}" if len(data.names) < 7 else f"{len(data.names)} arms on {model}"
     )

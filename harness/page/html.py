@@ -92,6 +92,7 @@ def _cdf(values: Floats) -> list[tuple[float, float]]:
 
 def render_page(data: ReportData, title: str) -> str:
     kept = ("run_id", "arm", "model", "started_at", "seeds", "corpus", "schedule", "git", "packages", "path")
+    told = [run.model_dump(mode="json", exclude_unset=True) for run in data.manifest.runs]
     costs = [[arm.name, arm.load, f"{arm.usd_per_million_tokens or 0:,.2f}"] for arm in data.arms]
     return _PAGE.render(
         data=data,
@@ -107,7 +108,7 @@ def render_page(data: ReportData, title: str) -> str:
         timelines=[(_timeline_name(arm), arm) for arm in _of_first_load(data) if arm.timeline],
         cost_table=(["arm", "load", "USD per million output tokens"], costs),
         setting_lines=setting_lines(data),
-        runs=[{name: run.get(name) for name in kept} for run in data.manifest["runs"]],
+        runs=[{name: run.get(name) for name in kept} for run in told],
     )
 
 

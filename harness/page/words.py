@@ -49,7 +49,7 @@ def _how_sure(data: ReportData, found: Contrast, is_sure: bool) -> str:
     judgement = found.judgement
     assert judgement is not None
     blocks = f"{judgement.num_blocks} blocks, the same requests paired"
-    level = data.manifest["validity"]["level"]
+    level = data.manifest.validity.level
     standing = {
         "VALID": "nothing speaks against the runs",
         "CAUTION": "with reasons for caution (below)",
@@ -156,24 +156,16 @@ def budget_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
 
 
 def setting_lines(data: ReportData) -> list[str]:
-    run = data.manifest["runs"][0]
-    plan, host, service = run["schedule"], run["host"], run["service"] or {}
-    memory = host.get("memory_bytes")
-    engine = (
-        f"{service.get('backend')} on {service.get('device')}, {service.get('dtype')}, "
-        f"{service.get('num_threads')} engine thread(s)"
-        if service
-        else f"a server at {run['settings'].get('url')}"
-    )
-    gpus = ", ".join(host.get("gpu") or []) or "none"
-    git = run.get("git") or {}
-    dirty = " with local changes" if git.get("is_dirty") else ""
+    run = data.manifest.runs[0]
+    host, git = run.host, run.git
+    gpus = ", ".join(host.gpu) or "none"
+    dirty = " with local changes" if git.is_dirty else ""
     return [
-        f"Model: {run['model']}; {engine}.",
-        f"Load: {', '.join(data.loads)}; {plan['num_requests']} requests a run, {data.num_blocks} block(s), "
-        f"seed {run['settings'].get('seed')}, corpus {run['corpus']['sha256'][:12]}.",
-        f"Machine: {host.get('cpu_model') or 'unknown CPU'}, {host.get('physical_cores')} cores"
-        + (f", {memory / 2**30:.0f} GiB" if memory else "")
-        + f", GPU {gpus}, governor {host.get('cpu_governor') or 'unknown'}, {host.get('platform', '')}.",
-        f"Started {run['started_at']}, commit {(git.get('sha') or MISSING)[:12]}{dirty}.",
+        f"Model: {run.model}; {run.engine_text}.",
+        f"Load: {', '.join(data.loads)}; {run.schedule.num_requests} requests a run, "
+        f"{data.num_blocks} block(s), seed {run.settings.seed}, corpus {run.corpus.sha256[:12]}.",
+        f"Machine: {host.cpu_model or 'unknown CPU'}, {host.physical_cores} cores"
+        + (f", {host.memory_bytes / 2**30:.0f} GiB" if host.memory_bytes else "")
+        + f", GPU {gpus}, governor {host.cpu_governor or 'unknown'}, {host.platform}.",
+        f"Started {run.started_at}, commit {(git.sha or MISSING)[:12]}{dirty}.",
     ]

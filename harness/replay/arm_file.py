@@ -1,8 +1,4 @@
-"""The growing result of one arm: journal, rows and manifest, until it is one judged file.
-
-What enters are completed answers and the facts of each replay; what leaves is a `Measurement` and its
-files under `OUT/<variant>/`. Starts no service and sends nothing.
-"""
+"""The growing result of one arm: journal, rows and manifest, until it is one judged file."""
 
 from __future__ import annotations
 
@@ -18,19 +14,21 @@ from harness.client.answer import Answer
 from harness.client.server import Server
 from harness.plan.corpus import Corpus
 from harness.plan.schedule import Schedule
-from harness.results.manifest import make_manifest, new_run_id, utc_stamp
+from harness.replay.provenance import make_manifest, new_run_id
+from harness.results.manifest import RepeatEntry, RunManifest, Validity
+from harness.results.output_dir import utc_stamp
 from harness.results.record import (
     JOURNAL_SUFFIX,
     Journal,
-    Manifest,
     ReplayLabels,
     Row,
     make_row,
+    make_table,
     to_frame,
     write_parquet,
 )
 from harness.results.steps import write_steps
-from harness.results.validity import Verdict, judge
+from harness.results.validity import judge
 from harness.settings import HarnessSettings
 
 
@@ -48,12 +46,12 @@ class Arm:
 class Measurement:
     path: Path
     rows: pd.DataFrame
-    manifest: Manifest
-    verdict: Verdict
+    manifest: RunManifest
+    verdict: Validity
 
     @property
     def was_interrupted(self) -> bool:
-        return any(entry["was_interrupted"] for entry in self.manifest["repeats"])
+        return any(entry.was_interrupted for entry in self.manifest.repeats)
 
 
 class ArmFile:
@@ -90,7 +88,7 @@ class ArmFile:
         self.path, self._journal = _new_journal(settings.out / self._variant, stamp, self.manifest)
 
     def label(self, repeat: int) -> str:
-        planned = self.manifest["planned_repeats"]
+        planned = self.manifest.planned_repeats
         return f"{self._arm}, repeat {repeat}" if len(planned) > 1 else self._arm
 
     def add(self, repeat: int, answer: Answer) -> None:
@@ -99,9 +97,9 @@ class ArmFile:
         self._journal.append(row)
         self._rows.append(row)
 
-    def end_repeat(self, entry: dict[str, Any], steps: list[dict[str, Any]]) -> None:
+    def end_repeat(self, entry: RepeatEntry, steps: list[dict[str, Any]]) -> None:
         self._journal.append_repeat(entry)
-        self.manifest["repeats"].append(entry)
+        self.manifest.repeats.append(entry)
         self._steps.extend(steps)
 
     def keep(self) -> Path | None:
@@ -114,10 +112,10 @@ class ArmFile:
 
     def finish(self) -> Measurement:
         self._journal.close()
-        rows = to_frame(self._rows)
-        verdict = judge(rows, self.manifest)
-        self.manifest["validity"] = verdict.as_dict()
-        write_parquet(self.path, self._rows, self.manifest)
+        table = make_table(self._rows)
+        rows = to_frame(table)
+        verdict = self.manifest.validity = judge(rows, self.manifest)
+        write_parquet(self.path, table, self.manifest)
         if self._steps:
             write_steps(self.path.with_suffix(".steps.parquet"), self._steps, self.manifest)
         self._journal.path.unlink()
@@ -131,7 +129,7 @@ def _variant_name(arm: Arm, server: Server, settings: HarnessSettings) -> str:
     return server.card.variant if server.card else arm.variant or "external"
 
 
-def _new_journal(folder: Path, stamp: str, manifest: Manifest) -> tuple[Path, Journal]:
+def _new_journal(folder: Path, stamp: str, manifest: RunManifest) -> tuple[Path, Journal]:
     """A journal, and the parquet path it will become; a second run within the same second gets a number."""
     number = 1
     while True:

@@ -26,22 +26,15 @@ from harness.plan.warmup import make_warmup
 from harness.replay.event_loop import loop_factory
 from harness.replay.known_server import Delays, known_server
 from harness.replay.runner import Replay
+from harness.results.manifest import Floor
 from harness.results.metrics import send_lag_s
-from harness.results.record import ReplayLabels, make_row, to_frame
+from harness.results.record import ReplayLabels, make_row, make_table, to_frame
 from harness.results.stats import percentile
 
 _NUM_WARMUP = 16
 _RATE, _NUM_REQUESTS, _NUM_TOKENS = 200.0, 100, 4
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Floor:
-    ttft_p50_ms: float | None
-    ttft_p95_ms: float | None
-    send_lag_p99_ms: float
-    num_requests: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +58,12 @@ def measure_floor() -> Floor:
     measured = measure_known(Delays(), _RATE, _NUM_REQUESTS, _NUM_TOKENS)
     ttft_ms = measured.rows["ttft_ms"].to_numpy(dtype=float)
     p50, p95 = (percentile(ttft_ms, q).value for q in (50, 95))
-    return Floor(p50, p95, measured.send_lag_p99_ms, _NUM_REQUESTS)
+    return Floor(
+        ttft_p50_ms=p50,
+        ttft_p95_ms=p95,
+        send_lag_p99_ms=measured.send_lag_p99_ms,
+        num_requests=_NUM_REQUESTS,
+    )
 
 
 def measure_known(
@@ -101,6 +99,6 @@ def measure_known(
     for answer in answers:
         answer.token_ids.clear()  # instants, too large for the column of ids
     labels = ReplayLabels("known", "known", "known", "known", "known", 0)
-    rows = to_frame([make_row(labels, answer) for answer in answers])
+    rows = to_frame(make_table([make_row(labels, answer) for answer in answers]))
     lag_ms = float(np.percentile(send_lag_s(rows), 99)) * 1e3
     return Measured(rows, token_s, cpu_s / wall_s, num_requests * num_tokens / wall_s, lag_ms)

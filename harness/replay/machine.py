@@ -1,4 +1,7 @@
-"""The machine a run took place on, and what else it was doing meanwhile. What the system hides is None."""
+"""The machine a run took place on, and what else it was doing meanwhile.
+
+Only `/proc`, `/sys`, psutil and `nvidia-smi` are asked. What the system does not tell is None.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,29 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Any
 
 import psutil
 
 from adapters.cores import usable_cores
+from harness.results.manifest import HostFacts, MachineUse
 
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
-def describe_host() -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "cpu_model": _cpu_model(),
-        "cpu_governor": read_governor(),
-        "physical_cores": usable_cores(),
-        "logical_cores": psutil.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "gpu": _gpu_names(),
-    }
+def describe_host() -> HostFacts:
+    return HostFacts(
+        platform=platform.platform(),
+        python=platform.python_version(),
+        cpu_model=_cpu_model(),
+        cpu_governor=_cpu_governor(),
+        physical_cores=usable_cores(),
+        logical_cores=psutil.cpu_count(),
+        memory_bytes=psutil.virtual_memory().total,
+        gpu=_gpu_names(),
+    )
 
 
-def read_governor() -> str | None:
+def _cpu_governor() -> str | None:
     try:
         return _GOVERNOR.read_text(encoding="ascii").strip()
     except OSError:
@@ -53,17 +56,6 @@ def _gpu_names() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in result.stdout.splitlines() if line.strip()]
-
-
-@dataclass(frozen=True, slots=True)
-class MachineUse:
-    """Shares between two samples. Steal and others are of the machine's whole CPU time."""
-
-    steal_share: float | None
-    other_cpu_share: float | None
-    """CPU time of processes that are neither the harness nor the service."""
-    harness_cpu_share: float
-    """CPU time of the harness, of one core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +95,9 @@ class MachineSample:
         steal_share = None
         if self.steal_s is not None and earlier.steal_s is not None:
             steal_share = max(0.0, (self.steal_s - earlier.steal_s) / machine_s)
-        return MachineUse(steal_share, other_share, harness_s / wall_s)
+        return MachineUse(
+            steal_share=steal_share, other_cpu_share=other_share, harness_cpu_share=harness_s / wall_s
+        )
 
 
 def _ended_children_cpu_s() -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter, time
 
 from adapters.base import LabError
@@ -19,10 +19,11 @@ from harness.client.stream import StreamClient
 from harness.plan.schedule import Schedule
 from harness.plan.warmup import make_warmup
 from harness.replay.event_loop import loop_factory
-from harness.replay.machine import MachineSample, MachineUse
+from harness.replay.machine import MachineSample
 from harness.replay.processes import WorkerPlan, replay_in_processes
 from harness.replay.progress import Reporter
 from harness.replay.runner import OnComplete, Replay, ReplayEnd
+from harness.results.manifest import MachineUse
 from harness.settings import HarnessSettings
 from services.contract.status import StepLine
 
@@ -78,7 +79,7 @@ def replay(
             client.close()
             end = replay_in_processes(_worker_plans(server, schedule, settings), on_complete, start_s)
         use = MachineSample.take(server.pid).use_since(before)
-        use = replace(use, harness_cpu_share=use.harness_cpu_share / settings.processes)
+        use.harness_cpu_share /= settings.processes
         steps, num_dropped = ([], 0) if first_step is None else control.steps_since(first_step)
         return ReplayResult(end, use, steps, num_dropped, round_trip_s)
 

@@ -1,146 +1,272 @@
-"""What a parquet file says about itself: everything needed to repeat the run or to doubt it.
+"""What a result file says about itself: the facts by which a run is repeated, or doubted.
 
-What enters are settings, corpus, schedule and what the server said; what leaves is one JSON object.
-Facts of a single replay are appended to `repeats` as it ends. No secret is recorded.
+The JSON in the file's metadata is these models and nothing else. Files of every earlier version are read:
+a key that came later has a default, and a key that is not known here is kept. `SCHEMA_VERSION` rises only
+when a reader of today would misunderstand the JSON. No field holds a secret.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import secrets
-import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
-from harness.plan.corpus import REPOSITORY, Corpus
-from harness.plan.schedule import Schedule
-from harness.replay.event_loop import loop_name
-from harness.replay.machine import MachineUse, describe_host
-from harness.replay.runner import ReplayEnd
-from harness.results.record import Manifest
-from harness.results.steps import StepSummary
-from harness.settings import HarnessSettings
-from services.contract.status import ModelCard
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import from_json
+
+from adapters.base import LabError
+from harness.plan.arrival_times import Load
 
 SCHEMA_VERSION = 1
-_PACKAGES = ("batching-lab", "httptools", "uvloop", "pandas", "pyarrow")
+
+Level = Literal["VALID", "CAUTION", "INVALID"]
 
 
-def utc_stamp(now: datetime | None = None) -> str:
-    """The time as it stands in file names, to the second."""
-    return (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """Whether a run counts; each reason is a sentence. CAUTION means usable, with a reason to know."""
+
+    invalid: tuple[str, ...] = ()
+    caution: tuple[str, ...] = ()
+
+    # The JSON also holds `level`, which follows from the reasons.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
+
+    @property
+    def level(self) -> Level:
+        if self.invalid:
+            return "INVALID"
+        return "CAUTION" if self.caution else "VALID"
+
+    def as_dict(self) -> dict[str, str | list[str]]:
+        return {"level": self.level, "invalid": list(self.invalid), "caution": list(self.caution)}
+
+    def lines(self) -> list[str]:
+        reasons = [*(f"  INVALID: {reason}" for reason in self.invalid)]
+        return [self.level, *reasons, *(f"  caution: {reason}" for reason in self.caution)]
 
 
-def new_run_id(stamp: str) -> str:
-    return f"{stamp}-{secrets.token_hex(3)}"
+_Validity = Annotated[Validity, PlainSerializer(Validity.as_dict)]
+_LOAD = TypeAdapter(Load)
 
 
-def make_manifest(
-    *,
-    run_id: str,
-    variant: str,
-    arm: str,
-    settings: HarnessSettings,
-    corpus: Corpus,
-    schedule: Schedule,
-    card: ModelCard | None,
-    served_model: str,
-    is_local: bool,
-    planned_repeats: Sequence[int],
-) -> Manifest:
-    """The manifest before the first measured request; `repeats` and `validity` are filled in later."""
-    load = schedule.load
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "run_id": run_id,
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "variant": variant,
-        "arm": arm,
-        "model": served_model,
-        "model_digest": card.model_digest if card else None,
-        "service": card.model_dump(mode="json") if card else None,
-        "is_local": is_local,
-        "settings": settings.recorded(),
-        "seeds": schedule.seeds,
-        "corpus": {
-            "path": str(corpus.path),
-            "sha256": corpus.sha256,
-            "recorded_sha256": corpus.recorded_sha256,
-            "num_prompts": len(corpus.prompts),
-        },
-        "schedule": {
-            "digest": schedule.digest,
-            "num_requests": len(schedule.requests),
-            "arrivals": load.arrivals.value,
-            "concurrency": None if load.is_open else load.concurrency,
-            "rate": load.rate,
-            "shape": load.shape,
-            "shard": list(schedule.shard),
-            "part_digest": schedule.part_digest,
-        },
-        "git": git_state(),
-        "uv_lock_sha256": _sha256_of(REPOSITORY / "uv.lock"),
-        "packages": _package_versions(),
-        "event_loop": loop_name(),
-        "host": describe_host(),
-        "planned_repeats": list(planned_repeats),
-        "repeats": [],
-        "validity": None,
-    }
+class Facts(BaseModel):
+    """One object of the JSON. A key that was neither given nor read is not written."""
+
+    model_config = ConfigDict(extra="allow", ser_json_inf_nan="constants")
+
+    def to_json(self) -> bytes:
+        return self.model_dump_json(exclude_unset=True).encode()
 
 
-def describe_repeat(
-    repeat: int,
-    end: ReplayEnd,
-    use: MachineUse,
-    steps: StepSummary | None,
-    card: ModelCard | None,
-    service_problem: str | None,
-) -> dict[str, Any]:
-    """The entry of one replay in `repeats`. `clock_start_s` is on the clock of the rows' stamps."""
-    return {
-        "repeat": repeat,
-        "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "clock_start_s": end.started_s,
-        "wall_s": end.ended_s - end.started_s,
-        "hit_in_flight_cap": end.hit_in_flight_cap,
-        "was_interrupted": end.was_interrupted,
-        "service_problem": service_problem,
-        "model_digest": card.model_digest if card else None,
-        "machine": asdict(use),
-        "steps": steps.as_dict() if steps else None,
-    }
+class ServiceFacts(Facts):
+    """What the harness reads of the service's `GET /model`; the rest of that page is kept beside it."""
+
+    backend: str
+    device: str
+    dtype: str
+    num_threads: int
+    scheduling: str
+    strategy: dict[str, str | int | float | bool]
 
 
-def git_state() -> dict[str, Any]:
-    sha = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain") if sha else None
-    return {"sha": sha, "is_dirty": None if status is None else bool(status)}
+class SettingsFacts(Facts):
+    """What is read again of the settings of the harness, which are all kept."""
+
+    seed: int
+    url: str | None = None
+    start_at: float | None = None
 
 
-def _git(*arguments: str) -> str | None:
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, timeout=10, check=True
+class CorpusFacts(Facts):
+    path: str
+    sha256: str
+    recorded_sha256: str | None
+    num_prompts: int
+
+
+class ScheduleFacts(Facts):
+    """`digest` covers the whole schedule, `part_digest` this shard (index, of how many) alone."""
+
+    digest: str
+    num_requests: int
+    arrivals: str
+    concurrency: int | None
+    rate: float | None
+    shape: dict[str, float | str] = {}
+    shard: tuple[int, int] = (0, 1)
+    part_digest: str | None = None
+
+    @property
+    def load(self) -> Load:
+        load = {"arrivals": self.arrivals, "concurrency": self.concurrency or 1, "rate": self.rate}
+        return _LOAD.validate_python(load | self.shape)
+
+    @model_validator(mode="after")
+    def _is_a_load(self) -> Self:
+        if self.load.is_open and not self.rate:
+            raise ValueError("an open loop has a rate")
+        return self
+
+
+class GitFacts(Facts):
+    sha: str | None = None
+    is_dirty: bool | None = None
+
+
+class HostFacts(Facts):
+    """What the system does not tell is None."""
+
+    platform: str = ""
+    python: str = ""
+    cpu_model: str | None
+    cpu_governor: str | None
+    physical_cores: int
+    logical_cores: int | None = None
+    memory_bytes: int | None = None
+    gpu: list[str] = []
+
+
+class MachineUse(Facts):
+    """Shares of CPU time while a replay went on. Steal and others are of the machine's whole CPU time."""
+
+    steal_share: float | None
+    other_cpu_share: float | None
+    """CPU time of processes that are neither the harness nor the service."""
+    harness_cpu_share: float
+    """CPU time of the harness, of one core."""
+
+
+class StepSummary(Facts):
+    """`mean_batch_size` counts live rows a step; `dead_row_share` is dead rows of all rows computed."""
+
+    num_steps: int
+    mean_batch_size: float
+    dead_row_share: float
+    median_step_ms: float
+    busy_s: float
+    num_dropped: int
+
+
+class Floor(Facts):
+    """What the harness reports of a server that answers at once."""
+
+    ttft_p50_ms: float | None
+    ttft_p95_ms: float | None
+    send_lag_p99_ms: float
+    num_requests: int
+
+
+class RepeatEntry(Facts):
+    """One replay. `clock_start_s` is on the clock of the rows' stamps."""
+
+    repeat: int
+    ended_at: str
+    clock_start_s: float
+    wall_s: float
+    hit_in_flight_cap: bool
+    was_interrupted: bool
+    service_problem: str | None
+    model_digest: str | None
+    machine: MachineUse
+    steps: StepSummary | None
+    round_trip_s: float | None = None
+    """Of the idle server, before the replay."""
+
+
+class RunManifest(Facts):
+    """One arm, all its repeats. `repeats`, `floor` and `validity` are filled in while it is measured."""
+
+    schema_version: int = Field(le=SCHEMA_VERSION)
+    run_id: str
+    started_at: str
+    variant: str
+    arm: str
+    model: str
+    model_digest: str | None
+    service: ServiceFacts | None
+    """None for a server that is not ours."""
+    is_local: bool
+    settings: SettingsFacts
+    seeds: dict[str, int] = {}
+    corpus: CorpusFacts
+    schedule: ScheduleFacts
+    git: GitFacts = GitFacts()
+    uv_lock_sha256: str | None = None
+    packages: dict[str, str] = {}
+    event_loop: str | None = None
+    host: HostFacts
+    planned_repeats: list[int]
+    repeats: list[RepeatEntry]
+    validity: _Validity | None
+    floor: Floor | None = None
+    merged_from: list[str] | None = None
+    """The runs of the shards that this one was merged from."""
+    path: str | None = None
+    """The file of this run, in a comparison."""
+    own_arm: str = Field(default="", exclude=True)
+    """Set on reading several files, where `arm` may be another name. Never written, like `file`."""
+    file: str = Field(default="", exclude=True)
+
+    @property
+    def engine_text(self) -> str:
+        """As: torch on cpu, bfloat16, 1 engine thread(s)."""
+        service = self.service
+        if service is None:
+            return f"a server at {self.settings.url}"
+        return (
+            f"{service.backend} on {service.device}, {service.dtype}, {service.num_threads} engine thread(s)"
         )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
 
 
-def _sha256_of(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+class ComparisonManifest(Facts):
+    """Several runs side by side, each with its own manifest."""
+
+    kind: Literal["comparison"]
+    schema_version: int = Field(le=SCHEMA_VERSION)
+    started_at: str
+    arms: list[str]
+    reference: str
+    num_blocks: int
+    runs: list[RunManifest] = Field(min_length=1)
+    validity: _Validity
 
 
-def _package_versions() -> dict[str, str]:
-    versions: dict[str, str] = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+Manifest = RunManifest | ComparisonManifest
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def read_manifest(raw: bytes) -> Manifest:
+    """Read the manifest of a run or of a comparison, of this version or an earlier one.
+
+    Raises:
+        LabError: it is no JSON, or lacks what every manifest has; the message names the first such place.
+    """
+    try:
+        found = from_json(raw)
+    except ValueError as error:
+        raise LabError(f"the manifest is no JSON: {error}") from error
+    if isinstance(found, dict) and found.get("kind") == "comparison":
+        return parse_facts(ComparisonManifest, found)
+    return parse_facts(RunManifest, found)
+
+
+def parse_facts(kind: type[_Model], found: object) -> _Model:
+    """Check decoded JSON.
+
+    Raises:
+        LabError: as `read_manifest`.
+    """
+    try:
+        return kind.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise LabError(f"the manifest cannot be read: {where}: {first['msg']}") from error

@@ -1,7 +1,6 @@
 """The summary of a run for Prometheus: a file in OpenMetrics text, and a Pushgateway where one is named.
 
-What enters are rows and a manifest; what leaves is `<file>.om` beside the parquet, and one push to
-PUSHGATEWAY_URL if it is set. A gateway that does not answer costs a warning, never the run.
+A gateway that does not answer costs a warning, never the run.
 """
 
 from __future__ import annotations
@@ -12,17 +11,16 @@ import pandas as pd
 from prometheus_client import CollectorRegistry, Gauge, pushadd_to_gateway
 from prometheus_client.openmetrics.exposition import generate_latest
 
+from harness.results.manifest import RunManifest
 from harness.results.metrics import throughput
-from harness.results.record import Manifest
 from harness.results.stats import percentile
-from harness.results.validity import load_of
 from harness.settings import ReportSettings
 
 LABELS = ("variant", "backend", "model", "arm")
 JOB = "batching_lab"
 
 
-def write_openmetrics(path: Path, rows: pd.DataFrame, manifest: Manifest) -> Path:
+def write_openmetrics(path: Path, rows: pd.DataFrame, manifest: RunManifest) -> Path:
     """Write the file beside `path` and return where it is."""
     registry = summary_of(rows, manifest)
     written = path.with_suffix(".om")
@@ -30,12 +28,12 @@ def write_openmetrics(path: Path, rows: pd.DataFrame, manifest: Manifest) -> Pat
     return written
 
 
-def push(rows: pd.DataFrame, manifest: Manifest) -> str | None:
+def push(rows: pd.DataFrame, manifest: RunManifest) -> str | None:
     """Push to PUSHGATEWAY_URL, if set; returns what went wrong."""
     url = ReportSettings().pushgateway_url
     if not url:
         return None
-    grouping = {"variant": str(manifest["variant"]), "arm": str(manifest["arm"])}
+    grouping = {"variant": manifest.variant, "arm": manifest.arm}
     try:
         pushadd_to_gateway(url, JOB, summary_of(rows, manifest), grouping_key=grouping, timeout=5)
     except (OSError, ValueError) as error:
@@ -43,11 +41,11 @@ def push(rows: pd.DataFrame, manifest: Manifest) -> str | None:
     return None
 
 
-def summary_of(rows: pd.DataFrame, manifest: Manifest) -> CollectorRegistry:
+def summary_of(rows: pd.DataFrame, manifest: RunManifest) -> CollectorRegistry:
     """Gauges of one run; a percentile with too few samples behind it is left out."""
     registry = CollectorRegistry()
-    service = manifest["service"] or {}
-    values = (manifest["variant"], service.get("backend", "external"), manifest["model"], manifest["arm"])
+    backend = manifest.service.backend if manifest.service else "external"
+    values = (manifest.variant, backend, manifest.model, manifest.arm)
 
     def gauge(name: str, words: str, value: float | None, **extra: str) -> None:
         if value is None:
@@ -55,10 +53,10 @@ def summary_of(rows: pd.DataFrame, manifest: Manifest) -> CollectorRegistry:
         found = gauges.get(name)
         if found is None:
             found = gauges[name] = Gauge(name, words, (*LABELS, *extra), registry=registry)
-        found.labels(*map(str, values), *extra.values()).set(value)
+        found.labels(*values, *extra.values()).set(value)
 
     gauges: dict[str, Gauge] = {}
-    is_open = load_of(manifest).is_open
+    is_open = manifest.schedule.load.is_open
     rates = [rate for _, part in rows.groupby("repeat") if (rate := throughput(part, is_open=is_open))]
     for rate in rates[:1]:
         gauge("lab_run_output_tokens_per_second", "Output tokens a second.", rate.output_tokens_per_s)
@@ -73,6 +71,6 @@ def summary_of(rows: pd.DataFrame, manifest: Manifest) -> CollectorRegistry:
             gauge(name, words, None if found is None else found / 1e3, quantile=f"0.{q}")
     gauge("lab_run_requests", "Requests of the run.", float(len(rows)))
     gauge("lab_run_failed_requests", "Requests that failed.", float(len(rows) - len(done)))
-    level = (manifest["validity"] or {}).get("level")
-    gauge("lab_run_is_valid", "1 unless the run is INVALID.", float(level != "INVALID"))
+    is_invalid = manifest.validity is not None and bool(manifest.validity.invalid)
+    gauge("lab_run_is_valid", "1 unless the run is INVALID.", float(not is_invalid))
     return registry

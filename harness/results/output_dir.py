@@ -1,14 +1,17 @@
-"""A folder to write into, made before anything starts whose results would have no place.
-
-What enters is a path; what leaves is an error that names it, or nothing. Writes no file.
-"""
+"""Where results go: a folder that is there before anything is measured, and names that sort by time."""
 
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 from adapters.base import ConfigError
+
+
+def utc_stamp(now: datetime | None = None) -> str:
+    """The time as it stands in file names, to the second."""
+    return (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
 
 
 def make_folder(folder: Path) -> None:

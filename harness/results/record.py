@@ -1,14 +1,14 @@
-"""Rows on disk: a journal while the run goes on, parquet when it ends.
+"""Rows on disk: a journal while the run goes on, parquet with the manifest in its metadata when it ends.
 
-What enters are completed answers; what leaves is one parquet file with the manifest in its metadata.
-Each row is appended to a JSON-lines journal as it finishes, so that a killed harness loses none: the
-journal turns into parquet with `lab report --recover FILE`. Knows the columns, no percentiles.
+A killed harness loses no finished row: each is in the JSON-lines journal before the next is measured, and
+`lab report --recover FILE` turns a journal into the parquet file that it would have become.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,9 +16,12 @@ from typing import Any, get_type_hints
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
+from pydantic_core import from_json
 
 from adapters.base import LabError
 from harness.client.answer import Answer
+from harness.results.manifest import Manifest, RepeatEntry, RunManifest, parse_facts, read_manifest
 from harness.results.metrics import RequestMetrics, request_metrics
 from services.contract.timings import SequenceTimings
 
@@ -82,7 +85,6 @@ SCHEMA = pa.schema(
 )
 
 Row = dict[str, Any]
-Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,66 +146,82 @@ def make_row(labels: ReplayLabels, answer: Answer) -> Row:
 class Journal:
     """Rows as JSON lines, each handed to the operating system before `append` returns."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: RunManifest) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         # Unbuffered: a killed process loses nothing that was appended.
         self._file = path.open("xb", buffering=0)
-        self._write({"manifest": manifest})
+        self._write(b"manifest", manifest.to_json())
 
     def append(self, row: Row) -> None:
-        self._write({"row": row})
+        self._write(b"row", json.dumps(row, separators=(",", ":")).encode())
 
-    def append_repeat(self, entry: dict[str, Any]) -> None:
-        """The facts of a replay that has ended, as they belong into the manifest's `repeats`."""
-        self._write({"repeat": entry})
+    def append_repeat(self, entry: RepeatEntry) -> None:
+        self._write(b"repeat", entry.to_json())
 
     def close(self) -> None:
         self._file.close()
 
-    def _write(self, entry: dict[str, Any]) -> None:
-        self._file.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+    def _write(self, kind: bytes, content: bytes) -> None:
+        self._file.write(b'{"%b":%b}\n' % (kind, content))
 
 
-def read_journal(path: Path) -> tuple[Manifest, list[Row]]:
+class _Line(BaseModel):
+    """One line of a journal: one of the three."""
+
+    manifest: RunManifest | None = None
+    repeat: RepeatEntry | None = None
+    row: Row | None = None
+
+
+def read_journal(path: Path) -> tuple[RunManifest, pa.Table]:
     """Read what a journal holds; a last line that was cut off is dropped.
 
     Raises:
-        LabError: there is no such file, or it does not begin with a manifest.
+        LabError: there is no such file, or it was not written by this harness.
     """
     _check_there(path)
-    manifest: Manifest | None = None
+    manifest: RunManifest | None = None
     rows: list[Row] = []
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break
-            if "manifest" in entry:
-                manifest = entry["manifest"]
-            elif manifest is not None and "repeat" in entry:
-                manifest["repeats"].append(entry["repeat"])
-            elif "row" in entry:
-                rows.append(entry["row"])
-    if manifest is None:
-        raise LabError(f"{path} is not a journal of this harness: it does not begin with a manifest")
-    return manifest, rows
+    try:
+        with path.open("rb") as file:
+            for text in file:
+                try:
+                    entry = from_json(text)
+                except ValueError:
+                    break
+                line = parse_facts(_Line, entry)
+                manifest = line.manifest or manifest
+                if line.repeat is not None and manifest is not None:
+                    manifest.repeats.append(line.repeat)
+                if line.row is not None:
+                    rows.append(line.row)
+        if manifest is None:
+            raise LabError("it does not begin with a manifest")
+        return manifest, make_table(rows)
+    except (LabError, pa.ArrowException) as error:
+        raise LabError(f"{path} is not a journal of this harness: {error}") from error
 
 
-def to_frame(rows: list[Row]) -> pd.DataFrame:
-    """The rows as pandas sees them after a round through parquet."""
-    return _frame(pa.Table.from_pylist(rows, schema=SCHEMA))
+def make_table(rows: Sequence[Row]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def write_parquet(path: Path, rows: list[Row], manifest: Manifest) -> None:
-    """Write all rows at once; the file appears under its name only when it is whole."""
-    write_table(path, pa.Table.from_pylist(rows, schema=SCHEMA), manifest)
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """Counts that may be missing stay integers."""
+    nullable = {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype()}
+    frame: pd.DataFrame = table.to_pandas(types_mapper=nullable.get)
+    return frame
 
 
-def write_table(path: Path, table: pa.Table, manifest: Manifest) -> None:
+def write_parquet(path: Path, table: pa.Table, manifest: Manifest) -> None:
+    write_table(path, table, MANIFEST_KEY, manifest.to_json())
+
+
+def write_table(path: Path, table: pa.Table, key: bytes, facts: bytes) -> None:
+    """Write a table with facts in its metadata; the file appears under its name only when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {**(table.schema.metadata or {}), MANIFEST_KEY: json.dumps(manifest).encode()}
+    metadata = {**(table.schema.metadata or {}), key: facts}
     partial = path.with_name(path.name + ".partial")
     pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
     os.replace(partial, path)
@@ -213,7 +231,7 @@ def read_parquet(path: Path) -> tuple[Manifest, pd.DataFrame]:
     """Read a file of this harness back.
 
     Raises:
-        LabError: there is no such file, it is not parquet, or carries no manifest.
+        LabError: there is no such file, it is not parquet, or carries no manifest that can be read.
     """
     _check_there(path)
     try:
@@ -230,16 +248,12 @@ def read_parquet(path: Path) -> tuple[Manifest, pd.DataFrame]:
                 f"pandas.read_parquet, and how they came about in the parquet metadata `{own}`"
             )
         raise LabError(f"{path} carries no manifest: it was not written by this harness")
-    manifest: Manifest = json.loads(raw)
-    return manifest, _frame(table)
+    try:
+        return read_manifest(raw), to_frame(table)
+    except LabError as error:
+        raise LabError(f"{path}: {error}") from error
 
 
 def _check_there(path: Path) -> None:
     if not path.is_file():
         raise LabError(f"there is no file {path}")
-
-
-def _frame(table: pa.Table) -> pd.DataFrame:
-    nullable = {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype()}
-    frame: pd.DataFrame = table.to_pandas(types_mapper=nullable.get)
-    return frame

@@ -1,20 +1,19 @@
 """The service's own account of a replay: how full its batches were, and what was computed for nothing.
 
-What enters are the lines of `/steps`; what leaves is a handful of figures for the manifest and the lines
-themselves as a parquet file beside the rows. Knows no client-side stamps.
+The lines of `/steps` become a parquet file beside the rows, and a few figures in the manifest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import pyarrow as pa
 
-from harness.results.record import Manifest, arrow_columns, write_table
+from harness.results.manifest import RunManifest, StepSummary
+from harness.results.record import arrow_columns, write_parquet
 from services.contract.status import StepLine
 from services.contract.timings import StepRecord
 
@@ -26,21 +25,6 @@ STEP_SCHEMA = pa.schema(
         *((name, kind) for name, kind in arrow_columns(StepRecord) if name != "step"),
     ]
 )
-
-
-@dataclass(frozen=True, slots=True)
-class StepSummary:
-    """`mean_batch_size` counts live rows a step; `dead_row_share` is dead rows of all rows computed."""
-
-    num_steps: int
-    mean_batch_size: float
-    dead_row_share: float
-    median_step_ms: float
-    busy_s: float
-    num_dropped: int
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def summarise_steps(lines: Sequence[StepLine], num_dropped: int) -> StepSummary | None:
@@ -63,5 +47,5 @@ def step_rows(lines: Sequence[StepLine], run_id: str, repeat: int) -> list[dict[
     return [{"run_id": run_id, "repeat": repeat, **line.model_dump()} for line in lines]
 
 
-def write_steps(path: Path, rows: list[dict[str, Any]], manifest: Manifest) -> None:
-    write_table(path, pa.Table.from_pylist(rows, schema=STEP_SCHEMA), manifest)
+def write_steps(path: Path, rows: list[dict[str, Any]], manifest: RunManifest) -> None:
+    write_parquet(path, pa.Table.from_pylist(rows, schema=STEP_SCHEMA), manifest)

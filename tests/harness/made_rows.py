@@ -8,7 +8,8 @@ import pandas as pd
 
 from harness.client.answer import Answer
 from harness.plan.schedule import Arrivals, Load, PlannedRequest, schedule_digest
-from harness.results.record import Manifest, ReplayLabels, Row, make_row, to_frame
+from harness.results.manifest import RepeatEntry, RunManifest
+from harness.results.record import ReplayLabels, Row, make_row, make_table, to_frame
 
 
 def made_row(
@@ -45,18 +46,25 @@ def made_row(
 
 
 def made_frame(rows: list[Row]) -> pd.DataFrame:
-    return to_frame(rows)
+    return to_frame(make_table(rows))
 
 
-def made_manifest(rows: list[Row], *, load: Load | None = None, repeats: int = 1, **changes: Any) -> Manifest:
-    """The manifest of a quiet run that planned exactly these rows."""
+def made_manifest(
+    rows: list[Row],
+    *,
+    load: Load | None = None,
+    repeats: int = 1,
+    entries: list[RepeatEntry] | None = None,
+    **changes: Any,
+) -> RunManifest:
+    """The manifest of a quiet run that planned exactly these rows. `entries` are its repeats."""
     load = load or Load(Arrivals.CLOSED, concurrency=1)
     first = [row for row in rows if row["repeat"] == 0]
-    entries = [
+    planned = [
         (r["schedule_index"], r["prompt_id"], r["max_tokens"], r["seed"], r["offset_s"])
         for r in sorted(first, key=lambda r: r["schedule_index"])
     ]
-    manifest: Manifest = {
+    manifest = {
         "schema_version": 1,
         "run_id": "run",
         "arm": "continuous",
@@ -72,7 +80,7 @@ def made_manifest(rows: list[Row], *, load: Load | None = None, repeats: int = 1
         "settings": {"url": None, "seed": 0},
         "corpus": {"path": "p", "sha256": "c" * 64, "recorded_sha256": "c" * 64, "num_prompts": 500},
         "schedule": {
-            "digest": schedule_digest(load, entries),
+            "digest": schedule_digest(load, planned),
             "num_requests": len(first),
             "arrivals": load.arrivals.value,
             "concurrency": None if load.is_open else load.concurrency,
@@ -80,20 +88,36 @@ def made_manifest(rows: list[Row], *, load: Load | None = None, repeats: int = 1
         },
         "host": {"cpu_model": "a CPU", "cpu_governor": None, "physical_cores": 2},
         "planned_repeats": list(range(repeats)),
-        "repeats": [made_repeat(repeat) for repeat in range(repeats)],
+        "repeats": [made_repeat(repeat) for repeat in range(repeats)] if entries is None else entries,
         "validity": None,
     }  # fmt: skip
-    return manifest | changes
+    return RunManifest.model_validate(_changed(manifest, changes))
 
 
-def made_repeat(repeat: int = 0, **changes: Any) -> dict[str, Any]:
-    entry: dict[str, Any] = {
+def made_repeat(repeat: int = 0, **changes: Any) -> RepeatEntry:
+    entry = {
         "repeat": repeat,
+        "ended_at": "2026-01-01T00:01:00+00:00",
+        "clock_start_s": 0.0,
+        "wall_s": 60.0,
         "hit_in_flight_cap": False,
         "was_interrupted": False,
         "service_problem": None,
         "model_digest": "d",
         "machine": {"steal_share": 0.0, "other_cpu_share": 0.0, "harness_cpu_share": 0.1},
-        "steps": {"mean_batch_size": 2.0, "dead_row_share": 0.25, "num_dropped": 0},
+        "steps": {
+            "num_steps": 9, "mean_batch_size": 2.0, "dead_row_share": 0.25, "median_step_ms": 1.0,
+            "busy_s": 1.0, "num_dropped": 0,
+        },
+    }  # fmt: skip
+    return RepeatEntry.model_validate(_changed(entry, changes))
+
+
+def _changed(facts: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Objects take over the keys that a change does not name."""
+    merged = {
+        name: facts[name] | value
+        for name, value in changes.items()
+        if isinstance(value, dict) and isinstance(facts.get(name), dict)
     }
-    return entry | changes
+    return facts | changes | merged

@@ -15,7 +15,8 @@ import pandas as pd
 import psutil
 import pytest
 
-from harness.results.record import JOURNAL_SUFFIX, Manifest, read_parquet
+from harness.results.manifest import ComparisonManifest, RunManifest, Validity
+from harness.results.record import JOURNAL_SUFFIX, read_parquet
 from harness.settings import HarnessSettings
 from tests.harness.fake_server import (
     END,
@@ -53,9 +54,16 @@ def write_corpus(folder: Path, num: int = 40) -> Path:
     return path
 
 
-def only_result(folder: Path) -> tuple[Path, Manifest, pd.DataFrame]:
+def only_result(folder: Path) -> tuple[Path, RunManifest, pd.DataFrame]:
     (path,) = [p for p in folder.rglob("*.parquet") if not p.name.endswith(".steps.parquet")]
-    return path, *read_parquet(path)
+    manifest, rows = read_parquet(path)
+    assert isinstance(manifest, RunManifest)
+    return path, manifest, rows
+
+
+def validity_of(manifest: RunManifest) -> Validity:
+    assert manifest.validity is not None
+    return manifest.validity
 
 
 def test_a_service_of_ours_at_a_url(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,15 +74,15 @@ def test_a_service_of_ours_at_a_url(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert path.parent.name == "static"
     assert set(rows["variant"]) == {"static"}
     assert sorted(rows["group_size"].unique()) == [4]
-    assert manifest["validity"]["level"] == "CAUTION"
-    assert manifest["model_digest"] == "d1"
-    assert manifest["corpus"]["sha256"] == manifest["corpus"]["recorded_sha256"]
-    assert {"cpu_model", "physical_cores", "cpu_governor", "gpu"} <= set(manifest["host"])
-    assert manifest["seeds"].keys() == {"arrivals", "sampling"}
+    assert validity_of(manifest).level == "CAUTION"
+    assert manifest.model_digest == "d1"
+    assert manifest.corpus.sha256 == manifest.corpus.recorded_sha256
+    assert {"cpu_model", "physical_cores", "cpu_governor", "gpu"} <= manifest.host.model_fields_set
+    assert manifest.seeds.keys() == {"arrivals", "sampling"}
     # Eight warm-up prompts in two chunks came first, and are in no row.
     assert [len(as_list(json.loads(body)["prompt"])) for body in server.bodies[:2]] == [4, 4]
     assert len(rows) == 20
-    assert 0 < manifest["repeats"][0]["round_trip_s"] < 1
+    assert 0 < (manifest.repeats[0].round_trip_s or 0) < 1
     shown = capsys.readouterr().out
     assert "TTFT, from schedule (ms)" in shown
     assert str(path) in shown
@@ -99,7 +107,7 @@ def test_any_openai_compatible_server(tmp_path: Path) -> None:
         assert code in (0, 1)
     path, manifest, rows = only_result(tmp_path / "out")
     assert path.parent.name == "external"
-    assert (manifest["service"], manifest["model"]) == (None, "foreign-model")
+    assert (manifest.service, manifest.model) == (None, "foreign-model")
     assert list(rows["num_output_tokens"]) == list(rows["max_tokens"])
     assert rows["chunk_tokens"].isna().all()
     assert rows["output_sha256"].isna().all()
@@ -115,7 +123,7 @@ def test_two_runs_of_a_seed_send_and_get_the_same(tmp_path: Path) -> None:
             assert main(["bench", *words, "--out", str(tmp_path / name)]) == 0
         _, manifest, rows = only_result(tmp_path / name)
         frames.append(rows.sort_values("schedule_index"))
-        digests.append(manifest["schedule"]["digest"])
+        digests.append(manifest.schedule.digest)
     assert digests[0] == digests[1]
     for column in ("prompt_id", "seed", "max_tokens", "body_sha256", "output_sha256"):
         assert list(frames[0][column]) == list(frames[1][column])
@@ -134,7 +142,7 @@ def test_an_invalid_run_says_why_and_exits_non_zero(
     with FakeServer(sometimes_full, card=model_card()) as server:
         assert main(["bench", "--url", server.url, "--requests", "20"]) == 1
     path, manifest, rows = only_result(tmp_path / "out")
-    assert manifest["validity"]["level"] == "INVALID"
+    assert validity_of(manifest).level == "INVALID"
     assert set(rows.loc[rows["error"].notna(), "max_tokens"]) == {5}
     assert "http 429: queue_full: try later" in capsys.readouterr().out
     assert main(["report", str(path)]) == 1
@@ -166,7 +174,7 @@ def test_a_changed_corpus_needs_a_flag_and_never_counts(tmp_path: Path) -> None:
         assert main(words) == 2
         assert server.bodies == []
         assert main([*words, "--allow-changed-corpus"]) == 1
-    assert "not the recorded one" in only_result(tmp_path / "out")[1]["validity"]["invalid"][0]
+    assert "not the recorded one" in validity_of(only_result(tmp_path / "out")[1]).invalid[0]
 
 
 def bench_process(words: Sequence[str]) -> subprocess.Popen[str]:
@@ -216,7 +224,7 @@ def test_kill_leaves_a_journal_that_one_command_turns_into_parquet(
     assert path.name == journal.name.removesuffix(JOURNAL_SUFFIX) + ".parquet"
     assert len(rows) == num_rows >= 12
     assert rows["error"].isna().all()
-    assert manifest["validity"]["level"] == "INVALID"
+    assert validity_of(manifest).level == "INVALID"
     # Nobody was left to stop the service: it ended by itself.
     assert not psutil.wait_procs(services, timeout=30)[1]
 
@@ -237,7 +245,7 @@ def test_being_told_to_stop_writes_the_file(
     assert process.returncode == 130, complaints
     assert "the run was interrupted" in shown
     _, manifest, rows = only_result(out)
-    assert manifest["repeats"][0]["was_interrupted"]
+    assert manifest.repeats[0].was_interrupted
     interrupted = rows["error"].str.startswith("interrupted", na=False)
     assert 0 < interrupted.sum() <= 4
     assert rows.loc[~interrupted, "error"].isna().all()
@@ -256,11 +264,11 @@ def test_the_real_service_from_start_to_table(
     assert (rows["group_size"] == 4).all()
     assert list(rows["num_output_tokens"]) == list(rows["max_tokens"])
     assert (rows["mean_batch_size"] >= 1).all()
-    steps = [entry["steps"] for entry in manifest["repeats"]]
-    assert all(0 < entry["dead_row_share"] < 1 for entry in steps)
+    steps = [entry.steps for entry in manifest.repeats if entry.steps]
+    assert [0 < entry.dead_row_share < 1 for entry in steps] == [True, True]
     (step_file,) = (tmp_path / "out").rglob("*.steps.parquet")
     logged = pd.read_parquet(step_file)
-    assert len(logged) == sum(entry["num_steps"] for entry in steps)
+    assert len(logged) == sum(entry.num_steps for entry in steps)
     assert set(logged["repeat"]) == {0, 1}
     # The steps made every token but those that a prompt's last chunk yields.
     assert logged["num_decode_tokens"].sum() <= rows["num_output_tokens"].sum()
@@ -287,13 +295,15 @@ def test_compare_measures_every_arm_in_every_block(
     assert main(["compare", *words]) == 0
     (path,) = (tmp_path / "out" / "compare").glob("*.parquet")
     manifest, rows = read_parquet(path)
+    assert isinstance(manifest, ComparisonManifest)
     own = "dynamic MAX_BATCH=2"
-    assert manifest["arms"] == ["baseline", own, f"{own} PAD_FINISHED=0"]
-    assert rows.groupby("arm").size().to_dict() == dict.fromkeys(manifest["arms"], 8)
+    assert manifest.arms == ["baseline", own, f"{own} PAD_FINISHED=0"]
+    assert rows.groupby("arm").size().to_dict() == dict.fromkeys(manifest.arms, 8)
     assert rows.groupby("schedule_index")["output_sha256"].nunique().eq(1).all()
-    pads = {run["arm"]: run["service"]["strategy"]["pad_finished"] for run in manifest["runs"]}
+    strategies = {run.arm: run.service.strategy for run in manifest.runs if run.service}
+    pads = {arm: strategy["pad_finished"] for arm, strategy in strategies.items()}
     assert pads == {"baseline": False, own: True, f"{own} PAD_FINISHED=0": False}
-    batches = {run["arm"]: run["service"]["strategy"]["max_batch"] for run in manifest["runs"]}
+    batches = {arm: strategy["max_batch"] for arm, strategy in strategies.items()}
     assert batches[own] == batches[f"{own} PAD_FINISHED=0"] == 2
     shown = capsys.readouterr().out
     assert "same as baseline" in shown

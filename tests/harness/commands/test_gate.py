@@ -9,24 +9,21 @@ import pytest
 
 from adapters.base import ConfigError
 from harness.comparing.combine import compare_files
-from harness.results.record import write_parquet
-from harness.results.validity import Verdict
+from harness.results.manifest import Validity
+from harness.results.record import make_table, write_parquet
 from tests.harness.comparing.test_comparison import run_rows
-from tests.harness.made_rows import made_manifest, made_repeat
+from tests.harness.made_rows import made_manifest
 from tools.cli import main
 
 
 def write_file(
-    path: Path, *steps_s: float, sha: str = "a" * 40, verdict: Verdict | None = None, **changes: Any
+    path: Path, *steps_s: float, sha: str = "a" * 40, verdict: Validity | None = None, **changes: Any
 ) -> Path:
     """One repeat for each of `steps_s`, each with answers that take so long."""
     rows = [row for block, step_s in enumerate(steps_s) for row in run_rows("continuous", block, step_s)]
-    manifest = made_manifest(rows, repeats=len(steps_s)) | {
-        "git": {"sha": sha},
-        "repeats": [made_repeat(block) for block in range(len(steps_s))],
-        "validity": (verdict or Verdict()).as_dict(),
-    }
-    write_parquet(path, rows, manifest | changes)
+    validity = verdict or Validity()
+    manifest = made_manifest(rows, repeats=len(steps_s), git={"sha": sha}, validity=validity, **changes)
+    write_parquet(path, make_table(rows), manifest)
     return path
 
 
@@ -68,17 +65,17 @@ def test_files_that_replayed_something_else_are_refused(tmp_path: Path, old: Pat
 
 
 def test_invalid_files_are_refused_unless_told(tmp_path: Path, old: Path) -> None:
-    bad = write_file(tmp_path / "bad.parquet", 1.0, 1.0, verdict=Verdict(("requests failed",)))
+    bad = write_file(tmp_path / "bad.parquet", 1.0, 1.0, verdict=Validity(("requests failed",)))
     with pytest.raises(ConfigError, match="requests failed"):
         compare_files([old, bad])
     made = compare_files([old, bad], allow_invalid=True)
-    assert made.manifest["validity"]["level"] == "INVALID"
+    assert made.manifest.validity.level == "INVALID"
 
 
 def test_arms_of_two_files_are_told_apart_by_commit(tmp_path: Path, old: Path) -> None:
     new = write_file(tmp_path / "new.parquet", 1.0, 1.0, sha="b" * 40)
     made = compare_files([old, new])
-    assert made.manifest["arms"] == ["continuous", "continuous bbbbbbbb"]
-    assert made.manifest["reference"] == "continuous"
-    assert "not measured in turns" in made.manifest["validity"]["caution"][0]
+    assert made.manifest.arms == ["continuous", "continuous bbbbbbbb"]
+    assert made.manifest.reference == "continuous"
+    assert "not measured in turns" in made.manifest.validity.caution[0]
     assert main(["compare", "--files", str(old), str(new)]) == 0

@@ -39,8 +39,9 @@ def test_report_says_when_samples_are_too_few_and_when_gaps_are_between_chunks()
     rows = [
         made_row(i, sent_s=i, chunk_s=(i, i + 1), chunk_tokens=None, num_output_tokens=4) for i in range(5)
     ]
-    manifest = made_manifest(rows, service=None, settings={"url": "http://h", "seed": 0})
-    manifest["repeats"] = [made_repeat(steps=None)]
+    manifest = made_manifest(
+        rows, service=None, settings={"url": "http://h"}, entries=[made_repeat(steps=None)]
+    )
     frame = made_frame(rows)
     text = render_report(frame, manifest, judge(frame, manifest), Path("x.parquet"))
     assert "inter-chunk latency (ms)" in text

@@ -14,9 +14,10 @@ from adapters.base import ConfigError, LabError
 from harness.plan.corpus import Prompt
 from harness.plan.schedule import Arrivals, Load, make_schedule
 from harness.replay import processes
+from harness.results.manifest import RunManifest
 from harness.results.record import read_parquet
 from harness.settings import HarnessSettings
-from tests.harness.commands.test_bench import _plain_environment, only_result  # noqa: F401
+from tests.harness.commands.test_bench import _plain_environment, only_result, validity_of  # noqa: F401
 from tests.harness.fake_server import FakeServer, model_card
 from tools.cli import main
 
@@ -64,8 +65,9 @@ def test_three_shards_make_the_run(tmp_path: Path) -> None:
     out = tmp_path / "merged.parquet"
     assert main(["merge", *map(str, files), "--out", str(out)]) == 0
     manifest, rows = read_parquet(out)
+    assert isinstance(manifest, RunManifest)
     _, whole_manifest, whole = only_result(tmp_path / "whole")
-    assert manifest["schedule"]["digest"] == whole_manifest["schedule"]["digest"]
+    assert manifest.schedule.digest == whole_manifest.schedule.digest
     planned = [
         "schedule_index",
         "prompt_id",
@@ -128,7 +130,7 @@ def test_several_processes_send_the_same_schedule(tmp_path: Path) -> None:
         words = ["--url", server.url, "--requests", "24", "--concurrency", "8", "--processes", "2"]
         assert main(["bench", *words]) == 0
     _, manifest, rows = only_result(tmp_path / "out")
-    assert manifest["validity"]["invalid"] == []
+    assert validity_of(manifest).invalid == ()
     assert sorted(rows["schedule_index"]) == list(range(24))
     assert set(rows["group_size"]) == {2}
     assert rows.groupby("group_id")["schedule_index"].count().eq(2).all()

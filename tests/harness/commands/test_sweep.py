@@ -10,11 +10,11 @@ import pytest
 from adapters.base import ConfigError
 from harness.commands.sweep import Point, is_saturated, knee, next_load
 from harness.replay.arm_file import Measurement
+from harness.results.manifest import Validity
 from harness.results.slo import Limits
-from harness.results.validity import Verdict
 from tests.harness.commands.test_bench import _plain_environment  # noqa: F401
 from tests.harness.fake_server import FakeServer, model_card, slowly
-from tests.harness.made_rows import made_frame, made_row
+from tests.harness.made_rows import made_frame, made_manifest, made_row
 from tools.cli import main
 
 
@@ -25,7 +25,7 @@ def open_loop(rate: float, serves_per_s: float, num: int = 100) -> Measurement:
         scheduled_s = index / rate
         free_s = max(free_s, scheduled_s) + 1 / serves_per_s
         rows.append(made_row(index, scheduled_s=scheduled_s, sent_s=scheduled_s, chunk_s=(free_s, free_s)))
-    return Measurement(Path("x"), made_frame(rows), {}, Verdict())
+    return Measurement(Path("x"), made_frame(rows), made_manifest(rows), Validity())
 
 
 def point(load: float, met: bool | None, tokens_per_s: float = 1.0) -> Point:
@@ -49,7 +49,7 @@ def test_the_knee_is_where_throughput_for_latency_is_best() -> None:
     points = []
     for load, tokens_per_s, total_ms in ((1, 100.0, 100.0), (4, 350.0, 120.0), (16, 420.0, 600.0)):
         rows = [made_row(0, chunk_s=(0.0, total_ms / 1e3))]
-        measured = Measurement(Path("x"), made_frame(rows), {}, Verdict())
+        measured = Measurement(Path("x"), made_frame(rows), made_manifest(rows), Validity())
         points.append(Point(load, measured, tokens_per_s, 1.0, False, None))
     assert knee(points) == 4
     assert knee(points[:2]) is None

@@ -14,8 +14,8 @@ from harness.plan.corpus import Corpus, Prompt
 from harness.plan.schedule import Arrivals, Load, Schedule, make_schedule
 from harness.replay.arm_file import Arm, Measurement
 from harness.replay.progress import PlainReporter
-from harness.results.record import write_parquet
-from harness.results.validity import Verdict
+from harness.results.manifest import Validity
+from harness.results.record import make_table, write_parquet
 from harness.settings import HarnessSettings
 from tests.harness.comparing.test_comparison import run_rows
 from tests.harness.made_rows import made_frame, made_manifest, made_repeat
@@ -42,11 +42,10 @@ class Bench:
         block, name = repeats[0], str(arm.name)
         self.made.append((block, name))
         rows = run_rows(name, block, 1.0, num=3)
-        verdict = Verdict(self._invalid)
-        manifest = made_manifest(rows, arm=name, validity=verdict.as_dict())
-        manifest["repeats"] = [made_repeat(block)]
+        verdict = Validity(self._invalid)
+        manifest = made_manifest(rows, arm=name, validity=verdict, entries=[made_repeat(block)])
         path = self._folder / f"{len(list(self._folder.glob('*.parquet')))}.parquet"
-        write_parquet(path, rows, manifest)
+        write_parquet(path, make_table(rows), manifest)
         return Measurement(path, made_frame(rows), manifest, verdict)
 
 
@@ -65,7 +64,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.M
     second = Bench(tmp_path)
     measured = compare(second, tmp_path, monkeypatch)
     assert len(second.made) == 1
-    assert sorted((m.manifest["repeats"][0]["repeat"], m.manifest["arm"]) for m in measured) == [
+    assert sorted((m.manifest.repeats[0].repeat, m.manifest.arm) for m in measured) == [
         (0, "a"), (0, "b"), (1, "a"), (1, "b"),
     ]  # fmt: skip
     # More blocks extend what is there.

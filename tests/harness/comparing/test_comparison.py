@@ -17,8 +17,8 @@ from harness.comparing.comparison import (
     render_comparison,
 )
 from harness.replay.arm_file import Arm
-from harness.results.record import Manifest, Row
-from harness.results.validity import Verdict
+from harness.results.manifest import ComparisonManifest, Validity
+from harness.results.record import Row
 from tests.harness.made_rows import made_frame, made_manifest, made_repeat, made_row
 
 
@@ -40,21 +40,23 @@ def run_rows(
     ]
 
 
-def comparison(*runs: list[Row], reference: str = "baseline") -> tuple[list[Row], Manifest]:
+def comparison(*runs: list[Row], reference: str = "baseline") -> tuple[list[Row], ComparisonManifest]:
     rows = [row for run in runs for row in run]
     manifests = []
     for run in runs:
         arm, block = run[0]["arm"], run[0]["repeat"]
-        manifests.append(made_manifest(run, arm=arm) | {"repeats": [made_repeat(block)]})
+        manifests.append(made_manifest(run, arm=arm, entries=[made_repeat(block)]))
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    manifest: Manifest = {
-        "kind": "comparison",
-        "arms": arms,
-        "reference": reference,
-        "num_blocks": len({row["repeat"] for row in rows}),
-        "runs": manifests,
-        "validity": Verdict().as_dict(),
-    }
+    manifest = ComparisonManifest(
+        kind="comparison",
+        schema_version=1,
+        started_at="x",
+        arms=arms,
+        reference=reference,
+        num_blocks=len({row["repeat"] for row in rows}),
+        runs=manifests,
+        validity=Validity(),
+    )
     return rows, manifest
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,14 +15,15 @@ from harness.page.files import load_report, write_charts
 from harness.page.html import make_charts, render_page
 from harness.page.words import verdict_sentences
 from harness.results.cost import Price, read_price
-from harness.results.record import write_parquet
+from harness.results.manifest import GitFacts, HostFacts, Validity
+from harness.results.record import make_table, write_parquet
 from harness.results.steps import step_rows, write_steps
 from services.contract.status import StepLine
 from tests.harness.comparing.test_comparison import comparison, run_rows
 from tests.harness.results.test_latency_budget import told
 from tools.cli import main
 
-HOST = {"cpu_model": "a <CPU>", "cpu_governor": None, "physical_cores": 2, "memory_bytes": 2**34}
+HOST = HostFacts(cpu_model="a <CPU>", cpu_governor=None, physical_cores=2, memory_bytes=2**34)
 
 
 HOSTILE = """<script>alert('1' & "2")</script>/x"""
@@ -43,9 +43,9 @@ def write_comparison(folder: Path, *arms: str, prompt: str = "p") -> Path:
     ]
     rows, manifest = comparison(*runs, reference=arms[0])
     stamps = told()
-    for number, run in enumerate(manifest["runs"]):
-        run |= {"run_id": f"run-{number}", "host": HOST, "git": {"sha": "a" * 40}}
-        run["validity"] = {"level": "VALID", "invalid": [], "caution": []}
+    for number, run in enumerate(manifest.runs):
+        run.run_id, run.host, run.git = f"run-{number}", HOST, GitFacts(sha="a" * 40)
+        run.validity = Validity()
         for index, row in enumerate(runs[number]):
             row |= {"run_id": f"run-{number}", "prompt_id": f"{prompt}{index}"}
             for name in ("queue_s", "batch_wait_s", "prefill_s", "decode_s"):
@@ -57,10 +57,10 @@ def write_comparison(folder: Path, *arms: str, prompt: str = "p") -> Path:
         step=0, start_s=0.0, duration_s=9.0, num_rows=1, num_prompt_tokens=1, num_decode_tokens=0,
         num_dead_rows=0, queue_depth=0,
     )  # fmt: skip
-    for run in manifest["runs"][:2]:
-        run["path"] = str(folder / f"{run['run_id']}.parquet")
-        write_steps(folder / f"{run['run_id']}.steps.parquet", step_rows([line], run["run_id"], 0), {})
-    write_parquet(path, rows, manifest | {"schema_version": 1, "started_at": "x"})
+    for run in manifest.runs[:2]:
+        run.path = str(folder / f"{run.run_id}.parquet")
+        write_steps(folder / f"{run.run_id}.steps.parquet", step_rows([line], run.run_id, 0), run)
+    write_parquet(path, make_table(rows), manifest)
     return path
 
 
@@ -96,8 +96,8 @@ def test_the_page_needs_nothing_but_itself(result: Path, capsys: pytest.CaptureF
 def test_what_comes_from_outside_is_shown_and_never_run(tmp_path: Path) -> None:
     path = write_comparison(tmp_path, HOSTILE, "static", prompt=HOSTILE)
     data = load_report([path], slo=None, price=Price(), reference=None, margin=DEFAULT_MARGIN)
-    validity = {"level": "CAUTION", "invalid": [], "caution": [f"all arms: {HOSTILE}"]}
-    page = render_page(replace(data, manifest=data.manifest | {"validity": validity}), HOSTILE)
+    data.manifest.validity = Validity(caution=(f"all arms: {HOSTILE}",))
+    page = render_page(data, HOSTILE)
     tags = Tags()
     tags.feed(page)
     assert [tag for tag, _ in tags.found].count("script") == 2  # the manifest's and the table's own

@@ -9,7 +9,7 @@ import pytest
 from adapters.base import ConfigError
 from harness.plan.planner import plan
 from harness.plan.traces import load_trace, synthetic_corpus, trace_corpus
-from harness.results.validity import load_of
+from harness.results.manifest import ScheduleFacts
 from harness.settings import HarnessSettings
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
@@ -71,10 +71,11 @@ def test_a_trace_is_the_schedule(tmp_path: Path) -> None:
     assert [r.offset_s for r in schedule.requests] == pytest.approx([0.0, 0.104, 0.196378])
     assert schedule.load.rate == pytest.approx(2 / 0.196378)
     assert corpus.is_as_recorded
-    described = {
-        "arrivals": "trace", "concurrency": None, "rate": schedule.load.rate, "shape": schedule.load.shape,
-    }  # fmt: skip
-    assert load_of({"schedule": described}).shape == schedule.load.shape
+    described = ScheduleFacts(
+        digest="d", num_requests=3, arrivals="trace", concurrency=None,
+        rate=schedule.load.rate, shape=schedule.load.shape,
+    )  # fmt: skip
+    assert described.load.shape == schedule.load.shape
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "", '{"timestamp": 1}', AZURE.splitlines()[0]])

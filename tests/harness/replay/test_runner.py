@@ -18,7 +18,7 @@ from harness.plan.schedule import Arrivals, Load, make_schedule
 from harness.plan.warmup import make_warmup
 from harness.replay.runner import Replay, ReplayEnd
 from harness.results.metrics import send_lag_s
-from harness.results.record import ReplayLabels, make_row, to_frame
+from harness.results.record import ReplayLabels, make_row, make_table, to_frame
 from tests.harness.fake_server import (
     Answering,
     FakeServer,
@@ -171,7 +171,7 @@ def test_open_loop_follows_the_clock_and_not_the_answers() -> None:
 def test_open_loop_chunks_wait_for_arrivals() -> None:
     answers, _, server = play(10, rate=200.0, client_chunk=4)
     assert sizes(server) == [4, 4, 2]
-    lags = send_lag_s(to_frame([make_row(LABELS, answer) for answer in answers]))
+    lags = send_lag_s(to_frame(make_table([make_row(LABELS, answer) for answer in answers])))
     # A chunk leaves with its last prompt: its lag does not contain the wait of the first (15 ms).
     assert len(lags) == 3
     assert min(lags) >= 0

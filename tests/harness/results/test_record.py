@@ -15,6 +15,7 @@ from harness.results.record import (
     JOURNAL_SUFFIX,
     SCHEMA,
     Journal,
+    make_table,
     read_journal,
     read_parquet,
     write_parquet,
@@ -40,7 +41,7 @@ GOLDEN = {
 
 def test_golden_schema(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
-    write_parquet(path, [made_row()], {"a": 1})
+    write_parquet(path, make_table([made_row()]), made_manifest([]))
     written = pq.read_schema(path)
     assert {field.name: str(field.type).replace("item:", "element:") for field in written} == GOLDEN
 
@@ -48,9 +49,9 @@ def test_golden_schema(tmp_path: Path) -> None:
 def test_rows_and_manifest_come_back(tmp_path: Path) -> None:
     rows = [made_row(0, chunk_tokens=(1, 2)), made_row(1, error="http 500", chunk_s=(), chunk_tokens=())]
     path = tmp_path / "rows.parquet"
-    write_parquet(path, rows, made_manifest(rows))
+    write_parquet(path, make_table(rows), made_manifest(rows))
     manifest, frame = read_parquet(path)
-    assert manifest["schedule"]["num_requests"] == 2
+    assert manifest.schedule.num_requests == 2
     assert list(frame["request_id"]) == ["run-0-00000", "run-0-00001"]
     np.testing.assert_array_equal(frame["chunk_tokens"].iloc[0], [1, 2])
     assert frame["error"].isna().tolist() == [True, False]
@@ -73,7 +74,7 @@ def test_files_of_others_are_refused(tmp_path: Path) -> None:
 
 def write_journal(folder: Path, num_rows: int, *, planned: int) -> Path:
     rows = [made_row(i) for i in range(planned)]
-    manifest = made_manifest(rows) | {"repeats": []}
+    manifest = made_manifest(rows, entries=[])
     path = folder / f"stamp{JOURNAL_SUFFIX}"
     journal = Journal(path, manifest)
     for row in rows[:num_rows]:
@@ -88,7 +89,7 @@ def test_each_row_is_in_the_file_as_soon_as_it_is_appended(tmp_path: Path) -> No
         journal.append(made_row(number))
         assert len(read_journal(path)[1]) == number + 1
     journal.append_repeat(made_repeat(1))
-    assert [entry["repeat"] for entry in read_journal(path)[0]["repeats"]] == [0, 1]
+    assert [entry.repeat for entry in read_journal(path)[0].repeats] == [0, 1]
     journal.close()
 
 
@@ -105,8 +106,9 @@ def test_recovery_writes_the_parquet_and_says_what_is_missing(tmp_path: Path) ->
     assert path == tmp_path / "stamp.parquet"
     manifest, frame = read_parquet(path)
     assert len(frame) == 3
-    assert manifest["validity"]["level"] == "INVALID"
-    assert "2 of 5 requests were never finished" in manifest["validity"]["invalid"]
+    assert manifest.validity is not None
+    assert manifest.validity.level == "INVALID"
+    assert "2 of 5 requests were never finished" in manifest.validity.invalid
     assert journal.exists()
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from harness.plan.schedule import Arrivals, Load
-from harness.results.record import Manifest, Row
-from harness.results.validity import Verdict, judge
+from harness.results.manifest import RunManifest, Validity
+from harness.results.record import Row
+from harness.results.validity import judge
 from tests.harness.made_rows import made_frame, made_manifest, made_repeat, made_row
 
 NUM = 60
@@ -34,64 +35,64 @@ def open_rows(lag_s: float = 0.001, stretch: float = 1.0, num: int = NUM) -> lis
     ]
 
 
-def judged(rows: list[Row], manifest: Manifest | None = None, **changes: Any) -> Verdict:
+def judged(rows: list[Row], manifest: RunManifest | None = None, **changes: Any) -> Validity:
     return judge(made_frame(rows), manifest or made_manifest(rows, **changes))
 
 
 def test_a_quiet_run_is_valid() -> None:
-    assert judged(closed_rows()) == Verdict()
+    assert judged(closed_rows()) == Validity()
     assert judged(closed_rows()).level == "VALID"
-    assert judged(open_rows(), load=OPEN) == Verdict()
+    assert judged(open_rows(), load=OPEN) == Validity()
 
 
 def test_invalid_outranks_caution_and_both_are_told() -> None:
-    verdict = Verdict(("broken",), ("noisy",))
+    verdict = Validity(("broken",), ("noisy",))
     assert verdict.level == "INVALID"
     assert verdict.lines() == ["INVALID", "  INVALID: broken", "  caution: noisy"]
 
 
-def failed_requests() -> Verdict:
+def failed_requests() -> Validity:
     rows = closed_rows()
     rows[3] = made_row(3, scheduled_s=3.0, sent_s=3.0, error="http 500: broken")
     return judged(rows)
 
 
-def corpus_changed() -> Verdict:
+def corpus_changed() -> Validity:
     rows = closed_rows()
     corpus = {"sha256": "a" * 64, "recorded_sha256": "b" * 64, "num_prompts": 500}
     return judged(rows, made_manifest(rows, corpus=corpus))
 
 
-def schedule_changed() -> Verdict:
+def schedule_changed() -> Validity:
     rows = closed_rows()
     manifest = made_manifest(rows)
     rows[5]["prompt_id"] = "another"
     return judged(rows, manifest)
 
 
-def rows_missing() -> Verdict:
+def rows_missing() -> Validity:
     rows = closed_rows()
     return judged(rows[:-2], made_manifest(rows))
 
 
-def nothing_finished() -> Verdict:
-    return judged([], made_manifest(closed_rows()) | {"repeats": []})
+def nothing_finished() -> Validity:
+    return judged([], made_manifest(closed_rows(), entries=[]))
 
 
-def repeat_missing() -> Verdict:
+def repeat_missing() -> Validity:
     rows = closed_rows()
-    return judged(rows, made_manifest(rows, repeats=2) | {"repeats": [made_repeat(0)]})
+    return judged(rows, made_manifest(rows, repeats=2, entries=[made_repeat(0)]))
 
 
-def with_repeat(**changes: Any) -> Verdict:
+def with_repeat(**changes: Any) -> Validity:
     rows = closed_rows()
-    return judged(rows, made_manifest(rows) | {"repeats": [made_repeat(0, **changes)]})
+    return judged(rows, made_manifest(rows, entries=[made_repeat(0, **changes)]))
 
 
-def model_changed() -> Verdict:
+def model_changed() -> Validity:
     rows = closed_rows() + closed_rows(repeat=1)
     repeats = [made_repeat(0), made_repeat(1, model_digest="other")]
-    return judged(rows, made_manifest(rows, repeats=2) | {"repeats": repeats})
+    return judged(rows, made_manifest(rows, repeats=2, entries=repeats))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def model_changed() -> Verdict:
         (lambda: judged(open_rows(stretch=1.1), load=OPEN), "91% of the rate"),
     ],
 )
-def test_what_makes_a_run_invalid(make: Callable[[], Verdict], reason: str) -> None:
+def test_what_makes_a_run_invalid(make: Callable[[], Validity], reason: str) -> None:
     verdict = make()
     assert verdict.level == "INVALID"
     assert any(reason in sentence for sentence in verdict.invalid), verdict
@@ -122,19 +123,16 @@ def test_small_lag_and_a_slightly_stretched_load_are_allowed() -> None:
     assert judged(open_rows(lag_s=0.019), load=OPEN).level == "VALID"
 
 
-def with_machine(**changes: Any) -> Verdict:
-    return with_repeat(machine=made_repeat()["machine"] | changes)
+def with_machine(**changes: Any) -> Validity:
+    return with_repeat(machine=changes)
 
 
-def with_host(num_threads: int = 1, **changes: Any) -> Verdict:
+def with_host(num_threads: int = 1, **changes: Any) -> Validity:
     rows = closed_rows()
-    manifest = made_manifest(rows)
-    manifest["host"] |= changes
-    manifest["service"]["num_threads"] = num_threads
-    return judged(rows, manifest)
+    return judged(rows, made_manifest(rows, host=changes, service={"num_threads": num_threads}))
 
 
-def changed(**changes: Any) -> Verdict:
+def changed(**changes: Any) -> Validity:
     rows = closed_rows()
     return judged(rows, made_manifest(rows, **changes))
 
@@ -173,7 +171,7 @@ def changed(**changes: Any) -> Verdict:
         ),
     ],
 )
-def test_what_calls_for_caution(make: Callable[[], Verdict], reason: str) -> None:
+def test_what_calls_for_caution(make: Callable[[], Validity], reason: str) -> None:
     verdict = make()
     assert verdict.level == "CAUTION"
     assert any(reason in sentence for sentence in verdict.caution), verdict
@@ -187,8 +185,7 @@ def test_repeats_against_one_running_server_call_for_caution() -> None:
 
 def test_a_machine_far_away_is_not_judged_by_ours() -> None:
     rows = closed_rows()
-    manifest = made_manifest(rows, is_local=False)
-    manifest["host"]["cpu_governor"] = "powersave"
+    manifest = made_manifest(rows, is_local=False, host={"cpu_governor": "powersave"})
     assert judged(rows, manifest).level == "VALID"
 
 
@@ -201,6 +198,6 @@ def test_a_floor_that_is_much_of_the_latency_is_told() -> None:
     rows = [made_row(i, sent_s=i, scheduled_s=i, chunk_s=(i + 0.01, i + 1.0)) for i in range(60)]
     frame = made_frame(rows)
     for floor_ms, is_told in ((0.5, False), (2.0, True)):
-        floor = {"ttft_p50_ms": floor_ms, "send_lag_p99_ms": 0.1}
+        floor = {"ttft_p50_ms": floor_ms, "ttft_p95_ms": None, "send_lag_p99_ms": 0.1, "num_requests": 100}
         told = " ".join(judge(frame, made_manifest(rows, floor=floor)).caution)
         assert ("the harness's own floor is 2.0 ms of a median TTFT of 10.0 ms" in told) is is_told

@@ -1,4 +1,4 @@
-"""What a simulator does: engines driven turn by turn on virtual clocks, without thread, inbox or real time."""
+"""What a simulator does: engines driven turn by turn on virtual clocks, without threads and real time."""
 
 from __future__ import annotations
 
