@@ -9,14 +9,15 @@ from __future__ import annotations
 import argparse
 import sys
 
+from harness.commands.options import add_slo_option
 from harness.commands.report import render_report
 from harness.measure import measure
 from harness.plan.planner import plan
 from harness.replay.arm_file import Arm, Measurement
 from harness.replay.progress import make_reporter
-from harness.results.metrics import Slo
 from harness.results.openmetrics import push, write_openmetrics
 from harness.results.output_dir import make_folder
+from harness.results.slo import Slo
 from harness.settings import add_setting_options, read_settings
 
 INTERRUPTED_STATUS = 130
@@ -25,7 +26,7 @@ INTERRUPTED_STATUS = 130
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_setting_options(parser)
     add_corpus_option(parser)
-    parser.add_argument("--slo", type=Slo.parse, metavar="LIMITS", help="goodput, as ttft_ms=500,tpot_ms=50")
+    add_slo_option(parser)
 
 
 def add_corpus_option(parser: argparse.ArgumentParser) -> None:
@@ -49,9 +50,8 @@ def run(args: argparse.Namespace) -> int:
     arm = Arm(settings.variant)
     with make_reporter() as reporter:
         measurement = measure(arm, settings, corpus, schedule, reporter, range(settings.repeats))
-    print(
-        render_report(measurement.rows, measurement.manifest, measurement.verdict, measurement.path, args.slo)
-    )
+    slo = Slo(tuple(args.slo))
+    print(render_report(measurement.rows, measurement.manifest, measurement.validity, measurement.path, slo))
     write_openmetrics(measurement.path, measurement.rows, measurement.manifest)
     if (problem := push(measurement.rows, measurement.manifest)) is not None:
         print(f"warning: {problem}", file=sys.stderr)
@@ -61,4 +61,4 @@ def run(args: argparse.Namespace) -> int:
 def exit_status(measurement: Measurement) -> int:
     if measurement.was_interrupted:
         return INTERRUPTED_STATUS
-    return 1 if measurement.verdict.level == "INVALID" else 0
+    return 1 if measurement.validity.level == "INVALID" else 0

@@ -1,8 +1,7 @@
 """`lab compare`: several arms in interleaved blocks, or result files, side by side.
 
-What enters are variants (with settings of their own, if wanted) and a number of blocks, or files; what leaves
-are one parquet file per run, one with all rows, and the printed comparison. Every block measures every arm
-once, in an order that is balanced over blocks, one fresh service at a time. Decides no figure.
+Every block measures every arm once, in an order that is balanced over blocks, one fresh service at a time.
+Each run has a file of its own, and one more file holds all rows.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from pathlib import Path
 
 from adapters.base import ConfigError
 from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
-from harness.commands.share import parse_share
+from harness.commands.options import parse_share
 from harness.comparing.arms import find_arms
 from harness.comparing.combine import (
     choose_reference,
     compare_files,
     comparison_manifest,
-    verdict_of,
+    validity_of,
     write_comparison,
 )
 from harness.comparing.compare_runs import Ledger, measure_blocks, plan_digest
@@ -102,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         [str(arm.name) for arm in arms if arm.name in measured],
         reference,
         args.blocks,
-        verdict_of(runs, len(arms) * args.blocks),
+        validity_of(runs, len(arms) * args.blocks),
     )
     path = write_comparison(folder, measurements, manifest)
     print(render_comparison(read_parquet(path)[1], manifest, args.margin))

@@ -1,8 +1,7 @@
 """`lab gate`: does a new result file regress against an old one? For CI: the exit status says so.
 
-What enters are two files of this harness with several repeats or blocks each; what leaves is a table and a
-status: 0 passed, 1 a regression, 2 files that do not count, 3 with --strict where the blocks cannot tell.
-Measures nothing.
+Both files need several repeats or blocks. 0 passed, 1 a regression, 2 files that do not count, 3 with
+--strict where the blocks cannot tell.
 """
 
 from __future__ import annotations
@@ -14,10 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from adapters.base import ConfigError
-from harness.commands.share import parse_share
+from harness.commands.options import parse_share
 from harness.comparing.combine import compare_files
-from harness.comparing.headline import Contrast, contrasts
+from harness.comparing.contrasts import Contrast, contrasts
+from harness.comparing.verdict import FEWEST_BLOCKS
 from harness.results.manifest import RunManifest
+from harness.results.metrics import METRICS, Figure
 from harness.results.table import MISSING, render_table
 
 Result = Literal["pass", "REGRESSION", "can't tell"]
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-regression", type=parse_share, default=0.05, metavar="SHARE", help="still passes (default 5%%)"
     )
     parser.add_argument(
-        "--metrics", nargs="+", metavar="NAME", help="hold these alone, as output-tok/s TTFT-p50"
+        "--metrics", nargs="+", metavar="NAME", help="hold these alone, as output-tok/s TPOT-p95"
     )
     parser.add_argument("--allow-invalid", action="store_true", help="judge files that are INVALID as well")
     parser.add_argument(
@@ -51,12 +52,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         LabError: the files cannot be read or held against each other.
     """
-    gated, reasons = gate(args.against, args.file, args.max_regression, allow_invalid=args.allow_invalid)
-    if args.metrics:
-        wanted = {name.replace("-", " ").lower() for name in args.metrics}
-        gated = [g for g in gated if g.contrast.metric.name.lower() in wanted]
-        if not gated:
-            raise ConfigError(f"none of the metrics is called {', '.join(sorted(wanted))}")
+    figures = [figure_called(name) for name in args.metrics] if args.metrics else None
+    gated, reasons = gate(
+        args.against, args.file, args.max_regression, allow_invalid=args.allow_invalid, figures=figures
+    )
     print(_table(gated))
     print("TTFT, total and time per request are from schedule.")
     print("\n".join(reasons))
@@ -64,14 +63,31 @@ def run(args: argparse.Namespace) -> int:
     if "REGRESSION" in results:
         return 1
     if "can't tell" in results:
-        missing = max(g.contrast.judgement.num_missing for g in gated if g.contrast.judgement)
+        told = [g.contrast.verdict.num_missing for g in gated if g.contrast.verdict]
+        missing = max(told, default=FEWEST_BLOCKS)
         print(f"some metrics cannot be told: measure {missing} more blocks in both (REPEATS=)")
         return INCONCLUSIVE_STATUS if args.strict else 0
     return 0
 
 
-def gate(old: Path, new: Path, limit: float, *, allow_invalid: bool) -> tuple[list[Gated], list[str]]:
-    """Every arm that both files have (or the only one of each), with all headline metrics.
+def figure_called(name: str) -> Figure:
+    """Any figure of the table of metrics, as `TPOT-p95` or `tpot_p95_ms`.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    figures = [figure for metric in METRICS for figure in metric.figures]
+    wanted = name.replace("-", " ").lower()
+    for figure in figures:
+        if wanted in (figure.label.lower(), figure.key):
+            return figure
+    raise ConfigError(f"no metric is called {name}; there are {', '.join(f.key for f in figures)}")
+
+
+def gate(
+    old: Path, new: Path, limit: float, *, allow_invalid: bool, figures: Sequence[Figure] | None = None
+) -> tuple[list[Gated], list[str]]:
+    """Every arm that both files have (or the only one of each), with all deciding figures, or with `figures`.
 
     Raises:
         ConfigError: the files replayed different schedules or share no arm.
@@ -86,20 +102,22 @@ def gate(old: Path, new: Path, limit: float, *, allow_invalid: bool) -> tuple[li
     found = [
         Gated(contrast, judge_regression(contrast, limit))
         for before, after in _pairs(made.manifest.runs, old)
-        for contrast in contrasts(made.rows, [before, after], before, is_open=is_open, margin=limit)
+        for contrast in contrasts(
+            made.rows, [before, after], before, is_open=is_open, margin=limit, figures=figures
+        )
     ]
     return found, [f"caution: {reason}" for reason in validity.caution]
 
 
 def judge_regression(contrast: Contrast, limit: float) -> Result:
     """A regression is sure (the interval excludes 1) and larger than the limit; a pass is sure as well."""
-    judgement = contrast.judgement
-    if judgement is None or judgement.interval is None:
+    verdict = contrast.verdict
+    if verdict is None or verdict.interval is None:
         return "can't tell"
-    low, high = judgement.interval
-    if not contrast.metric.higher_is_better:
+    low, high = verdict.interval
+    if not contrast.figure.metric.higher_is_better:
         low, high = 1 / high, 1 / low
-    ratio = judgement.ratio if contrast.metric.higher_is_better else 1 / judgement.ratio
+    ratio = verdict.ratio if contrast.figure.metric.higher_is_better else 1 / verdict.ratio
     worst = 1 / (1 + limit)
     if high < 1 and ratio < worst:
         return "REGRESSION"
@@ -122,8 +140,8 @@ def _table(gated: list[Gated]) -> str:
     lines = [
         [
             g.contrast.arm,
-            g.contrast.metric.name,
-            g.contrast.text() if g.contrast.judgement else MISSING,
+            g.contrast.figure.label,
+            g.contrast.text() if g.contrast.verdict else MISSING,
             g.result,
         ]
         for g in gated

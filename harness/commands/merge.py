@@ -37,11 +37,11 @@ def run(args: argparse.Namespace) -> int:
     """
     make_folder(args.out.parent)
     manifest, rows = merge(args.files)
-    verdict = manifest.validity = judge(rows, manifest)
+    validity = manifest.validity = judge(rows, manifest)
     table = pa.Table.from_pandas(rows, schema=SCHEMA, preserve_index=False)
     write_parquet(args.out, table, manifest)
-    print(render_report(rows, manifest, verdict, args.out))
-    return 1 if verdict.level == "INVALID" else 0
+    print(render_report(rows, manifest, validity, args.out))
+    return 1 if validity.level == "INVALID" else 0
 
 
 def merge(paths: Sequence[Path]) -> tuple[RunManifest, pd.DataFrame]:

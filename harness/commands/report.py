@@ -1,8 +1,7 @@
 """`lab report`: prints what result files say, and writes one HTML page that opens offline.
 
-What enters are files of this harness (parquet, or a journal that a killed run left behind); what leaves is
-text, a page, Markdown or PNG charts. `--recover` turns a journal into the parquet it would have become.
-Derives nothing that `metrics` does not define.
+A file is parquet, or the journal that a killed run left behind; `--recover` turns a journal into the
+parquet it would have become. A journal is in no page.
 """
 
 from __future__ import annotations
@@ -14,31 +13,22 @@ from pathlib import Path
 import pandas as pd
 
 from adapters.base import LabError
-from harness.commands.share import parse_share
+from harness.commands.options import add_slo_option, parse_share
+from harness.comparing.combine import ResultFile, read_result
 from harness.comparing.comparison import render_comparison
 from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.page.files import load_report, to_markdown, write_charts, write_html
 from harness.results.cost import read_price
-from harness.results.manifest import ComparisonManifest, Manifest, RunManifest, Validity
-from harness.results.metrics import Slo, goodput, throughput, token_gaps
-from harness.results.record import (
-    JOURNAL_SUFFIX,
-    read_journal,
-    read_parquet,
-    to_frame,
-    write_parquet,
-)
-from harness.results.stats import mean_of, percentile
+from harness.results.formulas import throughput
+from harness.results.manifest import ComparisonManifest, RunManifest, Validity
+from harness.results.metrics import METRICS
+from harness.results.record import JOURNAL_SUFFIX, read_journal, to_frame, write_parquet
+from harness.results.slo import Slo, goodput
+from harness.results.stats import MIN_SAMPLES, mean_of
 from harness.results.table import MISSING, number, render_table, share, spread
 from harness.results.validity import judge
 
-LATENCIES = (
-    ("ttft_ms", "TTFT, from send"),
-    ("ttft_sched_ms", "TTFT, from schedule"),
-    ("tpot_ms", "TPOT"),
-    ("total_ms", "total, from send"),
-    ("total_sched_ms", "total, from schedule"),
-)
+NO_LIMITS = Slo()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recover", action="store_true", help=f"turn *{JOURNAL_SUFFIX} of killed runs into parquet first"
     )
-    parser.add_argument("--slo", type=Slo.parse, metavar="LIMITS", help="goodput, as ttft_ms=500,tpot_ms=50")
+    add_slo_option(parser)
     parser.add_argument(
         "--html", type=Path, metavar="PATH", help="where the page goes (default: beside FILE)"
     )
@@ -68,44 +58,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit status 1 when a file is INVALID, 2 when one cannot be read."""
     status = 0
-    readable: list[Path] = []
+    slo = Slo(tuple(args.slo))
+    readable: list[ResultFile] = []
     for path in args.files:
         try:
-            shown = recover(path) if args.recover else path
-            manifest, rows = read_rows(shown)
+            file = read_rows(recover(path) if args.recover else path)
         except (LabError, OSError) as error:
             print(f"lab report: {error}", file=sys.stderr)
             status = 2
             continue
-        if not shown.name.endswith(JOURNAL_SUFFIX):
-            readable.append(shown)
+        if not file.path.name.endswith(JOURNAL_SUFFIX):
+            readable.append(file)
         if not args.markdown:
-            print(_text_of(shown, manifest, rows, args), end="\n\n")
-        validity = manifest.validity
-        if isinstance(manifest, RunManifest) and validity is None:
-            validity = judge(rows, manifest)
+            print(_text_of(file, slo, args.margin), end="\n\n")
+        validity = file.manifest.validity
+        if isinstance(file.manifest, RunManifest) and validity is None:
+            validity = judge(file.rows, file.manifest)
         if validity is not None and validity.invalid:
             status = max(status, 1)
     if readable:
-        _write_report(readable, args)
+        _write_report(readable, slo, args)
     return status
 
 
-def _text_of(path: Path, manifest: Manifest, rows: pd.DataFrame, args: argparse.Namespace) -> str:
+def _text_of(file: ResultFile, slo: Slo, margin: float) -> str:
+    path, manifest, rows = file
     if isinstance(manifest, ComparisonManifest):
-        return render_comparison(rows, manifest, args.margin)
-    return render_report(rows, manifest, judge(rows, manifest), path, args.slo)
+        return render_comparison(rows, manifest, margin)
+    return render_report(rows, manifest, judge(rows, manifest), path, slo)
 
 
-def _write_report(paths: list[Path], args: argparse.Namespace) -> None:
+def _write_report(files: list[ResultFile], slo: Slo, args: argparse.Namespace) -> None:
     price = read_price(args.price_per_hour_usd, args.price_per_token_usd)
-    data = load_report(paths, slo=args.slo, price=price, reference=args.baseline, margin=args.margin)
-    if not any(len(arm.ttft_ms) for arm in data.arms):
+    data = load_report(files, slo=slo, price=price, reference=args.baseline, margin=args.margin)
+    if not data.manifest.runs or not any(len(arm.ttft_ms) for arm in data.arms):
         return
     if args.markdown:
         print(to_markdown(data))
     else:
-        page = args.html or paths[0].with_suffix(".html")
+        page = args.html or files[0].path.with_suffix(".html")
         write_html(data, page)
         print(f"report: {page}")
     if args.png:
@@ -113,16 +104,16 @@ def _write_report(paths: list[Path], args: argparse.Namespace) -> None:
         print(f"{len(charts)} charts: {args.png}", file=sys.stderr)
 
 
-def read_rows(path: Path) -> tuple[Manifest, pd.DataFrame]:
-    """Manifest and rows of a parquet file or of a journal.
+def read_rows(path: Path) -> ResultFile:
+    """A parquet file or a journal.
 
     Raises:
         LabError: it is neither.
     """
     if path.name.endswith(JOURNAL_SUFFIX):
         manifest, table = read_journal(path)
-        return manifest, to_frame(table)
-    return read_parquet(path)
+        return ResultFile(path, manifest, to_frame(table))
+    return read_result(path)
 
 
 def recover(journal: Path) -> Path:
@@ -143,25 +134,25 @@ def recover(journal: Path) -> Path:
 
 
 def render_report(
-    rows: pd.DataFrame, manifest: RunManifest, verdict: Validity, path: Path, slo: Slo | None = None
+    rows: pd.DataFrame, manifest: RunManifest, validity: Validity, path: Path, slo: Slo = NO_LIMITS
 ) -> str:
     """The whole text for one arm; all repeats together, throughput as their median and extremes."""
     done = rows[rows["error"].isna()]
     return "\n".join(
         [
-            _headline(manifest),
+            _heading(manifest),
             "",
             _latency_table(done),
             "",
-            *_rates(rows, manifest, slo),
+            *_run_figures(rows, manifest, slo),
             "",
-            *verdict.lines(),
+            *validity.lines(),
             f"rows: {path}",
         ]
     )
 
 
-def _headline(manifest: RunManifest) -> str:
+def _heading(manifest: RunManifest) -> str:
     plan, service = manifest.schedule, manifest.service
     if service:
         settings = ", ".join(f"{name}={value}" for name, value in service.strategy.items())
@@ -181,28 +172,28 @@ def _headline(manifest: RunManifest) -> str:
 
 def _latency_table(done: pd.DataFrame) -> str:
     lines: list[list[str]] = []
-    for column, name in LATENCIES:
-        values = done[column].to_numpy(dtype=float)
-        lines.append(
-            [f"{name} (ms)", *(percentile(values, q).text() for q in (50, 95, 99)), number(mean_of(values))]
-        )
-    gaps = token_gaps(done)
-    kind = "ITL" if gaps.is_per_token else "inter-chunk latency"
-    cells = [percentile(gaps.gap_ms, q, weights=gaps.weights).text() for q in (50, 95, 99)]
-    mean = (gaps.gap_ms * gaps.weights).sum() / gaps.weights.sum() if len(gaps.gap_ms) else None
-    lines.append([f"{kind} (ms)", *cells, number(mean)])
-    return render_table([f"{len(done)} answers", "p50", "p95", "p99", "mean"], lines)
+    for metric in METRICS:
+        if metric.samples is None:
+            continue
+        samples = metric.samples(done)
+        name = metric.title or metric.label if samples.is_per_token else "inter-chunk latency"
+        cells = [samples.percentile(q).text(metric.digits) for q in MIN_SAMPLES]
+        lines.append([f"{name} ({metric.unit})", *cells, number(samples.mean(), metric.digits)])
+    return render_table([f"{len(done)} answers", *(f"p{q}" for q in MIN_SAMPLES), "mean"], lines)
 
 
-def _rates(rows: pd.DataFrame, manifest: RunManifest, slo: Slo | None) -> list[str]:
+def _run_figures(rows: pd.DataFrame, manifest: RunManifest, slo: Slo) -> list[str]:
     is_open = manifest.schedule.load.is_open
     parts = [part for _, part in rows.groupby("repeat")]
-    rates = [rate for part in parts if (rate := throughput(part, is_open=is_open)) is not None]
-    windows = [rate.window_s for rate in rates]
-    lines = [
-        f"output tok/s     {spread([rate.output_tokens_per_s for rate in rates])}",
-        f"requests/s       {spread([rate.requests_per_s for rate in rates], 2)}",
-        f"measured over    {spread(windows)} s ({_window_name(is_open)})",
+    lines: list[str] = []
+    for metric in METRICS:
+        if metric.of_run is not None:
+            values = [v for part in parts if (v := metric.of_run(part, is_open)) is not None]
+            unit = " ms" if metric.unit == "ms" and values else ""
+            lines.append(f"{metric.label:<16} {spread(values, metric.digits)}{unit}")
+    rates = [(part, rate) for part in parts if (rate := throughput(part, is_open=is_open)) is not None]
+    lines += [
+        f"measured over    {spread([rate.window_s for _, rate in rates])} s ({_window_name(is_open)})",
         f"mean batch size  {mean_batch_size(rows, manifest)}",
         f"dead-row share   {dead_row_share(manifest)}",
     ]
@@ -210,12 +201,16 @@ def _rates(rows: pd.DataFrame, manifest: RunManifest, slo: Slo | None) -> list[s
     if floor and floor.ttft_p50_ms is not None:
         told = f"TTFT p50 {floor.ttft_p50_ms:.2f} ms, send lag p99 {floor.send_lag_p99_ms:.2f} ms"
         lines.append(f"harness floor    {told}, of a server that answers at once")
-    if slo is not None and rates:
-        good = [goodput(part, slo, rate.window_s) for part, rate in zip(parts, rates, strict=False)]
+    if slo.on_each_request and rates:
+        good = [goodput(part, slo, rate.window_s) for part, rate in rates]
         met = spread([100 * item.share for item in good])
         lines.append(
             f"goodput          {spread([g.requests_per_s for g in good], 2)} requests/s ({met} % met all)"
         )
+    for limit in slo.on_the_run:
+        value = limit.figure.over(rows, is_open)
+        state = "met" if limit.is_met_by(value) else "missed"
+        lines.append(f"limit            {limit.text()}: {state} ({limit.figure.text(value)})")
     return lines
 
 

@@ -1,9 +1,7 @@
 """`lab sweep`: one strategy over several loads, the knee of its curve, the highest load that meets the SLOs.
 
-What enters are concurrencies or rates, and limits as `ttft_p95_ms=500`; what leaves are one result file a
-load and one table. A sweep of rates ends early where the server is saturated; with limits it then searches
-between the last load that met them and the first that did not. Decides no figure that `metrics` does not
-define.
+A sweep ends early where the server is saturated; with limits it then searches between the last load that met
+them and the first that did not.
 """
 
 from __future__ import annotations
@@ -17,15 +15,15 @@ import pandas as pd
 
 from adapters.base import ConfigError
 from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
+from harness.commands.options import add_slo_option
 from harness.measure import measure
 from harness.plan.planner import plan
 from harness.replay.arm_file import Arm, Measurement
 from harness.replay.progress import Reporter, make_reporter
-from harness.results.metrics import throughput
+from harness.results.metrics import OUTPUT_TOKENS, REQUESTS, Figure, compared_figures
 from harness.results.output_dir import make_folder
-from harness.results.slo import Limits
-from harness.results.stats import percentile
-from harness.results.table import number, render_table
+from harness.results.slo import Slo
+from harness.results.table import render_table
 from harness.settings import HarnessSettings, add_setting_options, read_settings
 
 SATURATED_SHARE = 0.90
@@ -41,7 +39,6 @@ class Point:
     load: float
     measurement: Measurement
     tokens_per_s: float
-    requests_per_s: float
     is_saturated: bool
     met: bool | None
 
@@ -54,9 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loads = parser.add_mutually_exclusive_group(required=True)
     loads.add_argument("--concurrency", type=int, nargs="+", dest="users", metavar="N", help="closed loops")
     loads.add_argument("--rates", type=float, nargs="+", metavar="R", help="open loops, requests a second")
-    parser.add_argument(
-        "--slo", action="append", default=[], metavar="LIMIT", help="as ttft_p95_ms=500; may be repeated"
-    )
+    add_slo_option(parser)
     parser.add_argument(
         "--search", type=int, default=4, metavar="N", help="loads tried by the search (default 4)"
     )
@@ -68,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         LabError: nothing could be measured.
     """
-    limits = Limits.parse(args.slo)
+    slo = Slo(tuple(args.slo))
     settings = read_settings(args).model_copy(update={"repeats": 1, "rate": None})
     if settings.trace is not None:
         raise ConfigError(f"TRACE is {settings.trace}, but a sweep sets the load itself: unset it")
@@ -76,10 +71,10 @@ def run(args: argparse.Namespace) -> int:
     if loads[0] <= 0:
         raise ConfigError(f"loads must be above 0, not {loads[0]:g}")
     make_folder(settings.out)
-    sweep = Sweep(settings, limits, is_open=bool(args.rates), allow_changed=args.allow_changed_corpus)
+    sweep = Sweep(settings, slo, is_open=bool(args.rates), allow_changed=args.allow_changed_corpus)
     with make_reporter() as reporter:
         points = sweep.run(loads, args.search, reporter)
-    print(render_sweep(points, limits, is_open=sweep.is_open))
+    print(render_sweep(points, slo, is_open=sweep.is_open))
     print("files: " + " ".join(str(point.measurement.path) for point in points))
     print(f"`lab report {Path(points[0].measurement.path).parent}/...` draws the curve of these files")
     return INTERRUPTED_STATUS if any(p.measurement.was_interrupted for p in points) else 0
@@ -89,10 +84,10 @@ class Sweep:
     """Measures loads one by one; a point that was measured is not measured again."""
 
     def __init__(
-        self, settings: HarnessSettings, limits: Limits, *, is_open: bool, allow_changed: bool = False
+        self, settings: HarnessSettings, slo: Slo, *, is_open: bool, allow_changed: bool = False
     ) -> None:
         self._settings = settings
-        self._limits = limits
+        self._slo = slo
         self.is_open = is_open
         self._allow_changed = allow_changed
 
@@ -103,7 +98,7 @@ class Sweep:
             points.append(self._measure(load, points, reporter))
             if points[-1].measurement.was_interrupted or points[-1].is_saturated:
                 break
-        for _ in range(num_searched if self._limits else 0):
+        for _ in range(num_searched if self._slo else 0):
             between = next_load(points, is_open=self.is_open)
             if between is None or any(point.measurement.was_interrupted for point in points):
                 break
@@ -120,17 +115,16 @@ class Sweep:
         corpus, schedule = plan(settings, allow_changed_corpus=self._allow_changed)
         reporter.announce(f"{load:g} {'requests/s' if self.is_open else 'users'}")
         measurement = measure(Arm(settings.variant), settings, corpus, schedule, reporter, [0])
-        rate = throughput(measurement.rows, is_open=self.is_open)
-        tokens_per_s = rate.output_tokens_per_s if rate else 0.0
-        requests_per_s = rate.requests_per_s if rate else 0.0
+        tokens_per_s = Figure(OUTPUT_TOKENS).value(measurement.rows, self.is_open) or 0.0
         met = None
-        if self._limits:
-            met = measurement.verdict.level != "INVALID" and self._limits.are_met(measurement.rows)
+        if self._slo:
+            is_valid = measurement.validity.level != "INVALID"
+            met = is_valid and self._slo.are_met(measurement.rows, is_open=self.is_open)
         saturated = is_saturated(measurement.rows) if self.is_open else False
         if not self.is_open and len(before) > 1:
             gain = tokens_per_s / max(before[-2].tokens_per_s, 1e-9) - 1
             saturated = gain < KNEE_GAIN and met is not True
-        return Point(load, measurement, tokens_per_s, requests_per_s, saturated, met)
+        return Point(load, measurement, tokens_per_s, saturated, met)
 
 
 def is_saturated(rows: pd.DataFrame) -> bool:
@@ -170,24 +164,23 @@ def knee(points: list[Point]) -> float | None:
     return max(powers)[1] if len(powers) > 2 else None
 
 
-def render_sweep(points: list[Point], limits: Limits, *, is_open: bool) -> str:
+def render_sweep(points: list[Point], slo: Slo, *, is_open: bool) -> str:
     """The table, the knee, and the highest load that met the limits."""
     unit = "requests/s" if is_open else "users"
+    columns = compared_figures()
+    columns.insert(1, Figure(REQUESTS))
     lines: list[list[str]] = []
     for point in points:
-        rows = point.measurement.rows
-        done = rows[rows["error"].isna()]
-        ttft, total = (done[name].to_numpy(dtype=float) for name in ("ttft_sched_ms", "total_sched_ms"))
-        cells = [f"{point.load:g}", number(point.tokens_per_s), number(point.requests_per_s, 2)]
-        cells += [percentile(ttft, 50).text(), percentile(ttft, 95).text(), percentile(total, 95).text()]
-        state = "saturated" if point.is_saturated else point.measurement.verdict.level
+        values = (figure.value(point.measurement.rows, is_open) for figure in columns)
+        cells = [f"{point.load:g}", *(f.text(value) for f, value in zip(columns, values, strict=True))]
+        state = "saturated" if point.is_saturated else point.measurement.validity.level
         lines.append([*cells, state, "-" if point.met is None else "yes" if point.met else "no"])
-    headers = [unit, "output tok/s", "requests/s", "TTFT p50", "TTFT p95", "total p95", "state", "met SLO"]
-    text = [render_table(headers, lines), "TTFT and total in ms, from schedule."]
+    headers = [unit, *(figure.label for figure in columns), "state", "met SLO"]
+    text = [render_table(headers, lines), "Latencies in ms; TTFT and total from schedule."]
     found = knee(points)
     text.append(f"knee: {found:g} {unit}" if found is not None else "knee: too few loads to tell")
-    if limits:
+    if slo:
         met = [point.load for point in points if point.met]
         best = f"{max(met):.3g} {unit}" if met else f"none of {min(p.load for p in points):g} {unit} or more"
-        text.append(f"highest load that met {limits.text()}: {best}")
+        text.append(f"highest load that met {slo.text()}: {best}")
     return "\n".join(text)

@@ -1,8 +1,7 @@
 """Runs put side by side: one frame of rows and one manifest that holds a manifest for each run.
 
-What enters are measurements, or result files (of other settings, backends, models or commits); what leaves
-is a comparison as `comparison` and `page.data` read it, with the worst verdict of all its runs.
-Runs whose figures cannot be compared are refused or marked. Measures nothing.
+Runs come from measurements or from result files of other settings, backends, models or commits. Those whose
+figures cannot be compared are refused or marked; the whole is as valid as the worst of its runs.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -35,6 +35,12 @@ _SHOULD_AGREE: tuple[tuple[str, Fact], ...] = (
 )
 
 
+class ResultFile(NamedTuple):
+    path: Path
+    manifest: RunManifest | ComparisonManifest
+    rows: pd.DataFrame
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     rows: pd.DataFrame
@@ -42,7 +48,7 @@ class Comparison:
 
 
 def comparison_manifest(
-    runs: Sequence[RunManifest], arms: Sequence[str], reference: str, num_blocks: int, verdict: Validity
+    runs: Sequence[RunManifest], arms: Sequence[str], reference: str, num_blocks: int, validity: Validity
 ) -> ComparisonManifest:
     return ComparisonManifest(
         kind="comparison",
@@ -52,7 +58,7 @@ def comparison_manifest(
         reference=reference,
         num_blocks=num_blocks,
         runs=list(runs),
-        validity=verdict,
+        validity=validity,
     )
 
 
@@ -69,7 +75,7 @@ def choose_reference(names: Sequence[str], asked: str | None) -> str:
     return asked
 
 
-def verdict_of(runs: Sequence[RunManifest], num_planned: int) -> Validity:
+def validity_of(runs: Sequence[RunManifest], num_planned: int) -> Validity:
     """The worst of all runs, each reason once with the arms it holds for, and what only all show."""
     invalid: list[str] = []
     if len(runs) < num_planned:
@@ -118,21 +124,20 @@ def write_comparison(folder: Path, measurements: Sequence[Measurement], manifest
     return path
 
 
-def read_runs(paths: Sequence[Path], *, allow_invalid: bool) -> tuple[list[RunManifest], pd.DataFrame]:
-    """All runs of these files, and their rows. Arms of one name and load are told apart by commit or file.
-
-    Raises:
-        ConfigError: a file is INVALID and `allow_invalid` is not set.
-        LabError: a file cannot be read.
+def read_result(path: Path) -> ResultFile:
     """
+    Raises:
+        LabError: the file cannot be read.
+    """
+    return ResultFile(path, *read_parquet(path))
+
+
+def join_runs(files: Sequence[ResultFile]) -> tuple[list[RunManifest], pd.DataFrame]:
+    """All runs of these files, and their rows. Arms of one name and load are told apart by commit or file."""
     runs: list[RunManifest] = []
     frames: list[pd.DataFrame] = []
     taken: set[tuple[str, str]] = set()
-    for path in paths:
-        manifest, rows = read_parquet(path)
-        verdict = manifest.validity or Validity(("unfinished",))
-        if verdict.invalid and not allow_invalid:
-            raise ConfigError(f"{path} is INVALID ({verdict.invalid[0]}); --allow-invalid takes it anyway")
+    for path, manifest, rows in files:
         own_runs = manifest.runs if isinstance(manifest, ComparisonManifest) else [manifest]
         digest = own_runs[0].schedule.digest
         names = {
@@ -155,20 +160,25 @@ def compare_files(
     """Several result files as one comparison; blocks are paired by number of repeat.
 
     Raises:
-        ConfigError: as `read_runs`, or there is nothing to compare.
+        ConfigError: a file is INVALID and `allow_invalid` is not set, or there is nothing to compare.
         LabError: a file cannot be read.
     """
-    runs, rows = read_runs(paths, allow_invalid=allow_invalid)
+    files = [read_result(path) for path in paths]
+    for file in files:
+        told = file.manifest.validity or Validity(("unfinished",))
+        if told.invalid and not allow_invalid:
+            raise ConfigError(f"{file.path} is INVALID ({told.invalid[0]}); --allow-invalid takes it anyway")
+    runs, rows = join_runs(files)
     arms = list(dict.fromkeys(m.arm for m in runs))
     if len(arms) < 2:
         raise ConfigError("name at least two result files, or a comparison of two arms")
-    verdict = verdict_of(runs, len(runs))
+    validity = validity_of(runs, len(runs))
     if len(paths) > 1:
         note = "the files were not measured in turns: what the machine did in between is in the ratios"
-        verdict = Validity(verdict.invalid, (note, *verdict.caution))
+        validity = Validity(validity.invalid, (note, *validity.caution))
     num_blocks = int(rows["repeat"].nunique())
     reference = choose_reference(arms, asked_reference)
-    return Comparison(rows, comparison_manifest(runs, arms, reference, num_blocks, verdict))
+    return Comparison(rows, comparison_manifest(runs, arms, reference, num_blocks, validity))
 
 
 def _free_name(arm: str, path: Path, run: RunManifest, taken: set[str]) -> str:

@@ -55,10 +55,10 @@ class Ledger:
             manifest, rows = read_parquet(path)
         except LabError:
             return None
-        verdict = manifest.validity
-        if not isinstance(manifest, RunManifest) or verdict is None or verdict.invalid:
+        validity = manifest.validity
+        if not isinstance(manifest, RunManifest) or validity is None or validity.invalid:
             return None
-        return Measurement(path, rows, manifest, verdict)
+        return Measurement(path, rows, manifest, validity)
 
 
 def plan_digest(arms: Sequence[Arm], settings: HarnessSettings, corpus: Corpus, schedule: Schedule) -> str:

@@ -1,51 +1,43 @@
-"""What several arms, measured in interleaved blocks, say about each other.
+"""What several arms, measured in interleaved blocks, say about each other: the text of `lab compare`.
 
-What enters are all rows and a manifest that holds one manifest per run; what leaves are figures per arm
-and block, the verdicts on each arm, and the share of outputs that agree token for token.
-Starts nothing and writes nothing.
+The table of figures shows medians over blocks of all compared metrics; only those that decide get a verdict.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import pandas as pd
 
-from harness.comparing.headline import HEADLINES, Contrast, contrasts, in_words, more_blocks, primary
+from harness.comparing.contrasts import (
+    Contrast,
+    contrast_table,
+    contrasts,
+    in_words,
+    more_blocks,
+    primary,
+)
 from harness.comparing.verdict import DEFAULT_MARGIN
-from harness.results.manifest import ComparisonManifest, StepSummary
-from harness.results.metrics import throughput
-from harness.results.stats import MIN_SAMPLES, percentile
+from harness.results.manifest import ComparisonManifest
+from harness.results.metrics import Figure, compared_figures
 from harness.results.table import number, render_table, share
-
-Value = Callable[["BlockFigures"], float | None]
 
 
 @dataclass(frozen=True, slots=True)
 class BlockFigures:
-    """One arm in one block; None where too few samples stand behind a figure."""
+    """One arm in one block."""
 
     arm: str
     block: int
-    output_tokens_per_s: float | None
-    ttft_sched_p50_ms: float | None
-    ttft_sched_p95_ms: float | None
-    total_sched_p95_ms: float | None
+    values: dict[str, float | None]
+    """By key of the figure, as `ttft_p50_ms`; None where too few samples stand behind it."""
     mean_batch_size: float | None
     dead_row_share: float | None
     num_same: int
     """Prompts whose output is that of the reference arm in the same block."""
     num_compared: int
-
-
-COLUMNS: tuple[tuple[str, Value, int], ...] = (
-    ("output tok/s", lambda f: f.output_tokens_per_s, 1),
-    ("TTFT p50 (ms)", lambda f: f.ttft_sched_p50_ms, 0),
-    ("TTFT p95 (ms)", lambda f: f.ttft_sched_p95_ms, 0),
-    ("total p95 (ms)", lambda f: f.total_sched_p95_ms, 0),
-)
 
 
 def compare_arms(rows: pd.DataFrame, manifest: ComparisonManifest) -> list[BlockFigures]:
@@ -59,34 +51,18 @@ def compare_arms(rows: pd.DataFrame, manifest: ComparisonManifest) -> list[Block
             if part.empty:
                 continue
             reference = rows[(rows["arm"] == manifest.reference) & (rows["repeat"] == block)]
-            figures.append(_figures(arm, int(block), part, reference, steps.get((arm, int(block))), is_open))
+            own_steps = steps.get((arm, int(block)))
+            figures.append(
+                BlockFigures(
+                    arm,
+                    int(block),
+                    {figure.key: figure.value(part, is_open) for figure in compared_figures()},
+                    own_steps.mean_batch_size if own_steps else None,
+                    own_steps.dead_row_share if own_steps else None,
+                    *agreement(part, reference),
+                )
+            )
     return figures
-
-
-def _figures(
-    arm: str,
-    block: int,
-    part: pd.DataFrame,
-    reference: pd.DataFrame,
-    steps: StepSummary | None,
-    is_open: bool,
-) -> BlockFigures:
-    done = part[part["error"].isna()]
-    rate = throughput(part, is_open=is_open)
-    num_same, num_compared = agreement(part, reference)
-    ttft_ms, total_ms = (done[name].to_numpy(dtype=float) for name in ("ttft_sched_ms", "total_sched_ms"))
-    return BlockFigures(
-        arm=arm,
-        block=block,
-        output_tokens_per_s=rate.output_tokens_per_s if rate else None,
-        ttft_sched_p50_ms=percentile(ttft_ms, 50).value,
-        ttft_sched_p95_ms=percentile(ttft_ms, 95).value,
-        total_sched_p95_ms=percentile(total_ms, 95).value,
-        mean_batch_size=steps.mean_batch_size if steps else None,
-        dead_row_share=steps.dead_row_share if steps else None,
-        num_same=num_same,
-        num_compared=num_compared,
-    )
 
 
 def agreement(part: pd.DataFrame, reference: pd.DataFrame) -> tuple[int, int]:
@@ -120,13 +96,13 @@ def render_comparison(
     num_same, num_planned = agreement_of_all(rows)
     return "\n".join(
         [
-            _headline(manifest),
+            _heading(manifest),
             "",
             _figure_table(figures, manifest.arms, reference),
             "",
             f"Ratios to {reference}, the same requests paired; the intervals of an arm hold together at 95%.",
             "",
-            _ratio_table(found),
+            render_table(*contrast_table(found)),
             "",
             *_verdicts(found, is_open),
             "",
@@ -136,21 +112,15 @@ def render_comparison(
     )
 
 
-def _ratio_table(found: Sequence[Contrast]) -> str:
-    arms = list(dict.fromkeys(contrast.arm for contrast in found))
-    lines = [[arm, *(c.text() for c in found if c.arm == arm)] for arm in arms]
-    return render_table(["arm", *(metric.name for metric in HEADLINES)], lines)
-
-
 def _verdicts(found: Sequence[Contrast], is_open: bool) -> list[str]:
     arms = list(dict.fromkeys(contrast.arm for contrast in found))
     lines = [f"{arm}: {in_words(found, arm)}" for arm in arms]
     if missing := more_blocks(found, is_open):
-        lines.append(f"{missing} more blocks would decide {primary(is_open).name} (--blocks).")
+        lines.append(f"{missing} more blocks would decide {primary(is_open).label} (--blocks).")
     return lines
 
 
-def _headline(manifest: ComparisonManifest) -> str:
+def _heading(manifest: ComparisonManifest) -> str:
     first = manifest.runs[0]
     plan, host = first.schedule, first.host
     users = f"{plan.concurrency} users" if plan.rate is None else f"{plan.rate:g} requests/s"
@@ -162,17 +132,18 @@ def _headline(manifest: ComparisonManifest) -> str:
 
 
 def _figure_table(figures: Sequence[BlockFigures], arms: Sequence[str], reference: str) -> str:
+    columns = compared_figures()
     lines: list[list[str]] = []
     for arm in arms:
         own = [f for f in figures if f.arm == arm]
-        cells = [_median_cell([value(f) for f in own], digits) for _, value, digits in COLUMNS]
+        cells = [_median_cell(figure, [f.values[figure.key] for f in own]) for figure in columns]
         batch = number(_median([f.mean_batch_size for f in own]), 2)
         same = min((f.num_same for f in own), default=0)
         compared = max((f.num_compared for f in own), default=0)
         lines.append(
             [arm, *cells, batch, share(_median([f.dead_row_share for f in own])), f"{same}/{compared}"]
         )
-    names = [name for name, _, _ in COLUMNS]
+    names = [c.label + (" (ms)" if c.metric.unit == "ms" else "") for c in columns]
     return render_table(["arm", *names, "mean batch", "dead rows", f"same as {reference}"], lines)
 
 
@@ -181,6 +152,8 @@ def _median(values: Sequence[float | None]) -> float | None:
     return median(present) if present else None
 
 
-def _median_cell(values: Sequence[float | None], digits: int) -> str:
+def _median_cell(figure: Figure, values: Sequence[float | None]) -> str:
     middle = _median(values)
-    return f"n<{MIN_SAMPLES[95]}" if middle is None else number(middle, digits)
+    # Tenths of a millisecond differ from block to block; they tell something of short times only.
+    is_coarse = figure.metric.unit == "ms" and middle is not None and middle >= 10
+    return number(middle, 0) if is_coarse else figure.text(middle)

@@ -1,7 +1,6 @@
 """What ratios measured in blocks allow one to say: better, worse, equivalent, or how many blocks are missing.
 
-What enters are logarithms of ratios, one a block (the block is the unit: requests within one share a
-service start and a spell of the machine); what leaves is an interval and a verdict. Knows no metric names.
+The block is the unit: requests within one share a service start and a spell of the machine.
 Sources: Stein (1945) for the number of blocks from a first stage; Efron's bootstrap-t for many blocks.
 """
 
@@ -29,8 +28,8 @@ Word = Literal["better", "worse", "equivalent", "can't tell"]
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """One metric of one arm against the reference, `ratio` and `interval` as they are (not logarithms)."""
+class Verdict:
+    """One figure of one arm against the reference, `ratio` and `interval` as they are (not logarithms)."""
 
     word: Word
     ratio: float
@@ -64,7 +63,7 @@ def judge_ratio(
     error_share: float = 1.0,
     margin: float = DEFAULT_MARGIN,
     confidence: float = CONFIDENCE,
-) -> Judgement:
+) -> Verdict:
     """Judge the ratio to a reference from one logarithm a block.
 
     `error_share` is this metric's part of the error that all metrics judged together may make: each
@@ -79,7 +78,7 @@ def judge_ratio(
     middle, bound = float(logs.mean()), math.log1p(margin)
     if num_blocks < 2:
         ratio = math.exp(middle)
-        return Judgement("can't tell", ratio, None, each, num_blocks, FEWEST_BLOCKS - num_blocks, margin)
+        return Verdict("can't tell", ratio, None, each, num_blocks, FEWEST_BLOCKS - num_blocks, margin)
     low, high = log_interval(logs, each)
     word: Word = "can't tell"
     if -bound < low and high < bound:
@@ -90,7 +89,7 @@ def judge_ratio(
     if word == "can't tell":
         missing = max(1, blocks_needed(logs, bound, each) - num_blocks)
     interval = (math.exp(low), math.exp(high))
-    return Judgement(word, math.exp(middle), interval, each, num_blocks, missing, margin)
+    return Verdict(word, math.exp(middle), interval, each, num_blocks, missing, margin)
 
 
 def log_interval(logs: NDArray[np.float64], confidence: float) -> tuple[float, float]:

@@ -1,7 +1,6 @@
 """What a report says, as numbers: one `ArmData` for each arm and load, and the contrasts between arms.
 
-What enters are result files (a comparison, or several files); what leaves are frozen objects that charts and
-page draw from. Every figure is defined in `metrics`, `headline`, `budget` or `timeline`; nothing is drawn.
+Figures of the table of metrics are kept by their label, so that a new metric needs nothing here.
 """
 
 from __future__ import annotations
@@ -13,18 +12,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from harness.comparing.headline import Contrast, contrasts
+from harness.comparing.contrasts import Contrast, contrasts
 from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.page.timeline import Timeline, batch_timeline
 from harness.results.cost import Price
+from harness.results.formulas import Floats, throughput, token_gaps
 from harness.results.latency_budget import Budget, latency_budget
 from harness.results.manifest import ComparisonManifest, RunManifest
-from harness.results.metrics import Slo, goodput, throughput, token_gaps
-from harness.results.stats import Percentile, percentile
-
-Floats = NDArray[np.float64]
+from harness.results.metrics import METRICS
+from harness.results.slo import Limit, Slo, goodput
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,8 @@ class ArmData:
     total_ms: Floats
     itl_ms: Floats
     itl_is_per_token: bool
-    percentiles: dict[str, Percentile]
+    figures: dict[str, float | None]
+    """Every figure of the table of metrics by its key, as `ttft_p95_ms`; None where samples are too few."""
     goodput_per_s: float | None
     goodput_share: float | None
     budget: Budget | None
@@ -63,7 +61,7 @@ class ReportData:
     arms: list[ArmData]
     found: list[Contrast]
     against_next: list[Contrast]
-    """The winner of the deciding metric against the arm that comes next."""
+    """The winner of the primary metric against the arm that comes next."""
     winner: str | None
     runner_up: str | None
     reference: str | None
@@ -71,6 +69,8 @@ class ReportData:
     num_blocks: int
     num_same: tuple[int, int]
     slo: Slo | None
+    """The limits on each request, which goodput counts; None without."""
+    run_limits: tuple[Limit, ...]
     price: Price
     manifest: ComparisonManifest
 
@@ -87,7 +87,7 @@ def gather(
     rows: pd.DataFrame,
     manifest: ComparisonManifest,
     *,
-    slo: Slo | None,
+    slo: Slo,
     price: Price,
     margin: float = DEFAULT_MARGIN,
     num_same: tuple[int, int] = (0, 0),
@@ -117,7 +117,8 @@ def gather(
         is_open=is_open,
         num_blocks=manifest.num_blocks,
         num_same=num_same,
-        slo=slo,
+        slo=slo.on_each_request or None,
+        run_limits=slo.on_the_run,
         price=price,
         manifest=manifest,
     )
@@ -137,7 +138,7 @@ def _offered(run: RunManifest) -> float:
 
 
 def _ranking(arms: Sequence[ArmData], is_open: bool) -> tuple[str | None, str | None]:
-    """The best two arms by the deciding metric."""
+    """The best two arms by the primary metric."""
     if is_open:
         ordered = sorted(arms, key=lambda arm: float(arm.total_ms.mean()) if len(arm.total_ms) else np.inf)
     else:
@@ -147,7 +148,7 @@ def _ranking(arms: Sequence[ArmData], is_open: bool) -> tuple[str | None, str | 
 
 
 def _arm_data(
-    name: str, load: str, runs: Sequence[RunManifest], rows: pd.DataFrame, slo: Slo | None, price: Price
+    name: str, load: str, runs: Sequence[RunManifest], rows: pd.DataFrame, slo: Slo, price: Price
 ) -> ArmData:
     ids = {run.run_id for run in runs}
     own = rows[rows["run_id"].isin(ids)]
@@ -156,7 +157,7 @@ def _arm_data(
     parts = [part for _, part in own.groupby(["run_id", "repeat"])]
     rates = [(part, rate) for part in parts if (rate := throughput(part, is_open=is_open)) is not None]
     tokens_per_s = [rate.output_tokens_per_s for _, rate in rates]
-    good = [goodput(part, slo, rate.window_s) for part, rate in rates] if slo else []
+    good = [goodput(part, slo, rate.window_s) for part, rate in rates] if slo.on_each_request else []
     gaps = token_gaps(done)
     steps = [entry.steps for run in runs for entry in run.repeats if entry.steps]
     ttft_ms, total_ms = (_sorted(done[column]) for column in ("ttft_sched_ms", "total_sched_ms"))
@@ -169,13 +170,9 @@ def _arm_data(
         ttft_p50_ms=[float(part["ttft_sched_ms"].median()) for part, _ in rates],
         ttft_ms=ttft_ms,
         total_ms=total_ms,
-        itl_ms=np.sort(np.repeat(gaps.gap_ms, gaps.weights.astype(int))),
+        itl_ms=np.sort(np.repeat(gaps.values, 1 if gaps.weights is None else gaps.weights.astype(int))),
         itl_is_per_token=gaps.is_per_token,
-        percentiles={
-            **{f"TTFT p{q}": percentile(ttft_ms, q) for q in (50, 95, 99)},
-            **{f"TPOT p{q}": percentile(done["tpot_ms"].to_numpy(dtype=float), q) for q in (50, 95)},
-            **{f"total p{q}": percentile(total_ms, q) for q in (50, 95, 99)},
-        },
+        figures={f.key: f.over(own, is_open) for metric in METRICS for f in metric.figures},
         goodput_per_s=float(np.median([g.requests_per_s for g in good])) if good else None,
         goodput_share=float(np.median([g.share for g in good])) if good else None,
         budget=latency_budget(own, next((trip for trip in round_trips if trip is not None), None)),

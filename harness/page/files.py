@@ -1,7 +1,6 @@
 """Result files as one report: HTML, Markdown or single charts.
 
-What enters are paths of result files and where to write; what leaves are files. One schedule in all files
-makes a comparison with a reference, several make curves over load. Derives no figure itself.
+One schedule in all files makes a comparison with a reference, several make curves over load.
 """
 
 from __future__ import annotations
@@ -10,48 +9,55 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.base import ConfigError
-from harness.comparing.combine import choose_reference, comparison_manifest, read_runs, verdict_of
+from harness.comparing.combine import (
+    ResultFile,
+    choose_reference,
+    comparison_manifest,
+    join_runs,
+    validity_of,
+)
 from harness.comparing.comparison import agreement_of_all
+from harness.comparing.contrasts import contrast_table
 from harness.page.data import ReportData, gather
 from harness.page.html import make_charts, render_page
-from harness.page.words import (
+from harness.page.summary import (
     arm_table,
     budget_table,
     contrast_sentences,
-    contrast_table,
     setting_lines,
     verdict_sentences,
 )
 from harness.results.cost import Price
 from harness.results.manifest import ComparisonManifest, Validity
-from harness.results.metrics import Slo
 from harness.results.output_dir import make_folder
-from harness.results.record import read_parquet
+from harness.results.slo import Slo
 from harness.results.table import render_table
 
 
 def load_report(
-    paths: Sequence[Path], *, slo: Slo | None, price: Price, reference: str | None, margin: float
+    files: Sequence[ResultFile], *, slo: Slo, price: Price, reference: str | None, margin: float
 ) -> ReportData:
     """Everything that these files say. INVALID ones are shown, and marked.
 
     Raises:
-        LabError: a file cannot be read, or the reference is not in them.
+        ConfigError: the reference is not in them.
     """
-    runs, rows = read_runs(paths, allow_invalid=True)
+    runs, rows = join_runs(files)
     digests = {run.schedule.digest for run in runs}
-    kept = read_parquet(paths[0])[0] if len(paths) == 1 else None
+    kept = files[0].manifest if len(files) == 1 else None
     asked = kept if isinstance(kept, ComparisonManifest) else None
     # Runs stand in the order in which they were measured, arms in the one in which they were asked for.
     arms = asked.arms if asked else list(dict.fromkeys(run.arm for run in runs))
     runs.sort(key=lambda run: arms.index(run.arm))
     chosen = choose_reference(arms, reference or (asked.reference if asked else None))
-    verdict = verdict_of(runs, len(runs))
+    validity = validity_of(runs, len(runs))
     if len(digests) > 1:
         different = "the runs had different schedules"
-        verdict = Validity(tuple(r for r in verdict.invalid if not r.startswith(different)), verdict.caution)
+        validity = Validity(
+            tuple(r for r in validity.invalid if not r.startswith(different)), validity.caution
+        )
     num_blocks = int(rows.groupby("arm")["repeat"].nunique().max())
-    manifest = comparison_manifest(runs, arms, chosen, num_blocks, verdict)
+    manifest = comparison_manifest(runs, arms, chosen, num_blocks, validity)
     same = agreement_of_all(rows) if len(digests) == 1 else (0, 0)
     return gather(rows, manifest, slo=slo, price=price, margin=margin, num_same=same)
 

@@ -13,17 +13,18 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from harness.comparing.contrasts import contrast_table
 from harness.page.bars import budget_bars, lane_legend, lanes
 from harness.page.charts import Series, chart
-from harness.page.data import ArmData, Floats, ReportData
-from harness.page.words import (
+from harness.page.data import ArmData, ReportData
+from harness.page.summary import (
     arm_table,
     budget_table,
     contrast_sentences,
-    contrast_table,
     setting_lines,
     verdict_sentences,
 )
+from harness.results.formulas import Floats
 
 MAX_CURVE_POINTS = 160
 TIMELINE_STRETCH = 3.0

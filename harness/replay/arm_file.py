@@ -47,7 +47,7 @@ class Measurement:
     path: Path
     rows: pd.DataFrame
     manifest: RunManifest
-    verdict: Validity
+    validity: Validity
 
     @property
     def was_interrupted(self) -> bool:
@@ -114,12 +114,12 @@ class ArmFile:
         self._journal.close()
         table = make_table(self._rows)
         rows = to_frame(table)
-        verdict = self.manifest.validity = judge(rows, self.manifest)
+        validity = self.manifest.validity = judge(rows, self.manifest)
         write_parquet(self.path, table, self.manifest)
         if self._steps:
             write_steps(self.path.with_suffix(".steps.parquet"), self._steps, self.manifest)
         self._journal.path.unlink()
-        return Measurement(self.path, rows, self.manifest, verdict)
+        return Measurement(self.path, rows, self.manifest, validity)
 
 
 def _variant_name(arm: Arm, server: Server, settings: HarnessSettings) -> str:

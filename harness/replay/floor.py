@@ -26,8 +26,8 @@ from harness.plan.warmup import make_warmup
 from harness.replay.event_loop import loop_factory
 from harness.replay.known_server import Delays, known_server
 from harness.replay.runner import Replay
+from harness.results.formulas import send_lag_s
 from harness.results.manifest import Floor
-from harness.results.metrics import send_lag_s
 from harness.results.record import ReplayLabels, make_row, make_table, to_frame
 from harness.results.stats import percentile
 

@@ -1,8 +1,7 @@
 """The latency budget: where the time to the first token went, request by request.
 
-What enters are rows; what leaves is one column of ms for each term and the residual, what no term accounts
-for. Every term is the difference of stamps of its own, none is what the others leave over, so the residual
-is a finding: stamps that contradict each other, or time that nobody stamps.
+Every term is the difference of stamps of its own, none is what the others leave over. So the residual,
+which no term accounts for, is a finding: stamps that contradict each other, or time that nobody stamps.
 Instants of client and server are compared only where their order proves that both read one clock.
 """
 

@@ -12,12 +12,13 @@ from prometheus_client import CollectorRegistry, Gauge, pushadd_to_gateway
 from prometheus_client.openmetrics.exposition import generate_latest
 
 from harness.results.manifest import RunManifest
-from harness.results.metrics import throughput
-from harness.results.stats import percentile
+from harness.results.metrics import METRICS
 from harness.settings import ReportSettings
 
 LABELS = ("variant", "backend", "model", "arm")
 JOB = "batching_lab"
+_UNITS = {"ms": ("seconds", 1e-3), "per_s": ("per_second", 1.0)}
+"""Prometheus has base units only; one that is not here keeps its name."""
 
 
 def write_openmetrics(path: Path, rows: pd.DataFrame, manifest: RunManifest) -> Path:
@@ -47,30 +48,24 @@ def summary_of(rows: pd.DataFrame, manifest: RunManifest) -> CollectorRegistry:
     backend = manifest.service.backend if manifest.service else "external"
     values = (manifest.variant, backend, manifest.model, manifest.arm)
 
-    def gauge(name: str, words: str, value: float | None, **extra: str) -> None:
+    def gauge(name: str, words: str, value: float | None, factor: float = 1.0, **extra: str) -> None:
         if value is None:
             return
         found = gauges.get(name)
         if found is None:
             found = gauges[name] = Gauge(name, words, (*LABELS, *extra), registry=registry)
-        found.labels(*values, *extra.values()).set(value)
+        found.labels(*map(str, values), *extra.values()).set(value * factor)
 
     gauges: dict[str, Gauge] = {}
     is_open = manifest.schedule.load.is_open
-    rates = [rate for _, part in rows.groupby("repeat") if (rate := throughput(part, is_open=is_open))]
-    for rate in rates[:1]:
-        gauge("lab_run_output_tokens_per_second", "Output tokens a second.", rate.output_tokens_per_s)
-    done = rows[rows["error"].isna()]
-    for column, name, words in (
-        ("ttft_sched_ms", "lab_run_ttft_seconds", "Time to first token, from schedule."),
-        ("tpot_ms", "lab_run_tpot_seconds", "Time per output token after the first."),
-        ("total_sched_ms", "lab_run_total_seconds", "Whole answer, from schedule."),
-    ):
-        for q in (50, 95, 99):
-            found = percentile(done[column].to_numpy(dtype=float), q).value
-            gauge(name, words, None if found is None else found / 1e3, quantile=f"0.{q}")
+    for metric in METRICS:
+        unit, factor = _UNITS.get(metric.unit, (metric.unit, 1.0))
+        name = "_".join(filter(None, ("lab_run", metric.name, unit)))
+        for figure in metric.figures:
+            extra = {} if figure.q is None else {"quantile": f"0.{figure.q}"}
+            gauge(name, metric.description, figure.over(rows, is_open), factor, **extra)
     gauge("lab_run_requests", "Requests of the run.", float(len(rows)))
-    gauge("lab_run_failed_requests", "Requests that failed.", float(len(rows) - len(done)))
+    gauge("lab_run_failed_requests", "Requests that failed.", float(rows["error"].notna().sum()))
     is_invalid = manifest.validity is not None and bool(manifest.validity.invalid)
     gauge("lab_run_is_valid", "1 unless the run is INVALID.", float(not is_invalid))
     return registry

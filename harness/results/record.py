@@ -21,8 +21,8 @@ from pydantic_core import from_json
 
 from adapters.base import LabError
 from harness.client.answer import Answer
+from harness.results.formulas import RequestMetrics, request_metrics
 from harness.results.manifest import Manifest, RepeatEntry, RunManifest, parse_facts, read_manifest
-from harness.results.metrics import RequestMetrics, request_metrics
 from services.contract.timings import SequenceTimings
 
 MANIFEST_KEY = b"lab.manifest"

@@ -1,74 +1,130 @@
-"""Limits on percentiles of a run, as `ttft_p95_ms=500`; a `Slo` of `metrics` is on single requests.
+"""Limits on the metrics of a run, as `--slo ttft_p95_ms=500,tpot_ms=50` gives them.
 
-What enters are texts and rows; what leaves is whether a run met all limits. A percentile with too few samples
-behind it meets none. TTFT and total are from schedule, as users feel them.
+A limit without a percentile holds for every request, and goodput counts the requests that meet all of
+those; one with a percentile, or on a metric of the whole run, holds for the run. Latencies are from schedule,
+`ttft_send_ms` is from sending.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import argparse
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from adapters.base import ConfigError
-from harness.results.metrics import token_gaps
-from harness.results.stats import MIN_SAMPLES, percentile
-
-_COLUMNS = {"ttft": "ttft_sched_ms", "tpot": "tpot_ms", "total": "total_sched_ms", "itl": None}
-_SPELLED = re.compile(r"(ttft|tpot|total|itl)_p(50|95|99)_ms")
+from harness.results.formulas import Bools, Floats
+from harness.results.metrics import METRICS, Figure
+from harness.results.stats import MIN_SAMPLES
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """(latency, percentile, limit in ms)."""
+class Limit:
+    """A lower bound where higher is better, else an upper one."""
 
-    items: tuple[tuple[str, int, float], ...] = ()
+    figure: Figure
+    bound: float
+
+    @property
+    def is_on_each_request(self) -> bool:
+        return self.figure.q is None and self.figure.metric.samples is not None
+
+    def admits(self, values: Floats) -> Bools:
+        """NaN never."""
+        return values >= self.bound if self.figure.metric.higher_is_better else values <= self.bound
+
+    def is_met_by(self, value: float | None) -> bool:
+        return bool(self.admits(np.array([value], dtype=float)).all())
+
+    def text(self) -> str:
+        return f"{self.figure.key}={self.bound:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    limits: tuple[Limit, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.items)
+        return bool(self.limits)
 
-    @classmethod
-    def parse(cls, texts: Sequence[str]) -> Limits:
-        """Read `ttft_p95_ms=500,tpot_p95_ms=50`.
+    @property
+    def on_each_request(self) -> Slo:
+        return Slo(tuple(limit for limit in self.limits if limit.is_on_each_request))
 
-        Raises:
-            ConfigError: a limit is spelled otherwise.
-        """
-        items: list[tuple[str, int, float]] = []
-        for text in ",".join(texts).split(",") if texts else ():
-            name, _, value = text.strip().partition("=")
-            spelled = _SPELLED.fullmatch(name)
-            try:
-                limit = float(value)
-            except ValueError:
-                limit = -1.0
-            if spelled is None or not limit > 0:
-                raise ConfigError(
-                    f"--slo {text!r}: write ttft_p95_ms=500 (ttft, tpot, itl, total; p50, p95, p99)"
-                )
-            items.append((spelled[1], int(spelled[2]), limit))
-        return cls(tuple(items))
+    @property
+    def on_the_run(self) -> tuple[Limit, ...]:
+        return tuple(limit for limit in self.limits if not limit.is_on_each_request)
 
-    def are_met(self, rows: pd.DataFrame) -> bool:
-        """Failed requests meet nothing.
+    def are_met(self, rows: pd.DataFrame, *, is_open: bool) -> bool:
+        """Whether the run meets all limits; with a failed request it meets none.
 
         Raises:
             ConfigError: the run is too short for one of the percentiles.
         """
-        if rows["error"].notna().any():
+        if rows["error"].notna().any() or not self.meeting(rows).all():
             return False
-        for name, q, limit in self.items:
-            column = _COLUMNS[name]
-            gaps = token_gaps(rows) if column is None else None
-            values = rows[column].to_numpy(dtype=float) if gaps is None else gaps.gap_ms
-            found = percentile(values, q, weights=None if gaps is None else gaps.weights)
-            if found.value is None:
-                raise ConfigError(f"{name}_p{q}_ms needs {MIN_SAMPLES[q]} answers a run: set REQUESTS higher")
-            if found.value > limit:
+        for limit in self.on_the_run:
+            figure = limit.figure
+            value = figure.over(rows, is_open)
+            if value is None and figure.q is not None:
+                least = MIN_SAMPLES[figure.q]
+                raise ConfigError(f"{figure.key} needs {least} answers a run: set REQUESTS higher")
+            if not limit.is_met_by(value):
                 return False
         return True
 
+    def meeting(self, rows: pd.DataFrame) -> Bools:
+        """Which requests meet the limits on each; failed ones miss, and so do those without a value unless
+        the answer is too short to have one (TPOT of a single token)."""
+        good = rows["error"].isna().to_numpy()
+        has_token = rows["ttft_ms"].notna().to_numpy()
+        for limit in self.on_each_request.limits:
+            metric = limit.figure.metric
+            assert metric.samples is not None
+            values = metric.samples(rows).worst(len(rows), higher_is_better=metric.higher_is_better)
+            good = good & (limit.admits(values) | (np.isnan(values) & has_token))
+        return good
+
     def text(self) -> str:
-        return ", ".join(f"{name}_p{q}_ms={limit:g}" for name, q, limit in self.items)
+        return ", ".join(limit.text() for limit in self.limits)
+
+
+def parse_limits(text: str) -> list[Limit]:
+    """Read `ttft_p95_ms=500,tpot_ms=50`. `ttft_sched_ms` is another spelling of `ttft_ms`.
+
+    Raises:
+        argparse.ArgumentTypeError: no metric has this name, or a limit is not a number above 0.
+    """
+    plain = [Figure(metric) for metric in METRICS]
+    known = {figure.key: figure for metric in METRICS for figure in (*plain, *metric.figures)}
+    limits: list[Limit] = []
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        figure = known.get(name.replace("_sched_", "_"))
+        if figure is None:
+            raise argparse.ArgumentTypeError(
+                f"{name!r} is no metric; use {', '.join(f.key for f in plain)}, or a percentile of requests, "
+                f"as ttft_p95_ms ({', '.join(f'p{q}' for q in MIN_SAMPLES)})"
+            )
+        try:
+            bound = float(value)
+        except ValueError:
+            bound = -1.0
+        if not bound > 0:
+            raise argparse.ArgumentTypeError(f"the limit of {name} must be a number above 0")
+        limits.append(Limit(figure, bound))
+    return limits
+
+
+@dataclass(frozen=True, slots=True)
+class Goodput:
+    requests_per_s: float
+    share: float
+    """Of all requests, failed ones included."""
+
+
+def goodput(rows: pd.DataFrame, slo: Slo, window_s: float) -> Goodput:
+    """Requests a second that meet all limits on each request."""
+    good = slo.meeting(rows)
+    return Goodput(float(good.sum()) / window_s, float(good.mean()))

@@ -1,8 +1,4 @@
-"""Small statistics with their limits attached.
-
-What enters are plain numbers; what leaves are percentiles that say when too few samples stand behind
-them. Knows no columns, no variants and no files.
-"""
+"""Percentiles that say when too few samples stand behind them."""
 
 from __future__ import annotations
 

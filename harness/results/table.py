@@ -1,8 +1,4 @@
-"""Tables that read well in a terminal and are valid Markdown.
-
-What enters are headers and rows of text; what leaves is one string: the first column to the left, the
-others to the right. Knows no figures.
-"""
+"""Tables that read well in a terminal and are valid Markdown: the first column left, the others right."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from harness.plan.schedule import Load, schedule_digest
+from harness.results.formulas import send_lag_s, throughput
 from harness.results.manifest import RunManifest, Validity
-from harness.results.metrics import send_lag_s, throughput
 from harness.results.stats import MIN_SAMPLES
 
 MAX_SEND_LAG_S = 0.010

@@ -16,7 +16,7 @@ import pandas as pd
 from harness.plan.schedule import Arrivals
 from harness.replay.floor import Floats, Measured, measure_known
 from harness.replay.known_server import Delays
-from harness.results.metrics import token_gaps
+from harness.results.formulas import token_gaps
 from harness.results.stats import percentile
 from harness.results.table import number, render_table, share
 
@@ -37,7 +37,7 @@ def truths(rows: pd.DataFrame, token_s: list[Floats]) -> dict[str, tuple[Floats,
     return {
         "TTFT": (rows["ttft_ms"].to_numpy(dtype=float), (first - received) * 1e3 + connecting_ms),
         "TPOT": (rows["tpot_ms"].to_numpy(dtype=float), spans / num_later * 1e3),
-        "ITL": (token_gaps(rows).gap_ms, np.concatenate([np.diff(stamps) for stamps in token_s]) * 1e3),
+        "ITL": (token_gaps(rows).values, np.concatenate([np.diff(stamps) for stamps in token_s]) * 1e3),
         "total": (rows["total_ms"].to_numpy(dtype=float), (last - received) * 1e3 + connecting_ms),
     }
 

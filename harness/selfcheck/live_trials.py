@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from harness.comparing.arms import arm_order
-from harness.comparing.headline import contrasts
+from harness.comparing.contrasts import contrasts
 from harness.measure import measure
 from harness.plan.planner import plan
 from harness.replay.arm_file import Arm
@@ -51,12 +51,12 @@ def main() -> None:
                     made = measure(arm, settings, corpus, schedule, PlainReporter(), [block])
                     frames.append(made.rows)
             found = contrasts(pd.concat(frames), ["first", "second"], "first", is_open=False)
-            told = [contrast.judgement.word for contrast in found if contrast.judgement]
+            told = [contrast.verdict.word for contrast in found if contrast.verdict]
             words.update(told)
-            different = [c for c in found if c.judgement and c.judgement.word in ("better", "worse")]
+            different = [c for c in found if c.verdict and c.verdict.word in ("better", "worse")]
             num_different += bool(different)
             for contrast in different:
-                print(f"seed {trial}: {contrast.metric.name} {contrast.text()}", flush=True)
+                print(f"seed {trial}: {contrast.figure.label} {contrast.text()}", flush=True)
     print(f"{num_different} of {args.trials} trials called any of the metrics different")
     print(", ".join(f"{count} x {word}" for word, count in words.most_common()))
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.comparing.headline import HEADLINES, THROUGHPUT, error_share
-from harness.comparing.verdict import FEWEST_BLOCKS, Judgement, judge_ratio
+from harness.comparing.contrasts import error_share
+from harness.comparing.verdict import FEWEST_BLOCKS, Verdict, judge_ratio
+from harness.results.metrics import OUTPUT_TOKENS, Figure, deciding_figures
 from harness.results.table import render_table, share
 
 Floats = NDArray[np.float64]
@@ -37,21 +38,21 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The verdicts on all headline metrics in the end, and whether any look ever said "different"."""
+    """The verdicts on all deciding figures in the end, and whether any look ever said "different"."""
 
-    judgements: tuple[Judgement, ...]
+    verdicts: tuple[Verdict, ...]
     asked_blocks: int
     ever_different: bool
 
     @property
-    def decision(self) -> Judgement:
-        return self.judgements[HEADLINES.index(THROUGHPUT)]
+    def decision(self) -> Verdict:
+        return self.verdicts[deciding_figures().index(Figure(OUTPUT_TOKENS))]
 
 
 def one_trial(slowdown: float, noise: Noise, generator: np.random.Generator) -> Trial:
     """`slowdown` 0.05: the second arm takes 1.05 times as long for everything."""
     work = np.exp(generator.normal(0.0, 0.5, noise.num_requests))
-    logs: list[list[float]] = [[] for _ in HEADLINES]
+    logs: list[list[float]] = [[] for _ in deciding_figures()]
     ever = False
     target = FEWEST_BLOCKS
     while True:
@@ -62,11 +63,13 @@ def one_trial(slowdown: float, noise: Noise, generator: np.random.Generator) -> 
                 logs[metric].append(ours - theirs)
         found = tuple(
             judge_ratio(
-                each, higher_is_better=metric.higher_is_better, error_share=error_share(metric, is_open=False)
+                each,
+                higher_is_better=figure.metric.higher_is_better,
+                error_share=error_share(figure, is_open=False, num_judged=len(logs)),
             )
-            for metric, each in zip(HEADLINES, logs, strict=True)
+            for figure, each in zip(deciding_figures(), logs, strict=True)
         )
-        ever = ever or any(judgement.word in ("better", "worse") for judgement in found)
+        ever = ever or any(verdict.word in ("better", "worse") for verdict in found)
         trial = Trial(found, target, ever)
         if target > FEWEST_BLOCKS or trial.decision.word != "can't tell":
             return trial
@@ -74,7 +77,7 @@ def one_trial(slowdown: float, noise: Noise, generator: np.random.Generator) -> 
 
 
 def _run(work: Floats, shift: float, noise: Noise, generator: np.random.Generator) -> list[float]:
-    """Logarithms of the headline metrics of one run (of `time per request`: the mean of logarithms)."""
+    """Logarithms of the deciding figures of one run (of `time per request`: the mean of logarithms)."""
     shift += generator.normal(0.0, noise.run)
     if generator.random() < noise.disturbed:
         shift += generator.exponential(noise.disturbance)
@@ -104,7 +107,7 @@ def many_trials(num_trials: int, slowdown: float, noise: Noise, seed: int = 1) -
     different = ("better", "worse") if slowdown == 0 else ("worse",)
     return Outcome(
         float(np.mean([t.decision.word in different for t in trials])),
-        float(np.mean([any(j.word in different for j in t.judgements) for t in trials])),
+        float(np.mean([any(j.word in different for j in t.verdicts) for t in trials])),
         float(np.mean([t.ever_different for t in trials])),
         float(np.mean([t.decision.word == "equivalent" for t in trials])),
         float(np.median([t.asked_blocks for t in trials])),

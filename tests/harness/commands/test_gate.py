@@ -17,12 +17,13 @@ from tools.cli import main
 
 
 def write_file(
-    path: Path, *steps_s: float, sha: str = "a" * 40, verdict: Validity | None = None, **changes: Any
+    path: Path, *steps_s: float, sha: str = "a" * 40, validity: Validity | None = None, **changes: Any
 ) -> Path:
     """One repeat for each of `steps_s`, each with answers that take so long."""
     rows = [row for block, step_s in enumerate(steps_s) for row in run_rows("continuous", block, step_s)]
-    validity = verdict or Validity()
-    manifest = made_manifest(rows, repeats=len(steps_s), git={"sha": sha}, validity=validity, **changes)
+    manifest = made_manifest(
+        rows, repeats=len(steps_s), git={"sha": sha}, validity=validity or Validity(), **changes
+    )
     write_parquet(path, make_table(rows), manifest)
     return path
 
@@ -65,7 +66,7 @@ def test_files_that_replayed_something_else_are_refused(tmp_path: Path, old: Pat
 
 
 def test_invalid_files_are_refused_unless_told(tmp_path: Path, old: Path) -> None:
-    bad = write_file(tmp_path / "bad.parquet", 1.0, 1.0, verdict=Validity(("requests failed",)))
+    bad = write_file(tmp_path / "bad.parquet", 1.0, 1.0, validity=Validity(("requests failed",)))
     with pytest.raises(ConfigError, match="requests failed"):
         compare_files([old, bad])
     made = compare_files([old, bad], allow_invalid=True)

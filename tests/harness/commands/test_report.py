@@ -8,7 +8,7 @@ import pytest
 
 from harness.commands.report import render_report
 from harness.replay.machine import MachineSample
-from harness.results.metrics import Slo
+from harness.results.slo import Slo, parse_limits
 from harness.results.steps import summarise_steps
 from harness.results.table import render_table, spread
 from harness.results.validity import judge
@@ -25,13 +25,16 @@ def test_report_of_two_repeats() -> None:
     ]
     manifest = made_manifest(rows, repeats=2)
     frame = made_frame(rows)
-    text = render_report(frame, manifest, judge(frame, manifest), Path("x.parquet"), Slo.parse("ttft_ms=600"))
+    slo = Slo(tuple(parse_limits("ttft_ms=600,ttft_p95_ms=400,total_p99_ms=1")))
+    text = render_report(frame, manifest, judge(frame, manifest), Path("x.parquet"), slo)
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
     assert ["TTFT, from send (ms)", "500.0", "500.0", "n<300", "500.0"] in table
     assert "output tok/s     2.0 [2.0-2.0]" in text
     assert "mean batch size  2.00 [2.00-2.00]" in text
     assert "dead-row share   25.0%" in text
     assert "goodput          1.00 [1.00-1.00] requests/s (100.0 [100.0-100.0] % met all)" in text
+    assert "limit            ttft_p95_ms=400: missed (500.0)" in text
+    assert "limit            total_p99_ms=1: missed (n<300)" in text
     assert text.splitlines()[-2:] == ["VALID", "rows: x.parquet"]
 
 
@@ -76,7 +79,7 @@ def test_figures_that_are_no_run_say_how_to_read_them(name: str, capsys: pytest.
 def test_a_limit_that_means_nothing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["report", "x.parquet", "--slo", "ttft=5"])
-    assert "'ttft' is no latency; use total_ms" in capsys.readouterr().err
+    assert "'ttft' is no metric; use output_tokens_per_s" in capsys.readouterr().err
 
 
 def test_tables_line_up() -> None:

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from adapters.base import ConfigError
 from harness.commands.sweep import Point, is_saturated, knee, next_load
 from harness.replay.arm_file import Measurement
 from harness.results.manifest import Validity
-from harness.results.slo import Limits
 from tests.harness.commands.test_bench import _plain_environment  # noqa: F401
 from tests.harness.fake_server import FakeServer, model_card, slowly
 from tests.harness.made_rows import made_frame, made_manifest, made_row
@@ -29,7 +27,7 @@ def open_loop(rate: float, serves_per_s: float, num: int = 100) -> Measurement:
 
 
 def point(load: float, met: bool | None, tokens_per_s: float = 1.0) -> Point:
-    return Point(load, open_loop(1.0, 10.0, 2), tokens_per_s, 1.0, False, met)
+    return Point(load, open_loop(1.0, 10.0, 2), tokens_per_s, False, met)
 
 
 @pytest.mark.parametrize(("rate", "saturated"), [(2.0, False), (9.0, False), (12.0, True), (40.0, True)])
@@ -50,22 +48,9 @@ def test_the_knee_is_where_throughput_for_latency_is_best() -> None:
     for load, tokens_per_s, total_ms in ((1, 100.0, 100.0), (4, 350.0, 120.0), (16, 420.0, 600.0)):
         rows = [made_row(0, chunk_s=(0.0, total_ms / 1e3))]
         measured = Measurement(Path("x"), made_frame(rows), made_manifest(rows), Validity())
-        points.append(Point(load, measured, tokens_per_s, 1.0, False, None))
+        points.append(Point(load, measured, tokens_per_s, False, None))
     assert knee(points) == 4
     assert knee(points[:2]) is None
-
-
-def test_limits_are_on_percentiles_and_failures_meet_none() -> None:
-    rows = made_frame([made_row(i, chunk_s=(0.1 + i / 1000, 2.0)) for i in range(100)])
-    assert Limits.parse(["ttft_p95_ms=195", "total_p50_ms=2000"]).are_met(rows)
-    assert not Limits.parse(["ttft_p95_ms=190"]).are_met(rows)
-    failed = made_frame([made_row(0), made_row(1, error="http 500")])
-    assert not Limits.parse(["ttft_p50_ms=1e9"]).are_met(failed)
-    with pytest.raises(ConfigError, match="needs 300 answers"):
-        Limits.parse(["total_p99_ms=5"]).are_met(rows)
-    for text in ("ttft_ms=5", "ttft_p95_ms=0", "ttft_p95_ms"):
-        with pytest.raises(ConfigError, match="write ttft_p95_ms=500"):
-            Limits.parse([text])
 
 
 def test_a_sweep_from_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:

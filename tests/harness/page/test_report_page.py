@@ -10,13 +10,15 @@ from xml.etree import ElementTree
 
 import pytest
 
+from harness.comparing.combine import read_result
 from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.page.files import load_report, write_charts
 from harness.page.html import make_charts, render_page
-from harness.page.words import verdict_sentences
+from harness.page.summary import verdict_sentences
 from harness.results.cost import Price, read_price
 from harness.results.manifest import GitFacts, HostFacts, Validity
 from harness.results.record import make_table, write_parquet
+from harness.results.slo import Slo
 from harness.results.steps import step_rows, write_steps
 from services.contract.status import StepLine
 from tests.harness.comparing.test_comparison import comparison, run_rows
@@ -95,7 +97,7 @@ def test_the_page_needs_nothing_but_itself(result: Path, capsys: pytest.CaptureF
 
 def test_what_comes_from_outside_is_shown_and_never_run(tmp_path: Path) -> None:
     path = write_comparison(tmp_path, HOSTILE, "static", prompt=HOSTILE)
-    data = load_report([path], slo=None, price=Price(), reference=None, margin=DEFAULT_MARGIN)
+    data = load_report([read_result(path)], slo=Slo(), price=Price(), reference=None, margin=DEFAULT_MARGIN)
     data.manifest.validity = Validity(caution=(f"all arms: {HOSTILE}",))
     page = render_page(data, HOSTILE)
     tags = Tags()
@@ -114,7 +116,7 @@ def test_what_comes_from_outside_is_shown_and_never_run(tmp_path: Path) -> None:
 
 
 def test_the_answer_names_winner_size_and_certainty(result: Path) -> None:
-    data = load_report([result], slo=None, price=Price(), reference=None, margin=DEFAULT_MARGIN)
+    data = load_report([read_result(result)], slo=Slo(), price=Price(), reference=None, margin=DEFAULT_MARGIN)
     sentences = verdict_sentences(data)
     assert sentences[0].startswith("continuous wins: 2.00x [2-2] the output tok/s of the next, static.")
     assert "Against baseline it is 4.00x" in sentences[1]
@@ -123,7 +125,7 @@ def test_the_answer_names_winner_size_and_certainty(result: Path) -> None:
 
 
 def test_every_chart_is_well_formed(result: Path) -> None:
-    data = load_report([result], slo=None, price=Price(), reference=None, margin=DEFAULT_MARGIN)
+    data = load_report([read_result(result)], slo=Slo(), price=Price(), reference=None, margin=DEFAULT_MARGIN)
     charts = make_charts(data)
     curves = {"throughput-latency", "ttft-cdf", "itl-cdf", "total-cdf"}
     assert set(charts) == {*curves, "budget", "timeline-baseline", "timeline-static"}
@@ -133,7 +135,9 @@ def test_every_chart_is_well_formed(result: Path) -> None:
 
 
 def test_cost_follows_from_the_price(result: Path) -> None:
-    data = load_report([result], slo=None, price=Price(per_hour_usd=3.6), reference=None, margin=0.05)
+    data = load_report(
+        [read_result(result)], slo=Slo(), price=Price(per_hour_usd=3.6), reference=None, margin=0.05
+    )
     # 2 tokens/s at 0.001 USD a second: 500 USD per million.
     (baseline,) = [arm for arm in data.arms if arm.name == "baseline"]
     assert baseline.usd_per_million_tokens == pytest.approx(3.6 / (baseline.middle_tokens_per_s * 3600) * 1e6)

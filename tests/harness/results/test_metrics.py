@@ -1,155 +1,161 @@
-"""Each definition on rows small enough to check by hand."""
+"""A metric is one entry of the table, and stands in reports, comparisons, sweeps, the gate, the page,
+OpenMetrics and `--slo`."""
 
 from __future__ import annotations
 
-import argparse
-import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from harness.results.metrics import Slo, goodput, request_metrics, send_lag_s, throughput, token_gaps
-from tests.harness.made_rows import made_frame, made_row
+from harness.commands.report import render_report
+from harness.commands.sweep import Point, render_sweep
+from harness.comparing.comparison import render_comparison
+from harness.page.data import gather
+from harness.page.files import to_markdown
+from harness.replay.arm_file import Measurement
+from harness.results.cost import Price
+from harness.results.formulas import Samples
+from harness.results.metrics import METRICS, Metric, column
+from harness.results.openmetrics import write_openmetrics
+from harness.results.slo import Slo, parse_limits
+from harness.results.validity import Validity, judge
+from tests.harness.commands.test_gate import write_file
+from tests.harness.comparing.test_comparison import comparison, run_rows
+from tests.harness.made_rows import made_frame, made_manifest
+from tools.cli import main
 
 
-def test_one_request() -> None:
-    # Scheduled at 10, sent at 10.5; a first chunk of 2 tokens at 11, then 1 at 11.5 and 3 at 13.
-    metrics = request_metrics(
-        scheduled_s=10.0, sent_s=10.5, chunk_s=[11.0, 11.5, 13.0], chunk_tokens=[2, 1, 3], num_output_tokens=6
-    )
-    assert metrics.ttft_ms == pytest.approx(500)
-    assert metrics.ttft_sched_ms == pytest.approx(1000)
-    assert metrics.total_ms == pytest.approx(2500)
-    assert metrics.total_sched_ms == pytest.approx(3000)
-    assert metrics.tokens_per_sec == pytest.approx(5 / 2.0)
-    assert metrics.tpot_ms == pytest.approx(2000 / 4)
+def longest_stall(rows: pd.DataFrame) -> Samples:
+    """The longest gap between two chunks of a request, in ms."""
+    stalls = [max(np.diff(stamps), default=np.nan) * 1e3 for stamps in rows["chunk_s"]]
+    return Samples(np.asarray(stalls, dtype=float), np.arange(len(rows)))
 
 
-@pytest.mark.parametrize(
-    ("chunk_s", "chunk_tokens", "num", "tokens_per_sec", "tpot_ms"),
-    [
-        pytest.param([1.0], [1], 1, None, None, id="a single token has no rate"),
-        pytest.param([1.0], [5], 5, None, None, id="nor has a single chunk"),
-        pytest.param([1.0, 2.0], [1, 1], 2, 1.0, 1000.0, id="two tokens"),
-        pytest.param([1.0, 2.0], None, 9, 8.0, 125.0, id="no token ids: the first chunk counts as one"),
-    ],
-)
-def test_rates_of_short_answers(
-    chunk_s: list[float], chunk_tokens: list[int] | None, num: int, tokens_per_sec: float, tpot_ms: float
-) -> None:
-    metrics = request_metrics(
-        scheduled_s=0.0, sent_s=0.0, chunk_s=chunk_s, chunk_tokens=chunk_tokens, num_output_tokens=num
-    )
-    assert (metrics.tokens_per_sec, metrics.tpot_ms) == (tokens_per_sec, tpot_ms)
+TOYS = (
+    Metric(
+        name="stall", unit="ms", label="stall", description="Longest stall.",
+        samples=longest_stall, compared=(50,), decides=True,
+    ),
+    Metric(
+        name="words", unit="per_s", label="words/s", description="Words a second.",
+        of_run=lambda rows, is_open: float(len(rows)), compared=(None,), higher_is_better=True,
+    ),
+)  # fmt: skip
 
 
-def test_an_answer_without_tokens_has_no_latencies() -> None:
-    metrics = request_metrics(scheduled_s=0.0, sent_s=0.0, chunk_s=[], chunk_tokens=[], num_output_tokens=0)
-    assert metrics.ttft_ms is None
-    assert metrics.total_ms is None
+@pytest.fixture
+def toys() -> Iterator[None]:
+    METRICS.extend(TOYS)
+    yield
+    for toy in TOYS:
+        METRICS.remove(toy)
 
 
-def test_failed_rows_have_no_metrics_but_keep_their_stamps() -> None:
-    row = made_row(error="http 500")
-    assert row["chunk_s"] == [1.0, 2.0]
-    assert all(row[name] is None for name in ("ttft_ms", "ttft_sched_ms", "total_ms", "tpot_ms"))
+ROWS = run_rows("continuous", 0, 1.0)
+LIMITS = "stall_ms=400,stall_p95_ms=600,words_per_s=61"
 
 
-def test_closed_loop_throughput_is_everything_from_first_send_to_last_finish() -> None:
-    rows = made_frame(
-        [
-            made_row(0, sent_s=1.0, chunk_s=(2.0, 3.0)),
-            made_row(1, sent_s=2.0, chunk_s=(4.0, 6.0), chunk_tokens=(1, 7)),
-        ]
-    )
-    rate = throughput(rows, is_open=False)
-    assert rate is not None
-    assert rate.window_s == pytest.approx(5.0)
-    assert rate.output_tokens_per_s == pytest.approx(10 / 5)
-    assert rate.requests_per_s == pytest.approx(2 / 5)
+def slo(text: str) -> Slo:
+    return Slo(tuple(parse_limits(text)))
 
 
-def test_open_loop_throughput_counts_what_was_stamped_inside_the_window() -> None:
-    # The schedule starts at 100 and its last arrival is at 104: tokens after that do not count.
-    rows = made_frame(
-        [
-            made_row(0, scheduled_s=101.0, offset_s=1.0, chunk_s=(102.0, 103.0), chunk_tokens=(1, 2)),
-            made_row(1, scheduled_s=104.0, offset_s=4.0, chunk_s=(104.0, 110.0), chunk_tokens=(1, 5)),
-        ]
-    )
-    rate = throughput(rows, is_open=True)
-    assert rate is not None
-    assert rate.window_s == pytest.approx(4.0)
-    assert rate.output_tokens_per_s == pytest.approx(4 / 4)
-    assert rate.requests_per_s == pytest.approx(1 / 4)
+def cells(header: str, line: str) -> dict[str, str]:
+    return dict(zip(*([cell.strip() for cell in row.split("|")] for row in (header, line)), strict=True))
 
 
-def test_open_loop_without_token_ids_spreads_the_count_over_chunks() -> None:
-    rows = made_frame(
-        [
-            made_row(
-                0, scheduled_s=0.0, offset_s=0.0, chunk_s=(1.0, 3.0), chunk_tokens=None, num_output_tokens=8
-            ),
-            made_row(1, scheduled_s=2.0, offset_s=2.0, chunk_s=(9.0,), chunk_tokens=(1,)),
-        ]
-    )
-    rate = throughput(rows, is_open=True)
-    assert rate is not None
-    assert rate.output_tokens_per_s == pytest.approx(4 / 2)
+@pytest.mark.usefixtures("toys")
+def test_a_report_shows_it_and_holds_it_against_limits() -> None:
+    frame, manifest = made_frame(ROWS), made_manifest(ROWS)
+    text = render_report(frame, manifest, judge(frame, manifest), Path("x"), slo(LIMITS))
+    (row,) = (line for line in text.splitlines() if line.startswith("| stall"))
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["500.0", "500.0", "n<300", "500.0"]
+    assert "words/s          60.0" in text
+    assert "goodput          0.00 requests/s (0.0 % met all)" in text
+    assert "limit            stall_p95_ms=600: met (500.0)" in text
+    assert "limit            words_per_s=61: missed (60.0)" in text
 
 
-def test_no_throughput_where_everything_failed() -> None:
-    assert throughput(made_frame([made_row(error="x")]), is_open=False) is None
+@pytest.mark.usefixtures("toys")
+def test_a_comparison_shows_it_and_judges_it_if_it_decides() -> None:
+    runs = [run_rows(arm, block, s) for block in (0, 1, 2) for arm, s in (("baseline", 1.0), ("other", 0.5))]
+    rows, manifest = comparison(*runs)
+    text = render_comparison(made_frame(rows), manifest)
+    figures, ratios = (line for line in text.splitlines() if line.startswith("| arm"))
+    assert "stall p50 (ms)" in figures
+    assert "words/s" in figures
+    assert "stall p50" in ratios
+    assert "words/s" not in ratios
+    assert "stall p50 (0.50x)" in text
 
 
-def test_gaps_are_shared_by_the_tokens_of_their_chunk() -> None:
-    rows = made_frame([made_row(0, chunk_s=(1.0, 2.0, 5.0), chunk_tokens=(4, 1, 3)), made_row(1, error="x")])
-    gaps = token_gaps(rows)
-    assert gaps.is_per_token
-    np.testing.assert_allclose(gaps.gap_ms, [1000, 1000])
-    np.testing.assert_allclose(gaps.weights, [1, 3])
+@pytest.mark.usefixtures("toys")
+def test_a_sweep_shows_it_and_searches_by_it() -> None:
+    measured = Measurement(Path("x"), made_frame(ROWS), {}, Validity())
+    limits = slo("stall_p50_ms=499")
+    met = limits.are_met(measured.rows, is_open=False)
+    text = render_sweep([Point(1.0, measured, 2.0, False, met)], limits, is_open=False)
+    header, _, line, *rest = text.splitlines()
+    shown = cells(header, line)
+    assert (shown["stall p50"], shown["words/s"], shown["met SLO"]) == ("500.0", "60.0", "no")
+    assert "highest load that met stall_p50_ms=499: none" in rest[-1]
 
 
-def test_without_token_ids_gaps_are_between_chunks() -> None:
-    gaps = token_gaps(made_frame([made_row(0, chunk_tokens=None, num_output_tokens=9)]))
-    assert not gaps.is_per_token
-    np.testing.assert_allclose(gaps.gap_ms, [1000])
+@pytest.mark.usefixtures("toys")
+def test_the_gate_holds_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = write_file(tmp_path / "old.parquet", 1.0, 1.01, 0.99, 1.0)
+    new = write_file(tmp_path / "new.parquet", 1.2, 1.21, 1.19, 1.2, sha="b" * 40)
+    for name, status in (("stall-p50", 1), ("words/s", 0), ("tpot-p95", 1), ("tpot_p95_ms", 1)):
+        assert main(["gate", str(new), "--against", str(old), "--metrics", name]) == status, name
+    shown = capsys.readouterr().out
+    assert "| stall p50 | 1.20x" in shown
+    assert "| words/s | 1.00x" in shown
+    assert main(["gate", str(new), "--against", str(old), "--metrics", "speed"]) == 2
+    assert "no metric is called speed; there are output_tokens_per_s, " in capsys.readouterr().err
 
 
-def test_send_lag_of_a_chunk_counts_from_its_last_prompt() -> None:
-    rows = made_frame(
-        [
-            made_row(0, scheduled_s=1.0, sent_s=3.1, group_id=0),
-            made_row(1, scheduled_s=3.0, sent_s=3.1, group_id=0),
-            made_row(2, scheduled_s=4.0, sent_s=4.5, group_id=1),
-            made_row(3, scheduled_s=5.0, sent_s=None, error="not sent", group_id=-1),
-        ]
-    )
-    np.testing.assert_allclose(sorted(send_lag_s(rows)), [0.1, 0.5])
+@pytest.mark.usefixtures("toys")
+def test_the_page_has_it() -> None:
+    rows, manifest = comparison(run_rows("baseline", 0, 1.0), run_rows("other", 0, 0.5))
+    for number, run in enumerate(manifest.runs):
+        run.run_id, run.path = f"run-{number}", "none.parquet"
+    for row in rows:
+        row["run_id"] = f"run-{int(row['arm'] == 'other')}"
+    data = gather(made_frame(rows), manifest, slo=slo(LIMITS), price=Price())
+    arm, _ = data.arms
+    assert arm.figures["stall_p95_ms"] == pytest.approx(500.0)
+    assert arm.figures["words_per_s"] == 60.0
+    header, _, line, *_ = (line for line in to_markdown(data).splitlines() if line.startswith("|"))
+    shown = cells(header, line)
+    assert (shown["stall p50"], shown["words/s"]) == ("500.0", "60.0")
+    assert (shown["stall_p95_ms=600"], shown["words_per_s=61"]) == ("met", "missed")
 
 
-def test_goodput_counts_requests_that_meet_all_limits() -> None:
-    rows = made_frame(
-        [
-            made_row(0, chunk_s=(0.1, 0.2)),
-            made_row(1, chunk_s=(0.1, 0.9)),
-            made_row(2, chunk_s=(0.6, 0.7)),
-            made_row(3, chunk_s=(0.1,), chunk_tokens=(1,)),
-            made_row(4, error="http 500"),
-        ]
-    )
-    good = goodput(rows, Slo.parse("ttft_ms=500, tpot_ms=200"), window_s=2.0)
-    # Only 0 and 3 do: 1 is slow between tokens, 2 at its first one, 4 failed; 3 has no TPOT to miss.
-    assert good.requests_per_s == pytest.approx(1.0)
-    assert good.share == pytest.approx(2 / 5)
+@pytest.mark.usefixtures("toys")
+def test_the_openmetrics_file_has_it(tmp_path: Path) -> None:
+    path = write_openmetrics(tmp_path / "run.parquet", made_frame(ROWS), made_manifest(ROWS))
+    text = path.read_text(encoding="utf-8")
+    assert "# HELP lab_run_stall_seconds Longest stall." in text
+    assert "lab_run_words_per_second{" in text
 
 
-@pytest.mark.parametrize("text", ["speed=3", "ttft_ms=0", "ttft_ms=fast", "ttft_ms"])
-def test_limits_that_mean_nothing_are_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=r"is no latency; use|must be a number above 0"):
-        Slo.parse(text)
+def test_names_and_labels_are_each_of_one_metric() -> None:
+    assert len({metric.name for metric in METRICS}) == len({m.label for m in METRICS}) == len(METRICS)
+    for metric in METRICS:
+        assert (metric.samples is None) != (metric.of_run is None)
+        assert metric.compared or not metric.decides
 
 
-def test_missing_numbers_become_nan_in_the_frame() -> None:
-    frame = made_frame([made_row(0, chunk_s=(1.0,), chunk_tokens=(1,))])
-    assert math.isnan(frame["tpot_ms"].iloc[0])
+def test_the_table_says_what_decides() -> None:
+    deciding = [(metric.name, metric.compared) for metric in METRICS if metric.decides]
+    assert deciding == [
+        ("output_tokens", (None,)), ("request_time", (None,)), ("ttft", (50, 95)), ("total", (95,)),
+    ]  # fmt: skip
+
+
+def test_a_failed_request_has_no_value() -> None:
+    rows = made_frame([ROWS[0], ROWS[1] | {"error": "http 500"}])
+    values = column("ttft_sched_ms")(rows).values
+    assert np.isnan(values).tolist() == [False, True]

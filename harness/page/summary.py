@@ -1,16 +1,15 @@
-"""The report in sentences: who wins, by how much, how sure that is, and why.
-
-What enters is `ReportData`; what leaves are plain sentences and tables of text, which the page, the Markdown
-and the terminal share. Every claim names its figure. Draws nothing.
+"""The report in sentences and tables, for the page and for Markdown: who wins, by how much, how sure that is,
+and why. Every claim names its figure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.comparing.headline import HEADLINES, Contrast, decision, in_words, more_blocks, primary
+from harness.comparing.contrasts import Contrast, decision, in_words, more_blocks, primary
 from harness.page.data import ArmData, ReportData
 from harness.results.latency_budget import TERMS
+from harness.results.metrics import compared_figures
 from harness.results.table import MISSING, number, share
 
 
@@ -21,34 +20,34 @@ def verdict_sentences(data: ReportData) -> list[str]:
     name, next_name = data.winner, data.runner_up
     metric = primary(data.is_open)
     found = decision(data.against_next, name, data.is_open)
-    judgement = found.judgement if found else None
-    if found is None or judgement is None:
-        return [f"{name} comes first in {metric.name}, but too few answers stand behind it."]
-    is_sure = judgement.word == "better"
+    verdict = found.verdict if found else None
+    if found is None or verdict is None:
+        return [f"{name} comes first in {metric.label}, but too few answers stand behind it."]
+    is_sure = verdict.word == "better"
     sentences = [
-        f"{name} wins: {found.text()} the {metric.name} of the next, {next_name}."
+        f"{name} wins: {found.text()} the {metric.label} of the next, {next_name}."
         if is_sure
-        else f"No winner is sure: {name} and {next_name} come first ({metric.name} {found.text()})."
+        else f"No winner is sure: {name} and {next_name} come first ({metric.label} {found.text()})."
     ]
     reference = decision(data.found, name, data.is_open)
-    if reference is not None and reference.judgement is not None and data.reference != next_name:
+    if reference is not None and reference.verdict is not None and data.reference != next_name:
         sentences.append(f"Against {data.reference} it is {reference.text()}.")
     sentences.append(_how_sure(data, found, is_sure))
     return [*sentences, *why(data)]
 
 
 def _only_arm(arm: ArmData) -> str:
-    ttft = arm.percentiles["TTFT p50"]
+    ttft_ms = arm.figures["ttft_p50_ms"]
     return (
         f"{arm.name} at {arm.load}: {number(arm.middle_tokens_per_s)} output tok/s, "
-        f"TTFT p50 {ttft.text()} ms from schedule."
+        f"TTFT p50 {number(ttft_ms)} ms from schedule."
     )
 
 
 def _how_sure(data: ReportData, found: Contrast, is_sure: bool) -> str:
-    judgement = found.judgement
-    assert judgement is not None
-    blocks = f"{judgement.num_blocks} blocks, the same requests paired"
+    verdict = found.verdict
+    assert verdict is not None
+    blocks = f"{verdict.num_blocks} blocks, the same requests paired"
     level = data.manifest.validity.level
     standing = {
         "VALID": "nothing speaks against the runs",
@@ -56,10 +55,10 @@ def _how_sure(data: ReportData, found: Contrast, is_sure: bool) -> str:
         "INVALID": "but the runs are INVALID (below), so this does not count",
     }[level]
     if is_sure:
-        return f"How sure: the interval holds at {judgement.confidence:.1%} over {blocks}; {standing}."
+        return f"How sure: the interval holds at {verdict.confidence:.1%} over {blocks}; {standing}."
     missing = more_blocks(data.against_next, data.is_open)
     ask = f"; {missing} more blocks would tell" if missing else ""
-    return f"How sure: {judgement.text()} over {blocks}{ask}; {standing}."
+    return f"How sure: {verdict.text()} over {blocks}{ask}; {standing}."
 
 
 def why(data: ReportData) -> list[str]:
@@ -96,36 +95,23 @@ def _largest_term(arm: ArmData) -> str:
 
 
 def arm_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
-    headers = [
-        "arm",
-        "load",
-        "output tok/s",
-        "TTFT p50",
-        "TTFT p95",
-        "TPOT p50",
-        "total p95",
-        "mean batch",
-        "dead rows",
-    ]
+    figures = compared_figures()
+    headers = ["arm", "load", *(figure.label for figure in figures), "mean batch", "dead rows"]
     if data.slo is not None:
         headers += ["goodput/s", "met SLO"]
+    headers += [limit.text() for limit in data.run_limits]
     headers.append("USD per 1M tokens")
     lines: list[list[str]] = []
     for arm in data.arms:
-        cells = [arm.name, arm.load, number(arm.middle_tokens_per_s)]
-        cells += [arm.percentiles[name].text() for name in ("TTFT p50", "TTFT p95", "TPOT p50", "total p95")]
+        cells = [arm.name, arm.load, *(figure.text(arm.figures[figure.key]) for figure in figures)]
         cells += [number(arm.mean_batch_size, 2), share(arm.dead_row_share)]
         if data.slo is not None:
             cells += [number(arm.goodput_per_s, 2), share(arm.goodput_share)]
+        cells += [
+            "met" if limit.is_met_by(arm.figures[limit.figure.key]) else "missed" for limit in data.run_limits
+        ]
         cells.append(number(arm.usd_per_million_tokens, 2))
         lines.append(cells)
-    return headers, lines
-
-
-def contrast_table(found: Sequence[Contrast]) -> tuple[list[str], list[list[str]]]:
-    arms = list(dict.fromkeys(contrast.arm for contrast in found))
-    headers = ["arm", *(metric.name for metric in HEADLINES)]
-    lines = [[arm, *(c.text() for c in found if c.arm == arm)] for arm in arms]
     return headers, lines
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.comparing.headline import contrasts, decision, in_words, more_blocks
+from harness.comparing.contrasts import contrasts, decision, in_words, more_blocks
 from harness.results.record import Row
 from tests.harness.comparing.test_comparison import run_rows
 from tests.harness.made_rows import made_frame
@@ -24,13 +24,15 @@ def test_a_machine_that_drifts_does_not_move_the_ratio() -> None:
         "baseline",
         is_open=False,
     )
-    assert [c.metric.name for c in found] == [
+    assert [c.figure.label for c in found] == [
         "output tok/s", "time per request", "TTFT p50", "TTFT p95", "total p95",
     ]  # fmt: skip
     for contrast in found:
-        assert contrast.judgement is not None
-        assert contrast.judgement.word == "better"
-        assert contrast.judgement.ratio == pytest.approx(2.0 if contrast.metric.higher_is_better else 0.5)
+        assert contrast.verdict is not None
+        assert contrast.verdict.word == "better"
+        assert contrast.verdict.ratio == pytest.approx(
+            2.0 if contrast.figure.metric.higher_is_better else 0.5
+        )
     assert in_words(found, "other").startswith("better in output tok/s (2.00x), time per request (0.50x)")
     assert more_blocks(found, is_open=False) == 0
 
@@ -43,11 +45,11 @@ def test_a_client_that_waits_before_it_sends_gains_nothing() -> None:
             row["ttft_ms"] -= 400
             row["total_ms"] -= 400
     found = contrasts(made_frame(rows), ["baseline", "other"], "baseline", is_open=False)
-    latencies = [c for c in found if not c.metric.higher_is_better]
+    latencies = [c for c in found if not c.figure.metric.higher_is_better]
     assert len(latencies) == 4
     for contrast in latencies:
-        assert contrast.judgement is not None
-        assert contrast.judgement.ratio == pytest.approx(1.0)
+        assert contrast.verdict is not None
+        assert contrast.verdict.ratio == pytest.approx(1.0)
 
 
 def test_only_requests_that_both_answered_count() -> None:
@@ -58,10 +60,10 @@ def test_only_requests_that_both_answered_count() -> None:
     found = contrasts(made_frame(rows), ["baseline", "other"], "baseline", is_open=False)
     deciding = decision(found, "other", is_open=True)
     assert deciding is not None
-    assert deciding.judgement is not None
-    assert deciding.judgement.ratio == pytest.approx(1.0)
+    assert deciding.verdict is not None
+    assert deciding.verdict.ratio == pytest.approx(1.0)
     # Thirty pairs are too few for a p95.
-    assert [c.judgement for c in found if c.metric.name == "TTFT p95"] == [None]
+    assert [c.verdict for c in found if c.figure.label == "TTFT p95"] == [None]
     assert "too few samples for TTFT p95" in in_words(found, "other")
 
 

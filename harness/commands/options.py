@@ -1,0 +1,34 @@
+"""Options that several commands share, and how people write their values."""
+
+from __future__ import annotations
+
+import argparse
+
+from harness.results.slo import parse_limits
+
+
+def add_slo_option(parser: argparse.ArgumentParser) -> None:
+    """`args.slo` is the list of all limits given, for `Slo(tuple(args.slo))`."""
+    parser.add_argument(
+        "--slo",
+        type=parse_limits,
+        action="extend",
+        default=[],
+        metavar="LIMITS",
+        help="limits, as ttft_ms=500,tpot_ms=50 on each request (goodput) and ttft_p95_ms=500 on the run",
+    )
+
+
+def parse_share(text: str) -> float:
+    """Read `5%` or `0.05`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no number, or not between 0 and 1.
+    """
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: write 5% or 0.05")
+    return value

@@ -1,0 +1,161 @@
+"""From stamps to figures: the latencies of one request, the throughput of one replay, gaps, send lag.
+
+All stamps are the client's, on one monotonic clock. Failed requests have no latencies. Which of these figures
+are shown and judged stands in `metrics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from harness.results.stats import Percentile, mean_of, percentile
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMetrics:
+    """Derived columns of one row; None where a definition does not apply."""
+
+    ttft_ms: float | None = None
+    ttft_sched_ms: float | None = None
+    total_ms: float | None = None
+    total_sched_ms: float | None = None
+    tokens_per_sec: float | None = None
+    tpot_ms: float | None = None
+
+
+def request_metrics(
+    *,
+    scheduled_s: float,
+    sent_s: float,
+    chunk_s: Sequence[float],
+    chunk_tokens: Sequence[int] | None,
+    num_output_tokens: int,
+) -> RequestMetrics:
+    """Metrics of one answer that succeeded.
+
+    TPOT is (last - first) / (tokens after the first chunk); where a server sends no token ids, the
+    first chunk is taken to hold one token.
+    """
+    if not chunk_s:
+        return RequestMetrics()
+    first_s, last_s = chunk_s[0], chunk_s[-1]
+    span_s = last_s - first_s
+    num_later = num_output_tokens - (chunk_tokens[0] if chunk_tokens else 1)
+    return RequestMetrics(
+        ttft_ms=(first_s - sent_s) * 1e3,
+        ttft_sched_ms=(first_s - scheduled_s) * 1e3,
+        total_ms=(last_s - sent_s) * 1e3,
+        total_sched_ms=(last_s - scheduled_s) * 1e3,
+        tokens_per_sec=(num_output_tokens - 1) / span_s if num_output_tokens > 1 and span_s > 0 else None,
+        tpot_ms=span_s / num_later * 1e3 if num_later > 0 and span_s > 0 else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Rates of one replay. `window_s` is the length that they were measured over."""
+
+    output_tokens_per_s: float
+    requests_per_s: float
+    window_s: float
+
+
+def throughput(rows: pd.DataFrame, *, is_open: bool) -> Throughput | None:
+    """Throughput of one replay; None where nothing was answered or the window has no length.
+
+    Closed loop: everything, from the first send to the last finish. Open loop: what was stamped from
+    the start of the schedule to its last arrival, so that neither the empty tail nor late answers count.
+    """
+    done = rows[rows["error"].isna()]
+    if done.empty:
+        return None
+    if not is_open:
+        window_s = float(rows["finish_s"].max() - rows["sent_s"].min())
+        num_tokens, num_requests = float(done["num_output_tokens"].sum()), len(done)
+    else:
+        start_s = float((rows["scheduled_s"] - rows["offset_s"]).min())
+        end_s = float(rows["scheduled_s"].max())
+        window_s = end_s - start_s
+        num_tokens = sum((_tokens_until(row, end_s) for row in done.to_dict("records")), 0.0)
+        num_requests = int((done["finish_s"] <= end_s).sum())
+    if window_s <= 0:
+        return None
+    return Throughput(num_tokens / window_s, num_requests / window_s, window_s)
+
+
+def _tokens_until(row: Mapping[Hashable, Any], end_s: float) -> float:
+    """Tokens of one answer stamped up to `end_s`; without token ids, spread evenly over its chunks."""
+    stamps = _array(row["chunk_s"])
+    if not len(stamps):
+        return 0.0
+    inside = stamps <= end_s
+    if row["chunk_tokens"] is None:
+        return float(inside.mean()) * float(row["num_output_tokens"])
+    return float(_array(row["chunk_tokens"])[inside].sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Values of one metric. `request` is the place in the rows of the request that each belongs to."""
+
+    values: Floats
+    request: NDArray[np.int64]
+    weights: Floats | None = None
+    """Whole counts: a value of weight 3 stands there three times."""
+    is_per_token: bool = True
+    """False where a server sends no token ids, so that gaps are between chunks."""
+
+    def percentile(self, q: int) -> Percentile:
+        return percentile(self.values, q, weights=self.weights)
+
+    def mean(self) -> float | None:
+        if self.weights is None or not len(self.values):
+            return mean_of(self.values)
+        return float((self.values * self.weights).sum() / self.weights.sum())
+
+    def worst(self, num_rows: int, *, higher_is_better: bool) -> Floats:
+        """The worst value of each row; NaN where a row has none."""
+        of_row = pd.Series(self.values).groupby(self.request)
+        worst = of_row.min() if higher_is_better else of_row.max()
+        return np.asarray(worst.reindex(range(num_rows)), dtype=float)
+
+
+def token_gaps(rows: pd.DataFrame) -> Samples:
+    """Inter-token latencies of all answers in ms; inter-chunk latencies where token ids are missing."""
+    done = rows["error"].isna().to_numpy()
+    is_per_token = bool(rows["chunk_tokens"][done].notna().all())
+    gaps: list[Floats] = [np.empty(0)]
+    weights: list[Floats] = [np.empty(0)]
+    request: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
+    for place in np.flatnonzero(done):
+        gap_ms = np.diff(_array(rows["chunk_s"].iloc[place])) * 1e3
+        if not len(gap_ms):
+            continue
+        tokens = _array(rows["chunk_tokens"].iloc[place])[1:] if is_per_token else np.ones(len(gap_ms))
+        gaps.append(gap_ms / tokens)
+        weights.append(tokens)
+        request.append(np.full(len(gap_ms), place))
+    return Samples(np.concatenate(gaps), np.concatenate(request), np.concatenate(weights), is_per_token)
+
+
+def send_lag_s(rows: pd.DataFrame) -> Floats:
+    """How late each request of an open loop left: `sent_s` - `scheduled_s` of the last prompt in it.
+
+    A prompt that waited for its chunk to fill is not late by that wait; it shows in `ttft_sched_ms`.
+    """
+    sent = rows[rows["sent_s"].notna()]
+    groups = sent.groupby("group_id").agg(sent_s=("sent_s", "first"), scheduled_s=("scheduled_s", "max"))
+    return np.asarray(groups["sent_s"] - groups["scheduled_s"], dtype=float)
+
+
+def _array(values: object) -> Floats:
+    return np.asarray(values, dtype=float)
