@@ -286,7 +286,7 @@ class OverlappingBackend(Backend, Protocol):
     def launch(self, chunks: Seq[ScheduledChunk]) -> PendingStep:
         """Start a step and return at once; `step(chunks)` is `launch(chunks).result()`.
 
-        Each chunk that samples gives exactly one token. One whose output nobody wants any more (its sequence
+        Each chunk that samples gives exactly one token. One whose output is not needed any more (its sequence
         ended meanwhile) gives it all the same.
 
         Raises:

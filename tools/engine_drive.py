@@ -1,7 +1,6 @@
 """The engine without HTTP: prompts in, all of them answered, as the service would run them.
 
-What enters are a loaded backend, a strategy and prompts with the number of tokens to make of each; what
-leaves are the step reports on the way. Also the arguments that the tools which do so share. Measures nothing.
+Also the arguments that the tools which do so share. Measures nothing itself: `publish` gets the step reports.
 """
 
 from __future__ import annotations

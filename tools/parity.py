@@ -1,8 +1,7 @@
 """`lab parity`: how far two backends with the same weights are apart, in logits and in greedy tokens.
 
-What enters are a preset or a local Llama folder and a number of prompts of the corpus; what leaves is a short
-report. torch in fp32 answers greedily; llama.cpp with an fp32 GGUF file answers too, and is then fed torch's
-own tokens, so that their logits can be compared at every place even after an answer has parted.
+torch in fp32 answers greedily. llama.cpp with an fp32 GGUF file answers too, and is then fed torch's own
+tokens, so that logits can be compared at every position even after the answers have parted.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import argparse
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -23,8 +21,6 @@ from adapters.registry import load_tokenizer
 from adapters.torch_backend.backend import TorchBackend
 from harness.plan.corpus import default_path, load_corpus
 
-_torch_module: Any = import_module(TorchBackend.__module__)
-
 Logits = NDArray[np.float32]
 
 
@@ -34,9 +30,9 @@ class Parity:
 
     num_prompts: int
     num_same: int
-    num_places: int
-    num_same_places: int
-    """Places where both backends, given the same tokens before, choose the same next one."""
+    num_positions: int
+    num_same_positions: int
+    """Positions where both backends, given the same tokens before, choose the same next one."""
     max_difference: float
     smallest_margin: float
 
@@ -72,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
         f"{args.model}: torch fp32 against llama.cpp f32, {args.threads} thread(s), {args.tokens} tokens each"
     )
     print(f"  same greedy answer: {parity.num_same} of {parity.num_prompts} prompts")
-    print(f"  same choice after the same tokens: {parity.num_same_places} of {parity.num_places} places")
+    print(
+        f"  same choice after the same tokens: {parity.num_same_positions} of {parity.num_positions} places"
+    )
     print(f"  largest logit difference: {parity.max_difference:.2e}")
     print(f"  smallest lead of a best logit over the next: {parity.smallest_margin:.2e}")
     return 0
@@ -81,29 +79,33 @@ def run(args: argparse.Namespace) -> int:
 def measure(
     torch_backend: TorchBackend, llama_backend: LlamaCppBackend, prompts: list[list[int]], num_tokens: int
 ) -> Parity:
-    """Let both answer; then compare logits place by place along torch's answers."""
-    num_same = num_places = num_same_places = 0
+    """Let both answer; then compare logits position by position along torch's answers."""
+    num_same = num_positions = num_same_positions = 0
     max_difference, margin = 0.0, float("inf")
-    with _kept_logits() as torch_logits:
-        for number, prompt in enumerate(prompts):
-            want = _answer(torch_backend, number, prompt, num_tokens, torch_logits)
-            got = _answer(llama_backend, number, prompt, num_tokens, lambda: llama_backend.logits(1)[0])
-            forced = _answer(
-                llama_backend,
-                number,
-                prompt,
-                num_tokens,
-                lambda: llama_backend.logits(1)[0],
-                force=[token for token, _ in want],
-            )
-            num_same += [token for token, _ in want] == [token for token, _ in got]
-            for (_, ours), (_, theirs) in zip(want, forced, strict=True):
-                num_places += 1
-                num_same_places += int(ours.argmax()) == int(theirs.argmax())
-                max_difference = max(max_difference, float(np.abs(ours - theirs).max()))
-                second, first = np.partition(ours, -2)[-2:]
-                margin = min(margin, float(first - second))
-    return Parity(len(prompts), num_same, num_places, num_same_places, max_difference, margin)
+    kept: list[Logits] = []
+
+    def keep(logits: Any) -> None:
+        kept[:] = [logits[0].float().numpy()]
+
+    def llama_logits() -> Logits:
+        logits: Logits = llama_backend.logits(1)[0]
+        return logits
+
+    torch_backend.on_logits = keep
+    for number, prompt in enumerate(prompts):
+        want = _answer(torch_backend, number, prompt, num_tokens, lambda: kept[0])
+        torch_tokens = [token for token, _ in want]
+        got = _answer(llama_backend, number, prompt, num_tokens, llama_logits)
+        forced = _answer(llama_backend, number, prompt, num_tokens, llama_logits, force=torch_tokens)
+        num_same += torch_tokens == [token for token, _ in got]
+        for (_, ours), (_, theirs) in zip(want, forced, strict=True):
+            num_positions += 1
+            num_same_positions += int(ours.argmax()) == int(theirs.argmax())
+            max_difference = max(max_difference, float(np.abs(ours - theirs).max()))
+            second, first = np.partition(ours, -2)[-2:]
+            margin = min(margin, float(first - second))
+    torch_backend.on_logits = None
+    return Parity(len(prompts), num_same, num_positions, num_same_positions, max_difference, margin)
 
 
 def _answer(
@@ -117,30 +119,11 @@ def _answer(
     """The greedy tokens and the logits behind each; with `force` these tokens are fed instead of its own."""
     seq = Sequence(seq_id, prompt, SamplingParams(max_tokens=num_tokens))
     steps: list[tuple[int, Logits]] = []
-    for place in range(num_tokens):
+    for index in range(num_tokens):
         start = seq.num_computed_tokens
         (output,) = backend.step([ScheduledChunk(seq, start, seq.num_tokens - start)])
         steps.append((output.token_ids[0], logits().copy()))
         seq.num_computed_tokens = seq.num_tokens
-        seq.output_token_ids.append(output.token_ids[0] if force is None else force[place])
+        seq.output_token_ids.append(output.token_ids[0] if force is None else force[index])
     backend.release([seq_id])
     return steps
-
-
-class _kept_logits:
-    """Inside the block, calling what `with` gives returns the logits that torch's last step chose from."""
-
-    def __enter__(self) -> Callable[[], Logits]:
-        self._choose = _torch_module.choose_tokens
-        kept: list[Logits] = []
-
-        def choose(logits: Any, *rest: Any) -> list[int]:
-            kept[:] = [logits[0].float().numpy()]
-            tokens: list[int] = self._choose(logits, *rest)
-            return tokens
-
-        _torch_module.choose_tokens = choose
-        return lambda: kept[0]
-
-    def __exit__(self, *_: object) -> None:
-        _torch_module.choose_tokens = self._choose

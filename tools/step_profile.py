@@ -1,8 +1,8 @@
-"""Where the time of a decode step goes, by part and number of rows.
+"""`lab profile`: where the time of a decode step goes, by part and number of rows.
 
-What enters are a model, row counts and a context length; what leaves is a table (also as Markdown, for the
-docs) and a parquet file with one row a part and step. The real engine loop runs, its reports pass through the
-pipe that they pass in the service, and each part's own time is taken without that of the parts it calls.
+The real engine loop runs, and its reports pass through a pipe as in the service. A part's time is its own,
+without that of the parts it calls. Prints a table, also fit for Markdown, and writes a row for each part and
+step.
 """
 
 from __future__ import annotations
@@ -19,14 +19,9 @@ from typing import Any
 import pandas as pd
 
 from adapters.base import BackendConfig
-from adapters.torch_backend import backend as torch_backend
 from adapters.torch_backend.backend import TorchBackend
 from adapters.torch_backend.cpu.kernels import CpuKernels
-from adapters.torch_backend.model.attention import StepLayout
-from adapters.torch_backend.model.kv_cache import SlotCache
-from adapters.torch_backend.model.linear import KernelLinear, TiledLinear
-from adapters.torch_backend.model.llama_forward import LlamaForward
-from adapters.torch_backend.packing import StepPacker
+from adapters.torch_backend.step_parts import STEP_PARTS
 from harness.results.output_dir import utc_stamp
 from harness.results.table import render_table
 from services.engine.engine import Engine
@@ -36,19 +31,10 @@ from services.engine_client.wire import pack
 from tools.engine_drive import Work, add_common_arguments, drive
 
 _STEP = "engine loop"
-_PRODUCTS = ("forward", "plus", "times", "swish")
 _PARTS: list[tuple[object, str, str]] = [
-    *((kind, name, "matrix products") for kind in (TiledLinear, KernelLinear) for name in _PRODUCTS),
-    (StepLayout, "_attend_stored", "attention"),
-    (CpuKernels, "rotate_and_store", "rotation, cache writes"),
-    (SlotCache, "write", "rotation, cache writes"),
-    (LlamaForward, "_normed", "norms"),
-    *((StepPacker, name, "packing rows") for name in ("plan", "packed")),
-    *((torch_backend, name, "sampling") for name in ("choose_tokens", "find_likeliest")),
-    (TorchBackend, "step", "other operators"),
-    (Scheduler, "plan", "scheduler"),
-    (Scheduler, "commit", "scheduler"),
-    (Engine, "_turn", _STEP),
+    *STEP_PARTS,
+    *((Scheduler, name, "scheduler") for name in ("schedule", "mark_launched", "update_from_output")),
+    (Engine, "step", _STEP),
 ]
 OUTSIDE_THE_FORWARD = ("packing rows", "sampling", "scheduler", "messages", _STEP)
 
@@ -148,7 +134,7 @@ def _profile(
     def publish(report: StepReport) -> None:
         timed_send(report)
         record = report.record
-        # The turn that publishes is not over: what is taken here is one turn, from publish to publish.
+        # The engine publishes within its step, so what is taken here lasts from one publish to the next.
         took = times.take()
         if record and record.num_decode_tokens == num_rows:
             rows.extend({"step": record.step, "part": part, "seconds": s} for part, s in took.items())

@@ -87,7 +87,7 @@ class InputProcessor:
             raise errors.too_long(f"{problem}: shorten it", "prompt")
 
     async def process(
-        self, request: GenerateRequest | ChatRequest, arrival_s: float, *, alone: bool = False
+        self, request: GenerateRequest | ChatRequest, arrival_s: float, *, exclusive: bool = False
     ) -> list[Sequence]:
         """One sequence a prompt, in order, or `n` of them.
 
@@ -108,7 +108,7 @@ class InputProcessor:
                 group_id=group_id,
                 group_size=len(prompts) * request.n,
                 arrival_s=arrival_s,
-                exclusive=alone,
+                exclusive=exclusive,
             )
             for prompt, budget, seed in zip(prompts, budgets, seeds, strict=True)
             for choice in range(request.n)

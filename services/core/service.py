@@ -92,11 +92,11 @@ class Service:
         request_id: str,
         arrival_s: float,
         *,
-        alone: bool = False,
+        exclusive: bool = False,
     ) -> RequestState:
         """Check a request and hand it to the engine. The caller must `release` what this returns.
 
-        With `alone` it shares no step with others.
+        With `exclusive` it shares no step with others.
 
         Raises:
             ApiError: 4xx for what is wrong with it, 429 when the queue is full, 503 when none is accepted.
@@ -105,7 +105,7 @@ class Service:
         inputs.check_before_tokenizing(request)
         limit.enter(in_flight.num_waiting, in_flight.queued_tokens, time.monotonic())
         try:
-            sequences = await inputs.process(request, arrival_s, alone=alone)
+            sequences = await inputs.process(request, arrival_s, exclusive=exclusive)
             self._accepting()
             num_tokens = sum(seq.num_prompt_tokens for seq in sequences)
             limit.check_tokens(in_flight.num_waiting, in_flight.queued_tokens, num_tokens, time.monotonic())

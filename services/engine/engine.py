@@ -68,10 +68,10 @@ class QueueInbox:
             return None
 
 
-# No classes, since one of each is made a step: the function that waits for a step's tokens, and a launched
-# step with the time of its launch.
 _GetResult = Callable[[], list[StepOutput]]
+"""Waits for the tokens of a step, as `PendingStep.result` does."""
 _LaunchedStep = tuple[StepPlan, _GetResult, float]
+"""With the time of its launch. A tuple, since one is made each step."""
 
 
 class Engine:

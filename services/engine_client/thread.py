@@ -49,7 +49,7 @@ class EngineThread:
 
     def _tell(self, message: ToApi) -> None:
         assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the service has ended
             self._loop.call_soon_threadsafe(self._receive, message)
 
     def _receive(self, message: ToApi) -> None:
@@ -65,4 +65,4 @@ class EngineThread:
             case EngineFailed(text):
                 self._on_lost(text)
             case _:
-                pass  # nobody waits for it any more: the service ends
+                pass  # `start` was cancelled: the service ends

@@ -64,7 +64,7 @@ def run_process(connection: Connection, spec: EngineSpec) -> None:
             with writing:
                 connection.send_bytes(data)
         except OSError:
-            os._exit(0)  # nobody is left to tell
+            os._exit(0)  # the API is gone
 
     def on_built(engine: Engine) -> None:
         # What is loaded stays: no collection in the middle of a step looks at it again.

@@ -104,7 +104,12 @@ class TextWriter(EventWriter):
 
 def add_compat_routes(app: FastAPI, service: Service, handler: RequestHandler) -> None:
     async def answer(
-        http: Request, writer: MakeWriter, *, streams: bool | None, many: bool = False, alone: bool = False
+        http: Request,
+        writer: MakeWriter,
+        *,
+        streams: bool | None,
+        many: bool = False,
+        exclusive: bool = False,
     ) -> Response:
         """With `streams` None the body decides, as the module says. With `many` there may be many prompts."""
         arrival_s = time.monotonic()
@@ -121,7 +126,7 @@ def add_compat_routes(app: FastAPI, service: Service, handler: RequestHandler) -
         elif request.stream and not streams:
             raise bad_field("stream", "is not possible on this path; use /generate")
         request = request.model_copy(update={"stream": streams})
-        return await handler.respond(http, request, _PREFIX, arrival_s, writer, alone=alone)
+        return await handler.respond(http, request, _PREFIX, arrival_s, writer, exclusive=exclusive)
 
     @app.post(**post("/v1/generate", Generated, CompatRequest))
     async def generate(http: Request) -> Response:
@@ -141,7 +146,7 @@ def add_compat_routes(app: FastAPI, service: Service, handler: RequestHandler) -
     @app.post(**post("/v1/generate_nobatch", GeneratedText, CompatRequest, streams=False))
     async def generate_nobatch(http: Request) -> Response:
         """One prompt, its text; it shares no step with another request."""
-        return await answer(http, TextWriter, streams=False, alone=True)
+        return await answer(http, TextWriter, streams=False, exclusive=True)
 
     vllm = post("/generate_vllm", GeneratedTexts, CompatRequest, streams=False)
     vllm["responses"][501] = {"model": ErrorBody}

@@ -73,7 +73,7 @@ class RequestHandler:
         arrival_s: float,
         make_writer: MakeWriter,
         *,
-        alone: bool = False,
+        exclusive: bool = False,
     ) -> GenerationResponse:
         """Hand a checked request to the service.
 
@@ -82,7 +82,7 @@ class RequestHandler:
         """
         sent_id = getattr(http.state, REQUEST_ID, None)
         request_id = request.request_id or sent_id or prefix + uuid.uuid4().hex
-        state = await self._service.accept(request, request_id, arrival_s, alone=alone)
+        state = await self._service.accept(request, request_id, arrival_s, exclusive=exclusive)
         max_timeout_s = self._service.settings.max_timeout_s
         timeout_s = min(request.timeout_s or max_timeout_s, max_timeout_s)
         writer = make_writer(request_id, arrival_s)

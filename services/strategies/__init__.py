@@ -1,7 +1,7 @@
-"""The registry of strategies: a name in, a class out.
+"""The registry of strategies, by name.
 
-The command line, Make, the service and the harness take the names from `VARIANTS`; a new strategy
-is one file beside this one and one entry in the tuple below (docs/add-a-strategy.md).
+The command line, Make, the service and the harness take the names from `VARIANTS`. A new strategy is one file
+beside this one and one entry in the tuple below (docs/add-a-strategy.md).
 """
 
 from __future__ import annotations

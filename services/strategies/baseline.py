@@ -1,7 +1,6 @@
 """Baseline: one sequence at a time. The yardstick for every other strategy.
 
-What enters are the queue and the running batch; what leaves is one or nothing.
-It knows no batch size: a sequence runs from its first to its last token alone.
+A sequence runs from its first to its last token alone, whatever MAX_BATCH is.
 """
 
 from __future__ import annotations

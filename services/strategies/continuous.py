@@ -1,7 +1,6 @@
 """Continuous: every free slot is refilled at every step, and a finished row leaves at once.
 
-What enters are the queue and the running batch; what leaves is the number of free slots.
-It knows no waiting and no groups: each sequence comes and goes alone.
+No sequence waits for another, be it of the same request.
 Source: iteration-level scheduling, Orca (Yu et al., OSDI 2022).
 """
 

@@ -1,7 +1,7 @@
 """Dynamic: the service collects a batch until it is full or the oldest request has waited long enough.
 
-What enters are the queue and the running batch; what leaves is a whole batch or the time to ask again.
-A batch runs to its end before the next one starts. While draining nobody else will come, so it does not wait.
+A batch runs to its end before the next one starts. While draining no further request comes, so it does not
+wait for any.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Static: the batch is what one request carries, and it runs to its end before the next one starts.
 
-What enters are the queue and the running batch; what leaves is the size of the next group.
-A group larger than the batch runs as consecutive slices: the scheduler keeps the rest of a group
-that has begun at the head of the queue.
+A group larger than the batch runs as consecutive slices: the scheduler keeps the rest of a group that has
+begun at the head of the queue.
 """
 
 from __future__ import annotations
