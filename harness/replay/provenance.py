@@ -71,6 +71,7 @@ def make_manifest(
             sha256=corpus.sha256,
             recorded_sha256=corpus.recorded_sha256,
             num_prompts=len(corpus.prompts),
+            left_out=corpus.left_out,
         ),
         schedule=ScheduleFacts(
             digest=schedule.digest,

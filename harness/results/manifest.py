@@ -90,6 +90,8 @@ class CorpusFacts(Facts):
     sha256: str
     recorded_sha256: str | None
     num_prompts: int
+    left_out: str | None = None
+    """One sentence on the rows of a trace that were not replayed."""
 
 
 class ScheduleFacts(Facts):

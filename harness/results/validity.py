@@ -143,6 +143,8 @@ def _sampling_doubts(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
         doubts.append(f"{requests} requests for {load.concurrency} users: concurrency is not held for long")
     if manifest.corpus.recorded_sha256 is None:
         doubts.append("the corpus has no recorded digest")
+    if manifest.corpus.left_out:
+        doubts.append(f"{manifest.corpus.left_out}: the load is not the trace's")
     if plan.num_requests > manifest.corpus.num_prompts:
         doubts.append("prompts were sent more than once: a prefix cache would show")
     if manifest.settings.url and len(manifest.planned_repeats) > 1:
@@ -160,6 +162,9 @@ def _server_doubts(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
     differs = int((counted.notna() & (counted != done["num_output_tokens"])).sum())
     if differs:
         doubts.append(f"{differs} answers streamed another number of tokens than the server counted")
+    short = int((counted.isna() & (done["chunk_s"].map(len) > done["num_output_tokens"])).sum())
+    if short:
+        doubts.append(f"{short} answers came in more pieces of text than the server counted tokens")
     if len(done) and done["chunk_tokens"].isna().any():
         doubts.append("the server sends no token ids: gaps are between chunks, which may hold several tokens")
     cached = int(done["num_cached_tokens"].fillna(0).sum()) if "num_cached_tokens" in done else 0

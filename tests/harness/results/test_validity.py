@@ -132,6 +132,9 @@ def with_host(num_threads: int = 1, **changes: Any) -> Validity:
     return judged(rows, made_manifest(rows, host=changes, service={"num_threads": num_threads}))
 
 
+RECORDED = {"sha256": "a", "recorded_sha256": "a", "num_prompts": 500}
+
+
 def changed(**changes: Any) -> Validity:
     rows = closed_rows()
     return judged(rows, made_manifest(rows, **changes))
@@ -155,6 +158,14 @@ def changed(**changes: Any) -> Validity:
         (
             lambda: judged(closed_rows(chunk_tokens=None, num_output_tokens=4)),
             "the server sends no token ids",
+        ),
+        (
+            lambda: judged(closed_rows(chunk_tokens=None, num_output_tokens=1)),
+            "60 answers came in more pieces of text than the server counted tokens",
+        ),
+        (
+            lambda: changed(corpus=RECORDED | {"left_out": "9 of 10 rows of the trace were left out"}),
+            "9 of 10 rows of the trace were left out: the load is not the trace's",
         ),
         (lambda: judged(closed_rows(num_output_tokens=3)), "60 answers streamed another number of tokens"),
         (
