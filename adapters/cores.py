@@ -14,5 +14,5 @@ def usable_cores() -> int:
 
 
 def default_threads() -> int:
-    """Engine threads where nobody says: one core is left to harness and API, if there are two."""
+    """The default number of engine threads: one core is left to harness and API, if there are two."""
     return max(1, usable_cores() - 1)

@@ -63,8 +63,8 @@ def extra_of(package: str) -> str | None:
     return next((d.extra for d in BACKENDS.values() if package in d.packages), None)
 
 
-def _call(place: str, config: BackendConfig) -> Any:
-    module_name, _, name = place.partition(":")
+def _call(target: str, config: BackendConfig) -> Any:
+    module_name, _, name = target.partition(":")
     try:
         return getattr(import_module(module_name), name)(config)
     except ModuleNotFoundError as error:

@@ -1,7 +1,7 @@
 """`python -m tools.gpu_bench`: what the torch backend makes of a GPU, in one run of a few minutes.
 
-It has a time budget. A part that does not fit into what is left is skipped and said to be; one that fails is
-said to have failed, and the next one runs. The parquet file is written after every part. No network is used.
+It has a time budget. A part that needs more time than is left is skipped, and a part that fails does not stop
+the next one; both are reported. The parquet file is written after every part. No network is used.
 """
 
 from __future__ import annotations

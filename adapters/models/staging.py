@@ -64,8 +64,8 @@ def stage(model: str, target: Path, fill: Fill) -> Staged:
 def wait_until_staged(path: Path, limit_s: float | None) -> None:
     """Return once `path`, or the folder that it is in, is there.
 
-    Without a limit it waits only while a run is at work there, up to `DEFAULT_WAIT_S`; where nobody is, it
-    returns at once, and whoever looks for the path says that it is missing.
+    Without a limit it waits only while another process stages the folder, up to `DEFAULT_WAIT_S`. Otherwise
+    it returns at once, and the caller reports that the path is missing.
 
     Raises:
         ConfigError: it did not appear in time.

@@ -1,8 +1,8 @@
 """One HTTP/1.1 connection that stamps time where the bytes arrive, and the pool it rests in.
 
 Bytes are stamped as they come and parsed once every connection that had some is stamped: in a burst of
-tokens the last stamp does not wait for the others' parsing. httptools (C) parses HTTP; events and JSON are
-the business of whoever listens.
+tokens the last stamp does not wait for the others' parsing. httptools (C) parses HTTP; the sink of a
+response reads its events and JSON.
 """
 
 from __future__ import annotations

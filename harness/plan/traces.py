@@ -21,7 +21,7 @@ from harness.plan.trace_formats import FileRow, parse_trace
 
 @dataclass(frozen=True, slots=True)
 class TraceRow:
-    """`number`: its place in the file once sorted by time, from 0."""
+    """`number`: its index in the file once sorted by time."""
 
     offset_s: float
     num_prompt_tokens: int
@@ -101,7 +101,7 @@ def load_trace(path: Path, *, num_rows: int, time_scale: float = 1.0, max_tokens
 
 
 def trace_corpus(trace: Trace, path: Path, seed: int, *, max_tokens: int | None = None) -> Corpus:
-    """One made-up prompt for each row, named after the trace's content and the row's place in it."""
+    """One made-up prompt for each row, named after the trace's content and the row's index in it."""
     prompts = tuple(
         synthetic_prompt(
             f"trace-{trace.content_digest[:12]}-{row.number}",

@@ -105,7 +105,7 @@ def _tokens_until(row: Mapping[Hashable, Any], end_s: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Values of one metric. `request` is the place in the rows of the request that each belongs to."""
+    """Values of one metric. `request` is the row number of the request that each belongs to."""
 
     values: Floats
     request: NDArray[np.int64]
@@ -136,14 +136,14 @@ def token_gaps(rows: pd.DataFrame) -> Samples:
     gaps: list[Floats] = [np.empty(0)]
     weights: list[Floats] = [np.empty(0)]
     request: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
-    for place in np.flatnonzero(done):
-        gap_ms = np.diff(_array(rows["chunk_s"].iloc[place])) * 1e3
+    for index in np.flatnonzero(done):
+        gap_ms = np.diff(_array(rows["chunk_s"].iloc[index])) * 1e3
         if not len(gap_ms):
             continue
-        tokens = _array(rows["chunk_tokens"].iloc[place])[1:] if is_per_token else np.ones(len(gap_ms))
+        tokens = _array(rows["chunk_tokens"].iloc[index])[1:] if is_per_token else np.ones(len(gap_ms))
         gaps.append(gap_ms / tokens)
         weights.append(tokens)
-        request.append(np.full(len(gap_ms), place))
+        request.append(np.full(len(gap_ms), index))
     return Samples(np.concatenate(gaps), np.concatenate(request), np.concatenate(weights), is_per_token)
 
 

@@ -1,1 +1,1 @@
-"""The service without HTTP: requests in, outputs to whom they belong."""
+"""The service without HTTP: requests become sequences, and each output goes to its request."""

@@ -77,4 +77,4 @@ class SchedulerLimits:
 
 
 DEFAULTS = SchedulerLimits(kv_capacity_tokens=1, max_model_len=1)
-"""Read for what nobody set; its first two numbers mean nothing."""
+"""The defaults of the fields that have one. The first two fields have none: their values here are unused."""

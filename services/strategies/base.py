@@ -45,6 +45,6 @@ class BatchingStrategy(Protocol):
         """Say how many of `waiting`, from its head on, join the batch.
 
         `running` holds every sequence that has a slot, dead rows included. With `draining` no
-        further request will come, so waiting for company is pointless.
+        further request will come, so waiting for a fuller batch is pointless.
         """
         ...

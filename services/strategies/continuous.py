@@ -1,6 +1,6 @@
 """Continuous: every free slot is refilled at every step, and a finished row leaves at once.
 
-No sequence waits for another, be it of the same request.
+No sequence waits for another, not even for one of the same request.
 Source: iteration-level scheduling, Orca (Yu et al., OSDI 2022).
 """
 
