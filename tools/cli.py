@@ -39,10 +39,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "make a corpus of ShareGPT, OpenAI messages or plain JSON lines",
     ),
     "yardsticks": ("tools.yardsticks", "measure the engine against generate() and its own arithmetic"),
-    "profile": ("tools.step_profile", "measure where the time of a decode step goes, part by part"),
+    "profile": ("tools.profiling.step_profile", "measure where the time of a decode step goes, part by part"),
     "gpu-bench": ("tools.gpu_bench", "measure what the torch backend makes of a GPU, in one run of minutes"),
     "parity": ("tools.parity", "compare logits and greedy tokens of torch fp32 and llama.cpp f32"),
-    "step-cost": ("tools.step_cost", "measure what the llama.cpp adapter adds to a bare decode loop"),
+    "step-cost": (
+        "tools.profiling.step_cost",
+        "measure what the llama.cpp adapter adds to a bare decode loop",
+    ),
 }
 
 _OURS = {"adapters", "services", "harness", "tools"}

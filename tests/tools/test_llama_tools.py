@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("llama_cpp", reason="needs the llama extra")
 pytest.importorskip("torch", reason="needs the torch extra")
 
-from tools import parity, step_cost
+from tools import parity
+from tools.profiling import step_cost
 
 pytestmark = pytest.mark.llama
 
