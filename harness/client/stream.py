@@ -1,6 +1,7 @@
 """The hot loop: sends prompts and turns the streamed answer into stamped chunks.
 
-One request may carry several prompts, whose choices are told apart by index. A failure, a timeout or an early
+The instant of a chunk is that of its bytes, which `harness.client.connection` stamps. One request may carry
+several prompts, whose choices are told apart by index. A failure, a timeout or an early
 end becomes the `error` of each unfinished answer; nothing is raised for it.
 """
 
