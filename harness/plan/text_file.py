@@ -1,7 +1,7 @@
 """Text files from the field, read the same way wherever one is taken: traces, corpora, digests, imports.
 
-UTF-8 and UTF-16 are read with or without a byte order mark, UTF-32 with one. Lines end at LF or CRLF only: U+2028 and its
-like belong to a JSON string and end nothing.
+UTF-8 and UTF-16 are read with or without a byte order mark, UTF-32 with one. Lines end at LF or CRLF only:
+U+2028 and its like belong to a JSON string and end nothing.
 """
 
 from __future__ import annotations
