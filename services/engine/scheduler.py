@@ -109,9 +109,7 @@ class Scheduler:
         self._charge_held_back(now_s)
         wanted = set(seq_ids)
         self._held_back = [seq for seq in self._held_back if seq.seq_id not in wanted]
-        waiting = [seq for seq in self._waiting.sequences if seq.seq_id in wanted]
-        for seq in waiting:
-            self._waiting.remove(seq)
+        waiting = self._waiting.take(wanted)
         running = [s for s in self._batch.sequences if s.seq_id in wanted and s.state is _RUNNING]
         ending = [seq for seq in self._ending.values() if seq.seq_id in wanted]
         updates = [self._end(seq, [], reason, now_s) for seq in chain(waiting, running, ending)]

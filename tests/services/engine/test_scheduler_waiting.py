@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
-from adapters.base import Sequence
+from adapters.base import SamplingParams, Sequence
 from services.engine.messages import SequenceTimings
+from services.engine.waiting_queue import WaitingQueue
 from services.strategies.base import Admission
 from services.strategies.continuous import Continuous
 from tests.services.virtual_lab import LIMITS, VirtualLab
@@ -154,3 +155,23 @@ def test_a_cancelled_sequence_accounts_for_its_wait_too() -> None:
     lab.schedule()
     assert timings_of(lab, seq) == SequenceTimings(0.0, 2.0, 0.0, 0.0, 0, 0.0)
     assert seq.batch_wait_s == 2.0
+
+
+def test_those_that_leave_the_queue_leave_the_order_of_the_rest() -> None:
+    def group(group_id: int, arrival_s: float, priority: int = 1) -> list[Sequence]:
+        params = SamplingParams()
+        return [
+            Sequence(
+                group_id * 10 + i, [1], params, priority=priority, group_id=group_id, arrival_s=arrival_s
+            )
+            for i in range(3)
+        ]
+
+    queue = WaitingQueue(aging_s=10.0)
+    for waiting in (group(1, 0.0), group(2, 1.0), group(3, 2.0)):
+        queue.push(waiting)
+    assert [seq.seq_id for seq in queue.take({31, 10, 12, 99})] == [10, 12, 31]
+    assert queue.take({10, 99}) == []
+    queue.push(group(4, 2.0, priority=2))
+    queue.push(group(5, 1.0))
+    assert [seq.seq_id for seq in queue.sequences] == [40, 41, 42, 11, 20, 21, 22, 50, 51, 52, 30, 32]
