@@ -112,12 +112,23 @@ def _only(*neutral: object) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _without_nulls(value: Any) -> Any:
+    """A field that is null counts as left out, here as in the request itself."""
+    return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
 class StreamOptions(BaseModel):
     """`include_obfuscation` would add padding to frames; there is none here, so it changes nothing."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     include_usage: bool = False
     include_obfuscation: bool = False
+
+    _nulls = model_validator(mode="before")(_without_nulls)
+
+
+_OFF = {"top_k": -1, "seed": -1}
+"""What clients of other servers send for "not given"."""
 
 
 class SamplingFields(BaseModel):
@@ -168,15 +179,17 @@ class SamplingFields(BaseModel):
         num_unknown = 0
         for sent, value in data.items():
             name = cls.other_names.get(sent, str(sent))
+            if value is None or (_is_int(value) and value == _OFF.get(name)):
+                continue
             if name not in known:
                 num_unknown += 1
                 if num_unknown > MAX_NAMED_UNKNOWN:
                     continue
-            elif value is None:
-                continue
-            if name in plain:
+            if name in plain and not (type(plain[name]) is type(value) and plain[name] == value):
                 raise PydanticCustomError(
-                    "twice", "{param} is given under two names; send one of them", {"param": name}
+                    "twice",
+                    "{param} is given under two names with different values; send one of them",
+                    {"param": name},
                 )
             plain[name] = value
         return plain
@@ -188,7 +201,11 @@ class GenerateRequest(SamplingFields):
     With `n` above 1 each prompt has that many choices side by side, `index` counting through all of them.
     """
 
-    other_names: ClassVar[dict[str, str]] = {"max_new_tokens": "max_tokens", "prompts": "prompt"}
+    other_names: ClassVar[dict[str, str]] = {
+        "max_new_tokens": "max_tokens",
+        "max_completion_tokens": "max_tokens",
+        "prompts": "prompt",
+    }
 
     prompt: Annotated[
         list[str] | list[list[int]], BeforeValidator(_check_prompt, json_schema_input_type=Prompt)
@@ -207,7 +224,7 @@ def _join_text_parts(value: Any) -> Any:
 def _is_text_part(part: object) -> bool:
     return (
         isinstance(part, dict)
-        and part.keys() == {"type", "text"}
+        and _without_nulls(part).keys() - {"cache_control"} == {"type", "text"}
         and part["type"] == "text"
         and isinstance(part["text"], str)
     )
@@ -218,6 +235,10 @@ class ChatMessage(BaseModel):
     role: Annotated[str, Field(min_length=1, max_length=64)]
     content: Annotated[str, Field(max_length=MAX_PROMPT_CHARS), BeforeValidator(_join_text_parts)]
     name: str | None = None
+    tool_calls: Annotated[Any, _only([])] = None
+    annotations: Annotated[Any, _only([])] = None
+
+    _nulls = model_validator(mode="before")(_without_nulls)
 
 
 class ChatRequest(SamplingFields):

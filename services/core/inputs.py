@@ -156,7 +156,10 @@ class InputProcessor:
         return ids
 
     def _chat_token_ids(self, request: ChatRequest) -> list[int]:
-        messages = [message.model_dump(exclude_none=True) for message in request.messages]
+        messages = [
+            message.model_dump(include={"role", "content", "name"}, exclude_none=True)
+            for message in request.messages
+        ]
         try:
             return self.loaded.tokenizer.apply_chat_template(messages)
         except ChatTemplateError as error:

@@ -28,10 +28,10 @@ _BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "prompts": ("", [], 5, ["a", 1]),
     "max_tokens": (*_NOT_INTS, 0, -1, [], [0], [1, 2], 10**7, 10**30, "", [1] * 300),
     "max_new_tokens": (*_NOT_INTS, 0, -5),
-    "seed": (*_NOT_INTS, -1, 2**63, [1, 2], []),
+    "seed": (*_NOT_INTS, -2, [-1], 2**63, [1, 2], []),
     "temperature": (*_NOT_NUMBERS, -0.1, 2.1, -1, 1e300),
     "top_p": (*_NOT_NUMBERS, 0, -0.5, 1.01),
-    "top_k": ("5", True, 1.5, -1, [], 10**9),
+    "top_k": ("5", True, 1.5, -1.0, -2, [], 10**9),
     "priority": ("1", True, 1.0, -1, 3, []),
     "stop": (5, True, {}, [1], [""], "", ["a"] * 17, "x" * 257, [None]),
     "stream": _NOT_BOOLS,
@@ -119,10 +119,43 @@ def test_bad_fields(client: httpx.Client, path: str) -> None:
 
 def test_unknown_fields_are_named(client: httpx.Client) -> None:
     for name in _UNKNOWN:
-        for value in (1, None):
-            error = refused(client.post("/generate", json={"prompt": "a", name: value}), 422)
-            assert (error["param"], error["code"]) == (name, "unknown_field")
-            assert error["message"].startswith(name)
+        error = refused(client.post("/generate", json={"prompt": "a", name: 1}), 422)
+        assert (error["param"], error["code"]) == (name, "unknown_field")
+        assert error["message"].startswith(name)
+        left_out = client.post("/generate", json={"prompt": "a", "max_tokens": 1, name: None})
+        assert left_out.status_code == 200, left_out.text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": 3, "max_completion_tokens": 3, "max_new_tokens": 3},
+        {"max_tokens": 3, "top_k": -1, "seed": -1},
+        {"max_tokens": 3, "max_completion_tokens": None, "stream_options": {"include_usage": None}},
+    ],
+)
+def test_what_standard_clients_send_is_taken(client: httpx.Client, fields: dict[str, Any]) -> None:
+    answer = client.post("/v1/completions", json={"prompt": "a", "ignore_eos": True} | fields)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] == 3
+
+
+def test_messages_are_taken_back_as_a_client_dumps_them(client: httpx.Client) -> None:
+    nulls = dict.fromkeys(("refusal", "tool_calls", "function_call", "audio", "annotations", "name"))
+    messages = [
+        {"role": "user", "content": "h"},
+        {"role": "assistant", "content": "a"} | nulls,
+        {"role": "assistant", "content": "b", "tool_calls": [], "annotations": []},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "c", "cache_control": {"type": "ephemeral"}}],
+        },
+    ]
+    answer = client.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 2})
+    assert answer.status_code == 200, answer.text
+    messages[1]["tool_calls"] = [{"id": "x"}]
+    error = refused(client.post("/v1/chat/completions", json={"messages": messages}), 422)
+    assert "tool_calls" in error["message"]
 
 
 def test_bad_json(client: httpx.Client) -> None:
@@ -142,7 +175,7 @@ def test_a_missing_prompt_is_named(client: httpx.Client, fields: dict[str, Any])
     "fields",
     [
         {"prompt": "a", "prompts": "b"},
-        {"prompt": "a", "max_tokens": 1, "max_new_tokens": 1},
+        {"prompt": "a", "max_tokens": 1, "max_new_tokens": 2},
         {"prompt": ["a", "b"], "max_tokens": [1]},
         {"prompt": ["a", "b"], "seed": [1, 2, 3]},
     ],
