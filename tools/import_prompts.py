@@ -9,7 +9,6 @@ prompt are counted and named.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import re
@@ -23,7 +22,7 @@ from typing import Any
 from adapters.base import ConfigError
 from harness.plan.corpus import Prompt
 from harness.plan.text_file import read_text, split_lines
-from harness.results.output_dir import make_folder
+from tools.make_prompts import write_corpus
 
 CHARS_PER_TOKEN = 4
 """For `--max-tokens reply`: English text has about four characters a token."""
@@ -76,10 +75,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.file} holds no prompt")
     lines = [p.model_dump_json(include={"id", "prompt", "max_tokens"}) for p in prompts]
     content = ("\n".join(lines) + "\n").encode()
-    make_folder(args.out.parent)
-    args.out.write_bytes(content)
-    digest = hashlib.sha256(content).hexdigest()
-    args.out.with_suffix(".sha256").write_text(f"{digest}  {args.out.name}\n", encoding="utf-8")
+    write_corpus(args.out, content)
     print(f"{args.out}: {len(prompts)} prompts, {sum(p.max_tokens for p in prompts)} output tokens at most")
     if left_out:
         shown = ", ".join(map(str, left_out[:_SHOWN])) + (", ..." if len(left_out) > _SHOWN else "")
