@@ -23,6 +23,11 @@ class TorchOptions:
         "On CUDA: steps in which every row decodes are replayed as graphs, captured at start for up to "
         "256 rows. 0: operator by operator.",
     )
+    triton_kernels: bool = option(
+        True,
+        "On CUDA: norms, rotation, cache writes, the attention of decode rows and the gate of Llama-shaped "
+        "models run in Triton kernels, each checked at start. 0, or no Triton: torch's operators, slower.",
+    )
     batch_invariant: bool = option(
         False,
         "On CUDA: the same tokens whatever the batch. Every linear layer then computes exactly 64 rows "

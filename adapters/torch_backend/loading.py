@@ -22,7 +22,7 @@ from adapters.torch_backend.model import hf_attention
 from adapters.torch_backend.model.attention import StepLayout
 from adapters.torch_backend.model.kernel_llama import KernelLlama
 from adapters.torch_backend.model.linear import can_pack, make_linear
-from adapters.torch_backend.model.llama_forward import LlamaForward
+from adapters.torch_backend.model.llama_forward import FusedOps, LlamaForward
 from adapters.torch_backend.model.llama_shape import llama_shape
 
 logger = logging.getLogger(__name__)
@@ -211,11 +211,12 @@ def make_batched(
     max_len: int,
     tiled: bool,
     joined: bool,
+    fused: FusedOps | None = None,
 ) -> str:
     """Switch `loaded` from the model's own attention to the slot cache, with faster pieces if any.
 
     With `tiled`, every linear layer is one of ours, whose rows can be computed in tiles of a fixed number;
-    with `joined`, gate and up of the faster pieces are one product.
+    with `joined`, gate and up of the faster pieces are one product; `fused` takes part in the latter alone.
 
     Returns the name of the path taken: "llama" (only with `fast`) or "generic".
     """
@@ -227,7 +228,13 @@ def make_batched(
             loaded.module = KernelLlama(module, shape, kernels, max_len)
         else:
             loaded.module = LlamaForward(
-                module, shape, packed=packed, kernels=kernels, max_len=max_len, joined=joined
+                module,
+                shape,
+                packed=packed,
+                kernels=kernels,
+                max_len=max_len,
+                joined=joined,
+                fused=fused,
             )
         loaded.forward = loaded.module.forward
         return "llama"

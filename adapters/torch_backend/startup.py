@@ -31,6 +31,7 @@ from adapters.torch_backend.loading import LoadedModel
 from adapters.torch_backend.model.attention import BLOCK, own_padded_len, padding_is_neutral
 from adapters.torch_backend.model.kv_cache import SlotCache
 from adapters.torch_backend.model.linear import common_row_range
+from adapters.torch_backend.model.llama_forward import FusedOps
 from adapters.torch_backend.packing import StepPacker
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,10 @@ class DeviceSetup(Protocol):
 
     def make_packer(self, max_len: int, dtype: torch.dtype, num_threads: int) -> StepPacker: ...
 
+    def fused(self, loaded: LoadedModel) -> FusedOps | None:
+        """What takes over the small parts of the faster pieces, checked on this device."""
+        ...
+
     def tune(self, loaded: LoadedModel, *, flash: bool) -> None:
         """Find out what the packer must know of the batched model; once an attempt."""
         ...
@@ -100,6 +105,9 @@ class PlainSetup:
         if self._is_cpu and config.options_as(TorchOptions).cpu_kernels:
             self.packer.kernels = load_kernels(Path(config.artifacts_dir) / "kernels", dtype, num_threads)
         return self.packer
+
+    def fused(self, loaded: LoadedModel) -> FusedOps | None:
+        return None
 
     def tune(self, loaded: LoadedModel, *, flash: bool) -> None:
         if self._is_cpu:
@@ -198,6 +206,7 @@ def _prepare(
         max_len=packer.max_len,
         tiled=setup.tiled,
         joined=setup.joined,
+        fused=setup.fused(loaded) if attempt.fast else None,
     )
     setup.tune(loaded, flash=attempt.flash)
     # Most of the text as a prompt, the rest as decode rows, so that reading the cache is tested too.

@@ -18,7 +18,7 @@ _PRODUCTS = ("forward", "plus", "times", "swish")
 
 STEP_PARTS: list[tuple[object, str, str]] = [
     *((kind, name, "matrix products") for kind in (TiledLinear, KernelLinear) for name in _PRODUCTS),
-    (StepLayout, "_attend_stored", "attention"),
+    (StepLayout, "attend_stored", "attention"),
     (CpuKernels, "rotate_and_store", "rotation, cache writes"),
     (SlotCache, "write", "rotation, cache writes"),
     (LlamaForward, "_normed", "norms"),

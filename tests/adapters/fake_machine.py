@@ -12,7 +12,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")
 
+from torch.nn import functional as F
+
 from adapters.torch_backend.model.flash_attention import KeySpans, plain_attention
+from adapters.torch_backend.model.llama_forward import rotated
 
 GIB = 1 << 30
 
@@ -31,6 +34,33 @@ def row_by_row(q: Any, k: Any, v: Any, spans: KeySpans, *rest: Any) -> Any:
 def _one_row(q: Any, k: Any, v: Any, place: int, length: int, *rest: Any) -> Any:
     numbers = (torch.tensor(values, dtype=torch.int32) for values in ([0, 1], [place, 0], [length]))
     return plain_attention(q, k, v, KeySpans(*numbers, max_rows=1), *rest)  # type: ignore[misc]
+
+
+class PlainOps:
+    """What the Triton kernels compute, by torch's own operators."""
+
+    def __init__(self, attend: Any = plain_attention) -> None:
+        self.attend = attend
+        self.calls: set[str] = set()
+
+    def norm(self, x: Any, weight: Any, eps: float) -> Any:
+        self.calls.add("norm")
+        return F.rms_norm(x, x.shape[1:], weight, eps)
+
+    def rotate_and_store(
+        self, qkv: Any, table: Any, slots: Any, positions: Any, k_cache: Any, v_cache: Any
+    ) -> None:
+        self.calls.add("rotate_and_store")
+        kv_heads = k_cache.shape[2]
+        turned = rotated(qkv[:, :-kv_heads].float(), *(t[positions] for t in table)).to(qkv.dtype)
+        k_cache[slots, positions] = turned[:, -kv_heads:]
+        v_cache[slots, positions] = qkv[:, -kv_heads:]
+        qkv[:, : -2 * kv_heads] = turned[:, :-kv_heads]
+
+    def gated(self, x: Any) -> Any:
+        self.calls.add("gated")
+        gate, up = x.chunk(2, dim=-1)
+        return F.silu(gate) * up
 
 
 class FakeGraph:
@@ -67,13 +97,22 @@ class FakeEvent:
 
 class FakeMachine:
     def __init__(
-        self, *, free_bytes: int = GIB, attention: Any = plain_attention, capture_failure: Any = None
+        self,
+        *,
+        free_bytes: int = GIB,
+        attention: Any = plain_attention,
+        capture_failure: Any = None,
+        ops: Any = None,
     ) -> None:
         self.device = torch.device("cpu")
         self.attention = attention
         self.log: list[str] = []
         self._free_bytes = free_bytes
         self._capture_failure = capture_failure
+        self._ops = ops
+
+    def fused_ops(self) -> Any:
+        return self._ops
 
     def make_current(self) -> None:
         self.log.append("current")

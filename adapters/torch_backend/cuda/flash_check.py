@@ -77,17 +77,25 @@ def attention_error(
     dtype: torch.dtype,
     device: torch.device,
     window: int = 0,
+    *,
+    decodes_alone: bool = False,
 ) -> float:
-    """The largest relative error over decode rows alone and chunks among decode rows; not a number counts."""
+    """The largest relative error over decode rows alone and chunks among decode rows; not a number counts.
+
+    With `decodes_alone`, `op` knows no chunks.
+    """
     probe = _Probe(heads, kv_heads, head_dim, dtype, device)
     cases = [
         probe.decode(*range(6)),
         probe.decode(3),
         probe.decode(*range(6), *[0] * 250),  # a large batch, most of it rows that pad
-        probe.decode(*range(6), max_rows=2),
-        probe.mixed((1, 64, 7, 128, 1, 200)),
-        probe.mixed((1, 1, 63)),
     ]
+    if not decodes_alone:
+        cases += [
+            probe.decode(*range(6), max_rows=2),
+            probe.mixed((1, 64, 7, 128, 1, 200)),
+            probe.mixed((1, 1, 63)),
+        ]
     worst = 0.0
     for case in cases:
         for width in {0, window}:
@@ -99,16 +107,32 @@ def attention_error(
     return worst
 
 
+def decode_keeps_bits(
+    op: AttentionOp,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    max_rows: int = 1,
+) -> bool:
+    """True where a decode row has the same bits alone, among a few, and among many."""
+    probe = _Probe(heads, kv_heads, head_dim, dtype, device)
+    few, many = (
+        probe.run(op, probe.decode(*range(6), *[0] * more, max_rows=max_rows), 0) for more in (0, 250)
+    )
+    alone = [probe.run(op, probe.decode(entry, max_rows=max_rows), 0)[0] for entry in range(6)]
+    return all(torch.equal(row, few[i]) and torch.equal(row, many[i]) for i, row in enumerate(alone))
+
+
 def attention_keeps_bits(
     op: AttentionOp, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> bool:
     """True where a row has the same bits alone, among others, and as the end of a longer chunk."""
+    if not decode_keeps_bits(op, heads, kv_heads, head_dim, dtype, device, max_rows=2):
+        return False
     probe = _Probe(heads, kv_heads, head_dim, dtype, device)
-    together = probe.run(op, probe.decode(*range(6), max_rows=2), 0)
-    for entry in range(6):
-        alone = probe.run(op, probe.decode(entry, max_rows=2), 0)
-        if not torch.equal(alone[0], together[entry]):
-            return False
     chunk, spans = probe.mixed((1, 130))
     whole = probe.run(op, (chunk, spans), 0)
     row_starts = torch.tensor([0, 1], dtype=torch.int32, device=device)

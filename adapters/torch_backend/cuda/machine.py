@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from adapters.base import BackendError
+from adapters.torch_backend.cuda.fused import triton_ops
 from adapters.torch_backend.model.flash_attention import LEAST_CAPABILITY, AttentionOp, flash_attention
+from adapters.torch_backend.model.llama_forward import FusedOps
 
 _RECOVERS_FROM_CAPTURE = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
 """Older versions can be left capturing, and their allocator with a pool that never ends."""
@@ -43,6 +45,10 @@ class Machine(Protocol):
     @property
     def attention(self) -> AttentionOp | None:
         """The variable-length attention of this device, if it has one."""
+        ...
+
+    def fused_ops(self) -> FusedOps | None:
+        """The small parts of a decode step in one launch each, if this device has them; not checked yet."""
         ...
 
     def make_current(self) -> None:
@@ -78,6 +84,9 @@ class CudaMachine:
     @property
     def attention(self) -> AttentionOp | None:
         return flash_attention if torch.cuda.get_device_capability() >= LEAST_CAPABILITY else None
+
+    def fused_ops(self) -> FusedOps | None:
+        return triton_ops()
 
     def wait(self) -> None:
         torch.cuda.synchronize(self._index)

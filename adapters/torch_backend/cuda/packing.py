@@ -12,6 +12,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from adapters.base import ScheduledChunk
+from adapters.torch_backend.cuda.fused import DTYPES
 from adapters.torch_backend.cuda.machine import Machine
 from adapters.torch_backend.cuda.step_buffers import StepBuffer, TokenTable
 from adapters.torch_backend.model.attention import StepLayout
@@ -27,13 +28,17 @@ from adapters.torch_backend.packing import PackedStep, RowPlan, StepPacker
 
 
 class DevicePacker(StepPacker):
-    """`attention` None is the general path; `least_rows` 2 keeps to the kernel that never splits keys."""
+    """`attention` None is the general path; `least_rows` 2 keeps to the kernel that never splits keys.
+
+    `decode_attention`, where there is one, attends for the decode rows instead.
+    """
 
     overlaps = True
 
     def __init__(self, machine: Machine, cache: SlotCache, max_len: int, prefill_chunk: int) -> None:
         super().__init__(cache, max_len, prefill_chunk, machine.device)
         self.attention: AttentionOp | None = None
+        self.decode_attention: AttentionOp | None = None
         self.least_rows = 1
         # Nothing here promises bits, so rows of different lengths may share a call of the general path.
         self.tight = True
@@ -74,8 +79,10 @@ class DevicePacker(StepPacker):
                 cuts, tensors[0::3], tensors[1::3], tensors[2::3], strict=True
             ):
                 key_spans = KeySpans(starts, firsts, lengths, self._max_rows(cut))
-                parts.append(FlashPart(cut[0], cut[-1], key_spans))
-            layout.flash = FlashStep(self.attention, parts)
+                decodes = cut[-1] <= plan.num_decodes
+                op = self.decode_attention if decodes and self.decode_attention else self.attention
+                parts.append(FlashPart(op, cut[0], cut[-1], key_spans))
+            layout.flash = FlashStep(parts)
         ids = self.table.complete(ids, slots, positions)
         return PackedStep(ids, layout, last, plan.sampled), views[4 + len(spans) :]
 
@@ -83,9 +90,11 @@ class DevicePacker(StepPacker):
         """The layout of rows `(n,)` that decode, padding among them; reads nothing back from the device."""
         num_rows = len(slots)
         layout = StepLayout(self.cache, slots, positions, num_rows, [], num_rows, self.tight)
-        if self.attention is not None:
+        op = self.decode_attention or self.attention
+        if op is not None:
             spans = decode_spans(slots, positions, self.cache.max_len, max_rows=self.least_rows)
-            layout.flash = FlashStep(self.attention, [FlashPart(0, num_rows, spans)])
+            dtypes = DTYPES if self.decode_attention else ()
+            layout.flash = FlashStep([FlashPart(op, 0, num_rows, spans)], dtypes)
         return layout
 
     def _cuts(self, plan: RowPlan) -> list[list[int]]:
@@ -96,7 +105,7 @@ class DevicePacker(StepPacker):
         """
         decodes = list(range(plan.num_decodes + 1))
         prompts = [*plan.chunk_rows, len(plan.ids)]
-        if self.least_rows > 1:
+        if self.least_rows > 1 and self.decode_attention is None:
             return [[*decodes[:-1], *prompts]]
         return [cut for cut in (decodes, prompts) if len(cut) > 1]
 

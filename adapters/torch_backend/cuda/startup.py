@@ -14,6 +14,7 @@ import torch
 from adapters.base import BackendConfig, BackendError
 from adapters.torch_backend import TorchOptions, loading
 from adapters.torch_backend.cuda import batch_invariance, flash_check, kv_memory
+from adapters.torch_backend.cuda.fused import usable_decode_attention, usable_ops
 from adapters.torch_backend.cuda.graph_check import replay_error
 from adapters.torch_backend.cuda.machine import Machine
 from adapters.torch_backend.cuda.packing import DevicePacker
@@ -24,6 +25,8 @@ from adapters.torch_backend.loading import LoadedModel
 from adapters.torch_backend.model.attention import BLOCK
 from adapters.torch_backend.model.kv_cache import SlotCache
 from adapters.torch_backend.model.linear import tile_rows
+from adapters.torch_backend.model.llama_forward import FusedOps
+from adapters.torch_backend.model.llama_shape import llama_shape
 from adapters.torch_backend.startup import TOLERANCE, Attempt, Details
 
 logger = logging.getLogger(__name__)
@@ -51,23 +54,31 @@ class CudaSetup:
         self._config = config
         self._machine = machine
         self._keeps_bits = False
+        self._ops = machine.fused_ops() if self._options.triton_kernels else None
 
     def make_packer(self, max_len: int, dtype: torch.dtype, num_threads: int) -> DevicePacker:
         """Over a cache that is just large enough for the self-test: its layers tell what a position takes."""
         self.packer = DevicePacker(self._machine, SlotCache(1, _PROBE_LEN), max_len, BLOCK)
         return self.packer
 
+    def fused(self, loaded: LoadedModel) -> FusedOps | None:
+        """Raises: AcceleratorError where the device is lost."""
+        shape = llama_shape(loaded.module)
+        return usable_ops(self._ops, shape, loaded.dtype, self.device) if shape else None
+
     def tune(self, loaded: LoadedModel, *, flash: bool) -> None:
         packer, text = self.packer, loaded.config.get_text_config()
         if self._options.batch_invariant:
             tile_rows(loaded.module, batch_invariance.TILE_ROWS)
             packer.rows, packer.least_rows = batch_invariance.TILES, 2
-        op = self._machine.attention if flash else None
+        packer.attention = packer.decode_attention = None
+        if not flash:
+            return
+        window = getattr(text, "sliding_window", None) or 0
+        shape, op = loading.head_shape(text), self._machine.attention
         if op is not None:
-            window = getattr(text, "sliding_window", None) or 0
-            shape = loading.head_shape(text)
-            op = flash_check.usable_attention(op, *shape, loaded.dtype, self.device, window)
-        packer.attention = op
+            packer.attention = flash_check.usable_attention(op, *shape, loaded.dtype, self.device, window)
+        packer.decode_attention = usable_decode_attention(self._ops, shape, loaded.dtype, self.device, window)
 
     def make_ready(self, loaded: LoadedModel, max_len: int) -> int:
         """Slots as long as memory allows, graphs over them."""
@@ -111,7 +122,7 @@ class CudaSetup:
 
     def _capture(self, loaded: LoadedModel) -> None:
         packer, config = self.packer, self._config
-        if packer.attention is None:
+        if packer.attention is None and packer.decode_attention is None:
             logger.warning("no CUDA graphs: the general attention path cannot be captured")
             return
         multiple = batch_invariance.TILE_ROWS if self._options.batch_invariant else 1
@@ -145,6 +156,7 @@ class CudaSetup:
     def details(self) -> Details:
         return {
             "attention": "general" if self.packer.attention is None else "flash",
+            "decode_attention": "triton" if self.packer.decode_attention else "as the others",
             "cuda_graphs": len(self.graphs.sizes) if self.graphs else 0,
             "batch_invariant": self._keeps_bits,
             "same_bits_rows": self.packer.rows.described() if self._keeps_bits else "not measured",

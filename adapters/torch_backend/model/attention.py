@@ -75,23 +75,26 @@ class StepLayout:
             self._kv_positions = self.cache.kv_positions(self.slots, self.positions)
         SlotCache.write(k_cache, self._kv_positions, k)
         SlotCache.write(v_cache, self._kv_positions, v)
-        return self._attend_stored(q, k_cache, v_cache, scaling, window or 0)
+        # A window that no position of a slot lies outside of hides nothing.
+        reach = window if window and window < self.cache.max_len else 0
+        return self.attend_stored(q, k_cache, v_cache, scaling, reach)
 
     def rotate_and_attend(
         self, layer: int, qkv: Tensor, heads: int, scaling: float, rotary: tuple[Tensor, Tensor]
     ) -> Tensor:
         """The same for rows `qkv (T, heads + 2 kv_heads, D)` that are not rotated yet; needs `kernels`."""
         assert self.kernels is not None
-        k_cache, v_cache = self.cache.pair(layer) or self._first_rows(layer, qkv[:, heads:])
+        k_cache, v_cache = self.caches(layer, qkv[:, heads:])
         step = self._kernel_step((heads, *k_cache.shape[2:]), scaling, 0, rotary)
         self.kernels.rotate_and_store(step, qkv, k_cache, v_cache)
-        return self._attend_stored(qkv[:, :heads], k_cache, v_cache, scaling, 0)
+        return self.attend_stored(qkv[:, :heads], k_cache, v_cache, scaling, 0)
 
-    def _first_rows(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
-        kv_heads = kv.shape[1] // 2
-        return self.cache.layer(layer, kv[:, :kv_heads], kv[:, kv_heads:])
+    def caches(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """The caches of a layer whose keys and values lie side by side in `kv (T, 2 kv_heads, D)`."""
+        pair, kv_heads = self.cache.pair(layer), kv.shape[1] // 2
+        return pair or self.cache.layer(layer, kv[:, :kv_heads], kv[:, kv_heads:])
 
-    def _attend_stored(
+    def attend_stored(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scaling: float, window: int
     ) -> Tensor:
         """Attention of `q (T, heads, D)` over the cache, in q's shape; padding rows get zeros."""

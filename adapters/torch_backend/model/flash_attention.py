@@ -77,6 +77,7 @@ def flash_attention(
 class FlashPart:
     """Rows `first .. end - 1` of a step, attended in one call; the row numbers of `spans` begin with 0."""
 
+    op: AttentionOp
     first: int
     end: int
     spans: KeySpans
@@ -86,19 +87,19 @@ class FlashPart:
 class FlashStep:
     """The attention of one step; `StepLayout` asks it instead of making its own calls."""
 
-    op: AttentionOp
     parts: Seq[FlashPart]
     """Side by side from row 0 on; rows behind them only pad the step."""
+    dtypes: Seq[torch.dtype] = ()
+    """What the operators of all parts take; empty: what torch's own takes."""
 
-    @staticmethod
-    def covers(q: Tensor, v_cache: Tensor) -> bool:
-        return covers(q.dtype, q.shape[2], v_cache.shape[3])
+    def covers(self, q: Tensor, v_cache: Tensor) -> bool:
+        return q.dtype in (self.dtypes or _DTYPES) and covers_heads(q.shape[2], v_cache.shape[3])
 
     def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scaling: float, window: int) -> Tensor:
         """`q (T, heads, D)`; caches `(slots, max_len, kv_heads, D)`. Rows of no part get zeros."""
         k, v, max_len = k_cache.flatten(0, 1), v_cache.flatten(0, 1), k_cache.shape[1]
         outputs = [
-            self.op(q[part.first : part.end], k, v, part.spans, max_len, scaling, window)
+            part.op(q[part.first : part.end], k, v, part.spans, max_len, scaling, window)
             for part in self.parts
         ]
         used = self.parts[-1].end
@@ -109,7 +110,11 @@ class FlashStep:
 
 def covers(dtype: torch.dtype, head_dim: int, v_dim: int) -> bool:
     """True for what the operator takes on a device of at least `LEAST_CAPABILITY`."""
-    return dtype in _DTYPES and head_dim == v_dim and head_dim % 8 == 0 and head_dim <= _MAX_HEAD_DIM
+    return dtype in _DTYPES and covers_heads(head_dim, v_dim)
+
+
+def covers_heads(head_dim: int, v_dim: int) -> bool:
+    return head_dim == v_dim and head_dim % 8 == 0 and head_dim <= _MAX_HEAD_DIM
 
 
 def decode_spans(slots: Tensor, positions: Tensor, max_len: int, *, max_rows: int = 1) -> KeySpans:

@@ -29,8 +29,9 @@ from adapters.torch_backend.cuda.backend import CudaTorchBackend
 from adapters.torch_backend.cuda.startup import CudaSetup
 from adapters.torch_backend.cuda.step_graphs import DecodeGraphs, graph_sizes
 from adapters.torch_backend.model import flash_attention
+from adapters.torch_backend.model.flash_attention import plain_attention
 from adapters.torch_backend.model.linear import TiledLinear
-from tests.adapters.fake_machine import FakeMachine, row_by_row
+from tests.adapters.fake_machine import FakeMachine, PlainOps, row_by_row
 from tests.adapters.torch_backend.test_backend import load, make_model, prompts, run_together, sequences_of
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -99,6 +100,46 @@ def test_same_tokens_as_the_plain_backend(family: str, tmp_path: Path) -> None:
     assert machine.log.count("replay") > 10
     assert backend.info.details["forward"] == ("llama" if family == "LlamaConfig" else "generic")
     assert backend.info.details["attention"] == "flash"
+
+
+@pytest.mark.parametrize("attention", [plain_attention, None], ids=["flash", "general"])
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
+def test_fused_parts_give_the_same_tokens(graphs: bool, attention: Any, llama: Path) -> None:
+    want = run_together(load(llama), sequences_of(prompts(5)), start_gap=2)
+    ops = PlainOps()
+    machine = FakeMachine(attention=attention, ops=ops)
+    backend = load_device(llama, machine, cuda_graphs=graphs)
+    assert run_together(backend, sequences_of(prompts(5)), start_gap=2) == want
+    assert ops.calls == {"norm", "rotate_and_store", "gated"}
+    assert ("replay" in machine.log) is graphs
+    assert backend.info.details["decode_attention"] == "triton"
+
+
+def test_fused_parts_can_be_turned_off(llama: Path) -> None:
+    ops = PlainOps()
+    backend = load_device(llama, FakeMachine(ops=ops), triton_kernels=False)
+    assert ops.calls == set()
+    assert backend.info.details["decode_attention"] == "as the others"
+
+
+def test_decode_rows_of_a_mixed_step_go_to_their_own_attention(llama: Path) -> None:
+    seen: list[Any] = []
+
+    def noted(name: str) -> Any:
+        def attend(q: Any, *args: Any) -> Any:
+            seen.append((name, len(q)))
+            return row_by_row(q, *args)
+
+        return attend
+
+    machine = FakeMachine(attention=noted("prompts"), ops=PlainOps(noted("decodes")))
+    backend = load_device(llama, machine, batch_invariant=True, cuda_graphs=False)
+    assert backend.info.details["batch_invariant"]
+    first, second = (Sequence(i, [5] * n, SamplingParams()) for i, n in enumerate([9, 40]))
+    first.output_token_ids += backend.step([ScheduledChunk(first, 0, 9)])[0].token_ids
+    seen.clear()
+    backend.step([ScheduledChunk(second, 0, 40), ScheduledChunk(first, 9, 1)])
+    assert seen == [("decodes", 1), ("prompts", 40)] * 2  # layers
 
 
 @pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])

@@ -57,7 +57,7 @@ def mixed_layout(cache: SlotCache, flash: bool, padding: int) -> StepLayout:
         len(DECODES),
         blocks,
         used,
-        flash=FlashStep(plain_attention, [FlashPart(0, used, spans)]) if flash else None,
+        flash=FlashStep([FlashPart(plain_attention, 0, used, spans)]) if flash else None,
     )
 
 

@@ -1,0 +1,87 @@
+"""The Triton kernels without a GPU: right in the interpreter, and compiled for three kinds of devices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the torch extra")
+triton = pytest.importorskip("triton", reason="this torch comes without Triton")
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from adapters.torch_backend.cuda import triton_kernels
+
+BF16, F32, I32, I64 = "*bf16", "*fp32", "*i32", "*i64"
+LAB_8B = {"H": 32, "D": 128, "DP": 128, "PARTS": 8, "PART": 256, "WINDOW": 0}
+KERNELS: dict[str, tuple[dict[str, str], dict[str, int], int]] = {
+    "rms_norm": ({"x": BF16, "weight": BF16, "out": BF16, "eps": "fp32"}, {"N": 4096, "NP": 4096}, 8),
+    "rotate_and_store": (
+        {"qkv": BF16, "cos": F32, "sin": F32, "slots": I64, "positions": I64}
+        | {"k_cache": BF16, "v_cache": BF16, "max_len": "i32"},
+        {"H": 32, "KV": 8, "D": 128, "HALF": 64},
+        1,
+    ),
+    "attend_part": (
+        {"q": BF16, "k_cache": BF16, "v_cache": BF16, "key_starts": I32, "lengths": I32}
+        | {"sums": F32, "stats": F32, "scale": "fp32", "q_stride": "i32"},
+        {**LAB_8B, "KV": 8, "GP": 16, "BLOCK": 64},
+        4,
+    ),
+    "join_parts": ({"sums": F32, "stats": F32, "lengths": I32, "out": BF16}, LAB_8B, 1),
+    "silu_times": ({"x": BF16, "out": BF16}, {"N": 14_336, "BLOCK": 1024}, 4),
+}
+"""Arguments, constants and warps of each kernel as lab-8b launches it."""
+
+
+@pytest.mark.timeout(600)
+def test_the_kernels_are_right_in_the_interpreter() -> None:
+    """In a process of its own: Triton decides when it is imported whether it interprets."""
+    file = Path(__file__).with_name("interpreted_kernels.py")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", str(file)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=550,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "[100%]" in run.stdout
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_kernels_compile_without_spilling(
+    name: str, capability: int, tmp_path: Path, record_property: Any
+) -> None:
+    arguments, constants, warps = KERNELS[name]
+    source = ASTSource(
+        fn=getattr(triton_kernels, name),
+        signature={**arguments, **dict.fromkeys(constants, "constexpr")},
+        constexprs=constants,
+    )
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source, target=target, options={"num_warps": warps})
+    cubin = tmp_path / f"{name}.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    usage = resource_usage(cubin)
+    record_property("registers", usage["REG"])
+    # Spilled registers lie in the stack frame or in local memory.
+    assert usage["STACK"] == usage["LOCAL"] == 0
+    assert 0 < usage["REG"] <= 255
+
+
+def resource_usage(cubin: Path) -> dict[str, int]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    command = [tool, "--dump-resource-usage", cubin]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    fields = next(line for line in out.splitlines() if "REG:" in line).split()
+    pairs = (field.partition(":")[::2] for field in fields)
+    return {key: int(value) for key, value in pairs if value.isdigit()}
