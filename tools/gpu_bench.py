@@ -1,93 +1,112 @@
 """`python -m tools.gpu_bench`: what the torch backend makes of a GPU, in one run of a few minutes.
 
-It has a time budget. A part that needs more time than is left is skipped, and a part that fails does not stop
-the next one; both are reported. The parquet file is written after every part. No network is used.
+Parts run in processes of their own, most valuable first. One that fails or hangs costs only itself; one that
+does not fit the time budget is skipped; both are reported. Results are written after every part, to
+`OUT/gpu/<UTC time>/`: rows.parquet, tables.md, log.txt. No network is used. This process imports no torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import importlib.metadata
+import os
+import subprocess
 import sys
-from typing import Any
 
-import pandas as pd
-import torch
-import transformers
-
-from adapters.torch_backend.loading import pick_device
-from harness.replay.machine import describe_host
-from harness.results.output_dir import utc_stamp
-from harness.results.table import render_table
+from adapters.torch_backend import TorchOptions
+from harness.results.output_dir import make_folder, utc_stamp
 from tools.engine_drive import add_out_argument
-from tools.gpu.bench import QUICK, Bench, Sizes
+from tools.gpu.plan import NAMES, QUICK, Sizes, make_plan
+from tools.gpu.processes import Bench
+
+_PACKAGES = ("torch", "transformers", "triton", "flash-attn", "flash-attn-3", "vllm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
-    parser.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32")
+    parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu (default auto)")
+    parser.add_argument("--dtype", default="auto", help="auto, bf16, fp16 or fp32 (default auto)")
     parser.add_argument(
         "--models",
         nargs="+",
-        default=["lab-1b", "lab-8b", "lab-26m"],
-        help="presets; of lab-8b only the shape is taken, its weights are made on the device",
+        help="presets, the most important first: it gets every part before the others get more than their "
+        "decode steps. Only their shape is taken; weights are made on the device (default lab-8b lab-1b; "
+        "with --quick lab-26m)",
     )
-    parser.add_argument("--budget-s", type=float, default=450, help="seconds in all (default 450)")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=NAMES,
+        default=list(NAMES),
+        help="same: tokens against generate(), also of lab-110m's real weights; steps: decode steps, their "
+        "kernels, prompts; plain: steps without Triton kernels; strategies; invariant: BATCH_INVARIANT; "
+        "sampled; yardstick: transformers' continuous batching (default all, in this order)",
+    )
+    parser.add_argument(
+        "--budget-s", type=float, default=470, help="seconds in all (default 470); what does not fit is skipped"
+    )
     parser.add_argument("--quick", action="store_true", help="very little work: does the script itself run?")
-    parser.add_argument("--seed", type=int, default=0, help="of the lengths and prompts")
+    parser.add_argument("--seed", type=int, default=0, help="of the lengths and prompts (default 0)")
     parser.add_argument("--artifacts-dir", default="artifacts")
     add_out_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print, write `OUT/gpu/<UTC time>.parquet`."""
-    from tools.gpu import parts as gpu_parts
-
-    device = str(pick_device(args.device))
+    """Run the parts; returns 1 where none of them brought a row."""
+    folder = args.out / "gpu" / utc_stamp()
+    make_folder(folder)
     sizes = QUICK if args.quick else Sizes()
-    path = args.out / "gpu" / f"{utc_stamp()}.parquet"
-    bench = Bench(device, args.dtype, sizes, args.seed, args.budget_s, path, args.artifacts_dir)
-    bench.facts = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "cuda": torch.version.cuda,
-        "device": device,
-        **(_cuda_facts(device) if device.startswith("cuda") else {"device_name": describe_host().cpu_model}),
-        "sizes": str(sizes),
-    }
-    bench.run("hardware", lambda: gpu_parts.hardware(bench))
-    for model in args.models:
-        gpu_parts.measure_model(bench, model)
-    print(", ".join(f"{name} {value}" for name, value in bench.facts.items() if name != "sizes"))
-    frame = pd.DataFrame(bench.rows, columns=None if bench.rows else ["part"])
-    for part, rows in frame.groupby("part", sort=False):
-        print(f"\n### {part}\n\n{_table(rows.drop(columns='part').dropna(axis=1, how='all'))}")
-    for note in bench.notes:
-        print(f"- {note}")
-    print(f"\nrows: {path}")
-    return 0
+    models = args.models or (["lab-26m"] if args.quick else ["lab-8b", "lab-1b"])
+    has_triton = any(field.name == "triton_kernels" for field in dataclasses.fields(TorchOptions))
+    plan = make_plan(
+        args.parts, models, real_model="lab-26m" if args.quick else "lab-110m", has_triton_option=has_triton
+    )
+    bench = Bench(
+        folder,
+        args.device,
+        args.dtype,
+        sizes,
+        args.seed,
+        args.budget_s,
+        os.path.abspath(args.artifacts_dir),
+        {"nvidia_smi": _nvidia_smi(), **_versions(), "commit": _commit(), "sizes": str(sizes)},
+    )
+    if not has_triton:
+        bench.notes.append("there is no option triton_kernels: steps with and without them are the same")
+    if bench.facts["vllm"] is None:
+        bench.notes.append("vLLM is not installed here: not compared")
+    print("\n".join(f"{name}: {value}" for name, value in bench.facts.items()), flush=True)
+    for part in plan:
+        bench.run(part)
+    print(f"\n{args.budget_s - bench.left_s:.0f} s in all; {folder}/tables.md, rows.parquet, log.txt")
+    return 0 if bench.rows else 1
 
 
-def _cuda_facts(device: str) -> dict[str, Any]:
-    properties = torch.cuda.get_device_properties(device)
-    return {
-        "device_name": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
-        "memory_bytes": properties.total_memory,
-        "multiprocessors": properties.multi_processor_count,
-    }
+def _nvidia_smi() -> str | None:
+    query = "--query-gpu=name,driver_version,memory.total,memory.used"
+    return _output("nvidia-smi", query, "--format=csv,noheader")
 
 
-def _table(frame: pd.DataFrame) -> str:
-    cells = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
-    return render_table([str(name) for name in frame.columns], cells)
+def _commit() -> str | None:
+    return _output("git", "describe", "--always", "--dirty", "--abbrev=12")
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        if value != value:
-            return "-"
-        return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:,.3f}"
-    return str(value)
+def _output(*command: str) -> str | None:
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
 
 
 if __name__ == "__main__":

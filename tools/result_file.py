@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from harness.replay.machine import describe_host
-from harness.results.record import write_table
+from harness.replay.host import host_facts
+from harness.results.table_file import write_table
 
 
 def write_rows(frame: pd.DataFrame, path: Path, facts: dict[str, Any]) -> None:
     """Write or replace `path`; its folder is made."""
-    content = json.dumps({**facts, "host": describe_host().model_dump()}, default=str)
+    content = json.dumps({**facts, "host": host_facts()}, default=str)
     write_table(path, pa.Table.from_pandas(frame, preserve_index=False), b"lab", content.encode())

@@ -1,30 +1,40 @@
-"""What transformers itself makes of the same prompts: `generate()` one by one, and its continuous batching.
-
-The continuous batching returns no tokens: what counts is the time that it takes.
-"""
+"""What transformers itself makes of the same prompts: `generate()` one by one, and its continuous batching."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from adapters.base import BackendConfig
 from adapters.models.store import resolve_model
+from adapters.torch_backend import loading
 from tools.engine_drive import Work
+
+_BLOCK_MULTIPLE = 256
+_CPU_BATCH_TOKENS = 64
+"""Elsewhere transformers finds out by itself what fits."""
+
+AnswerAll = Callable[[list[Work], float], list[list[int]]]
+"""Takes the work and a limit in seconds; returns the new tokens of each prompt."""
 
 
 def load_reference(config: BackendConfig, dtype: str, device: str = "cpu") -> Any:
     """The model in transformers' own form, which never stops by itself."""
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(resolve_model(config).folder, dtype=getattr(torch, dtype))
-    model = model.to(device).eval()
+    folder = resolve_model(config).folder
+    weights = loading.read_weights(
+        folder, loading.read_config(folder), getattr(torch, dtype), torch.device(device)
+    )
+    model = weights.eval()
+    model.set_attn_implementation("sdpa")
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model
@@ -43,26 +53,66 @@ def run_generate(model: Any, work: list[Work]) -> list[list[int]]:
     return answers
 
 
-@torch.no_grad()
 def run_continuous_batching(model: Any, work: list[Work], limit_s: float = math.inf) -> None:
-    """As `generate_batch` does it, but with a budget of its own for each prompt.
+    """As `generate_batch` does it, but with a budget of its own for each prompt; its start included.
 
     Raises:
         RuntimeError: it ended before its work was done, or was not done after `limit_s`.
     """
-    started_s = time.monotonic()
     attention = model.config._attn_implementation
-    longest = max(item.max_tokens for item in work)
-    config = type(model.generation_config)(max_new_tokens=longest, do_sample=False, eos_token_id=-1)
-    with model.continuous_batching_context_manager(generation_config=config, timeout=5) as manager:
-        for item in work:
-            manager.add_request(item.token_ids, max_new_tokens=item.max_tokens)
-        num_left = len(work)
-        while num_left:
-            result = manager.get_result(timeout=1)
-            num_left -= bool(result and result.is_finished())
-            if not result and not manager.is_running():
-                raise RuntimeError("transformers' continuous batching ended before its work was done")
-            if time.monotonic() - started_s > limit_s:
-                raise RuntimeError(f"transformers' continuous batching was not done after {limit_s:.0f} s")
+    with continuous_batching(model, work) as answer_all:
+        answer_all(work, limit_s)
     model.set_attn_implementation(attention)
+
+
+@contextmanager
+def continuous_batching(model: Any, work: list[Work], *, one_block: bool = False) -> Iterator[AnswerAll]:
+    """Greedy continuous batching that was started and warmed, for work of the size of `work`.
+
+    With `one_block`, a block of its cache holds a whole sequence, and steps of decode rows alone read the
+    cache in place (`tools.gpu.paged_attention`).
+    """
+    from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+    longest = max(len(item.token_ids) + item.max_tokens for item in work)
+    settings: dict[str, Any] = {"allow_block_sharing": False}
+    if one_block:
+        settings["block_size"] = -(-longest // _BLOCK_MULTIPLE) * _BLOCK_MULTIPLE
+    if model.device.type == "cpu":
+        size = settings.get("block_size", ContinuousBatchingConfig().block_size)
+        settings["num_blocks"] = (len(work) + 1) * -(-longest // size)
+        settings["max_batch_tokens"] = max(_CPU_BATCH_TOKENS, len(work))
+    most = max(item.max_tokens for item in work)
+    generation = type(model.generation_config)(max_new_tokens=most, do_sample=False, eos_token_id=-1)
+    with torch.no_grad():
+        manager = model.init_continuous_batching(
+            generation_config=generation,
+            continuous_batching_config=ContinuousBatchingConfig(**settings),
+        )
+        if one_block:
+            # Left to itself it takes this fast path with the flash-attn package alone.
+            manager.continuous_batching_config.max_blocks_per_request = 1
+        manager.warmup()
+        manager.start()
+        try:
+            yield lambda items, limit_s: _answer_all(manager, items, limit_s)
+        finally:
+            manager.stop(block=True, timeout=5)
+            manager.destroy()
+
+
+def _answer_all(manager: Any, work: list[Work], limit_s: float) -> list[list[int]]:
+    started_s = time.monotonic()
+    ids = [manager.add_request(item.token_ids, max_new_tokens=item.max_tokens) for item in work]
+    answers: dict[str, list[int]] = {}
+    while len(answers) < len(work):
+        result = manager.get_result(timeout=1)
+        if result and result.is_finished():
+            if result.error:
+                raise RuntimeError(f"transformers' continuous batching failed: {result.error}")
+            answers[result.request_id] = list(result.generated_tokens)
+        if not result and not manager.is_running():
+            raise RuntimeError("transformers' continuous batching ended before its work was done")
+        if time.monotonic() - started_s > limit_s:
+            raise RuntimeError(f"transformers' continuous batching was not done after {limit_s:.0f} s")
+    return [answers[request_id] for request_id in ids]

@@ -6,56 +6,16 @@ Only `/proc`, `/sys`, psutil and `nvidia-smi` are asked. What the system does no
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter, process_time
 
 import psutil
 
-from adapters.cores import usable_cores
+from harness.replay.host import host_facts
 from harness.results.manifest import HostFacts, MachineUse
 
-_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-
-
 def describe_host() -> HostFacts:
-    return HostFacts(
-        platform=platform.platform(),
-        python=platform.python_version(),
-        cpu_model=_cpu_model(),
-        cpu_governor=_cpu_governor(),
-        physical_cores=usable_cores(),
-        logical_cores=psutil.cpu_count(),
-        memory_bytes=psutil.virtual_memory().total,
-        gpu=_gpu_names(),
-    )
-
-
-def _cpu_governor() -> str | None:
-    try:
-        return _GOVERNOR.read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-
-
-def _cpu_model() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or None
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _gpu_names() -> list[str]:
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in result.stdout.splitlines() if line.strip()]
+    return HostFacts(**host_facts())
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ A killed harness loses no finished row: each is in the JSON-lines journal before
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from adapters.base import LabError
 from harness.client.answer import Answer
 from harness.results.formulas import RequestMetrics, request_metrics
 from harness.results.manifest import Manifest, RepeatEntry, RunManifest, parse_facts, read_manifest
+from harness.results.table_file import write_table
 from services.contract.timings import SequenceTimings
 
 MANIFEST_KEY = b"lab.manifest"
@@ -216,15 +216,6 @@ def to_frame(table: pa.Table) -> pd.DataFrame:
 
 def write_parquet(path: Path, table: pa.Table, manifest: Manifest) -> None:
     write_table(path, table, MANIFEST_KEY, manifest.to_json())
-
-
-def write_table(path: Path, table: pa.Table, key: bytes, facts: bytes) -> None:
-    """Write a table with facts in its metadata; the file appears under its name only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {**(table.schema.metadata or {}), key: facts}
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
-    os.replace(partial, path)
 
 
 def read_parquet(path: Path) -> tuple[Manifest, pd.DataFrame]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -97,32 +98,41 @@ def run_steps(backend: TorchModel, chunks: list[ScheduledChunk], count: int) -> 
         pending.popleft().result()
 
 
-def decode_step_s(backend: TorchModel, num_rows: int, context: int, count: int) -> float:
-    """Seconds of a step of `num_rows` rows that each have `context` tokens behind them."""
-    rows = [_sequence(-1 - i, context, backend) for i in range(num_rows)]
-    together = max(1, _PREFILL_TOKENS // context)
-    for first in range(0, num_rows, together):
-        chunks = [ScheduledChunk(seq, 0, context) for seq in rows[first : first + together]]
-        given = {output.seq_id: output.token_ids for output in backend.step(chunks)}
-        for chunk in chunks:
-            chunk.seq.output_token_ids += given[chunk.seq.seq_id]
-    chunks = [ScheduledChunk(seq, context, 1) for seq in rows]
+def step_s(backend: TorchModel, chunks: list[ScheduledChunk], count: int) -> float:
+    """Mean seconds of a step, after three that do not count."""
     run_steps(backend, chunks, 3)
     started_s = time.perf_counter()
     run_steps(backend, chunks, count)
-    took_s = (time.perf_counter() - started_s) / count
-    backend.release([seq.seq_id for seq in rows])
-    return took_s
+    return (time.perf_counter() - started_s) / count
+
+
+class DecodeRows:
+    """Sequences with `context` tokens behind them, of which any number can be decoded together."""
+
+    def __init__(self, backend: TorchModel, num_rows: int, context: int) -> None:
+        self._backend = backend
+        self._context = context
+        self._sequences = [_sequence(-1 - i, context, backend) for i in range(num_rows)]
+        together = max(1, _PREFILL_TOKENS // context)
+        for first in range(0, num_rows, together):
+            chunks = [ScheduledChunk(seq, 0, context) for seq in self._sequences[first : first + together]]
+            given = {output.seq_id: output.token_ids for output in backend.step(chunks)}
+            for chunk in chunks:
+                chunk.seq.output_token_ids += given[chunk.seq.seq_id]
+
+    def chunks(self, num_rows: int, params: SamplingParams | None = None) -> list[ScheduledChunk]:
+        for i, seq in enumerate(self._sequences):
+            seq.params = params or SamplingParams(seed=i)
+        return [ScheduledChunk(seq, self._context, 1) for seq in self._sequences[:num_rows]]
+
+    def release(self) -> None:
+        self._backend.release([seq.seq_id for seq in self._sequences])
 
 
 def prefill_step_s(backend: TorchModel, num_tokens: int, count: int) -> float:
     """Seconds of a step that computes one prompt of `num_tokens` tokens and nothing else."""
     seq = _sequence(-1, num_tokens, backend)
-    chunks = [ScheduledChunk(seq, 0, num_tokens)]
-    run_steps(backend, chunks, 2)
-    started_s = time.perf_counter()
-    run_steps(backend, chunks, count)
-    took_s = (time.perf_counter() - started_s) / count
+    took_s = step_s(backend, [ScheduledChunk(seq, 0, num_tokens)], count)
     backend.release([seq.seq_id])
     return took_s
 
@@ -130,6 +140,38 @@ def prefill_step_s(backend: TorchModel, num_tokens: int, count: int) -> float:
 def _sequence(seq_id: int, num_tokens: int, backend: TorchModel) -> Sequence:
     vocab_size = backend.info.vocab_size
     return Sequence(seq_id, [(7 * seq_id + 13 * j) % vocab_size for j in range(num_tokens)], SamplingParams())
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel of the device (on a CPU: an operator) within one step."""
+
+    name: str
+    calls: float
+    microseconds: float
+    """All its calls together."""
+
+
+def kernels_of_step(
+    backend: TorchModel, chunks: list[ScheduledChunk], device: str, count: int = 5
+) -> list[Kernel]:
+    """The kernels of a step, longest first; means of `count` steps."""
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = device.startswith("cuda")
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    run_steps(backend, chunks, 3)
+    wait(device)
+    with profile(activities=[activity]) as profiler:
+        run_steps(backend, chunks, count)
+        wait(device)
+    kernels = []
+    for event in profiler.key_averages():
+        if on_gpu and event.device_type != torch.autograd.DeviceType.CUDA:
+            continue
+        took = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        kernels.append(Kernel(event.key, event.count / count, took / count))
+    return sorted(kernels, key=lambda kernel: -kernel.microseconds)
 
 
 def _event() -> Any:

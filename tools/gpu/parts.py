@@ -1,7 +1,4 @@
-"""The parts of `gpu_bench`: hardware, same tokens, steps against their floor, strategies, yardsticks.
-
-Each part can fail alone.
-"""
+"""The parts of `gpu_bench`, each the whole work of one process: `tools.gpu.plan` says which and when."""
 
 from __future__ import annotations
 
@@ -10,241 +7,304 @@ import gc
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from adapters.base import BackendConfig
+from adapters.base import BackendConfig, BackendError, SamplingParams
+from adapters.models.presets import PRESETS
 from adapters.torch_backend import TorchOptions, factory, loading
+from services.engine.messages import StepReport
 from services.strategies import VARIANTS
 from tools.engine_drive import Work, drive
 from tools.gpu import measures
-from tools.gpu.bench import Bench
+from tools.gpu.part import PartRun
 from tools.gpu.shape_model import fits_memory, shape_folder
-from tools.transformers_runs import load_reference, run_continuous_batching, run_generate
+from tools.transformers_runs import load_reference, run_generate
 
-SHAPE_ONLY = ("lab-8b",)
-"""Their 16 GB would take longer to write and read than to measure, and timing does not depend on values."""
 _BASELINE_REQUESTS = 2
+_STEPS = "decode steps"
+_USUAL = "decode step"
+_LONGEST = 12
+_LESS = {"torch", "cpu_kernels", "attention_padding", "kv_bytes_per_token"}
+_SAMPLED = {
+    "greedy": SamplingParams(),
+    "temperature 0.8": SamplingParams(temperature=0.8),
+    "temperature 0.8, top_k 50, top_p 0.9": SamplingParams(temperature=0.8, top_k=50, top_p=0.9),
+    "temperature 0.8, penalties": SamplingParams(
+        temperature=0.8, repetition_penalty=1.1, presence_penalty=0.2, frequency_penalty=0.2
+    ),
+}
 
 
-def hardware(bench: Bench) -> None:
-    """Memory bandwidth and matrix rate, which the other parts are held against."""
-    dtype = loading.pick_dtype(bench.dtype, torch.device(bench.device))
-    bandwidth = measures.memory_bandwidth(bench.device, bench.sizes.copy_bytes)
-    rate = measures.matrix_rate(bench.device, bench.sizes.matrix, dtype)
-    bench.facts |= {"bytes_per_s": bandwidth, "operations_per_s": rate}
-    bench.add("hardware", "", "memory bandwidth, GB/s", value=bandwidth / 1e9)
-    bench.add("hardware", "", f"{str(dtype).removeprefix('torch.')} products, TFLOP/s", value=rate / 1e12)
-
-
-def measure_model(bench: Bench, model: str) -> None:
-    """All parts for one model, the ones that matter most first."""
-    sizes = bench.sizes
-    config = BackendConfig(
-        model=model,
-        device=bench.device,
-        dtype=bench.dtype,
-        max_batch_size=max(*sizes.rows, *sizes.concurrency),
-        max_step_tokens=sizes.max_step_tokens,
-        artifacts_dir=bench.artifacts_dir,
-    )
-    if model in SHAPE_ONLY:
-        if not fits_memory(model, bench.device):
-            bench.note(f"skipped: {model}, whose weights do not fit into the memory that is free")
-            return
-        bench.note(f"{model}: weights of this shape were made on the device; their values are noise")
-        with tempfile.TemporaryDirectory() as parent, shape_folder(model, Path(parent)) as folder:
-            _load_and_measure(bench, model, dataclasses.replace(config, model=str(folder)))
-        return
-    _load_and_measure(bench, model, config)
-    free()
-    bench.run(f"{model}: BATCH_INVARIANT", lambda: batch_invariant(bench, model, config), 30)
-
-
-def _load_and_measure(bench: Bench, model: str, config: BackendConfig) -> None:
-    loaded: list[measures.TorchModel] = []
-    bench.run(f"{model}: load", lambda: loaded.append(load(bench, model, config)), 30)
-    if not loaded:
-        return
-    backend, has_weights = loaded[0], model not in SHAPE_ONLY
-    parts: list[tuple[str, float, Callable[[], None]]] = [
-        ("decode steps", 10, lambda: decode_steps(bench, model, backend)),
-        ("prompts", 5, lambda: prompts(bench, model, backend)),
-        ("strategies", 10, lambda: strategies(bench, model, backend)),
-    ]
-    if has_weights:
-        parts.insert(0, ("same tokens", 20, lambda: same_tokens(bench, model, config, backend)))
-    work = make_work(bench, backend, bench.sizes.foreign) if has_weights else []
-    if work:
-        parts.append(("yardstick", 10, lambda: engine_of_yardstick(bench, model, backend, work)))
-    for what, needs_s, part in parts:
-        bench.run(f"{model}: {what}", part, needs_s)
-    dtype = backend.info.dtype
-    backend.close()
-    free()
-    if work:
-        bench.run(f"{model}: transformers", lambda: foreign(bench, model, config, dtype, work), 60)
-
-
-def load(bench: Bench, model: str, config: BackendConfig, name: str = "backend") -> measures.TorchModel:
-    started_s = time.perf_counter()
-    backend = factory.create(config)
-    details = backend.info.details
-    told = ("forward", "attention", "cuda_graphs", "self_test_error", "batch_invariant", "same_bits_rows")
-    bench.add(
-        "loaded",
-        model,
-        name,
-        load_s=time.perf_counter() - started_s,
-        max_model_len=backend.info.max_model_len,
-        **{key: str(details[key]) for key in told if key in details},
-    )
-    return backend
-
-
-def same_tokens(bench: Bench, model: str, config: BackendConfig, backend: measures.TorchModel) -> None:
+def same_tokens(part: PartRun) -> None:
     """Greedy answers of the engine, in one batch, against those of `generate()`, one by one."""
-    sizes = bench.sizes
-    work = make_work(bench, backend, sizes.answers, sizes.answer_tokens)
-    reference = load_reference(config, backend.info.dtype, bench.device)
-    started_s = time.perf_counter()
+    with loadable(part, max_batch_size=part.sizes.answers) as config:
+        own = str(loading.pick_dtype(part.dtype, torch.device(config.device))).removeprefix("torch.")
+        for dtype in dict.fromkeys(("float32", own)):
+            one = dataclasses.replace(config, dtype=dtype)
+            part.run(f"tokens in {dtype}", lambda one=one: _same_tokens(part, one))  # type: ignore[misc]
+            free()
+
+
+def _same_tokens(part: PartRun, config: BackendConfig) -> None:
+    check_memory(part, config)
+    sizes = part.sizes
+    reference = load_reference(config, config.dtype, config.device)
+    model = ModelSize(reference.config.vocab_size, reference.config.max_position_embeddings)
+    work = make_work(part, sizes.answers, model, max_tokens=sizes.answer_tokens)
     want = run_generate(reference, work)
-    generate_s = time.perf_counter() - started_s
+    del reference
+    free()  # the engine gets the memory for itself
+    backend = load(part, config)
     got: dict[int, list[int]] = {}
 
     def keep(report: Any) -> None:
         for update in report.updates:
             got.setdefault(update.seq_id, []).extend(update.token_ids)
 
-    tokens = sizes.max_step_tokens
-    drive(backend, "continuous", work, max_batch=len(work), max_step_tokens=tokens, publish=keep)
-    same = sum(got[i] == want[i] for i in range(len(work)))
+    drive_all(part, backend, "continuous", work, len(work), keep)
+    equal = [got[i] == want[i] for i in range(len(work))]
     before = [_common(got[i], want[i]) for i in range(len(work))]
-    num_tokens = sum(item.max_tokens for item in work)
-    bench.add(
-        "same tokens as generate()", model, "greedy answers", answers=len(work), tokens=sizes.answer_tokens,
-        equal=same / len(work), mean_equal_tokens=sum(before) / len(before),
-        generate_tokens_per_s=num_tokens / generate_s,
+    part.add(
+        "same tokens as generate()", "greedy answers", dtype=backend.info.dtype, answers=len(work),
+        tokens=sizes.answer_tokens, equal_answers=sum(equal), mean_equal_tokens=sum(before) / len(before),
     )  # fmt: skip
+    backend.close()
 
 
-def engine_of_yardstick(bench: Bench, model: str, backend: measures.TorchModel, work: list[Work]) -> None:
-    """The engine's rate on the work that transformers' own batching gets next."""
-    _drive(bench, backend, "continuous", make_work(bench, backend, 2, 4), len(work))
-    _time(
-        bench,
-        model,
-        "engine, continuous",
-        work,
-        lambda: _drive(bench, backend, "continuous", work, len(work)),
-    )
+def steps(part: PartRun) -> None:
+    """The machine, then decode steps against their floor, their kernels, and prompts."""
+    _hardware(part)
+    with loadable(part) as config:
+        backend = load(part, config)
+        rows = measures.DecodeRows(backend, max(part.sizes.rows), part.sizes.context)
+        part.run("decode steps", lambda: _decode_steps(part, backend, rows, part.sizes.rows, _USUAL))
+        part.run("kernels", lambda: _profile(part, backend, rows, config.device))
+        rows.release()
+        part.run("prompts", lambda: _prompts(part, backend))
 
 
-def foreign(bench: Bench, model: str, config: BackendConfig, dtype: str, work: list[Work]) -> None:
-    """transformers' own continuous batching, with the memory for itself."""
-    reference = load_reference(config, dtype, bench.device)
-    run_continuous_batching(reference, [Work(item.token_ids[:8], 4) for item in work[:2]], bench.left_s)
-    name = "transformers continuous batching"
-    _time(bench, model, name, work, lambda: run_continuous_batching(reference, work, bench.left_s))
+def plain_steps(part: PartRun) -> None:
+    """Decode steps without our Triton kernels."""
+    _compared_steps(part, "without Triton kernels")
 
 
-def _time(bench: Bench, model: str, name: str, work: list[Work], run: Callable[[], None]) -> None:
-    started_s = time.perf_counter()
-    run()
-    took_s = time.perf_counter() - started_s
-    num_tokens = sum(item.max_tokens for item in work)
-    bench.add("yardsticks", model, name, requests=len(work), tokens_per_s=num_tokens / took_s)
+def invariant_steps(part: PartRun) -> None:
+    """What the promise of BATCH_INVARIANT costs a decode step."""
+    _compared_steps(part, "BATCH_INVARIANT=1")
 
 
-def decode_steps(bench: Bench, model: str, backend: measures.TorchModel, name: str = "decode step") -> None:
-    """Steps of 1 to 256 rows against the time that reading their weights, keys and values takes."""
-    sizes, bandwidth = bench.sizes, bench.facts.get("bytes_per_s", float("nan"))
-    rows = sizes.rows if name == "decode step" else sizes.invariant_rows
-    for num_rows in rows:
-        took_s = measures.decode_step_s(backend, num_rows, sizes.context, sizes.steps)
-        floor_s = measures.decode_step_bytes(backend, num_rows, sizes.context) / bandwidth
-        bench.add(
-            "decode steps", model, name, rows=num_rows, context=sizes.context, step_ms=1e3 * took_s,
-            floor_ms=1e3 * floor_s, of_bandwidth=floor_s / took_s, tokens_per_s=num_rows / took_s,
+def _compared_steps(part: PartRun, name: str) -> None:
+    if "bytes_per_s" not in part.facts:
+        _hardware(part)
+    with loadable(part) as config:
+        backend = load(part, config)
+        rows = measures.DecodeRows(backend, max(part.sizes.few_rows), part.sizes.context)
+        _decode_steps(part, backend, rows, part.sizes.few_rows, name)
+
+
+def sampled_steps(part: PartRun) -> None:
+    """Decode steps whose rows are all sampled, as ratios to greedy ones."""
+    with loadable(part) as config:
+        backend = load(part, config)
+        rows = measures.DecodeRows(backend, max(part.sizes.few_rows), part.sizes.context)
+        greedy: dict[int, float] = {}
+        for name, params in _SAMPLED.items():
+            part.say(name)
+            for num_rows in part.sizes.few_rows:
+                took_s = measures.step_s(backend, rows.chunks(num_rows, params), part.sizes.steps)
+                greedy.setdefault(num_rows, took_s)
+                part.add(
+                    "sampled decode steps", name, rows=num_rows, step_ms=1e3 * took_s,
+                    to_greedy=took_s / greedy[num_rows],
+                )  # fmt: skip
+
+
+def strategies(part: PartRun) -> None:
+    """The four through the engine without HTTP; the baseline, which is the same at any load, only once."""
+    with loadable(part) as config:
+        backend = load(part, config)
+        drive_all(part, backend, "continuous", make_work(part, 2, backend.info, max_tokens=4), 2)
+        rates: dict[str, float] = {}
+        for concurrency in part.sizes.concurrency:
+            work = make_work(part, max(_BASELINE_REQUESTS, 2 * concurrency), backend.info)
+            for variant in ("baseline", *sorted(set(VARIANTS) - {"baseline"})):
+                if variant == "baseline" and variant in rates:
+                    continue
+                # One at a time is the same at any load: a few requests tell it.
+                items = work[:_BASELINE_REQUESTS] if variant == "baseline" else work
+                num_tokens = sum(item.max_tokens for item in items)
+                # At worst a step takes as long at any number of rows.
+                slowest = rates.get(variant, float("inf")) * min(1.0, concurrency / part.sizes.concurrency[0])
+                what = f"{variant} at {concurrency}"
+                if not part.fits(what, 1.0 + num_tokens / slowest):
+                    continue
+                part.say(f"{what} ... ({part.left_s:.0f} s left)")
+                with measures.DeviceTimes(backend) as times:
+                    started_s = time.perf_counter()
+                    drive_all(part, backend, variant, items, concurrency)
+                    took_s = time.perf_counter() - started_s
+                busy_s = times.busy_s()
+                rate = num_tokens / took_s
+                rates.setdefault(variant, rate)
+                part.add(
+                    "strategies", variant, concurrency=1 if variant == "baseline" else concurrency,
+                    requests=len(items), tokens_per_s=rate,
+                    to_baseline=rate / rates.get("baseline", float("nan")),
+                    idle=None if busy_s is None else max(0.0, 1 - busy_s / took_s),
+                )  # fmt: skip
+
+
+def _hardware(part: PartRun) -> None:
+    """Memory bandwidth and matrix rate, which steps and prompts are held against."""
+    device = str(loading.pick_device(part.device))
+    dtype = loading.pick_dtype(part.dtype, torch.device(device))
+    bandwidth = measures.memory_bandwidth(device, part.sizes.copy_bytes)
+    rate = measures.matrix_rate(device, part.sizes.matrix, dtype)
+    part.add_facts(bytes_per_s=bandwidth, operations_per_s=rate)
+    free()
+
+
+def _decode_steps(
+    part: PartRun,
+    backend: measures.TorchModel,
+    rows: measures.DecodeRows,
+    counts: tuple[int, ...],
+    name: str,
+) -> None:
+    """Against the time that reading the weights, keys and values once takes."""
+    bandwidth = part.facts.get("bytes_per_s", float("nan"))
+    for num_rows in counts:
+        took_s = measures.step_s(backend, rows.chunks(num_rows), part.sizes.steps)
+        floor_s = measures.decode_step_bytes(backend, num_rows, part.sizes.context) / bandwidth
+        usual_ms = part.known("step_ms", _STEPS, name=_USUAL, rows=num_rows)
+        part.add(
+            _STEPS, name, rows=num_rows, step_ms=1e3 * took_s, floor_ms=1e3 * floor_s,
+            to_floor=took_s / floor_s, tokens_per_s=num_rows / took_s,
+            to_usual=1e3 * took_s / usual_ms if usual_ms and name != _USUAL else None,
         )  # fmt: skip
 
 
-def prompts(bench: Bench, model: str, backend: measures.TorchModel) -> None:
+def _profile(part: PartRun, backend: measures.TorchModel, rows: measures.DecodeRows, device: str) -> None:
+    for num_rows in part.sizes.profiled_rows:
+        kernels = measures.kernels_of_step(backend, rows.chunks(num_rows), device)
+        count, busy = sum(k.calls for k in kernels), sum(k.microseconds for k in kernels)
+        part.add("kernels of a decode step", "all", rows=num_rows, calls=count, us=busy)
+        for kernel in kernels[:_LONGEST]:
+            part.add(
+                "kernels of a decode step", kernel.name[:80], rows=num_rows, calls=kernel.calls,
+                us=kernel.microseconds,
+            )  # fmt: skip
+
+
+def _prompts(part: PartRun, backend: measures.TorchModel) -> None:
     """Prompt tokens a second against the rate of a large product; attention is not counted as work."""
-    rate = bench.facts.get("operations_per_s", float("nan"))
+    rate = part.facts.get("operations_per_s", float("nan"))
     body, head = measures.num_multiplied_weights(backend)
-    for num_tokens in bench.sizes.prefill:
-        took_s = measures.prefill_step_s(backend, num_tokens, max(3, bench.sizes.steps // 4))
+    for wanted in part.sizes.prefill:
+        num_tokens = min(wanted, backend.info.max_model_len - 1)
+        took_s = measures.prefill_step_s(backend, num_tokens, max(3, part.sizes.steps // 4))
         operations = 2 * (num_tokens * body + head)
-        bench.add(
-            "prompts", model, "one prompt a step", tokens=num_tokens, step_ms=1e3 * took_s,
+        part.add(
+            "prompts", "one prompt a step", tokens=num_tokens, step_ms=1e3 * took_s,
             tokens_per_s=num_tokens / took_s, of_matrix_rate=operations / rate / took_s,
         )  # fmt: skip
 
 
-def strategies(bench: Bench, model: str, backend: measures.TorchModel) -> None:
-    """The four through the direct engine, at several numbers of requests at a time."""
-    rates: dict[str, float] = {}
-    for concurrency in bench.sizes.concurrency:
-        work = make_work(bench, backend, max(_BASELINE_REQUESTS, 2 * concurrency))
-        for variant in VARIANTS:
-            # One at a time is the same at any load: a few requests tell it.
-            items = work[:_BASELINE_REQUESTS] if variant == "baseline" else work
-            num_tokens = sum(item.max_tokens for item in items)
-            needs_s = num_tokens / rates[variant] if variant in rates else 1.0
-            if not bench.fits(f"{model}: {variant} at {concurrency}", needs_s):
-                continue
-            with measures.DeviceTimes(backend) as times:
-                started_s = time.perf_counter()
-                _drive(bench, backend, variant, items, concurrency)
-                took_s = time.perf_counter() - started_s
-            busy_s = times.busy_s()
-            rates[variant] = num_tokens / took_s
-            bench.add(
-                "strategies", model, variant, concurrency=concurrency, requests=len(items),
-                tokens_per_s=rates[variant], to_baseline=rates[variant] / rates.get("baseline", float("nan")),
-                idle=None if busy_s is None else max(0.0, 1 - busy_s / took_s),
-            )  # fmt: skip
+@contextmanager
+def loadable(part: PartRun, max_batch_size: int | None = None) -> Iterator[BackendConfig]:
+    """The configuration with which the part's model can be loaded while this lasts."""
+    sizes = part.sizes
+    known = {field.name for field in dataclasses.fields(TorchOptions)}
+    config = BackendConfig(
+        model=part.model,
+        device=str(loading.pick_device(part.device)),
+        dtype=part.dtype,
+        max_batch_size=max_batch_size or max(*sizes.rows, *sizes.concurrency, *sizes.yardstick),
+        max_step_tokens=sizes.max_step_tokens,
+        artifacts_dir=part.artifacts_dir,
+        options=TorchOptions(**{name: value for name, value in part.options.items() if name in known}),
+    )
+    if part.real_weights or part.model not in PRESETS:
+        yield config
+        return
+    with tempfile.TemporaryDirectory() as parent, shape_folder(part.model, Path(parent)) as folder:
+        check_memory(part, config)
+        yield dataclasses.replace(config, model=str(folder))
 
 
-def batch_invariant(bench: Bench, model: str, config: BackendConfig) -> None:
-    """What the promise costs a decode step."""
-    config = dataclasses.replace(config, options=TorchOptions(batch_invariant=True))
-    backend = load(bench, model, config, "BATCH_INVARIANT=1")
-    decode_steps(bench, model, backend, "BATCH_INVARIANT=1")
-    backend.close()
-    free()
+def check_memory(part: PartRun, config: BackendConfig) -> None:
+    """Raises: BackendError where the weights of a preset do not fit into the memory that is free."""
+    dtype = loading.pick_dtype(config.dtype, torch.device(config.device))
+    if part.model in PRESETS and not fits_memory(part.model, config.device, dtype):
+        raise BackendError(f"the weights of {part.model} in {dtype} do not fit into the memory that is free")
 
 
-def make_work(
-    bench: Bench, backend: measures.TorchModel, count: int, max_tokens: int | None = None
-) -> list[Work]:
+def load(part: PartRun, config: BackendConfig) -> measures.TorchModel:
+    part.say(f"loading {part.model} ... ({part.left_s:.0f} s left)")
+    started_s = time.perf_counter()
+    backend = factory.create(config)
+    details, cuda = backend.info.details, config.device.startswith("cuda")
+    told = ("forward", "attention", "cuda_graphs", "self_test_error", "batch_invariant", "same_bits_rows")
+    part.add(
+        "loaded", part.kind, dtype=backend.info.dtype, load_s=time.perf_counter() - started_s,
+        max_model_len=backend.info.max_model_len,
+        gib=torch.cuda.memory_allocated() / 2**30 if cuda else None,
+        **{key: str(details[key]) for key in (*told, *sorted(set(details) - _LESS - set(told))) if key in details},
+    )  # fmt: skip
+    return backend
+
+
+class Info(Protocol):
+    """The two facts of a model that work for it depends on."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_model_len(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    vocab_size: int
+    max_model_len: int
+
+
+def make_work(part: PartRun, count: int, info: Info, max_tokens: int | None = None) -> list[Work]:
     """Prompts and budgets of seeded lengths, cut to what the model holds."""
-    rng = random.Random(bench.seed)
-    shortest, longest = bench.sizes.lengths
-    longest = min(longest, backend.info.max_model_len // 2)
+    rng = random.Random(part.seed)
+    shortest, longest = part.sizes.lengths
+    longest = min(longest, info.max_model_len // 2)
     work = []
     for _ in range(count):
         num_prompt, num_new = rng.randint(shortest, longest), rng.randint(shortest, longest)
-        ids = [rng.randrange(backend.info.vocab_size) for _ in range(num_prompt)]
+        ids = [rng.randrange(info.vocab_size) for _ in range(num_prompt)]
         work.append(Work(ids, max_tokens or num_new))
     return work
+
+
+def drive_all(
+    part: PartRun,
+    backend: measures.TorchModel,
+    variant: str,
+    work: list[Work],
+    max_batch: int,
+    publish: Callable[[StepReport], None] = lambda report: None,
+) -> None:
+    tokens = max(part.sizes.max_step_tokens, max_batch + 64)
+    drive(backend, variant, work, max_batch=max_batch, max_step_tokens=tokens, publish=publish)
 
 
 def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _drive(
-    bench: Bench, backend: measures.TorchModel, variant: str, work: list[Work], max_batch: int
-) -> None:
-    tokens = max(bench.sizes.max_step_tokens, max_batch + 64)
-    drive(backend, variant, work, max_batch=max_batch, max_step_tokens=tokens)
 
 
 def _common(a: list[int], b: list[int]) -> int:

@@ -17,14 +17,14 @@ from adapters.models.preset_tokenizer import write_json
 from adapters.models.presets import PRESETS, hf_config, tensors
 from adapters.torch_backend import loading
 
-_BYTES_PER_WEIGHT = {"cuda": 2.2, "cpu": 5.0}
-"""bf16 and what it takes to rearrange it; a CPU's packed weights are made beside the first ones."""
+_ROOM = {"cuda": 1.1, "cpu": 2.5}
+"""Times the weights' own bytes: what it takes to rearrange them; a CPU's packed ones are made beside the first."""
 
 
-def fits_memory(preset: str, device: str) -> bool:
+def fits_memory(preset: str, device: str, dtype: torch.dtype) -> bool:
     """True where the memory that is free holds the weights."""
     kind = device.partition(":")[0]
-    needed = _BYTES_PER_WEIGHT.get(kind, 5.0) * PRESETS[preset].num_parameters
+    needed = _ROOM.get(kind, 2.5) * PRESETS[preset].num_parameters * dtype.itemsize
     free: int = torch.cuda.mem_get_info()[0] if kind == "cuda" else psutil.virtual_memory().available
     return needed <= free
 

@@ -1,0 +1,120 @@
+"""What `gpu_bench` measures, in which order, and how much of it. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+PARTS = "tools.gpu.parts"
+YARDSTICK = "tools.gpu.yardstick"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much work each part does."""
+
+    rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    few_rows: tuple[int, ...] = (1, 16, 64, 256)
+    """For what is held against the decode steps of `rows`."""
+    profiled_rows: tuple[int, ...] = (1, 64, 256)
+    context: int = 256
+    """Tokens that a decode row has behind it."""
+    steps: int = 40
+    prefill: tuple[int, ...] = (512, 1024)
+    concurrency: tuple[int, ...] = (256, 1, 64, 16)
+    lengths: tuple[int, int] = (100, 512)
+    """Of prompts and of answers, in tokens."""
+    copy_bytes: int = 4 << 30
+    matrix: int = 8192
+    answers: int = 8
+    answer_tokens: int = 32
+    yardstick: tuple[int, ...] = (64, 256)
+    """Requests at a time for transformers' continuous batching and for the engine beside it."""
+    max_step_tokens: int = 2048
+
+
+QUICK = Sizes(
+    rows=(1, 4),
+    few_rows=(1, 4),
+    profiled_rows=(2,),
+    context=16,
+    steps=3,
+    prefill=(32,),
+    concurrency=(2, 1),
+    lengths=(4, 12),
+    copy_bytes=16 << 20,
+    matrix=256,
+    answers=2,
+    answer_tokens=6,
+    yardstick=(2,),
+    max_step_tokens=256,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One process of the run."""
+
+    name: str
+    function: str
+    """`module:function`; it gets a `tools.gpu.part.PartRun`."""
+    model: str
+    needs_s: float
+    """With less time left than this, the part is skipped."""
+    limit_s: float
+    """The process is killed after so many seconds."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of `TorchOptions`."""
+    real_weights: bool = False
+    """Else only the model's shape is taken, and its weights are made on the device."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} of {self.model}" + (" (real weights)" if self.real_weights else "")
+
+
+NAMES = ("same", "steps", "plain", "strategies", "invariant", "sampled", "yardstick")
+"""The values of `--parts`, in the order in which they run."""
+
+
+def make_plan(
+    names: Sequence[str], models: Sequence[str], *, real_model: str, has_triton_option: bool
+) -> list[Part]:
+    """Most valuable first: all parts of the first model, and between them the steps of the others."""
+    first, *others = models
+    parts = []
+    if "same" in names:
+        parts.append(Part("same", f"{PARTS}:same_tokens", real_model, 15, 90, real_weights=True))
+    for name in NAMES:
+        if name in names:
+            parts += _parts(name, first, has_triton_option)
+            if name == "steps":
+                parts += [part for model in others for part in _parts(name, model, has_triton_option)]
+    for model in others:
+        rest = [name for name in NAMES if name in names and name not in ("same", "steps")]
+        parts += [part for name in rest for part in _parts(name, model, has_triton_option)]
+    return parts
+
+
+def _parts(name: str, model: str, has_triton_option: bool) -> list[Part]:
+    if name == "same":
+        return [Part("same", f"{PARTS}:same_tokens", model, 30, 90)]
+    if name == "steps":
+        return [Part("steps", f"{PARTS}:steps", model, 20, 90)]
+    if name == "plain":
+        options = {"triton_kernels": False}
+        parts = [Part("plain", f"{PARTS}:plain_steps", model, 20, 60, options)]
+        return parts if has_triton_option else []
+    if name == "strategies":
+        return [Part("strategies", f"{PARTS}:strategies", model, 30, 130)]
+    if name == "invariant":
+        options = {"batch_invariant": True}
+        return [Part("invariant", f"{PARTS}:invariant_steps", model, 20, 75, options)]
+    if name == "sampled":
+        return [Part("sampled", f"{PARTS}:sampled_steps", model, 20, 60)]
+    assert name == "yardstick"
+    return [
+        Part("yardstick, engine", f"{YARDSTICK}:engine", model, 20, 60),
+        Part("yardstick, transformers", f"{YARDSTICK}:transformers", model, 30, 120),
+    ]

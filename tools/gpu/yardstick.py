@@ -1,0 +1,65 @@
+"""The engine and transformers' continuous batching on the same prompts, each in a process of its own."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from adapters.torch_backend import loading
+from tools.gpu.part import PartRun
+from tools.gpu.parts import ModelSize, drive_all, free, load, loadable, make_work
+from tools.engine_drive import Work
+from tools.gpu.paged_attention import choose_attention, is_fair, is_ours
+from tools.transformers_runs import continuous_batching, load_reference
+
+_TABLE = "transformers' continuous batching beside the engine's"
+_ENGINE = "engine, continuous"
+
+
+def engine(part: PartRun) -> None:
+    with loadable(part) as config:
+        backend = load(part, config)
+        for num_requests in part.sizes.yardstick:
+            work = make_work(part, num_requests, backend.info)
+            drive_all(part, backend, "continuous", make_work(part, 2, backend.info, max_tokens=4), 2)
+            started_s = time.perf_counter()
+            drive_all(part, backend, "continuous", work, num_requests)
+            took_s = time.perf_counter() - started_s
+            num_tokens = sum(item.max_tokens for item in work)
+            part.add(_TABLE, _ENGINE, requests=num_requests, tokens=num_tokens, tokens_per_s=num_tokens / took_s)
+
+
+def transformers(part: PartRun) -> None:
+    """Greedy as well. All of the work is done once before it is timed, since graphs are captured on the way."""
+    with loadable(part) as config:
+        device = loading.pick_device(config.device)
+        dtype = str(loading.pick_dtype(part.dtype, device)).removeprefix("torch.")
+        model = load_reference(config, dtype, config.device)
+        attention = choose_attention(model)
+        if not is_fair(attention):
+            part.note(f"{attention}: transformers' batching without flash attention is not comparable")
+        longest = part.known("max_model_len", "loaded", name="yardstick, engine")
+        size = ModelSize(model.config.vocab_size, longest or model.config.max_position_embeddings)
+        for num_requests in part.sizes.yardstick:
+            work = make_work(part, num_requests, size)
+            part.run(f"{num_requests} requests", lambda work=work: _time(part, model, work, attention), 10)  # type: ignore[misc]
+            free()
+
+
+def _time(part: PartRun, model: Any, work: list[Work], attention: str) -> None:
+    num_tokens = sum(item.max_tokens for item in work)
+    with continuous_batching(model, work, one_block=is_ours(attention)) as answer_all:
+        for is_timed in (False, True):
+            started_s = time.perf_counter()
+            answers = answer_all(work, part.left_s)
+            took_s = time.perf_counter() - started_s
+            part.say(f"{len(work)} requests, {'timed' if is_timed else 'not timed'}: {took_s:.1f} s")
+        if [len(answer) for answer in answers] != [item.max_tokens for item in work]:
+            raise RuntimeError("transformers' continuous batching gave answers of other lengths")
+    rate = num_tokens / took_s
+    ours = part.known("tokens_per_s", _TABLE, name=_ENGINE, requests=len(work), tokens=num_tokens)
+    part.add(
+        _TABLE, "transformers", requests=len(work), tokens=num_tokens, tokens_per_s=rate,
+        engine_is_faster=ours / rate if ours else None,
+        attention=attention if is_fair(attention) else f"{attention}, not comparable",
+    )  # fmt: skip
