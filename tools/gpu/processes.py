@@ -18,9 +18,9 @@ from typing import Any
 
 import pandas as pd
 
+from tools.gpu.part import spec_of
 from tools.gpu.plan import Part, Sizes
 from tools.gpu.tables import render
-from tools.gpu.part import spec_of
 from tools.result_file import write_rows
 
 _WAYS_OUT: tuple[dict[str, Any], ...] = (

@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 from adapters.torch_backend import loading
-from tools.gpu.part import PartRun
-from tools.gpu.parts import ModelSize, drive_all, free, load, loadable, make_work
 from tools.engine_drive import Work
 from tools.gpu.paged_attention import choose_attention, is_fair, is_ours
+from tools.gpu.part import PartRun
+from tools.gpu.parts import ModelSize, drive_all, free, load, loadable, make_work
 from tools.transformers_runs import continuous_batching, load_reference
 
 _TABLE = "transformers' continuous batching beside the engine's"
