@@ -167,7 +167,7 @@ def kernels_of_step(
         wait(device)
     kernels = []
     for event in profiler.key_averages():
-        if on_gpu and event.device_type != torch.autograd.DeviceType.CUDA:
+        if on_gpu and event.device_type.name != "CUDA":
             continue
         took = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         kernels.append(Kernel(event.key, event.count / count, took / count))

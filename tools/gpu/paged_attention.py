@@ -1,9 +1,9 @@
 """torch's own flash attention as an attention of transformers' continuous batching.
 
-transformers takes flash attention from the flash-attn package only. Without it, it masks a step's whole batch
-against the whole cache, which nobody would call a fair yardstick. Rows that all decode read the cache in place;
-this wants a block that holds a whole sequence, so that its keys lie side by side. Any other step gathers its
-keys first, as transformers does with flash-attn.
+transformers takes flash attention from the flash-attn package only. Without it, a step's rows are masked
+against everything in the cache, which is no fair yardstick. Here a step of decode rows alone reads the cache
+in place. For that, a block of the cache must hold a whole sequence, so that its keys lie side by side. Any
+other step gathers its keys first, as transformers does with flash-attn.
 """
 
 from __future__ import annotations
