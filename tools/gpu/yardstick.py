@@ -8,7 +8,7 @@ from typing import Any
 from adapters.torch_backend import loading
 from tools.engine_drive import Work
 from tools.gpu.backend import ModelSize, drive_all, free, load, loadable, make_work
-from tools.gpu.paged_attention import choose_attention, is_fair, is_ours
+from tools.gpu.paged_attention import choose_attention, is_fair, reads_in_place
 from tools.gpu.part import LOADED, PartRun
 from tools.transformers_runs import continuous_batching, load_reference
 
@@ -49,7 +49,8 @@ def transformers(part: PartRun) -> None:
 
 def _time(part: PartRun, model: Any, work: list[Work], attention: str) -> None:
     num_tokens = sum(item.max_tokens for item in work)
-    with continuous_batching(model, work, one_block=is_ours(attention)) as answer_all:
+    in_place = reads_in_place(attention)
+    with continuous_batching(model, work, one_block=in_place) as answer_all:
         for is_timed in (False, True):
             started_s = time.perf_counter()
             answers = answer_all(work, part.left_s)
@@ -62,5 +63,6 @@ def _time(part: PartRun, model: Any, work: list[Work], attention: str) -> None:
     part.add(
         _TABLE, "transformers", requests=len(work), tokens=num_tokens, tokens_per_s=rate,
         engine_is_faster=ours / rate if ours else None,
-        attention=attention if is_fair(attention) else f"{attention}, not comparable",
+        attention=attention + ("" if is_fair(attention) else ", not comparable"),
+        keys="in place" if in_place else "by transformers",
     )  # fmt: skip
