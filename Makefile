@@ -46,7 +46,7 @@ help: ## list the commands
 
 INSTALLED := .venv/.lab-$(or $(EXTRA),base)
 
-.PHONY: bench compare sweep gate yardsticks profile gpu-bench step-cost parity report run model stage prompts env-example
+.PHONY: bench compare sweep gate yardsticks profile gpu-bench gpu-env-check step-cost parity report run model stage prompts env-example
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
@@ -61,6 +61,15 @@ profile: .venv/.lab-torch ## where the time of a decode step goes: MODEL= ARGS="
 
 gpu-bench: .venv/.lab-torch ## what a GPU makes of the torch backend, in one run of minutes
 	@$(LAB) gpu-bench $(ARGS)
+
+# As a GPU image's: torch and transformers of some months ago, and none of the service's packages.
+GPU_ENV := torch==2.11.0 transformers==5.17.0 filelock huggingface-hub jinja2 numpy pandas psutil pyarrow \
+	safetensors tokenizers
+
+gpu-env-check: $(filter .uv/bin/uv,$(UV)) ## run gpu-bench on this CPU as a GPU image would: downloads 3 GB into .gpu-env
+	@$(UV) venv --quiet --allow-existing --python '>=3.11,<3.14' .gpu-env
+	@$(UV) pip install --quiet --python .gpu-env/bin/python $(GPU_ENV)
+	@.gpu-env/bin/python -m tools.gpu_bench --device cpu --quick $(ARGS)
 
 step-cost: .venv/.lab-llama ## what the llama.cpp adapter adds to a bare decode loop
 	@$(LAB) step-cost $(ARGS)
@@ -121,4 +130,4 @@ format: .venv/.dev ## let ruff rewrite the sources
 	.venv/bin/ruff check --fix .
 
 clean: ## remove results, models and the environment
-	rm -rf .venv .uv artifacts results
+	rm -rf .venv .gpu-env .uv artifacts results

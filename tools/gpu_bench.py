@@ -8,13 +8,11 @@ does not fit the time budget is skipped; both are reported. Results are written 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.metadata
 import os
 import subprocess
 import sys
 
-from adapters.torch_backend import TorchOptions
 from harness.results.output_dir import make_folder, utc_stamp
 from tools.engine_drive import add_out_argument
 from tools.gpu.plan import NAMES, QUICK, Sizes, make_plan
@@ -43,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sampled; yardstick: transformers' continuous batching (default all, in this order)",
     )
     parser.add_argument(
-        "--budget-s", type=float, default=470, help="seconds in all (default 470); what does not fit is skipped"
+        "--budget-s",
+        type=float,
+        default=470,
+        help="seconds in all (default 470); what does not fit is skipped",
     )
     parser.add_argument("--quick", action="store_true", help="very little work: does the script itself run?")
     parser.add_argument("--seed", type=int, default=0, help="of the lengths and prompts (default 0)")
@@ -52,15 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the parts; returns 1 where none of them brought a row."""
+    """Run the parts; returns 1 where one of them failed. One that was skipped has not."""
     folder = args.out / "gpu" / utc_stamp()
     make_folder(folder)
     sizes = QUICK if args.quick else Sizes()
     models = args.models or (["lab-26m"] if args.quick else ["lab-8b", "lab-1b"])
-    has_triton = any(field.name == "triton_kernels" for field in dataclasses.fields(TorchOptions))
-    plan = make_plan(
-        args.parts, models, real_model="lab-26m" if args.quick else "lab-110m", has_triton_option=has_triton
-    )
+    real_model = "lab-26m" if args.quick else "lab-110m"
+    plan = make_plan(args.parts, models, real_model=real_model)
     bench = Bench(
         folder,
         args.device,
@@ -71,15 +70,13 @@ def run(args: argparse.Namespace) -> int:
         os.path.abspath(args.artifacts_dir),
         {"nvidia_smi": _nvidia_smi(), **_versions(), "commit": _commit(), "sizes": str(sizes)},
     )
-    if not has_triton:
-        bench.notes.append("there is no option triton_kernels: steps with and without them are the same")
     if bench.facts["vllm"] is None:
         bench.notes.append("vLLM is not installed here: not compared")
     print("\n".join(f"{name}: {value}" for name, value in bench.facts.items()), flush=True)
     for part in plan:
         bench.run(part)
     print(f"\n{args.budget_s - bench.left_s:.0f} s in all; {folder}/tables.md, rows.parquet, log.txt")
-    return 0 if bench.rows else 1
+    return int(bench.has_failed)
 
 
 def _nvidia_smi() -> str | None:

@@ -1,4 +1,4 @@
-"""What transformers itself makes of the same prompts: `generate()` one by one, and its continuous batching."""
+"""The same prompts in transformers: `generate()` one by one, and its own continuous batching."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def continuous_batching(model: Any, work: list[Work], *, one_block: bool = False
     if one_block:
         settings["block_size"] = -(-longest // _BLOCK_MULTIPLE) * _BLOCK_MULTIPLE
     if model.device.type == "cpu":
-        size = settings.get("block_size", ContinuousBatchingConfig().block_size)
+        size = settings.setdefault("block_size", _BLOCK_MULTIPLE)
         settings["num_blocks"] = (len(work) + 1) * -(-longest // size)
         settings["max_batch_tokens"] = max(_CPU_BATCH_TOKENS, len(work))
     most = max(item.max_tokens for item in work)

@@ -1,4 +1,4 @@
-"""Facts of this machine as plain values, for tools that run where the harness' own packages are not installed.
+"""Facts of this machine as plain values, for tools that run without the packages of the harness.
 
 Only `/proc`, `/sys`, psutil and `nvidia-smi` are asked. What the system does not tell is None.
 """

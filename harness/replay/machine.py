@@ -14,6 +14,7 @@ import psutil
 from harness.replay.host import host_facts
 from harness.results.manifest import HostFacts, MachineUse
 
+
 def describe_host() -> HostFacts:
     return HostFacts(**host_facts())
 

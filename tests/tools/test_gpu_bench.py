@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,16 @@ from adapters.base import BackendConfig
 from adapters.models.presets import PRESETS, Preset
 from adapters.torch_backend import loading
 from adapters.torch_backend.backend import TorchBackend
-from tests.adapters.conformance import torch_backend_of_a_device
+from adapters.torch_backend.model.flash_attention import plain_attention
+from tests.adapters.conformance import tiny_llama, torch_backend_of_a_device
 from tools import gpu_bench
-from tools.gpu import measures as gpu_measures
-from tools.gpu import parts as gpu_parts
-from tools.gpu import shape_model
-from tools.gpu_bench import QUICK, Bench
+from tools.engine_drive import Work
+from tools.gpu import measures, paged_attention, shape_model
+from tools.gpu.plan import NAMES, QUICK, Part, make_plan
+from tools.gpu.processes import Bench
+from tools.transformers_runs import continuous_batching, load_reference, run_generate
+
+NOT_ON_A_GPU_IMAGE = ("pydantic", "pydantic_settings", "httptools", "fastapi", "uvicorn")
 
 
 def parse(*arguments: str) -> argparse.Namespace:
@@ -31,52 +37,113 @@ def parse(*arguments: str) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def make_bench(tmp_path: Path, budget_s: float = 100.0) -> Bench:
-    return Bench("cpu", "auto", QUICK, 0, budget_s, tmp_path / "rows.parquet")
+def make_bench(tmp_path: Path, budget_s: float = 60.0) -> Bench:
+    return Bench(tmp_path, "cpu", "auto", QUICK, 0, budget_s, str(tmp_path), {})
 
 
-def test_a_quick_run_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--device=cpu", "--models", "lab-26m", "--quick", f"--out={tmp_path}")
-    assert gpu_bench.run(parse(*arguments, f"--artifacts-dir={tmp_path}")) == 0
-    shown = capsys.readouterr().out
-    assert "FAILED" not in shown
-    (path,) = tmp_path.glob("gpu/*.parquet")
-    table = pq.read_table(path)
-    rows = table.to_pylist()
-    by_part = {part: [row for row in rows if row["part"] == part] for part in {row["part"] for row in rows}}
-    assert set(by_part) == {
-        "hardware", "loaded", "same tokens as generate()", "decode steps", "prompts", "strategies",
+def planted(name: str, limit_s: float = 60.0, **options: Any) -> Part:
+    return Part(name, f"tests.tools.planted_parts:{name}", "no-model", 1, limit_s, options)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(folder / "rows.parquet").to_pylist()
+    return rows
+
+
+@pytest.mark.timeout(900)
+def test_a_quick_run_on_a_cpu(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--device=cpu", "--quick", f"--out={tmp_path}", f"--artifacts-dir={tmp_path}/artifacts")
+    assert gpu_bench.run(parse(*arguments)) == 0, capfd.readouterr().out
+    (folder,) = (tmp_path / "gpu").iterdir()
+    assert {path.name for path in folder.iterdir()} == {"rows.parquet", "tables.md", "log.txt"}
+    rows = rows_of(folder)
+    by_table = {name: [row for row in rows if row["table"] == name] for name in {r["table"] for r in rows}}
+    assert set(by_table) == {
+        "loaded", "hardware", "same tokens as generate()", "decode steps", "kernels of a decode step",
+        "prompts", "strategies", "sampled decode steps", "transformers' continuous batching beside the engine's",
     }  # fmt: skip
-    assert by_part["same tokens as generate()"][0]["mean_equal_tokens"] > 0
-    assert {row["name"] for row in by_part["strategies"]} == {"baseline", "static", "dynamic", "continuous"}
-    assert {row["name"] for row in by_part["decode steps"]} == {"decode step", "BATCH_INVARIANT=1"}
-    assert all(row["step_ms"] > 0 < row["floor_ms"] for row in by_part["decode steps"])
-    facts = json.loads(table.schema.metadata[b"lab"])
-    assert facts["torch"] == torch.__version__
+    assert {row["name"] for row in by_table["loaded"]} == {
+        "same", "steps", "plain", "strategies", "invariant", "sampled", "yardstick, engine",
+    }  # fmt: skip
+    exact = [row for row in by_table["same tokens as generate()"] if row["dtype"] == "float32"]
+    assert [row["equal_answers"] for row in exact] == [QUICK.answers] * 2
+    assert {row["name"] for row in by_table["strategies"]} == {"baseline", "static", "dynamic", "continuous"}
+    steps = by_table["decode steps"]
+    assert {row["name"] for row in steps} == {"decode step", "without Triton kernels", "BATCH_INVARIANT=1"}
+    assert all(row["step_ms"] > 0 < row["floor_ms"] for row in steps)
+    assert all(row["to_usual"] > 0 for row in steps if row["name"] != "decode step")
+    ours, theirs = by_table["transformers' continuous batching beside the engine's"]
+    assert ours["tokens"] == theirs["tokens"]
+    assert theirs["engine_is_faster"] == pytest.approx(ours["tokens_per_s"] / theirs["tokens_per_s"])
+    assert theirs["attention"] == "paged|plain_flash, not comparable"
+    facts = json.loads(pq.read_table(folder / "rows.parquet").schema.metadata[b"lab"])
+    assert facts["torch_build"] == torch.__version__
     assert facts["host"]["cpu_model"]
+    text = (folder / "tables.md").read_text(encoding="utf-8")
+    assert "### decode steps" in text
+    assert "### decode steps" in capfd.readouterr().out
+
+
+def test_it_starts_without_the_packages_of_the_service_and_holds_no_device_memory() -> None:
+    # None in sys.modules makes an import fail.
+    block = f"import sys; sys.modules |= dict.fromkeys({NOT_ON_A_GPU_IMAGE!r});"
+    parent = f"{block} import tools.gpu_bench; assert 'torch' not in sys.modules"
+    parts = f"{block} import tools.gpu.part, tools.gpu.parts, tools.gpu.yardstick"
+    for code in (parent, parts):
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_part_that_fails_hangs_or_crashes_costs_only_itself(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bench = make_bench(tmp_path)
+    for part in (planted("failing"), planted("hanging", 4.0), planted("crashing"), planted("good")):
+        bench.run(part)
+    assert bench.has_failed
+    rows = [(row["table"], row["name"], row["value"]) for row in rows_of(tmp_path)]
+    before = [(name, "before", 1.0) for name in ("failing", "hanging", "crashing")]
+    assert rows == [*before, ("good", "row", 1.5)]
+    assert bench.rows[-1]["earlier"] == 3
+    assert bench.facts["answer"] == 42
+    failed, ended, hung, crashed, warned = bench.notes
+    assert failed == "no-model: FAILED: RuntimeError: CUDA error: no kernel image"
+    assert ended.startswith("FAILED: failing of no-model ended with 1; its last lines:")
+    assert hung.startswith("FAILED: hanging of no-model was ended after 4 s")
+    assert "time.sleep(600)" in (tmp_path / "log.txt").read_text() or "in hanging" in hung
+    assert crashed.startswith("FAILED: crashing of no-model ended with -6")
+    assert warned == "no-model: the backend warns"
+    assert "### good" in capfd.readouterr().out
+
+
+def test_what_cannot_be_loaded_is_tried_with_less(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    bench.run(planted("loading_without_graphs"))
+    assert [note for note in bench.notes if "tried again" in note] == [
+        f"loading_without_graphs of no-model: tried again with {options}, and so are the parts that follow"
+        for options in ({"triton_kernels": False}, {"cuda_graphs": False})
+    ]
+    # It has loaded: what fails then is not tried again.
+    assert [row["name"] for row in bench.rows] == ["loading_without_graphs", "before", "after it"]
+    bench.run(planted("loading_without_graphs"))
+    assert sum("tried again" in note for note in bench.notes) == 2
+    assert len(bench.rows) == 6
 
 
 def test_what_does_not_fit_the_budget_is_skipped_and_said_to_be(tmp_path: Path) -> None:
-    bench = make_bench(tmp_path, budget_s=5.0)
-    done: list[str] = []
-    bench.run("long", lambda: done.append("long"), 60)
-    bench.run("short", lambda: done.append("short"), 1)
-    assert done == ["short"]
-    assert bench.notes[0].startswith("skipped: long (about 60 s")
+    bench = make_bench(tmp_path, budget_s=0.5)
+    bench.run(planted("good"))
+    assert bench.rows == []
+    (note,) = bench.notes
+    assert note.startswith("skipped: good of no-model (about 1 s")
 
 
-def test_a_part_that_fails_ends_nothing_else(tmp_path: Path) -> None:
-    bench = make_bench(tmp_path)
-
-    def broken() -> None:
-        bench.add("steps", "m", "n", value=1.0)
-        raise RuntimeError("CUDA error: no kernel image")
-
-    bench.run("steps", broken)
-    assert bench.notes == ["FAILED: steps: RuntimeError: CUDA error: no kernel image"]
-    assert pq.read_table(bench.path).to_pylist() == [
-        {"part": "steps", "model": "m", "name": "n", "value": 1.0}
-    ]
+def test_the_first_model_gets_every_part_before_the_others_get_more_than_steps() -> None:
+    plan = [(part.name, part.model) for part in make_plan(NAMES, ["big", "small"], real_model="real")]
+    assert plan[:4] == [("same", "real"), ("same", "big"), ("steps", "big"), ("steps", "small")]
+    assert plan.index(("yardstick, transformers", "big")) < plan.index(("plain", "small"))
+    assert len(plan) == len(set(plan))
+    only = make_plan(["steps"], ["big", "small"], real_model="real")
+    assert [(part.name, part.model) for part in only] == [("steps", "big"), ("steps", "small")]
 
 
 def test_a_shape_is_loaded_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,17 +154,19 @@ def test_a_shape_is_loaded_without_weights(tmp_path: Path, monkeypatch: pytest.M
     assert loading.read_weights is read
     assert backend.info.model == "lab-tiny"
     assert backend.info.num_parameters == PRESETS["lab-tiny"].num_parameters
-    assert gpu_measures.num_multiplied_weights(backend) == (
+    assert measures.num_multiplied_weights(backend) == (
         PRESETS["lab-tiny"].num_parameters - 2 * 160 * 64 - 5 * 64,
         160 * 64,
     )
 
 
-def test_a_shape_that_fits_no_memory_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_parts, "fits_memory", lambda *args: False)
-    bench = make_bench(tmp_path)
-    gpu_parts.measure_model(bench, "lab-8b")
-    assert bench.notes == ["skipped: lab-8b, whose weights do not fit into the memory that is free"]
+def test_whether_a_shape_fits_depends_on_its_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = 2.5 * 4 * PRESETS["lab-26m"].num_parameters
+    monkeypatch.setattr(
+        shape_model.psutil, "virtual_memory", lambda: argparse.Namespace(available=needed - 1)
+    )
+    assert not shape_model.fits_memory("lab-26m", "cpu", torch.float32)
+    assert shape_model.fits_memory("lab-26m", "cpu", torch.bfloat16)
 
 
 def test_steps_of_an_overlapping_backend_keep_two_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +189,47 @@ def test_steps_of_an_overlapping_backend_keep_two_in_flight(monkeypatch: pytest.
         most = max(most, flying)
         return Watched(launch(chunks))
 
+    rows = measures.DecodeRows(backend, 3, 20)
     monkeypatch.setattr(backend, "launch", watched)
-    assert gpu_measures.decode_step_s(backend, 3, 20, 4) > 0
+    assert measures.step_s(backend, rows.chunks(2), 4) > 0
     assert (flying, most) == (0, 2)
+    rows.release()
     assert len(backend._packer.slots._free) == backend.info.max_batch_size
+
+
+@pytest.mark.parametrize("one_block", [False, True], ids=["keys gathered", "keys in place"])
+def test_transformers_batching_gives_the_tokens_of_generate_with_our_attention(
+    one_block: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if one_block and not paged_attention.updates_by_index():
+        pytest.skip("the cache of this version of transformers is laid out otherwise")
+    calls = []
+
+    def watched(*args: Any) -> Any:
+        calls.append(args[4])
+        return plain_attention(*args)
+
+    monkeypatch.setattr(paged_attention, "plain_attention", watched)
+    model = load_reference(BackendConfig(model=tiny_llama(), device="cpu"), "float32")
+    size = model.config.vocab_size
+    work = [Work([(3 + 5 * i + 7 * j) % size for j in range(4 + 3 * i)], 5 + i) for i in range(3)]
+    want = run_generate(model, work)
+    assert paged_attention.choose_attention(model) == "paged|plain_flash"
+    with continuous_batching(model, work, one_block=one_block) as answer_all:
+        assert answer_all(work, 60.0) == want
+        assert answer_all(work[:2], 60.0) == want[:2]
+    assert calls
+    assert (256 in calls) is one_block  # the length of a block
+
+
+@pytest.mark.parametrize(
+    ("name", "is_fair"),
+    [
+        ("paged|torch_flash", True),
+        ("paged|plain_flash", False),
+        ("paged|flash_attention_3", True),
+        ("paged|sdpa", False),
+    ],
+)
+def test_which_attention_makes_a_fair_yardstick(name: str, is_fair: bool) -> None:
+    assert paged_attention.is_fair(name) is is_fair

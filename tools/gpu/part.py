@@ -6,9 +6,9 @@ that a process which is killed loses only what it had not measured.
 
 from __future__ import annotations
 
-import dataclasses
 import faulthandler
 import json
+import logging
 import os
 import sys
 import time
@@ -19,7 +19,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tools.gpu.plan import Sizes
+from tools.gpu.plan import Part, Sizes
+
+FAILED = "FAILED"
+"""How a note of a failure begins."""
+LOADED = "loaded"
+"""The table of the backends that were loaded."""
 
 
 @dataclass
@@ -55,6 +60,10 @@ class PartRun:
         self.facts |= facts
         self._write("facts", facts)
 
+    def begin_loading(self) -> None:
+        """Whoever ends between this and a row of `LOADED` could not load."""
+        self._write("loading", True)
+
     def note(self, text: str) -> None:
         self._write("note", f"{self.model}: {text}")
 
@@ -77,7 +86,7 @@ class PartRun:
             measure()
         except Exception as error:
             traceback.print_exc()
-            self.note(f"FAILED: {what}: {type(error).__name__}: {str(error)[:300]}")
+            self.note(f"{FAILED}: {what}: {type(error).__name__}: {str(error)[:300]}")
 
     def known(self, figure: str, table: str, **wanted: Any) -> Any:
         """The figure of an earlier row with these values; None where there is none."""
@@ -94,8 +103,19 @@ class PartRun:
             file.write(json.dumps({kind: content}, default=str) + "\n")
 
 
+class _Warnings(logging.Handler):
+    """What the backend warns of decides how its figures are to be read."""
+
+    def __init__(self, part: PartRun) -> None:
+        super().__init__(logging.WARNING)
+        self._part = part
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._part.note(record.getMessage()[:400])
+
+
 def read_spec(spec: dict[str, Any], lines: Path) -> PartRun:
-    sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.pop("sizes").items()}
+    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.pop("sizes").items()}
     return PartRun(sizes=Sizes(**sizes), lines=lines, **spec)
 
 
@@ -105,21 +125,20 @@ def main() -> int:
     part = read_spec(spec, Path(sys.argv[2]))
     # Says where a part hangs, just before the parent ends it.
     faulthandler.dump_traceback_later(max(1.0, part.limit_s - 2))
+    logging.getLogger("adapters").addHandler(_Warnings(part))
     try:
         getattr(import_module(module), name)(part)
     except Exception as error:
         traceback.print_exc()
-        part.note(f"FAILED: {type(error).__name__}: {str(error)[:300]}")
+        part.note(f"{FAILED}: {type(error).__name__}: {str(error)[:300]}")
         return 1
     return 0
 
 
-def spec_of(part: Any, **facts: Any) -> dict[str, Any]:
-    """The JSON of a `plan.Part` and of what the parent knows."""
-    kept = ("function", "model", "real_weights", "options")
-    spec = {name: getattr(part, name) for name in kept} | {"kind": part.name} | facts
-    spec["sizes"] = dataclasses.asdict(spec["sizes"])
-    return spec
+def spec_of(part: Part) -> dict[str, Any]:
+    """What a process must know of its part; the rest of `PartRun` is the same for all."""
+    names = ("function", "model", "real_weights")
+    return {"kind": part.name, **{name: getattr(part, name) for name in names}}
 
 
 if __name__ == "__main__":

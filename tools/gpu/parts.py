@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
-import random
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from adapters.base import BackendConfig, BackendError, SamplingParams
-from adapters.models.presets import PRESETS
-from adapters.torch_backend import TorchOptions, factory, loading
-from services.engine.messages import StepReport
+from adapters.base import BackendConfig, SamplingParams
+from adapters.torch_backend import loading
 from services.strategies import VARIANTS
-from tools.engine_drive import Work, drive
 from tools.gpu import measures
+from tools.gpu.backend import ModelSize, check_memory, drive_all, free, load, loadable, make_work
 from tools.gpu.part import PartRun
-from tools.gpu.shape_model import fits_memory, shape_folder
 from tools.transformers_runs import load_reference, run_generate
 
 _BASELINE_REQUESTS = 2
 _STEPS = "decode steps"
 _USUAL = "decode step"
 _LONGEST = 12
-_LESS = {"torch", "cpu_kernels", "attention_padding", "kv_bytes_per_token"}
 _SAMPLED = {
     "greedy": SamplingParams(),
     "temperature 0.8": SamplingParams(temperature=0.8),
@@ -45,10 +34,10 @@ def same_tokens(part: PartRun) -> None:
     """Greedy answers of the engine, in one batch, against those of `generate()`, one by one."""
     with loadable(part, max_batch_size=part.sizes.answers) as config:
         own = str(loading.pick_dtype(part.dtype, torch.device(config.device))).removeprefix("torch.")
-        for dtype in dict.fromkeys(("float32", own)):
-            one = dataclasses.replace(config, dtype=dtype)
-            part.run(f"tokens in {dtype}", lambda one=one: _same_tokens(part, one))  # type: ignore[misc]
-            free()
+        _same_tokens(part, dataclasses.replace(config, dtype="float32"))
+        free()
+        if own != "float32":
+            part.run(own, lambda: _same_tokens(part, dataclasses.replace(config, dtype=own)))
 
 
 def _same_tokens(part: PartRun, config: BackendConfig) -> None:
@@ -167,6 +156,7 @@ def _hardware(part: PartRun) -> None:
     bandwidth = measures.memory_bandwidth(device, part.sizes.copy_bytes)
     rate = measures.matrix_rate(device, part.sizes.matrix, dtype)
     part.add_facts(bytes_per_s=bandwidth, operations_per_s=rate)
+    part.add("hardware", "large copy, large product", gb_per_s=bandwidth / 1e9, tflop_per_s=rate / 1e12)
     free()
 
 
@@ -214,97 +204,6 @@ def _prompts(part: PartRun, backend: measures.TorchModel) -> None:
             "prompts", "one prompt a step", tokens=num_tokens, step_ms=1e3 * took_s,
             tokens_per_s=num_tokens / took_s, of_matrix_rate=operations / rate / took_s,
         )  # fmt: skip
-
-
-@contextmanager
-def loadable(part: PartRun, max_batch_size: int | None = None) -> Iterator[BackendConfig]:
-    """The configuration with which the part's model can be loaded while this lasts."""
-    sizes = part.sizes
-    known = {field.name for field in dataclasses.fields(TorchOptions)}
-    config = BackendConfig(
-        model=part.model,
-        device=str(loading.pick_device(part.device)),
-        dtype=part.dtype,
-        max_batch_size=max_batch_size or max(*sizes.rows, *sizes.concurrency, *sizes.yardstick),
-        max_step_tokens=sizes.max_step_tokens,
-        artifacts_dir=part.artifacts_dir,
-        options=TorchOptions(**{name: value for name, value in part.options.items() if name in known}),
-    )
-    if part.real_weights or part.model not in PRESETS:
-        yield config
-        return
-    with tempfile.TemporaryDirectory() as parent, shape_folder(part.model, Path(parent)) as folder:
-        check_memory(part, config)
-        yield dataclasses.replace(config, model=str(folder))
-
-
-def check_memory(part: PartRun, config: BackendConfig) -> None:
-    """Raises: BackendError where the weights of a preset do not fit into the memory that is free."""
-    dtype = loading.pick_dtype(config.dtype, torch.device(config.device))
-    if part.model in PRESETS and not fits_memory(part.model, config.device, dtype):
-        raise BackendError(f"the weights of {part.model} in {dtype} do not fit into the memory that is free")
-
-
-def load(part: PartRun, config: BackendConfig) -> measures.TorchModel:
-    part.say(f"loading {part.model} ... ({part.left_s:.0f} s left)")
-    started_s = time.perf_counter()
-    backend = factory.create(config)
-    details, cuda = backend.info.details, config.device.startswith("cuda")
-    told = ("forward", "attention", "cuda_graphs", "self_test_error", "batch_invariant", "same_bits_rows")
-    part.add(
-        "loaded", part.kind, dtype=backend.info.dtype, load_s=time.perf_counter() - started_s,
-        max_model_len=backend.info.max_model_len,
-        gib=torch.cuda.memory_allocated() / 2**30 if cuda else None,
-        **{key: str(details[key]) for key in (*told, *sorted(set(details) - _LESS - set(told))) if key in details},
-    )  # fmt: skip
-    return backend
-
-
-class Info(Protocol):
-    """The two facts of a model that work for it depends on."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def max_model_len(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSize:
-    vocab_size: int
-    max_model_len: int
-
-
-def make_work(part: PartRun, count: int, info: Info, max_tokens: int | None = None) -> list[Work]:
-    """Prompts and budgets of seeded lengths, cut to what the model holds."""
-    rng = random.Random(part.seed)
-    shortest, longest = part.sizes.lengths
-    longest = min(longest, info.max_model_len // 2)
-    work = []
-    for _ in range(count):
-        num_prompt, num_new = rng.randint(shortest, longest), rng.randint(shortest, longest)
-        ids = [rng.randrange(info.vocab_size) for _ in range(num_prompt)]
-        work.append(Work(ids, max_tokens or num_new))
-    return work
-
-
-def drive_all(
-    part: PartRun,
-    backend: measures.TorchModel,
-    variant: str,
-    work: list[Work],
-    max_batch: int,
-    publish: Callable[[StepReport], None] = lambda report: None,
-) -> None:
-    tokens = max(part.sizes.max_step_tokens, max_batch + 64)
-    drive(backend, variant, work, max_batch=max_batch, max_step_tokens=tokens, publish=publish)
-
-
-def free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _common(a: list[int], b: list[int]) -> int:

@@ -78,9 +78,7 @@ NAMES = ("same", "steps", "plain", "strategies", "invariant", "sampled", "yardst
 """The values of `--parts`, in the order in which they run."""
 
 
-def make_plan(
-    names: Sequence[str], models: Sequence[str], *, real_model: str, has_triton_option: bool
-) -> list[Part]:
+def make_plan(names: Sequence[str], models: Sequence[str], *, real_model: str) -> list[Part]:
     """Most valuable first: all parts of the first model, and between them the steps of the others."""
     first, *others = models
     parts = []
@@ -88,24 +86,23 @@ def make_plan(
         parts.append(Part("same", f"{PARTS}:same_tokens", real_model, 15, 90, real_weights=True))
     for name in NAMES:
         if name in names:
-            parts += _parts(name, first, has_triton_option)
+            parts += _parts(name, first)
             if name == "steps":
-                parts += [part for model in others for part in _parts(name, model, has_triton_option)]
+                parts += [part for model in others for part in _parts(name, model)]
     for model in others:
         rest = [name for name in NAMES if name in names and name not in ("same", "steps")]
-        parts += [part for name in rest for part in _parts(name, model, has_triton_option)]
+        parts += [part for name in rest for part in _parts(name, model)]
     return parts
 
 
-def _parts(name: str, model: str, has_triton_option: bool) -> list[Part]:
+def _parts(name: str, model: str) -> list[Part]:
     if name == "same":
         return [Part("same", f"{PARTS}:same_tokens", model, 30, 90)]
     if name == "steps":
         return [Part("steps", f"{PARTS}:steps", model, 20, 90)]
     if name == "plain":
         options = {"triton_kernels": False}
-        parts = [Part("plain", f"{PARTS}:plain_steps", model, 20, 60, options)]
-        return parts if has_triton_option else []
+        return [Part("plain", f"{PARTS}:plain_steps", model, 20, 60, options)]
     if name == "strategies":
         return [Part("strategies", f"{PARTS}:strategies", model, 30, 130)]
     if name == "invariant":

@@ -18,7 +18,7 @@ from adapters.models.presets import PRESETS, hf_config, tensors
 from adapters.torch_backend import loading
 
 _ROOM = {"cuda": 1.1, "cpu": 2.5}
-"""Times the weights' own bytes: what it takes to rearrange them; a CPU's packed ones are made beside the first."""
+"""Memory to load with, as a multiple of the weights' bytes. On a CPU packed copies are made beside them."""
 
 
 def fits_memory(preset: str, device: str, dtype: torch.dtype) -> bool:

@@ -7,9 +7,9 @@ from typing import Any
 
 from adapters.torch_backend import loading
 from tools.engine_drive import Work
-from tools.gpu.paged_attention import choose_attention, is_fair, is_ours
-from tools.gpu.part import PartRun
-from tools.gpu.parts import ModelSize, drive_all, free, load, loadable, make_work
+from tools.gpu.backend import ModelSize, drive_all, free, load, loadable, make_work
+from tools.gpu.paged_attention import choose_attention, is_fair, reads_in_place
+from tools.gpu.part import LOADED, PartRun
 from tools.transformers_runs import continuous_batching, load_reference
 
 _TABLE = "transformers' continuous batching beside the engine's"
@@ -26,11 +26,12 @@ def engine(part: PartRun) -> None:
             drive_all(part, backend, "continuous", work, num_requests)
             took_s = time.perf_counter() - started_s
             num_tokens = sum(item.max_tokens for item in work)
-            part.add(_TABLE, _ENGINE, requests=num_requests, tokens=num_tokens, tokens_per_s=num_tokens / took_s)
+            rate = num_tokens / took_s
+            part.add(_TABLE, _ENGINE, requests=num_requests, tokens=num_tokens, tokens_per_s=rate)
 
 
 def transformers(part: PartRun) -> None:
-    """Greedy as well. All of the work is done once before it is timed, since graphs are captured on the way."""
+    """Greedy as well. All of the work is done once before it is timed: graphs are captured on the way."""
     with loadable(part) as config:
         device = loading.pick_device(config.device)
         dtype = str(loading.pick_dtype(part.dtype, device)).removeprefix("torch.")
@@ -38,7 +39,7 @@ def transformers(part: PartRun) -> None:
         attention = choose_attention(model)
         if not is_fair(attention):
             part.note(f"{attention}: transformers' batching without flash attention is not comparable")
-        longest = part.known("max_model_len", "loaded", name="yardstick, engine")
+        longest = part.known("max_model_len", LOADED, name="yardstick, engine")
         size = ModelSize(model.config.vocab_size, longest or model.config.max_position_embeddings)
         for num_requests in part.sizes.yardstick:
             work = make_work(part, num_requests, size)
@@ -48,7 +49,8 @@ def transformers(part: PartRun) -> None:
 
 def _time(part: PartRun, model: Any, work: list[Work], attention: str) -> None:
     num_tokens = sum(item.max_tokens for item in work)
-    with continuous_batching(model, work, one_block=is_ours(attention)) as answer_all:
+    in_place = reads_in_place(attention)
+    with continuous_batching(model, work, one_block=in_place) as answer_all:
         for is_timed in (False, True):
             started_s = time.perf_counter()
             answers = answer_all(work, part.left_s)
@@ -61,5 +63,6 @@ def _time(part: PartRun, model: Any, work: list[Work], attention: str) -> None:
     part.add(
         _TABLE, "transformers", requests=len(work), tokens=num_tokens, tokens_per_s=rate,
         engine_is_faster=ours / rate if ours else None,
-        attention=attention if is_fair(attention) else f"{attention}, not comparable",
+        attention=attention + ("" if is_fair(attention) else ", not comparable"),
+        keys="in place" if in_place else "by transformers",
     )  # fmt: skip
