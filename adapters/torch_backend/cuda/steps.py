@@ -16,7 +16,13 @@ from adapters.base import BackendError, StepOutput
 from adapters.torch_backend.cuda.machine import Machine
 from adapters.torch_backend.cuda.mixed_graphs import MixedGraphs
 from adapters.torch_backend.cuda.packing import DevicePacker
-from adapters.torch_backend.cuda.sampling import RowSettings, needs_sampling, row_settings, sample_rows
+from adapters.torch_backend.cuda.sampling import (
+    RowGroup,
+    RowSettings,
+    needs_sampling,
+    row_settings,
+    sample_rows,
+)
 from adapters.torch_backend.cuda.step_buffers import BufferPool, StepBuffer
 from adapters.torch_backend.cuda.step_graphs import DecodeGraphs
 from adapters.torch_backend.loading import Forward
@@ -95,14 +101,14 @@ class StepLauncher:
     def _compute(self, plan: RowPlan, buffer: StepBuffer) -> Tensor:
         """Any step, operator by operator; returns a token for each of `plan.sampled`."""
         num_sampled = len(plan.sampled)
-        ints, floats, penalties = _sampling(plan, range(num_sampled))
+        ints, floats, groups = _sampling(plan, range(num_sampled))
         step, views = self._packer.upload(plan, buffer, ints, floats)
         logits = self.forward(step.input_ids, step.layout, step.logit_rows)[:num_sampled]
         tokens = logits.argmax(-1)
         table, last = self._packer.table, step.logit_rows[:num_sampled]
         if views:
             settings = RowSettings(*views)
-            drawn = sample_rows(logits, settings, table.ids, penalties=penalties)
+            drawn = sample_rows(logits, settings, groups, table.ids)
             tokens.index_copy_(0, settings.row, drawn)
         table.put(step.layout.slots[last], step.layout.positions[last] + 1, tokens)
         return tokens
@@ -116,7 +122,7 @@ class StepLauncher:
         buffer: StepBuffer,
     ) -> Tensor:
         """A step out of a graph; returns tokens, of which `rows` are those of `plan.sampled`."""
-        ints, floats, penalties = _sampling(plan, rows)
+        ints, floats, groups = _sampling(plan, rows)
         words = graphs.padded(size, plan)
         views = buffer.upload([*words, *ints], floats, into=graphs.words)[len(words) :]
         graphs.replay(size)
@@ -124,7 +130,7 @@ class StepLauncher:
             # The graph has noted the likeliest tokens in the table; what was drawn replaces them.
             assert graphs.logits is not None
             settings, table = RowSettings(*views), self._packer.table
-            drawn = sample_rows(graphs.logits, settings, table.ids, penalties=penalties)
+            drawn = sample_rows(graphs.logits, settings, groups, table.ids)
             graphs.tokens.index_copy_(0, settings.row, drawn)
             table.put(settings.slot, settings.num_tokens, drawn)
         return graphs.tokens[: max(rows, default=-1) + 1]
@@ -143,12 +149,11 @@ def decode_rows(
     return tokens, logits
 
 
-def _sampling(plan: RowPlan, rows: Seq[int]) -> tuple[list[list[int]], list[list[float]], bool]:
+def _sampling(plan: RowPlan, rows: Seq[int]) -> tuple[list[list[int]], list[list[float]], list[RowGroup]]:
     """The settings of the rows that are not plainly greedy; `rows`: where the logits of `sampled` are."""
     chosen = [i for i, seq in enumerate(plan.sampled) if needs_sampling(seq)]
     if not chosen:
-        return [], [], False
+        return [], [], []
     sequences = [plan.sampled[i] for i in chosen]
     slots = [plan.slots[plan.logit_rows[i]] for i in chosen]
-    ints, floats = row_settings([rows[i] for i in chosen], slots, sequences)
-    return ints, floats, any(seq.params.has_penalties for seq in sequences)
+    return row_settings([rows[i] for i in chosen], slots, sequences)
