@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 PART = 256
 """Keys that one program of `attend_part` reads: fixed, so that a row's sums do not depend on its batch."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_BLOCK, _WARPS, _STAGES = 64, 4, 3
+_BLOCK, _WARPS, _STAGES = 32, 2, 3
+"""The fastest of 14 choices on an H200 for 64 and 256 rows (docs/performance.md)."""
+_PROGRAMS = 4096
 _HEADS = 8
 """Heads that one program rotates or joins."""
 _SILU_BLOCK = 1024
@@ -81,7 +83,9 @@ class TritonOps:
         sums = q.new_empty(num_rows, heads, parts, dim, dtype=torch.float32)
         stats = q.new_empty(num_rows, heads, parts, 2, dtype=torch.float32)
         cut = parts, PART
-        self._kernels.attend_part[(num_rows, kv_heads, parts)](
+        # Where rows alone keep the device busy, programs that find no keys would be most of the work.
+        programs = min(parts, max(2, _PROGRAMS // (num_rows * kv_heads)))
+        self._kernels.attend_part[(num_rows, kv_heads, programs)](
             q, k, v, spans.key_starts, spans.lengths, sums, stats, scaling, q.stride(0),
             heads, kv_heads, dim, wide, group, *cut, _BLOCK, window, num_warps=_WARPS, num_stages=_STAGES,
         )  # fmt: skip

@@ -22,8 +22,10 @@ from adapters.torch_backend.model.llama_forward import DecodeAttention
 from adapters.torch_backend.packing import RowPlan
 
 MAX_PROMPTS = 16
-_SIZES = (64, 128, 192, 256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048)
-"""Above, the device is busy for longer than a launch takes."""
+_SIZES = (*range(64, 513, 64), *range(640, 1025, 128), *range(1280, 2049, 256))
+_MAX_WORK = 4e12
+"""Rows times weights; above, the device is busy for longer than a launch takes (on an H200: 512 rows of 8e9
+weights), and rows that only pad a graph would cost time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,12 @@ class MixedGraphs:
         *,
         max_batch: int,
         max_rows: int,
+        num_weights: int,
         num_extra_words: int,
     ) -> None:
         """`max_batch` rows at most are sampled; `num_extra_words` as in `DecodeGraphs`."""
         assert packer.attention is not None
-        most_rows = min(max_rows, _SIZES[-1]) + 1  # a row that only pads included
+        most_rows = min(max_rows, _SIZES[-1], max(_SIZES[0], int(_MAX_WORK / num_weights)))
         self.sizes = [size for size in _SIZES if size < most_rows] + [-(-most_rows // 64) * 64]
         self._machine = machine
         self._packer = packer
@@ -88,11 +91,15 @@ class MixedGraphs:
             self._graphs[size] = graph
 
     def size_for(self, plan: RowPlan) -> int | None:
-        """The smallest size that holds the rows of `plan` and one that only pads, if there is one."""
+        """The smallest size that holds the rows of `plan`, if there is one.
+
+        With a row that only pads where none is sampled: the logits that a graph computes need a row.
+        """
         if len(plan.chunk_rows) > MAX_PROMPTS:
             return None
         num_rows, num_logits = len(plan.ids), len(plan.sampled)
-        return next((s for s in self.sizes if s > num_rows and self._num_logits(s) >= num_logits), None)
+        num_rows += not num_logits
+        return next((s for s in self.sizes if s >= num_rows and self._num_logits(s) >= num_logits), None)
 
     def padded(self, size: int, plan: RowPlan) -> list[list[int]]:
         """The words of a step's rows, to be uploaded to the front of `words`."""
@@ -100,7 +107,9 @@ class MixedGraphs:
         # Rows that only pad decode the scratch slot's first token, so that no row is left undefined.
         lengths = [position + 1 for position in plan.positions[: plan.num_decodes]]
         lengths += [0] * (len(plan.ids) - plan.num_decodes) + [1] * padding
-        logit_rows = plan.logit_rows + [size - 1] * (self._num_logits(size) - len(plan.logit_rows))
+        # Logits that nobody asked for are those of a row that has some, or of one that only pads.
+        spare = plan.logit_rows[0] if plan.logit_rows else size - 1
+        logit_rows = plan.logit_rows + [spare] * (self._num_logits(size) - len(plan.logit_rows))
         ends = [*plan.chunk_rows[1:], len(plan.ids)][: len(plan.chunk_rows)]
         empty = MAX_PROMPTS - len(plan.chunk_rows)
         last = ends[-1] if ends else 0

@@ -147,6 +147,7 @@ class CudaSetup:
                 decodes,
                 max_batch=config.max_batch_size,
                 max_rows=config.max_step_tokens,
+                num_weights=loaded.num_parameters,
                 num_extra_words=num_words,
             )
             if self._captured(mixed.capture, lambda: mixed_replay_error(mixed, *check), loaded.dtype):

@@ -74,7 +74,7 @@ def attend_part(  # type: ignore[no-untyped-def]
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr,
     PARTS: tl.constexpr, PART: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """Grid `(rows, KV, PARTS)`: the query heads of one key head over the keys `PART * part ..` of one row.
+    """Grid `(rows, KV, programs)`: the query heads of one key head over every `programs`-th part of the keys.
 
     `q`: rows of `q_stride` numbers that begin with `H` heads. `key_starts`, `lengths (rows,)`: the first KV
     position of a row, counted through all slots, and how many of its keys it sees; `WINDOW` 0 means all.
@@ -82,20 +82,19 @@ def attend_part(  # type: ignore[no-untyped-def]
     """
     row = tl.program_id(0).to(tl.int64)
     kv = tl.program_id(1)
-    part = tl.program_id(2)
     length = tl.load(lengths + row)
     low = 0
     if WINDOW > 0:
         low = tl.maximum(length - WINDOW, 0)
-    first = part * PART
-    if (first < length) & (first + PART > low):
-        G: tl.constexpr = H // KV
-        g = tl.arange(0, GP)
-        d = tl.arange(0, DP)
-        heads = kv * G + g
-        inside = (g < G)[:, None] & (d < D)[None, :]
-        query = tl.load(q + row * q_stride + heads[:, None] * D + d[None, :], mask=inside, other=0.0)
-        base = tl.load(key_starts + row).to(tl.int64) * (KV * D) + kv * D
+    G: tl.constexpr = H // KV
+    g = tl.arange(0, GP)
+    d = tl.arange(0, DP)
+    heads = kv * G + g
+    inside = (g < G)[:, None] & (d < D)[None, :]
+    query = tl.load(q + row * q_stride + heads[:, None] * D + d[None, :], mask=inside, other=0.0)
+    base = tl.load(key_starts + row).to(tl.int64) * (KV * D) + kv * D
+    for part in range(low // PART + tl.program_id(2), tl.cdiv(length, PART), tl.num_programs(2)):
+        first = part * PART
         largest = tl.full([GP], float("-inf"), tl.float32)
         total = tl.zeros([GP], tl.float32)
         acc = tl.zeros([GP, DP], tl.float32)

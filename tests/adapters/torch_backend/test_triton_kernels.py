@@ -31,8 +31,8 @@ KERNELS: dict[str, tuple[dict[str, str], dict[str, int], int]] = {
     "attend_part": (
         {"q": BF16, "k_cache": BF16, "v_cache": BF16, "key_starts": I32, "lengths": I32}
         | {"sums": F32, "stats": F32, "scale": "fp32", "q_stride": "i32"},
-        {**LAB_8B, "KV": 8, "GP": 16, "BLOCK": 64},
-        4,
+        {**LAB_8B, "KV": 8, "GP": 16, "BLOCK": 32},
+        2,
     ),
     "join_parts": ({"sums": F32, "stats": F32, "lengths": I32, "out": BF16}, {**LAB_8B, "HEADS": 8}, 2),
     "silu_times": ({"x": BF16, "out": BF16}, {"N": 14_336, "BLOCK": 1024}, 4),
