@@ -40,8 +40,17 @@ class PlainOps:
     """What the Triton kernels compute, by torch's own operators."""
 
     def __init__(self, attend: Any = plain_attention) -> None:
-        self.attend = attend
+        self._attend = attend
         self.calls: set[str] = set()
+
+    def attend(self, q: Any, k: Any, v: Any, spans: KeySpans, *rest: Any) -> Any:
+        """As the kernel: rows without keys are left as they are in the last argument, if it is a tensor."""
+        (*rest, out) = rest if torch.is_tensor(rest[-1]) else (*rest, torch.empty_like(q))
+        for row in spans.lengths.nonzero()[:, 0].tolist():
+            numbers = ([0, 1], [int(spans.key_starts[row]), 0], [int(spans.lengths[row])])
+            one = KeySpans(*(torch.tensor(values, dtype=torch.int32) for values in numbers), max_rows=1)  # type: ignore[misc]
+            out[row] = self._attend(q[[row]], k, v, one, *rest)[0]
+        return out
 
     def norm(self, x: Any, weight: Any, eps: float) -> Any:
         self.calls.add("norm")

@@ -32,7 +32,7 @@ class CudaTorchBackend:
             raise BackendError(f"out of memory while loading {config.model}: {ADVICE}") from error
         self.module = loaded.module
         self._packer = setup.packer
-        self._launcher = StepLauncher(machine, setup.packer, loaded.forward, setup.graphs)
+        self._launcher = StepLauncher(machine, setup.packer, loaded.forward, setup.graphs, setup.mixed_graphs)
 
     def step(self, chunks: Seq[ScheduledChunk]) -> list[StepOutput]:
         return self.launch(chunks).result()

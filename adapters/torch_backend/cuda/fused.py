@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adapters.torch_backend.cuda.flash_check import attention_error, decode_keeps_bits
-from adapters.torch_backend.model.flash_attention import AttentionOp, KeySpans, covers_heads
-from adapters.torch_backend.model.llama_forward import FusedOps, rotated
+from adapters.torch_backend.model.flash_attention import KeySpans, covers_heads
+from adapters.torch_backend.model.llama_forward import DecodeAttention, FusedOps, rotated
 from adapters.torch_backend.model.llama_shape import LlamaShape
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 PART = 256
 """Keys that one program of `attend_part` reads: fixed, so that a row's sums do not depend on its batch."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_BLOCK = 64
+_BLOCK, _WARPS, _STAGES = 64, 4, 3
+_HEADS = 8
+"""Heads that one program rotates or joins."""
 _SILU_BLOCK = 1024
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
@@ -55,27 +57,36 @@ class TritonOps:
         num_rows, all_heads, dim = qkv.shape
         _, max_len, kv_heads, _ = k_cache.shape
         heads, half = all_heads - 2 * kv_heads, power_of_two(dim // 2)
-        self._kernels.rotate_and_store[(num_rows, all_heads)](
-            qkv, *table, slots, positions, k_cache, v_cache, max_len, heads, kv_heads, dim, half, num_warps=1
+        self._kernels.rotate_and_store[(num_rows, -(-all_heads // _HEADS))](
+            qkv, *table, slots, positions, k_cache, v_cache, max_len, heads, kv_heads, dim, half, _HEADS
         )
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, spans: KeySpans, max_len: int, scaling: float, window: int
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        spans: KeySpans,
+        max_len: int,
+        scaling: float,
+        window: int,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """An `AttentionOp` for rows that are one entry each."""
         (num_rows, heads, dim), kv_heads = q.shape, k.shape[1]
         if q.stride()[1:] != (dim, 1):
             q = q.contiguous()
+        if out is None:
+            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         parts, wide, group = -(-max_len // PART), power_of_two(dim), max(16, power_of_two(heads // kv_heads))
         sums = q.new_empty(num_rows, heads, parts, dim, dtype=torch.float32)
         stats = q.new_empty(num_rows, heads, parts, 2, dtype=torch.float32)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        sizes = (heads, kv_heads, dim, wide, group, parts, PART, _BLOCK, window)
+        cut = parts, PART
         self._kernels.attend_part[(num_rows, kv_heads, parts)](
-            q, k, v, spans.key_starts, spans.lengths, sums, stats, scaling, q.stride(0), *sizes, num_warps=4
-        )
-        self._kernels.join_parts[(num_rows, heads)](
-            sums, stats, spans.lengths, out, heads, dim, wide, parts, PART, window, num_warps=_warps(wide)
+            q, k, v, spans.key_starts, spans.lengths, sums, stats, scaling, q.stride(0),
+            heads, kv_heads, dim, wide, group, *cut, _BLOCK, window, num_warps=_WARPS, num_stages=_STAGES,
+        )  # fmt: skip
+        self._kernels.join_parts[(num_rows, -(-heads // _HEADS))](
+            sums, stats, spans.lengths, out, heads, dim, wide, _HEADS, *cut, window, num_warps=2
         )
         return out
 
@@ -121,7 +132,7 @@ def usable_decode_attention(
     dtype: torch.dtype,
     device: torch.device,
     window: int = 0,
-) -> AttentionOp | None:
+) -> DecodeAttention | None:
     """The attention of `ops` if it is right and keeps a row's bits in any batch; else as `usable_ops`."""
     if ops is None or dtype not in DTYPES or not covers_heads(shape[2], shape[2]):
         return None

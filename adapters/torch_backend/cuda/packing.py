@@ -24,6 +24,7 @@ from adapters.torch_backend.model.flash_attention import (
     decode_spans,
 )
 from adapters.torch_backend.model.kv_cache import SlotAllocator, SlotCache
+from adapters.torch_backend.model.llama_forward import DecodeAttention
 from adapters.torch_backend.packing import PackedStep, RowPlan, StepPacker
 
 
@@ -38,7 +39,7 @@ class DevicePacker(StepPacker):
     def __init__(self, machine: Machine, cache: SlotCache, max_len: int, prefill_chunk: int) -> None:
         super().__init__(cache, max_len, prefill_chunk, machine.device)
         self.attention: AttentionOp | None = None
-        self.decode_attention: AttentionOp | None = None
+        self.decode_attention: DecodeAttention | None = None
         self.least_rows = 1
         # Nothing here promises bits, so rows of different lengths may share a call of the general path.
         self.tight = True
@@ -80,7 +81,9 @@ class DevicePacker(StepPacker):
             ):
                 key_spans = KeySpans(starts, firsts, lengths, self._max_rows(cut))
                 decodes = cut[-1] <= plan.num_decodes
-                op = self.decode_attention if decodes and self.decode_attention else self.attention
+                op: AttentionOp = self.attention
+                if decodes and self.decode_attention is not None:
+                    op = self.decode_attention
                 parts.append(FlashPart(op, cut[0], cut[-1], key_spans))
             layout.flash = FlashStep(parts)
         ids = self.table.complete(ids, slots, positions)
@@ -90,7 +93,7 @@ class DevicePacker(StepPacker):
         """The layout of rows `(n,)` that decode, padding among them; reads nothing back from the device."""
         num_rows = len(slots)
         layout = StepLayout(self.cache, slots, positions, num_rows, [], num_rows, self.tight)
-        op = self.decode_attention or self.attention
+        op: AttentionOp | None = self.decode_attention or self.attention
         if op is not None:
             spans = decode_spans(slots, positions, self.cache.max_len, max_rows=self.least_rows)
             dtypes = DTYPES if self.decode_attention else ()

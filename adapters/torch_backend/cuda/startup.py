@@ -7,6 +7,7 @@ warning, and the model serves without it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -15,8 +16,9 @@ from adapters.base import BackendConfig, BackendError
 from adapters.torch_backend import TorchOptions, loading
 from adapters.torch_backend.cuda import batch_invariance, flash_check, kv_memory
 from adapters.torch_backend.cuda.fused import usable_decode_attention, usable_ops
-from adapters.torch_backend.cuda.graph_check import replay_error
+from adapters.torch_backend.cuda.graph_check import mixed_replay_error, replay_error
 from adapters.torch_backend.cuda.machine import Machine
+from adapters.torch_backend.cuda.mixed_graphs import MixedGraphs
 from adapters.torch_backend.cuda.packing import DevicePacker
 from adapters.torch_backend.cuda.sampling import NUM_FLOATS, NUM_INTS
 from adapters.torch_backend.cuda.step_graphs import DecodeGraphs, graph_sizes
@@ -35,7 +37,7 @@ _PROBE_LEN = 128  # room for the self-test
 
 
 class CudaSetup:
-    """A `DeviceSetup`; `packer` and `graphs` are its result beside the model."""
+    """A `DeviceSetup`; `packer` and the graphs are its result beside the model."""
 
     attempts: tuple[Attempt, ...] = (
         Attempt(fast=True, flash=True),
@@ -51,6 +53,7 @@ class CudaSetup:
         self._options = config.options_as(TorchOptions)
         self.tiled = self._options.batch_invariant
         self.graphs: DecodeGraphs | None = None
+        self.mixed_graphs: MixedGraphs | None = None
         self._config = config
         self._machine = machine
         self._keeps_bits = False
@@ -122,42 +125,63 @@ class CudaSetup:
 
     def _capture(self, loaded: LoadedModel) -> None:
         packer, config = self.packer, self._config
-        if packer.attention is None and packer.decode_attention is None:
+        decodes = packer.decode_attention
+        if packer.attention is None and decodes is None:
             logger.warning("no CUDA graphs: the general attention path cannot be captured")
             return
         multiple = batch_invariance.TILE_ROWS if self._options.batch_invariant else 1
+        num_words = NUM_INTS + NUM_FLOATS
+        check = packer, loaded.forward, loaded.config.vocab_size
         graphs = DecodeGraphs(
             self._machine,
             partial(decode_rows, packer, loaded.forward),
             graph_sizes(config.max_batch_size, multiple),
             packer.cache.scratch_slot,
-            NUM_INTS + NUM_FLOATS,
+            num_words,
         )
+        if packer.attention is not None and decodes is not None:
+            mixed = MixedGraphs(
+                self._machine,
+                packer,
+                loaded.forward,
+                decodes,
+                max_batch=config.max_batch_size,
+                max_rows=config.max_step_tokens,
+                num_extra_words=num_words,
+            )
+            if self._captured(mixed.capture, lambda: mixed_replay_error(mixed, *check), loaded.dtype):
+                self.mixed_graphs = mixed
+        if self._captured(graphs.capture, lambda: replay_error(graphs, *check), loaded.dtype):
+            self.graphs = graphs
+
+    def _captured(self, capture: Callable[[], None], error: Callable[[], float], dtype: torch.dtype) -> bool:
+        """True where the graphs were captured and give what the same rows give without them."""
         try:
-            graphs.capture()
-        except torch.OutOfMemoryError as error:
+            capture()
+        except torch.OutOfMemoryError as problem:
             raise BackendError(
                 f"out of memory while capturing CUDA graphs: {ADVICE}, or set CUDA_GRAPHS=0"
-            ) from error
+            ) from problem
         except BackendError:
             raise
-        except Exception as error:  # whatever the model's code does in a capture
+        except Exception as problem:  # whatever the model's code does in a capture
             self._machine.wait()
-            logger.warning("NO CUDA graphs, decode steps run operator by operator: %s", error, exc_info=error)
-            return
-        off_by = replay_error(graphs, packer, loaded.forward, loaded.config.vocab_size)
-        if off_by > (0.0 if self._keeps_bits else self.slack * TOLERANCE[loaded.dtype]):
+            logger.warning("NO CUDA graphs, steps run operator by operator: %s", problem, exc_info=problem)
+            return False
+        off_by = error()
+        if off_by > (0.0 if self._keeps_bits else self.slack * TOLERANCE[dtype]):
             logger.warning(
                 "NO CUDA graphs: a row out of one is off by %.1e from the same row without", off_by
             )
-            return
-        self.graphs = graphs
+            return False
+        return True
 
     def details(self) -> Details:
         return {
             "attention": "general" if self.packer.attention is None else "flash",
             "decode_attention": "triton" if self.packer.decode_attention else "as the others",
             "cuda_graphs": len(self.graphs.sizes) if self.graphs else 0,
+            "mixed_cuda_graphs": len(self.mixed_graphs.sizes) if self.mixed_graphs else 0,
             "batch_invariant": self._keeps_bits,
             "same_bits_rows": self.packer.rows.described() if self._keeps_bits else "not measured",
             "attention_padding": "not measured",

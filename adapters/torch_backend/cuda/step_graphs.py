@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adapters.torch_backend.cuda.machine import Machine, StepGraph
+from adapters.torch_backend.packing import RowPlan
 
 MAX_ROWS = 256
 """Larger batches are rare, and their steps long enough to hide what launching them costs."""
@@ -66,10 +67,14 @@ class DecodeGraphs:
         """The smallest size that holds so many rows, if there is one."""
         return next((size for size in self.sizes if size >= num_rows), None)
 
-    def padded(self, size: int, ids: list[int], slots: list[int], positions: list[int]) -> list[list[int]]:
+    def padded(self, size: int, plan: RowPlan) -> list[list[int]]:
         """The words of a step's rows, to be uploaded to the front of `words`."""
-        padding = size - len(ids)
-        return [ids + [0] * padding, slots + [self._scratch_slot] * padding, positions + [0] * padding]
+        padding = size - len(plan.ids)
+        return [
+            plan.ids + [0] * padding,
+            plan.slots + [self._scratch_slot] * padding,
+            plan.positions + [0] * padding,
+        ]
 
     def replay(self, size: int) -> None:
         """Compute the rows whose words were uploaded; `tokens` and `logits` then hold theirs in front."""

@@ -14,8 +14,15 @@ from torch import Tensor
 
 from adapters.base import BackendError, StepOutput
 from adapters.torch_backend.cuda.machine import Machine
+from adapters.torch_backend.cuda.mixed_graphs import MixedGraphs
 from adapters.torch_backend.cuda.packing import DevicePacker
-from adapters.torch_backend.cuda.sampling import RowSettings, needs_sampling, row_settings, sample_rows
+from adapters.torch_backend.cuda.sampling import (
+    RowGroup,
+    RowSettings,
+    needs_sampling,
+    row_settings,
+    sample_rows,
+)
 from adapters.torch_backend.cuda.step_buffers import BufferPool, StepBuffer
 from adapters.torch_backend.cuda.step_graphs import DecodeGraphs
 from adapters.torch_backend.loading import Forward
@@ -46,27 +53,40 @@ class LaunchedStep:
 
 
 class StepLauncher:
-    """`graphs` None: every step runs operator by operator."""
+    """What neither `graphs` nor `mixed_graphs` has a size for runs operator by operator."""
 
     def __init__(
-        self, machine: Machine, packer: DevicePacker, forward: Forward, graphs: DecodeGraphs | None
+        self,
+        machine: Machine,
+        packer: DevicePacker,
+        forward: Forward,
+        graphs: DecodeGraphs | None,
+        mixed_graphs: MixedGraphs | None = None,
     ) -> None:
         self.forward = forward
         self._machine = machine
         self._packer = packer
         self._graphs = graphs
+        self._mixed_graphs = mixed_graphs
         self._buffers = BufferPool(machine)
 
     def launch(self, plan: RowPlan) -> LaunchedStep:
         """Raises: BackendError where the step cannot be started; AcceleratorError where none could be."""
         self._machine.make_current()
         buffer = self._buffers.take()
-        graphs, num_rows = self._graphs, len(plan.ids)
-        size = graphs.size_for(num_rows) if graphs and plan.num_decodes == num_rows else None
+        num_rows = len(plan.ids)
+        graphs: DecodeGraphs | MixedGraphs | None = None
+        if plan.num_decodes == num_rows:
+            graphs, size = self._graphs, self._graphs.size_for(num_rows) if self._graphs else None
+            rows = plan.logit_rows
+        else:
+            graphs = self._mixed_graphs
+            size = graphs.size_for(plan) if graphs else None
+            rows = list(range(len(plan.sampled)))
         try:
             with torch.inference_mode():
                 if graphs and size:
-                    tokens, rows = self._replay(graphs, size, plan, buffer), plan.logit_rows
+                    tokens = self._replay(graphs, size, plan, rows, buffer)
                 else:
                     tokens, rows = self._compute(plan, buffer), list(range(len(plan.sampled)))
                 buffer.download(tokens)
@@ -81,32 +101,39 @@ class StepLauncher:
     def _compute(self, plan: RowPlan, buffer: StepBuffer) -> Tensor:
         """Any step, operator by operator; returns a token for each of `plan.sampled`."""
         num_sampled = len(plan.sampled)
-        ints, floats, penalties = _sampling(plan, range(num_sampled))
+        ints, floats, groups = _sampling(plan, range(num_sampled))
         step, views = self._packer.upload(plan, buffer, ints, floats)
         logits = self.forward(step.input_ids, step.layout, step.logit_rows)[:num_sampled]
         tokens = logits.argmax(-1)
         table, last = self._packer.table, step.logit_rows[:num_sampled]
         if views:
             settings = RowSettings(*views)
-            drawn = sample_rows(logits, settings, table.ids, penalties=penalties)
+            drawn = sample_rows(logits, settings, groups, table.ids)
             tokens.index_copy_(0, settings.row, drawn)
         table.put(step.layout.slots[last], step.layout.positions[last] + 1, tokens)
         return tokens
 
-    def _replay(self, graphs: DecodeGraphs, size: int, plan: RowPlan, buffer: StepBuffer) -> Tensor:
-        """A step of decode rows alone; returns a token for each row."""
-        ints, floats, penalties = _sampling(plan, plan.logit_rows)
-        rows = graphs.padded(size, plan.ids, plan.slots, plan.positions)
-        views = buffer.upload([*rows, *ints], floats, into=graphs.words)[len(rows) :]
+    def _replay(
+        self,
+        graphs: DecodeGraphs | MixedGraphs,
+        size: int,
+        plan: RowPlan,
+        rows: Seq[int],
+        buffer: StepBuffer,
+    ) -> Tensor:
+        """A step out of a graph; returns tokens, of which `rows` are those of `plan.sampled`."""
+        ints, floats, groups = _sampling(plan, rows)
+        words = graphs.padded(size, plan)
+        views = buffer.upload([*words, *ints], floats, into=graphs.words)[len(words) :]
         graphs.replay(size)
         if views:
             # The graph has noted the likeliest tokens in the table; what was drawn replaces them.
             assert graphs.logits is not None
             settings, table = RowSettings(*views), self._packer.table
-            drawn = sample_rows(graphs.logits, settings, table.ids, penalties=penalties)
+            drawn = sample_rows(graphs.logits, settings, groups, table.ids)
             graphs.tokens.index_copy_(0, settings.row, drawn)
             table.put(settings.slot, settings.num_tokens, drawn)
-        return graphs.tokens[: len(plan.ids)]
+        return graphs.tokens[: max(rows, default=-1) + 1]
 
 
 def decode_rows(
@@ -122,12 +149,11 @@ def decode_rows(
     return tokens, logits
 
 
-def _sampling(plan: RowPlan, rows: Seq[int]) -> tuple[list[list[int]], list[list[float]], bool]:
+def _sampling(plan: RowPlan, rows: Seq[int]) -> tuple[list[list[int]], list[list[float]], list[RowGroup]]:
     """The settings of the rows that are not plainly greedy; `rows`: where the logits of `sampled` are."""
     chosen = [i for i, seq in enumerate(plan.sampled) if needs_sampling(seq)]
     if not chosen:
-        return [], [], False
+        return [], [], []
     sequences = [plan.sampled[i] for i in chosen]
     slots = [plan.slots[plan.logit_rows[i]] for i in chosen]
-    ints, floats = row_settings([rows[i] for i in chosen], slots, sequences)
-    return ints, floats, any(seq.params.has_penalties for seq in sequences)
+    return row_settings([rows[i] for i in chosen], slots, sequences)

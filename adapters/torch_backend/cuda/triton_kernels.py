@@ -31,40 +31,41 @@ def rms_norm(x, weight, out, eps, N: tl.constexpr, NP: tl.constexpr):  # type: i
 @triton.jit  # type: ignore[untyped-decorator]
 def rotate_and_store(  # type: ignore[no-untyped-def]
     qkv, cos, sin, slots, positions, k_cache, v_cache, max_len,
-    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr,
+    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """Grid `(rows, H + 2 KV)`, one head of a row each: queries are rotated where they lie, keys on their way
-    into the cache; values are copied there.
+    """Grid `(rows, blocks)`, `HEADS` of a row's H + 2 KV heads each: queries are rotated where they lie, keys
+    on their way into the cache; values are copied there.
 
     `qkv (rows, H + 2 KV, D)`; `cos`, `sin (positions, D / 2)` fp32; `HALF` is a power of two >= D / 2.
     """
     row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     half: tl.constexpr = D // 2
-    i = tl.arange(0, HALF)
-    ok = i < half
-    source = qkv + (row * (H + 2 * KV) + head) * D
-    a = tl.load(source + i, mask=ok, other=0.0)
-    b = tl.load(source + half + i, mask=ok, other=0.0)
+    i = tl.arange(0, HALF)[None, :]
+    ok = (i < half) & (head < H + 2 * KV)
+    source = qkv + (row * (H + 2 * KV) + head) * D + i
+    a = tl.load(source, mask=ok, other=0.0)
+    b = tl.load(source + half, mask=ok, other=0.0)
     position = tl.load(positions + row)
-    if head < H + KV:
-        c = tl.load(cos + position * half + i, mask=ok, other=0.0)
-        s = tl.load(sin + position * half + i, mask=ok, other=0.0)
-        x = a.to(tl.float32)
-        y = b.to(tl.float32)
-        a = (x * c - y * s).to(a.dtype)
-        b = (y * c + x * s).to(b.dtype)
-    if head < H:
-        tl.store(source + i, a, mask=ok)
-        tl.store(source + half + i, b, mask=ok)
-    else:
-        place = tl.load(slots + row) * max_len + position
-        if head < H + KV:
-            target = k_cache + (place * KV + head - H) * D
-        else:
-            target = v_cache + (place * KV + head - H - KV) * D
-        tl.store(target + i, a, mask=ok)
-        tl.store(target + half + i, b, mask=ok)
+    c = tl.load(cos + position * half + i, mask=i < half, other=0.0)
+    s = tl.load(sin + position * half + i, mask=i < half, other=0.0)
+    turns = head < H + KV
+    x = a.to(tl.float32)
+    y = b.to(tl.float32)
+    a = tl.where(turns, (x * c - y * s).to(a.dtype), a)
+    b = tl.where(turns, (y * c + x * s).to(b.dtype), b)
+    is_query = ok & (head < H)
+    tl.store(source, a, mask=is_query)
+    tl.store(source + half, b, mask=is_query)
+    place = (tl.load(slots + row) * max_len + position) * KV - H
+    is_key = ok & (head >= H) & turns
+    keys = k_cache + (place + head) * D + i
+    tl.store(keys, a, mask=is_key)
+    tl.store(keys + half, b, mask=is_key)
+    is_value = ok & (head >= H + KV)
+    values = v_cache + (place - KV + head) * D + i
+    tl.store(values, a, mask=is_value)
+    tl.store(values + half, b, mask=is_value)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -124,29 +125,37 @@ def attend_part(  # type: ignore[no-untyped-def]
 @triton.jit  # type: ignore[untyped-decorator]
 def join_parts(  # type: ignore[no-untyped-def]
     sums, stats, lengths, out,
-    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, HEADS: tl.constexpr,
     PARTS: tl.constexpr, PART: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """Grid `(rows, H)`: `out (rows, H, D)` from what `attend_part` wrote, always in the order of the keys."""
+    """Grid `(rows, blocks)`, `HEADS` heads each: `out (rows, H, D)` from what `attend_part` wrote.
+
+    Always in the order of the keys. A row without keys is left as it is.
+    """
     row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     length = tl.load(lengths + row)
-    first = 0
-    if WINDOW > 0:
-        first = tl.maximum(length - WINDOW, 0) // PART
-    end = (length + PART - 1) // PART
-    d = tl.arange(0, DP)
-    at = (row * H + head) * PARTS
-    largest = tl.load(stats + (at + first) * 2)
-    for part in range(first + 1, end):
-        largest = tl.maximum(largest, tl.load(stats + (at + part) * 2))
-    total = 0.0
-    acc = tl.zeros([DP], tl.float32)
-    for part in range(first, end):
-        weight = tl.exp2(tl.load(stats + (at + part) * 2) - largest)
-        total += weight * tl.load(stats + (at + part) * 2 + 1)
-        acc += weight * tl.load(sums + (at + part) * D + d, mask=d < D, other=0.0)
-    tl.store(out + (row * H + head) * D + d, (acc / total).to(out.dtype.element_ty), mask=d < D)
+    if length > 0:
+        first = 0
+        if WINDOW > 0:
+            first = tl.maximum(length - WINDOW, 0) // PART
+        end = (length + PART - 1) // PART
+        d = tl.arange(0, DP)[None, :]
+        exists = head < H
+        at = (row * H + head) * PARTS
+        largest = tl.load(stats + (at + first) * 2, mask=exists, other=0.0)
+        for part in range(first + 1, end):
+            largest = tl.maximum(largest, tl.load(stats + (at + part) * 2, mask=exists, other=0.0))
+        total = tl.zeros([HEADS], tl.float32)
+        acc = tl.zeros([HEADS, DP], tl.float32)
+        inside = exists[:, None] & (d < D)
+        for part in range(first, end):
+            weight = tl.exp2(tl.load(stats + (at + part) * 2, mask=exists, other=0.0) - largest)
+            total += weight * tl.load(stats + (at + part) * 2 + 1, mask=exists, other=1.0)
+            one = tl.load(sums + (at + part)[:, None] * D + d, mask=inside, other=0.0)
+            acc += weight[:, None] * one
+        joined = (acc / total[:, None]).to(out.dtype.element_ty)
+        tl.store(out + (row * H + head)[:, None] * D + d, joined, mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adapters.torch_backend.cpu.kernels import CpuKernels, KernelStep
-from adapters.torch_backend.model.flash_attention import FlashStep
+from adapters.torch_backend.model.flash_attention import StepAttention
 from adapters.torch_backend.model.kv_cache import SlotCache
 
 BLOCK = 64
@@ -59,7 +59,7 @@ class StepLayout:
     """Padding was measured to be neutral."""
     kernels: CpuKernels | None = None
     """Where there are any, they attend for the decode rows."""
-    flash: FlashStep | None = None
+    flash: StepAttention | None = None
     """On a device that has it, it attends for all rows."""
     _runs: list[DecodeRun] | None = None
     _kv_positions: Tensor | None = None

@@ -83,9 +83,19 @@ class FlashPart:
     spans: KeySpans
 
 
+class StepAttention(Protocol):
+    """The attention of one step; `StepLayout` asks it instead of making its own calls."""
+
+    def covers(self, q: Tensor, v_cache: Tensor) -> bool: ...
+
+    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scaling: float, window: int) -> Tensor:
+        """`q (T, heads, D)`; caches `(slots, max_len, kv_heads, D)`; returns q's shape."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class FlashStep:
-    """The attention of one step; `StepLayout` asks it instead of making its own calls."""
+    """A `StepAttention` with a call for each of its parts."""
 
     parts: Seq[FlashPart]
     """Side by side from row 0 on; rows behind them only pad the step."""
@@ -96,7 +106,7 @@ class FlashStep:
         return q.dtype in (self.dtypes or _DTYPES) and covers_heads(q.shape[2], v_cache.shape[3])
 
     def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scaling: float, window: int) -> Tensor:
-        """`q (T, heads, D)`; caches `(slots, max_len, kv_heads, D)`. Rows of no part get zeros."""
+        """Rows of no part get zeros."""
         k, v, max_len = k_cache.flatten(0, 1), v_cache.flatten(0, 1), k_cache.shape[1]
         outputs = [
             part.op(q[part.first : part.end], k, v, part.spans, max_len, scaling, window)

@@ -16,18 +16,32 @@ from torch.nn import functional as F
 
 from adapters.torch_backend.cpu.kernels import CpuKernels
 from adapters.torch_backend.model.attention import StepLayout
-from adapters.torch_backend.model.flash_attention import AttentionOp
+from adapters.torch_backend.model.flash_attention import KeySpans
 from adapters.torch_backend.model.linear import Linear, make_linear
 from adapters.torch_backend.model.llama_shape import Layer, LlamaShape, rotary_table, take_layers
+
+
+class DecodeAttention(Protocol):
+    """An `AttentionOp` for rows that are one entry each; rows of length 0 are left as they are in `out`."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        spans: KeySpans,
+        max_len: int,
+        scaling: float,
+        window: int,
+        out: Tensor | None = None,
+    ) -> Tensor: ...
 
 
 class FusedOps(Protocol):
     """What a device can do in one launch between the matrix products."""
 
     @property
-    def attend(self) -> AttentionOp:
-        """For rows that are one entry each."""
-        ...
+    def attend(self) -> DecodeAttention: ...
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """The root mean square norm of `x (T, hidden)`."""

@@ -24,12 +24,12 @@ transformers = pytest.importorskip("transformers", reason="needs the torch extra
 
 from adapters.torch_backend import factory, startup
 from adapters.torch_backend.backend import TorchBackend
-from adapters.torch_backend.cuda import batch_invariance
+from adapters.torch_backend.cuda import batch_invariance, mixed_graphs
 from adapters.torch_backend.cuda.backend import CudaTorchBackend
 from adapters.torch_backend.cuda.startup import CudaSetup
 from adapters.torch_backend.cuda.step_graphs import DecodeGraphs, graph_sizes
 from adapters.torch_backend.model import flash_attention
-from adapters.torch_backend.model.flash_attention import plain_attention
+from adapters.torch_backend.model.flash_attention import KeySpans, plain_attention
 from adapters.torch_backend.model.linear import TiledLinear
 from tests.adapters.fake_machine import FakeMachine, PlainOps, row_by_row
 from tests.adapters.torch_backend.test_backend import load, make_model, prompts, run_together, sequences_of
@@ -112,7 +112,39 @@ def test_fused_parts_give_the_same_tokens(graphs: bool, attention: Any, llama: P
     assert run_together(backend, sequences_of(prompts(5)), start_gap=2) == want
     assert ops.calls == {"norm", "rotate_and_store", "gated"}
     assert ("replay" in machine.log) is graphs
+    assert bool(backend.info.details["mixed_cuda_graphs"]) is (graphs and attention is not None)
     assert backend.info.details["decode_attention"] == "triton"
+
+
+def test_steps_with_prompts_come_out_of_a_graph(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = run_together(load(llama), sequences_of(prompts(5), **SETTINGS["sampled"]), start_gap=2)
+    backend = load_device(llama, FakeMachine(ops=PlainOps()))
+    assert backend.info.details["mixed_cuda_graphs"] == len(backend._launcher._mixed_graphs.sizes) > 3
+    monkeypatch.setattr(backend._launcher, "_compute", None)
+    assert run_overlapped(backend, sequences_of(prompts(5), **SETTINGS["sampled"])) == want
+
+
+def test_more_prompts_than_a_graph_has_room_for(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixed_graphs, "MAX_PROMPTS", 2)
+    want = run_together(load(llama), sequences_of(prompts(5)))
+    machine = FakeMachine(ops=PlainOps())
+    backend = load_device(llama, machine)
+    machine.log.clear()
+    assert run_together(backend, sequences_of(prompts(5))) == want
+    assert "replay" in machine.log
+
+
+def test_a_wrong_graph_is_not_used(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Forgets(PlainOps):
+        def attend(self, q: Any, k: Any, v: Any, spans: KeySpans, *rest: Any) -> Any:
+            if torch.is_tensor(rest[-1]):
+                return rest[-1]  # the rows that decode beside prompts are left out
+            return super().attend(q, k, v, spans, *rest)
+
+    backend = load_device(llama, FakeMachine(ops=Forgets()))
+    assert backend.info.details["mixed_cuda_graphs"] == 0
+    assert backend.info.details["cuda_graphs"] > 0
+    assert "NO CUDA graphs" in caplog.text
 
 
 def test_fused_parts_can_be_turned_off(llama: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from adapters.base import SamplingParams, Sequence
 from adapters.sampling import sample_token
 
 torch = pytest.importorskip("torch", reason="needs the torch extra")
+
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters.torch_backend.cuda import sampling as device_sampling
 from adapters.torch_backend.cuda.sampling import RowSettings, needs_sampling, row_settings, sample_rows
@@ -37,10 +40,10 @@ def random_params(rng: random.Random, penalties: bool) -> SamplingParams:
 
 
 def sample(logits: Any, sequences: list[Sequence], slots: list[int], table: TokenTable) -> list[int]:
-    ints, floats = row_settings(range(len(sequences)), slots, sequences)
+    ints, floats, groups = row_settings(range(len(sequences)), slots, sequences)
     settings = RowSettings(*StepBuffer(FakeMachine()).upload(ints, floats))
-    penalties = any(seq.params.has_penalties for seq in sequences)
-    tokens: list[int] = sample_rows(logits, settings, table.ids, penalties=penalties).tolist()
+    drawn = sample_rows(logits, settings, groups, table.ids)
+    tokens: list[int] = drawn.new_full((len(sequences),), -1).index_copy(0, settings.row, drawn).tolist()
     return tokens
 
 
@@ -49,7 +52,9 @@ def sample(logits: Any, sequences: list[Sequence], slots: list[int], table: Toke
 def test_the_same_token_as_the_reference(
     penalties: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_sampling, "_MAX_ELEMENTS", 5 * VOCAB)
+    # Several parts, several blocks with a rest, and a top_k on either side of the bound.
+    for name, value in {"_MAX_ELEMENTS": 5 * VOCAB, "_BLOCK": 20, "_MAX_SELECTED": 50}.items():
+        monkeypatch.setattr(device_sampling, name, value)
     rng = random.Random(f"{penalties}/{dtype}")
     generator = torch.Generator().manual_seed(1)
     num_different = num_rows = 0
@@ -93,6 +98,55 @@ def test_a_token_at_the_border_of_top_p_is_out_as_in_the_reference() -> None:
         want = sample_token(logits[0].numpy(), params, 0)
         assert want in (0, 1)
         assert sample(logits, [Sequence(0, [1], params)], [0], table) == [want]
+
+
+class Watched(TorchDispatchMode):
+    """Counts the operators, and the bytes that they read and write, sorts and selections left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.num_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        self.calls[name] += 1
+        if name in ("index", "index_put_"):
+            assert all(t is None or t.dtype != torch.bool for t in args[1]), "the host would wait for a count"
+        if (
+            name not in ("sort", "topk", "gather", "scatter_", "index", "slice", "detach")
+            and not func.is_view
+        ):
+            tensors = [t for t in (*args, out) if isinstance(t, torch.Tensor)]
+            self.num_bytes += sum(t.numel() * t.element_size() for t in tensors)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("params", "order", "most_passes"),
+    [
+        ({"temperature": 1.0}, {}, 5),
+        ({"temperature": 1.0, "min_p": 0.1}, {}, 9),
+        ({"temperature": 1.0, "top_k": 20, "top_p": 0.9}, {"topk": 1}, 10),
+        ({"temperature": 1.0, "top_p": 0.9}, {"sort": 1}, 23),
+        ({"temperature": 1.0, "top_p": 0.9, "presence_penalty": 1.0}, {"sort": 1}, 31),
+        ({"presence_penalty": 1.0}, {}, 5),
+    ],
+)
+def test_a_row_pays_for_its_own_rules(params: Any, order: Any, most_passes: float) -> None:
+    """A pass moves the 8 bytes that a token of the vocabulary takes in fp64."""
+    vocab, count = 1 << 15, 4
+    logits = torch.zeros(count, vocab, dtype=torch.bfloat16)
+    table = TokenTable(count, 8, torch.device("cpu"))
+    sequences = [Sequence(i, [1, 2], SamplingParams(**params)) for i in range(count)]
+    ints, floats, groups = row_settings(range(count), range(count), sequences)
+    settings = RowSettings(*StepBuffer(FakeMachine()).upload(ints, floats))
+    with Watched() as watched:
+        sample_rows(logits, settings, groups, table.ids)
+    assert {name: watched.calls[name] for name in ("sort", "topk") if watched.calls[name]} == order
+    assert not {"_local_scalar_dense", "nonzero", "masked_select"} & set(watched.calls)
+    assert watched.num_bytes / (8 * count * vocab) < most_passes
 
 
 def test_who_needs_sampling() -> None:

@@ -25,8 +25,8 @@ KERNELS: dict[str, tuple[dict[str, str], dict[str, int], int]] = {
     "rotate_and_store": (
         {"qkv": BF16, "cos": F32, "sin": F32, "slots": I64, "positions": I64}
         | {"k_cache": BF16, "v_cache": BF16, "max_len": "i32"},
-        {"H": 32, "KV": 8, "D": 128, "HALF": 64},
-        1,
+        {"H": 32, "KV": 8, "D": 128, "HALF": 64, "HEADS": 8},
+        4,
     ),
     "attend_part": (
         {"q": BF16, "k_cache": BF16, "v_cache": BF16, "key_starts": I32, "lengths": I32}
@@ -34,7 +34,7 @@ KERNELS: dict[str, tuple[dict[str, str], dict[str, int], int]] = {
         {**LAB_8B, "KV": 8, "GP": 16, "BLOCK": 64},
         4,
     ),
-    "join_parts": ({"sums": F32, "stats": F32, "lengths": I32, "out": BF16}, LAB_8B, 1),
+    "join_parts": ({"sums": F32, "stats": F32, "lengths": I32, "out": BF16}, {**LAB_8B, "HEADS": 8}, 2),
     "silu_times": ({"x": BF16, "out": BF16}, {"N": 14_336, "BLOCK": 1024}, 4),
 }
 """Arguments, constants and warps of each kernel as lab-8b launches it."""
