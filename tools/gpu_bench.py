@@ -32,19 +32,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with --quick lab-26m)",
     )
     parser.add_argument(
+        "--real-model",
+        help="the model whose own weights answer in the part `same` (default lab-110m; with --quick lab-26m)",
+    )
+    parser.add_argument(
         "--parts",
         nargs="+",
         choices=NAMES,
         default=list(NAMES),
-        help="same: tokens against generate(), also of lab-110m's real weights; steps: decode steps, their "
+        help="same: tokens against generate(), also of --real-model; steps: decode steps, their "
         "kernels, prompts; plain: steps without Triton kernels; strategies; invariant: BATCH_INVARIANT; "
         "sampled; yardstick: transformers' continuous batching (default all, in this order)",
     )
     parser.add_argument(
         "--budget-s",
         type=float,
-        default=470,
-        help="seconds in all (default 470); what does not fit is skipped",
+        help="seconds in all (default 470; with --quick 1800); what does not fit is skipped",
     )
     parser.add_argument("--quick", action="store_true", help="very little work: does the script itself run?")
     parser.add_argument("--seed", type=int, default=0, help="of the lengths and prompts (default 0)")
@@ -58,16 +61,18 @@ def run(args: argparse.Namespace) -> int:
     make_folder(folder)
     sizes = QUICK if args.quick else Sizes()
     models = args.models or (["lab-26m"] if args.quick else ["lab-8b", "lab-1b"])
-    real_model = "lab-26m" if args.quick else "lab-110m"
+    real_model = args.real_model or ("lab-26m" if args.quick else "lab-110m")
     plan = make_plan(args.parts, models, real_model=real_model)
+    budget_s = args.budget_s or (1800.0 if args.quick else 470.0)
     bench = Bench(
         folder,
         args.device,
         args.dtype,
         sizes,
         args.seed,
-        args.budget_s,
+        budget_s,
         os.path.abspath(args.artifacts_dir),
+        6.0 if args.quick else 1.0,
         {"nvidia_smi": _nvidia_smi(), **_versions(), "commit": _commit(), "sizes": str(sizes)},
     )
     if bench.facts["vllm"] is None:
@@ -75,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(f"{name}: {value}" for name, value in bench.facts.items()), flush=True)
     for part in plan:
         bench.run(part)
-    print(f"\n{args.budget_s - bench.left_s:.0f} s in all; {folder}/tables.md, rows.parquet, log.txt")
+    print(f"\n{budget_s - bench.left_s:.0f} s in all; {folder}/tables.md, rows.parquet, log.txt")
     return int(bench.has_failed)
 
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-PARTS = "tools.gpu.parts"
-YARDSTICK = "tools.gpu.yardstick"
+from adapters.models.presets import PRESETS
+
+_PARTS = "tools.gpu.parts"
+_YARDSTICK = "tools.gpu.yardstick"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,8 @@ def make_plan(names: Sequence[str], models: Sequence[str], *, real_model: str) -
     """Most valuable first: all parts of the first model, and between them the steps of the others."""
     first, *others = models
     parts = []
-    if "same" in names:
-        parts.append(Part("same", f"{PARTS}:same_tokens", real_model, 15, 90, real_weights=True))
+    if "same" in names and (real_model in PRESETS or real_model not in models):
+        parts.append(Part("same", f"{_PARTS}:same_tokens", real_model, 15, 90, real_weights=True))
     for name in NAMES:
         if name in names:
             parts += _parts(name, first)
@@ -97,21 +99,21 @@ def make_plan(names: Sequence[str], models: Sequence[str], *, real_model: str) -
 
 def _parts(name: str, model: str) -> list[Part]:
     if name == "same":
-        return [Part("same", f"{PARTS}:same_tokens", model, 30, 90)]
+        return [Part("same", f"{_PARTS}:same_tokens", model, 30, 90)]
     if name == "steps":
-        return [Part("steps", f"{PARTS}:steps", model, 20, 90)]
+        return [Part("steps", f"{_PARTS}:steps", model, 20, 90)]
     if name == "plain":
         options = {"triton_kernels": False}
-        return [Part("plain", f"{PARTS}:plain_steps", model, 20, 60, options)]
+        return [Part("plain", f"{_PARTS}:plain_steps", model, 20, 60, options)]
     if name == "strategies":
-        return [Part("strategies", f"{PARTS}:strategies", model, 30, 130)]
+        return [Part("strategies", f"{_PARTS}:strategies", model, 30, 140)]
     if name == "invariant":
         options = {"batch_invariant": True}
-        return [Part("invariant", f"{PARTS}:invariant_steps", model, 20, 75, options)]
+        return [Part("invariant", f"{_PARTS}:invariant_steps", model, 20, 75, options)]
     if name == "sampled":
-        return [Part("sampled", f"{PARTS}:sampled_steps", model, 20, 60)]
+        return [Part("sampled", f"{_PARTS}:sampled_steps", model, 20, 60)]
     assert name == "yardstick"
     return [
-        Part("yardstick, engine", f"{YARDSTICK}:engine", model, 20, 60),
-        Part("yardstick, transformers", f"{YARDSTICK}:transformers", model, 30, 120),
+        Part("yardstick, engine", f"{_YARDSTICK}:engine", model, 20, 60),
+        Part("yardstick, transformers", f"{_YARDSTICK}:transformers", model, 30, 120),
     ]
