@@ -34,6 +34,21 @@ def uniform_draw(seed: int, index: int) -> float:
     return (mix64(mix64(seed) + (index + 1) * _GOLDEN_GAMMA) >> 11) * 2.0**-53
 
 
+def uniform_draws(seeds: Seq[int], indices: Seq[int]) -> list[float]:
+    """`uniform_draw` of each seed and index, many at once."""
+    states = _mix64_each(np.array([seed & _MASK for seed in seeds], dtype=np.uint64))
+    states += (np.array(indices, dtype=np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN_GAMMA)
+    draws: list[float] = ((_mix64_each(states) >> np.uint64(11)) * 2.0**-53).tolist()
+    return draws
+
+
+def _mix64_each(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """`mix64` of each of them; arithmetic of this type is modulo 64 bits."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
 def sample_token(
     logits: npt.NDArray[np.float32],
     params: SamplingParams,
