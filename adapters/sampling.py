@@ -16,6 +16,8 @@ from adapters.base import LEAST_TEMPERATURE, SamplingParams, Sequence
 
 _MASK = (1 << 64) - 1
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_FEWEST_AT_ONCE = 32
+"""Below this, NumPy's calls take longer than the draws one by one."""
 
 
 def mix64(value: int) -> int:
@@ -36,6 +38,8 @@ def uniform_draw(seed: int, index: int) -> float:
 
 def uniform_draws(seeds: Seq[int], indices: Seq[int]) -> list[float]:
     """`uniform_draw` of each seed and index, many at once."""
+    if len(seeds) < _FEWEST_AT_ONCE:
+        return [*map(uniform_draw, seeds, indices)]
     states = _mix64_each(np.array([seed & _MASK for seed in seeds], dtype=np.uint64))
     states += (np.array(indices, dtype=np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN_GAMMA)
     draws: list[float] = ((_mix64_each(states) >> np.uint64(11)) * 2.0**-53).tolist()

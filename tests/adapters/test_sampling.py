@@ -29,10 +29,10 @@ def test_draws_of_seed_zero_are_the_published_stream() -> None:
 
 
 def test_many_draws_at_once_are_the_same_draws() -> None:
-    seeds, indices = [0, 5, -1, 2**64 - 1, 2**70 + 3, -(2**65)], [0, 1, 4, 2**31, 7, 0]
-    assert uniform_draws(seeds, indices) == [
-        uniform_draw(seed, index) for seed, index in zip(seeds, indices, strict=True)
-    ]
+    seeds, indices = [0, 5, -1, 2**64 - 1, 2**70 + 3, -(2**65)] * 10, [0, 1, 4, 2**31, 7, 0] * 10
+    want = [uniform_draw(seed, index) for seed, index in zip(seeds, indices, strict=True)]
+    for count in (1, 6, 31, 32, 60):
+        assert uniform_draws(seeds[:count], indices[:count]) == want[:count]
 
 
 def test_a_seed_is_taken_modulo_64_bits() -> None:
