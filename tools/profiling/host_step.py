@@ -4,8 +4,8 @@ The engine, the scheduler and the launching of steps are the real ones; the devi
 nothing: a graph is replayed by doing nothing, an event is over at once. The device computes the step before
 while the host does all this, so the host is in the way only where it takes longer than a step.
 
-Sampling's operators are left out: on a GPU each is launched, some 45 of them for the temperature alone and
-110 with top_k or top_p. Whole steps are timed without the wrappers that time the parts. Each figure is the
+Sampling's operators are left out: on a GPU each is launched, some 45 for the temperature alone, 70 with
+top_p and 110 with top_k. Whole steps are timed without the wrappers that time the parts. Each figure is the
 least of several repeats, and of each the fastest tenth of its steps: a busy machine adds to all the others.
 """
 
