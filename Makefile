@@ -46,7 +46,7 @@ help: ## list the commands
 
 INSTALLED := .venv/.lab-$(or $(EXTRA),base)
 
-.PHONY: bench compare sweep gate yardsticks profile gpu-bench gpu-env-check step-cost parity report run model stage prompts env-example
+.PHONY: bench compare sweep gate yardsticks profile gpu-bench gpu-env-check host-step step-cost parity report run model stage prompts env-example
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
@@ -58,6 +58,9 @@ yardsticks: .venv/.lab-torch ## the engine against generate(), transformers' bat
 
 profile: .venv/.lab-torch ## where the time of a decode step goes: MODEL= ARGS="--rows 1 16 32 --context 128"
 	@$(LAB) profile $(ARGS)
+
+host-step: .venv/.lab-torch ## what a decode step on CUDA costs the host, without a GPU
+	@$(LAB) host-step $(ARGS)
 
 gpu-bench: .venv/.lab-torch ## what a GPU makes of the torch backend, in one run of minutes
 	@$(LAB) gpu-bench $(ARGS)

@@ -40,6 +40,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "yardsticks": ("tools.yardsticks", "measure the engine against generate() and its own arithmetic"),
     "profile": ("tools.profiling.step_profile", "measure where the time of a decode step goes, part by part"),
+    "host-step": (
+        "tools.profiling.host_step",
+        "measure what a decode step on CUDA costs the host, without a GPU",
+    ),
     "gpu-bench": ("tools.gpu_bench", "measure what the torch backend makes of a GPU, in one run of minutes"),
     "parity": ("tools.parity", "compare logits and greedy tokens of torch fp32 and llama.cpp f32"),
     "step-cost": (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -68,25 +69,34 @@ class StepPacker:
         """Order the rows of a step; sequences that begin get a slot."""
         decodes: list[tuple[int, ScheduledChunk]] = []
         prompts: list[tuple[int, ScheduledChunk]] = []
+        slot_for, max_len = self.slots.slot_for, self.max_len
         for chunk in chunks:
-            if chunk.start + chunk.num_tokens > self.max_len:
-                raise BackendError(f"sequence {chunk.seq.seq_id} outgrew its {self.max_len} positions")
-            slot = self.slots.slot_for(chunk.seq.seq_id, chunk.start)
-            (decodes if chunk.dead or chunk.is_decode else prompts).append((slot, chunk))
+            seq, start = chunk.seq, chunk.start
+            if start + chunk.num_tokens > max_len:
+                raise BackendError(f"sequence {seq.seq_id} outgrew its {max_len} positions")
+            is_decode = chunk.dead or start >= len(seq.prompt_token_ids)
+            (decodes if is_decode else prompts).append((slot_for(seq.seq_id, start), chunk))
         # By slot, so that rows of neighbouring slots can share one attention call over one view of the cache.
-        decodes.sort(key=lambda item: item[0])
+        decodes.sort(key=itemgetter(0))
 
         plan = RowPlan([], [], [], len(decodes), [], [], [], [])
         ids, slots, positions = plan.ids, plan.slots, plan.positions
-        for slot, chunk in decodes:
-            unknown = self.overlaps and chunk.follows_pending
-            ids.append(UNKNOWN if unknown else chunk.seq.token_at(chunk.start))
+        # Without the properties of a chunk: asking each row four of them takes as long as all the rest.
+        for row, (slot, chunk) in enumerate(decodes):
+            seq, start = chunk.seq, chunk.start
+            num_prompt, output = len(seq.prompt_token_ids), seq.output_token_ids
+            index = start - num_prompt
+            if index < 0:
+                ids.append(seq.prompt_token_ids[start])  # a dead row that never had a token
+            elif self.overlaps and index >= len(output):
+                ids.append(UNKNOWN)
+            else:
+                ids.append(output[index])
             slots.append(slot)
-            positions.append(chunk.start)
-        for row, (_, chunk) in enumerate(decodes):
-            if chunk.samples:
+            positions.append(start)
+            if not chunk.dead and index + 1 == len(output) + seq.num_pending_tokens:
                 plan.logit_rows.append(row)
-                plan.sampled.append(chunk.seq)
+                plan.sampled.append(seq)
         for slot, chunk in prompts:
             plan.chunk_rows.append(len(ids))
             plan.blocks += prompt_blocks(len(ids), slot, chunk.start, chunk.num_tokens, self._prefill_chunk)

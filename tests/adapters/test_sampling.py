@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adapters.base import SamplingParams, Sequence
-from adapters.sampling import choose_token, mix64, penalize, sample_token, uniform_draw
+from adapters.sampling import choose_token, mix64, penalize, sample_token, uniform_draw, uniform_draws
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], dtype=np.float32))
 
@@ -26,6 +26,13 @@ def test_draws_of_seed_zero_are_the_published_stream() -> None:
     # First outputs of SplitMix64 from state 0, of which a draw keeps the upper 53 bits.
     stream = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     assert [uniform_draw(0, index) for index in range(3)] == [(bits >> 11) / 2**53 for bits in stream]
+
+
+def test_many_draws_at_once_are_the_same_draws() -> None:
+    seeds, indices = [0, 5, -1, 2**64 - 1, 2**70 + 3, -(2**65)] * 10, [0, 1, 4, 2**31, 7, 0] * 10
+    want = [uniform_draw(seed, index) for seed, index in zip(seeds, indices, strict=True)]
+    for count in (1, 6, 31, 32, 60):
+        assert uniform_draws(seeds[:count], indices[:count]) == want[:count]
 
 
 def test_a_seed_is_taken_modulo_64_bits() -> None:

@@ -24,13 +24,22 @@ def fitted_len(
     max_batch: int,
     wanted: int,
     is_given: bool,
+    reserve_bytes: int = 0,
 ) -> int:
     """The model length, at most `wanted`, with which `max_batch` slots and one for scratch fit.
+
+    At least `reserve_bytes` of what is free are left, whatever `fraction` says.
 
     Raises:
         ConfigError: what was given, or the least that makes sense, does not fit.
     """
-    usable = int(free_bytes * fraction)
+    usable, limit = (
+        int(free_bytes * fraction),
+        f"KV_MEMORY_FRACTION={fraction:g} of {free_bytes / _GIB:.1f} GiB free",
+    )
+    if usable > free_bytes - reserve_bytes:
+        usable = max(0, free_bytes - reserve_bytes)
+        limit = f"{free_bytes / _GIB:.1f} GiB free, {reserve_bytes / _GIB:.1f} of them for sampling"
     positions = usable // bytes_per_position
     room = positions // (max_batch + 1) // SLOT_MULTIPLE * SLOT_MULTIPLE
     if padded_len(wanted) <= room:
@@ -46,5 +55,5 @@ def fitted_len(
     raise ConfigError(
         f"{max_batch} slots of {least} tokens (MAX_BATCH, MAX_MODEL_LEN) need {needed / _GIB:.1f} GiB for "
         f"keys and values, one slot for scratch included, and {usable / _GIB:.1f} GiB are to be had "
-        f"(KV_MEMORY_FRACTION={fraction:g} of {free_bytes / _GIB:.1f} GiB free): {advice}"
+        f"({limit}): {advice}"
     )

@@ -23,16 +23,17 @@ No rule needs a sort unless a row has top_p without a small top_k. Nothing is re
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import groupby
+from operator import add
 
 import torch
 from torch import Tensor
 
 from adapters.base import LEAST_TEMPERATURE, SamplingParams, Sequence
-from adapters.sampling import uniform_draw
+from adapters.sampling import uniform_draws
 
 NUM_INTS = 5
 NUM_FLOATS = 7
@@ -44,6 +45,13 @@ _NO_TOP_K, _NO_TOP_P = 1 << 62, 2.0
 """Above any rank, and above any share even where rounding makes one of 1 larger."""
 _BLOCK = 512
 """Tokens of the vocabulary whose weights are summed before one of them is looked for."""
+
+
+def working_bytes(num_rows: int, vocab_size: int) -> int:
+    """About what sampling `num_rows` takes while it works: 64 bytes for each logit that is sorted, 16 for
+    each that is not."""
+    num_elements = num_rows * vocab_size
+    return max(16 * min(num_elements, _MAX_ELEMENTS), 64 * min(num_elements, _MAX_ELEMENTS // 4))
 
 
 class Path(IntEnum):
@@ -83,22 +91,21 @@ def row_settings(
     `rows` are those of the logits.
     """
     kinds = [_kind(seq.params) for seq in sequences]
-    order = sorted(range(len(kinds)), key=kinds.__getitem__)
-    groups = []
-    for kind, members in groupby(order, kinds.__getitem__):
-        group = [sequences[i] for i in members]
-        top_k = max(seq.params.top_k for seq in group)
-        groups.append(RowGroup(len(group), *kind, top_k, max(seq.num_tokens for seq in group)))
-    sequences = [sequences[i] for i in order]
-    ints = [
-        [rows[i] for i in order],
-        [slots[i] for i in order],
-        [seq.num_prompt_tokens for seq in sequences],
-        [seq.num_tokens for seq in sequences],
-        [seq.params.top_k or _NO_TOP_K for seq in sequences],
-    ]
+    if len(set(kinds)) > 1:
+        order = sorted(range(len(kinds)), key=kinds.__getitem__)
+        rows, slots = [rows[i] for i in order], [slots[i] for i in order]
+        sequences, kinds = [sequences[i] for i in order], [kinds[i] for i in order]
     params = [seq.params for seq in sequences]
-    draws = [uniform_draw(s.params.seed, s.num_tokens - s.num_prompt_tokens) for s in sequences]
+    num_prompt = [len(seq.prompt_token_ids) for seq in sequences]
+    num_output = [len(seq.output_token_ids) + seq.num_pending_tokens for seq in sequences]
+    num_tokens = [*map(add, num_prompt, num_output)]
+    top_k = [p.top_k for p in params]
+    groups, start = [], 0
+    for kind, num_rows in Counter(kinds).items():  # in the order in which they come
+        end = start + num_rows
+        groups.append(RowGroup(num_rows, *kind, max(top_k[start:end]), max(num_tokens[start:end])))
+        start = end
+    ints = [list(rows), list(slots), num_prompt, num_tokens, [k or _NO_TOP_K for k in top_k]]
     floats = [
         [p.temperature for p in params],
         [p.top_p if p.top_p < 1.0 else _NO_TOP_P for p in params],
@@ -106,7 +113,7 @@ def row_settings(
         [p.repetition_penalty for p in params],
         [p.presence_penalty for p in params],
         [p.frequency_penalty for p in params],
-        draws,
+        uniform_draws([p.seed for p in params], num_output),
     ]
     return ints, floats, groups
 

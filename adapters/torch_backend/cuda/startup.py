@@ -20,7 +20,7 @@ from adapters.torch_backend.cuda.graph_check import mixed_replay_error, replay_e
 from adapters.torch_backend.cuda.machine import Machine
 from adapters.torch_backend.cuda.mixed_graphs import MixedGraphs
 from adapters.torch_backend.cuda.packing import DevicePacker
-from adapters.torch_backend.cuda.sampling import NUM_FLOATS, NUM_INTS
+from adapters.torch_backend.cuda.sampling import NUM_FLOATS, NUM_INTS, working_bytes
 from adapters.torch_backend.cuda.step_graphs import DecodeGraphs, graph_sizes
 from adapters.torch_backend.cuda.steps import ADVICE, decode_rows
 from adapters.torch_backend.loading import LoadedModel
@@ -94,6 +94,7 @@ class CudaSetup:
             max_batch=config.max_batch_size,
             wanted=wanted,
             is_given=config.max_model_len is not None,
+            reserve_bytes=working_bytes(config.max_batch_size, loaded.config.vocab_size),
         )
         if max_len < wanted:
             logger.warning(

@@ -5,7 +5,9 @@ A buffer belongs to one launched step until its result was read, so that no copy
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence as Seq
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -29,23 +31,19 @@ class StepBuffer:
 
         Returns a view for each list, int64 and then float64.
         """
-        num_ints = sum(map(len, ints))
-        num_words = num_ints + sum(map(len, floats))
+        lengths = [len(numbers) for numbers in chain(ints, floats)]
+        num_words = sum(lengths)
+        num_floats = sum(lengths[len(ints) :])
         if len(self._sent) < num_words:
             self._sent = self._machine.pinned(2 * num_words)
-        words = self._sent.numpy()
-        at = 0
-        for numbers in ints:
-            words[at : at + len(numbers)] = numbers
-            at += len(numbers)
-        bits = words.view("f8")
-        for values in floats:
-            bits[at : at + len(values)] = values
-            at += len(values)
+        # All at once by `struct`: NumPy takes twice as long for lists, and a step at 256 rows has thousands.
+        numbers = chain.from_iterable(chain(ints, floats))
+        words = self._sent.numpy().data
+        struct.pack_into(f"{num_words - num_floats}q{num_floats}d", words, 0, *numbers)
         if into is None:
             into = torch.empty(num_words, dtype=torch.int64, device=self._machine.device)
         into[:num_words].copy_(self._sent[:num_words], non_blocking=True)
-        parts = list(torch.split(into[:num_words], [len(numbers) for numbers in (*ints, *floats)]))
+        parts = torch.split(into[:num_words], lengths)
         return [*parts[: len(ints)], *(part.view(torch.float64) for part in parts[len(ints) :])]
 
     def download(self, tokens: Tensor) -> None:

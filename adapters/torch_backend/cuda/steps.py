@@ -154,6 +154,5 @@ def _sampling(plan: RowPlan, rows: Seq[int]) -> tuple[list[list[int]], list[list
     chosen = [i for i, seq in enumerate(plan.sampled) if needs_sampling(seq)]
     if not chosen:
         return [], [], []
-    sequences = [plan.sampled[i] for i in chosen]
     slots = [plan.slots[plan.logit_rows[i]] for i in chosen]
-    return row_settings([rows[i] for i in chosen], slots, sequences)
+    return row_settings([rows[i] for i in chosen], slots, [plan.sampled[i] for i in chosen])

@@ -149,6 +149,13 @@ def test_a_row_pays_for_its_own_rules(params: Any, order: Any, most_passes: floa
     assert watched.num_bytes / (8 * count * vocab) < most_passes
 
 
+def test_memory_is_bounded_whatever_the_batch() -> None:
+    assert device_sampling.working_bytes(2, 1000) == 2 * 64_000
+    assert (
+        device_sampling.working_bytes(256, 128_256) == device_sampling.working_bytes(4096, 128_256) == 1 << 29
+    )
+
+
 def test_who_needs_sampling() -> None:
     def needs(**params: Any) -> bool:
         return needs_sampling(Sequence(0, [1], SamplingParams(**params)))

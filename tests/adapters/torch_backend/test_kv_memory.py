@@ -55,5 +55,17 @@ def test_where_nothing_fits_no_setting_is_blamed() -> None:
         fit(free_bytes=GIB // 1000)
 
 
+def test_what_sampling_takes_is_left_whatever_the_share() -> None:
+    assert fit(reserve_bytes=2 * GIB) == 4096
+    assert fit(fraction=1.0, reserve_bytes=2 * GIB) == 4096
+    assert fit(reserve_bytes=4 * GIB) == 3072
+    with pytest.raises(
+        ConfigError, match=r"6.0 GiB are to be had \(10.0 GiB free, 4.0 of them for sampling\)"
+    ):
+        fit(reserve_bytes=4 * GIB, is_given=True)
+    with pytest.raises(ConfigError, match="a smaller model or dtype is needed"):
+        fit(reserve_bytes=11 * GIB)
+
+
 def test_slots_are_multiples_of_64() -> None:
     assert [padded_len(n) for n in (1, 64, 65)] == [64, 64, 128]
