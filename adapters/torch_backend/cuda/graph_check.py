@@ -29,7 +29,7 @@ def replay_error(graphs: DecodeGraphs, packer: DevicePacker, forward: Forward, v
 
 
 def mixed_replay_error(graphs: MixedGraphs, packer: DevicePacker, forward: Forward, vocab_size: int) -> float:
-    """The same for a decode row beside the second half of a prompt; one slot has room for the latter alone."""
+    """The same for a decode row beside the second half of a prompt; one slot has room for the latter."""
     probes = [_sequence(-1 - i, packer, vocab_size) for i in range(min(2, packer.slots.num_slots))]
     *others, last = probes
     half = last.num_prompt_tokens // 2
