@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from harness.replay.machine import describe_host
-from harness.results.record import write_table
+from harness.results.parquet_file import write_table
 
 
 def write_rows(frame: pd.DataFrame, path: Path, facts: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 
 from harness.results.manifest import RunManifest
 from harness.results.metrics import METRICS
+from harness.results.output_dir import whole_file
 from harness.settings import ReportSettings
 
 LABELS = ("variant", "backend", "model", "arm")
@@ -25,7 +26,8 @@ def write_openmetrics(path: Path, rows: pd.DataFrame, manifest: RunManifest) -> 
     """Write the file beside `path` and return where it is."""
     registry = summary_of(rows, manifest)
     written = path.with_suffix(".om")
-    written.write_bytes(generate_latest(registry))  # type: ignore[no-untyped-call]
+    with whole_file(written) as file:
+        file.write(generate_latest(registry))  # type: ignore[no-untyped-call]
     return written
 
 
