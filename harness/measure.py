@@ -102,7 +102,9 @@ def _served(
     with running_service(
         launch, start_timeout_s=settings.start_timeout_s, announce=reporter.announce
     ) as service:
-        yield find_server(service.url, settings, service.process.pid), service
+        server = find_server(service.url, settings, service.process.pid)
+        _check_label(arm, server)
+        yield server, service
 
 
 def _check_label(arm: Arm, server: Server) -> None:
@@ -110,4 +112,5 @@ def _check_label(arm: Arm, server: Server) -> None:
     served = server.card.variant if server.card else None
     # Longer names of the same strategies begin with the canonical one (`static_batch`).
     if arm.variant and served and not arm.variant.startswith(served):
-        raise ConfigError(f"the service at {server.url} runs {served}, not {arm.variant}; leave VARIANT out")
+        advice = "" if server.pid else "; leave VARIANT out"
+        raise ConfigError(f"the service at {server.url} runs {served}, not {arm.variant}{advice}")
