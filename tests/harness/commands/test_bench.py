@@ -234,13 +234,16 @@ def test_kill_leaves_a_journal_that_one_command_turns_into_parquet(
 def test_a_killed_harness_leaves_no_process_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**NULL, "NULL_STEP_MS": "10"}.items():
         monkeypatch.setenv(name, value)
-    process = bench_process(["--requests", "2000", "--concurrency", "4", "--warmup", "0", "--processes", "2"])
+    process = bench_process(["--requests", "2000", "--rate", "20", "--warmup", "0", "--processes", "2"])
     wait_for(lambda: journal_lines(tmp_path / "out") > 6)
     started = psutil.Process(process.pid).children(recursive=True)
     assert sum("spawn_main" in " ".join(child.cmdline()) for child in started) >= 2
     process.kill()
+    left = psutil.wait_procs(started, timeout=20)[1]
+    for child in left:
+        child.kill()
     process.communicate()
-    assert not psutil.wait_procs(started, timeout=30)[1]
+    assert not left
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
