@@ -49,7 +49,9 @@ def load_report(
     # Runs stand in the order in which they were measured, arms in the one in which they were asked for.
     arms = asked.arms if asked else list(dict.fromkeys(run.arm for run in runs))
     runs.sort(key=lambda run: arms.index(run.arm))
-    chosen = choose_reference(arms, reference or (asked.reference if asked else None))
+    # An interrupted comparison may not have come to its reference.
+    kept_reference = asked.reference if asked and asked.reference in arms else None
+    chosen = choose_reference(arms, reference or kept_reference)
     validity = validity_of(runs, len(runs))
     if len(digests) > 1:
         different = "the runs had different schedules"

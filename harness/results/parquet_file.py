@@ -7,7 +7,7 @@ damage to the end of the file, where parquet keeps its index, costs all of them.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,8 +32,7 @@ def write_table(path: Path, table: pa.Table, key: bytes, facts: bytes) -> None:
     Raises:
         LabError: the disk does not take it.
     """
-    checksum = b"%08x" % zlib.crc32(facts)
-    metadata = {**(table.schema.metadata or {}), key: facts, _CRC_KEY: checksum}
+    metadata = {**(table.schema.metadata or {}), key: facts, _CRC_KEY: _checksum(facts, table.column_names)}
     with whole_file(path) as file:
         pq.write_table(
             table.replace_schema_metadata(metadata),
@@ -76,27 +75,30 @@ def manifest_of(file: pq.ParquetFile) -> Manifest:
                 f"pandas.read_parquet, and how they came about in the parquet metadata `{own.decode()}`"
             )
         raise LabError("carries no manifest: it was not written by this harness")
-    checksum = metadata.get(_CRC_KEY)
-    if checksum is not None and checksum != b"%08x" % zlib.crc32(raw):
-        raise LabError("has a damaged manifest; pandas.read_parquet still reads its rows")
+    if metadata.get(_CRC_KEY, kept := _checksum(raw, file.schema_arrow.names)) != kept:
+        raise LabError("has a damaged manifest or index; pandas.read_parquet may still read its rows")
     try:
         return read_manifest(raw)
     except LabError as error:
         raise LabError(f"cannot be used: {error}") from error
 
 
-def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def _checksum(facts: bytes, columns: Sequence[str]) -> bytes:
+    return b"%08x" % zlib.crc32("\n".join(columns).encode(errors="replace"), zlib.crc32(facts))
+
+
+def conform(table: pa.Table, schema: pa.Schema, required: Sequence[str]) -> pa.Table:
     """The columns of `schema`. Those that came later than the file are empty, those of later versions stay.
 
     Raises:
-        LabError: it holds something else.
+        LabError: one that every version has is missing.
     """
     missing = [name for name in schema.names if name not in table.column_names]
     unknown = [name for name in table.column_names if name not in schema.names]
     if "step" in unknown and "request_id" in missing:
         raise LabError("holds the steps of a run, not its requests: name the file without .steps")
-    if missing and unknown:
-        raise LabError(f"is no result of this harness, or damaged: it has no column {missing[0]}")
+    if lacking := [name for name in required if name in missing]:
+        raise LabError(f"is no result of this harness, or damaged: it has no column {lacking[0]}")
     for name in missing:
         table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
     columns = [table[field.name].cast(field.type) for field in schema]

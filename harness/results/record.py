@@ -90,6 +90,12 @@ SCHEMA = pa.schema(
     ]
 )
 
+REQUIRED = (
+    *("run_id", "arm", "repeat", "request_id", "prompt_id", "schedule_index", "max_tokens", "seed"),
+    *("scheduled_s", "sent_s", "chunk_s", "finish_s", "num_output_tokens", "error"),
+)
+"""What no figure and no verdict does without; files of earlier versions may lack others."""
+
 Row = dict[str, Any]
 
 
@@ -278,7 +284,7 @@ def read_parquet(path: Path) -> tuple[Manifest, pd.DataFrame]:
         LabError: there is no such file, it is not parquet, damaged, or no result of this harness.
     """
     with opened(path) as file:
-        manifest, table = manifest_of(file), conform(file.read(), SCHEMA)
+        manifest, table = manifest_of(file), conform(file.read(), SCHEMA, REQUIRED)
         check_belongs(manifest, table)
     return manifest, to_frame(table)
 
@@ -290,4 +296,4 @@ def read_table(path: Path) -> pa.Table:
         LabError: as for `read_parquet`.
     """
     with opened(path) as file:
-        return conform(file.read(), SCHEMA)
+        return conform(file.read(), SCHEMA, REQUIRED)

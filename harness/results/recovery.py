@@ -18,6 +18,7 @@ from harness.results.parquet_file import (
 )
 from harness.results.record import (
     JOURNAL_SUFFIX,
+    REQUIRED,
     SCHEMA,
     JournalContent,
     read_journal,
@@ -59,7 +60,7 @@ def recover_damaged(path: Path) -> Path:
         manifest = manifest_of(file)
         for group in range(file.num_row_groups):
             try:
-                tables.append(conform(file.read_row_group(group), SCHEMA))
+                tables.append(conform(file.read_row_group(group), SCHEMA, REQUIRED))
             except READ_ERRORS:
                 continue
         num_planned = file.metadata.num_rows

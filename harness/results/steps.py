@@ -28,6 +28,7 @@ STEP_SCHEMA = pa.schema(
         *((name, kind) for name, kind in arrow_columns(StepRecord) if name != "step"),
     ]
 )
+_REQUIRED = ("run_id", "repeat", "start_s", "duration_s", "num_rows", "num_dead_rows")
 
 
 def summarise_steps(lines: Sequence[StepLine], num_dropped: int) -> StepSummary | None:
@@ -60,5 +61,5 @@ def read_steps(path: Path) -> pd.DataFrame:
         LabError: it is no step log, or damaged.
     """
     with opened(path) as file:
-        frame: pd.DataFrame = conform(file.read(), STEP_SCHEMA).to_pandas()
+        frame: pd.DataFrame = conform(file.read(), STEP_SCHEMA, _REQUIRED).to_pandas()
         return frame

@@ -38,7 +38,7 @@ from tests.harness.comparing.test_comparison import run_rows
 from tests.harness.made_rows import made_manifest, made_repeat, made_row
 from tools.cli import main
 
-NUM_DAMAGES = int(os.environ.get("DAMAGES", "90"))
+NUM_DAMAGES = int(os.environ.get("DAMAGES", "60"))
 KINDS = ("journal", "parquet", "manifest", "steps", "ledger", "trace")
 
 

@@ -148,3 +148,14 @@ def test_rows_of_a_journal_outlast_its_manifest(tmp_path: Path, capsys: pytest.C
     told = capsys.readouterr().err
     assert f"its 5 whole rows are now in {tmp_path / 'run.parquet'}, for pandas.read_parquet" in told
     assert (tmp_path / "run.parquet").is_file()
+
+
+def test_a_comparison_that_stopped_before_its_reference_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, manifest = comparison(run_rows("static", 0, 1.0), reference="baseline")
+    manifest.runs[0].validity = Validity()
+    path = tmp_path / "x.parquet"
+    write_parquet(path, make_table(rows), manifest)
+    assert main(["report", str(path)]) == 0
+    assert "report: " in capsys.readouterr().out
