@@ -107,7 +107,7 @@ prompts: .venv/.lab-base ## write data/prompts.jsonl anew
 env-example: .venv/.lab-base ## write .env.example anew from the settings
 	@.venv/bin/python -m tools.env_example
 
-.PHONY: dev test test-fast load check format clean
+.PHONY: dev test test-fast load damages check format clean
 dev: .venv/.dev ## install everything a developer needs, pre-commit hooks included
 	@.venv/bin/pre-commit install 2>/dev/null || true
 
@@ -119,6 +119,9 @@ test-fast: .venv/.dev ## the tests that need no llama.cpp
 
 load: .venv/.dev ## minutes of load with the figures of docs/reliability.md, on a quiet machine
 	@.venv/bin/python -m pytest -m load -s --timeout 600 tests/services/load $(ARGS)
+
+damages: .venv/.dev ## 2,000 random damages to journals, results, manifests, step logs, ledgers and traces
+	@DAMAGES=2004 .venv/bin/python -m pytest --timeout 3600 tests/harness/test_damaged_files.py $(ARGS)
 
 check: .venv/.dev ## ruff, mypy, import-linter, drift of the corpus and of .env.example
 	.venv/bin/ruff check .

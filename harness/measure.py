@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from adapters.base import ConfigError
+from adapters.base import ConfigError, LabError
 from harness.client.answer import Answer
 from harness.client.server import Server, find_server
 from harness.plan.corpus import Corpus
@@ -37,7 +37,8 @@ def measure(
     """Replay `schedule` once for each of `repeats` (the numbers their rows will carry).
 
     Raises:
-        LabError: the service could not be started or asked, before anything was measured.
+        LabError: the service could not be started or asked, or the disk is full; the message says what is
+            kept.
         KeyboardInterrupt: told to stop before anything was measured.
     """
     file: ArmFile | None = None
@@ -54,10 +55,12 @@ def measure(
                     entry = _measure_repeat(file, server, service, settings, schedule, reporter, repeat)
                 if entry.was_interrupted:
                     break
-    except BaseException:
+    except BaseException as error:
         if file is not None:
             kept = file.keep()
-            reporter.announce(f"what was measured before is in {kept}" if kept else "nothing was measured")
+            if isinstance(error, LabError):
+                raise LabError(f"{error}; {kept}") from error
+            reporter.announce(kept)
         raise
     assert file is not None, "at least one repeat"
     return file.finish()
@@ -99,7 +102,9 @@ def _served(
     with running_service(
         launch, start_timeout_s=settings.start_timeout_s, announce=reporter.announce
     ) as service:
-        yield find_server(service.url, settings, service.process.pid), service
+        server = find_server(service.url, settings, service.process.pid)
+        _check_label(arm, server)
+        yield server, service
 
 
 def _check_label(arm: Arm, server: Server) -> None:
@@ -107,4 +112,5 @@ def _check_label(arm: Arm, server: Server) -> None:
     served = server.card.variant if server.card else None
     # Longer names of the same strategies begin with the canonical one (`static_batch`).
     if arm.variant and served and not arm.variant.startswith(served):
-        raise ConfigError(f"the service at {server.url} runs {served}, not {arm.variant}; leave VARIANT out")
+        advice = "" if server.pid else "; leave VARIANT out"
+        raise ConfigError(f"the service at {server.url} runs {served}, not {arm.variant}{advice}")

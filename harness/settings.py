@@ -7,8 +7,10 @@ inherits the environment and reads them itself. It passes over `SETTING_NAMES` i
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -17,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from adapters.base import ConfigError
 from adapters.registry import BACKENDS, check_backend
 
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
 _ENVIRONMENT_ONLY = ("shards", "job_completion_index", "api_key")
 
 
@@ -69,6 +72,7 @@ class HarnessSettings(BaseSettings):
     out: Path = Field(Path("results"), description="folder of the results")
     url: str | None = Field(
         None,
+        repr=False,
         description="measure a server that already runs (any OpenAI-compatible one) instead of starting ours",
     )
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy")
@@ -131,8 +135,9 @@ class HarnessSettings(BaseSettings):
         return index, of
 
     def recorded(self) -> dict[str, Any]:
-        """The settings as the manifest keeps them."""
-        return self.model_dump(mode="json", exclude={"api_key"})
+        """The settings as the manifest keeps them, without a secret."""
+        kept = self.model_dump(mode="json", exclude={"api_key"})
+        return kept | {"url": self.url and split_login(self.url)[0]}
 
 
 class ReportSettings(BaseSettings):
@@ -144,7 +149,26 @@ class ReportSettings(BaseSettings):
         None
     )
     price_per_token_usd: Annotated[str | None, Field(description="... or that an output token costs")] = None
-    pushgateway_url: Annotated[str | None, Field(description="where `lab bench` pushes its summary")] = None
+    pushgateway_url: Annotated[
+        str | None, Field(repr=False, description="where `lab bench` pushes its summary")
+    ] = None
+
+
+def split_login(url: str) -> tuple[str, str | None]:
+    """A URL as it may stand in files, logs and errors, and the `user:password` that stood in it.
+
+    Whatever names a server goes through here before anything else is done with it. Query and fragment, where
+    tokens stand as well, are dropped: no request carries them.
+    """
+    scheme, slashes, rest = url.partition("//")
+    if not slashes:
+        scheme, rest = "", url
+    host = re.split("[/?#]", rest, maxsplit=1)[0]
+    end = host.rfind("@")
+    if end < 0 and not (slashes and _HOST.fullmatch(host)):
+        end = rest.rfind("@")  # a password with a slash in it
+    kept = re.split("[?#]", rest[end + 1 :], maxsplit=1)[0]
+    return f"{scheme}{slashes}{kept}", unquote(rest[:end]) if end >= 0 else None
 
 
 SETTING_NAMES = (*HarnessSettings.model_fields, *ReportSettings.model_fields)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from adapters.registry import BACKENDS
+from harness.results.output_dir import whole_file
 from harness.settings import HarnessSettings, ReportSettings, spelled
 from services.read_settings import ALIASES
 from services.settings import Settings, all_settings, option_fields
@@ -63,7 +64,8 @@ def _lines(sections: Iterable[tuple[str, list[str]]]) -> Iterator[str]:
 
 def main() -> int:
     if "--check" not in sys.argv:
-        PATH.write_text(text(), "utf-8")
+        with whole_file(PATH) as file:
+            file.write(text().encode())
     elif PATH.read_text("utf-8") != text():
         print(f"{PATH} differs from the settings: run `make env-example`", file=sys.stderr)
         return 1

@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 
 from adapters.base import ConfigError
-from harness.results.output_dir import make_folder
+from harness.results.output_dir import whole_file
 from tools.corpus.lengths import OUTPUT_TOKENS, PROMPT_TOKENS, Draws, stratified_lengths
 from tools.corpus.texts import write_prompt
 
@@ -62,9 +62,9 @@ def to_jsonl(prompts: list[Prompt]) -> bytes:
 def write_corpus(path: Path, content: bytes) -> str:
     """Write the corpus and its digest file; return the digest."""
     digest = hashlib.sha256(content).hexdigest()
-    make_folder(path.parent)
-    path.write_bytes(content)
-    path.with_suffix(".sha256").write_bytes(_digest_line(path, digest))
+    for written, what in ((path, content), (path.with_suffix(".sha256"), _digest_line(path, digest))):
+        with whole_file(written) as file:
+            file.write(what)
     return digest
 
 

@@ -22,8 +22,8 @@ _NUM_ROUND_TRIPS = 5
 class Control:
     """An httpx client of one server."""
 
-    def __init__(self, base_url: str, api_key: str | None = None) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    def __init__(self, base_url: str, authorization: str | None = None) -> None:
+        headers = {"Authorization": authorization} if authorization else {}
         # Proxies of the environment are for the web, not for a server under test.
         self._client = httpx.Client(base_url=base_url, headers=headers, timeout=10.0, trust_env=False)
 

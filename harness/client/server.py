@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit, urlunsplit
 
 from adapters.base import LabError
 from harness.client.control import Control
 from harness.client.target import Target, completions_path, parse_origin
-from harness.settings import HarnessSettings
+from harness.settings import HarnessSettings, split_login
 from services.contract.status import ModelCard
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -41,22 +41,24 @@ class Server:
 
 
 def find_server(url: str, settings: HarnessSettings, pid: int | None = None) -> Server:
-    """Ask what answers at `url`.
+    """Ask what answers at `url`, which has to be process `pid` where the harness started one.
 
     Raises:
-        LabError: nothing does, or it cannot be told how to ask it.
+        LabError: nothing does, another process does, or it cannot be told how to ask it.
     """
+    url, login = split_login(url)
     origin, prefix = parse_origin(url)
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    with Control(url, key) as control:
+    target = Target(origin, f"{prefix}/generate", "lab", None, settings.temperature, key, login)
+    with Control(url, target.authorization) as control:
         card = control.model_card()
+        if pid is not None and (card is None or card.pid != pid):
+            other = "does not describe itself at /model" if card is None else f"is process {card.pid}"
+            raise LabError(f"the server at {url} {other}, so it is not the service that was started ({pid})")
         if card is not None:
-            target = Target(origin, f"{prefix}/generate", "lab", card.model, settings.temperature, key)
-            return Server(url, target, card, pid)
-        if pid is not None:
-            raise LabError(f"the service at {url} does not describe itself at /model as this harness expects")
+            return Server(url, replace(target, model=card.model), card, pid)
         path = completions_path(prefix)
         scheme, netloc, *_ = urlsplit(url)
         models_url = urlunsplit((scheme, netloc, path.removesuffix("/completions") + "/models", "", ""))
         model = settings.model or control.first_model_name(models_url)
-    return Server(url, Target(origin, path, "openai", model, settings.temperature, key), None, pid)
+    return Server(url, replace(target, path=path, dialect="openai", model=model), None, pid)

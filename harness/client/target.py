@@ -8,8 +8,9 @@ the schedule alone, so two runs of one seed send the same bytes.
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -22,14 +23,22 @@ Dialect = Literal["lab", "openai"]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One endpoint. `api_key` goes into the request head and nowhere else."""
+    """One endpoint. The key, or else the `user:password` of its URL, goes into request heads alone."""
 
     origin: Origin
     path: str
     dialect: Dialect = "lab"
     model: str | None = None
     temperature: float = 0.0
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    login: str | None = field(default=None, repr=False)
+
+    @property
+    def authorization(self) -> str | None:
+        """The value of that header."""
+        if self.api_key:
+            return f"Bearer {self.api_key}"
+        return f"Basic {b64encode(self.login.encode()).decode()}" if self.login else None
 
     def body(self, group: Sequence[PlannedRequest]) -> bytes:
         """The JSON body for prompts that go out together; a single prompt is sent without lists."""
@@ -49,7 +58,7 @@ class Target:
 
     def request(self, body: bytes) -> bytes:
         """Head and body, ready for the socket."""
-        key = f"Authorization: Bearer {self.api_key}\r\n" if self.api_key else ""
+        key = f"Authorization: {self.authorization}\r\n" if self.authorization else ""
         head = (
             f"POST {self.path} HTTP/1.1\r\nHost: {self.origin.host_header}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"

@@ -7,11 +7,14 @@ Each run has a file of its own, and one more file holds all rows.
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from adapters.base import ConfigError
+from adapters.base import ConfigError, LabError
 from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
-from harness.commands.options import parse_share
+from harness.commands.options import parse_share, without_steps
 from harness.comparing.arms import find_arms
 from harness.comparing.combine import (
     choose_reference,
@@ -76,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
         LabError: nothing could be measured; the message says why.
     """
     if args.files:
-        made = compare_files(args.files, asked_reference=args.baseline, allow_invalid=args.allow_invalid)
+        files = without_steps(args.files)
+        made = compare_files(files, asked_reference=args.baseline, allow_invalid=args.allow_invalid)
         print(render_comparison(made.rows, made.manifest, args.margin))
         return 1 if made.manifest.validity.level == "INVALID" else 0
     if args.blocks < 1:
@@ -91,7 +95,10 @@ def run(args: argparse.Namespace) -> int:
         ledger = Ledger(folder, plan_digest(arms, settings, corpus, schedule), resume=args.resume)
         if len(ledger):
             reporter.announce(f"{len(ledger)} runs of this plan are there already")
-        measurements = measure_blocks(arms, args.blocks, settings, corpus, schedule, reporter, ledger)
+        if ledger.num_damaged:
+            print(f"{ledger.num_damaged} damaged lines of {ledger.path} passed over", file=sys.stderr)
+        with _told_to_resume(ledger):
+            measurements = measure_blocks(arms, args.blocks, settings, corpus, schedule, reporter, ledger)
     for measurement in measurements:
         measurement.manifest.path = str(measurement.path)
     runs = [measurement.manifest for measurement in measurements]
@@ -103,10 +110,22 @@ def run(args: argparse.Namespace) -> int:
         args.blocks,
         validity_of(runs, len(arms) * args.blocks),
     )
-    path = write_comparison(folder, measurements, manifest)
+    with _told_to_resume(ledger):
+        path = write_comparison(folder, measurements, manifest)
     print(render_comparison(read_parquet(path)[1], manifest, args.margin))
     print(f"rows: {path}")
     if any(measurement.was_interrupted for measurement in measurements):
         print("--resume goes on where this stopped")
         return INTERRUPTED_STATUS
     return 1 if manifest.validity.level == "INVALID" else 0
+
+
+@contextmanager
+def _told_to_resume(ledger: Ledger) -> Iterator[None]:
+    try:
+        yield
+    except LabError as error:
+        if not len(ledger):
+            raise
+        kept = f"{len(ledger)} runs have files of their own, and --resume goes on after them"
+        raise LabError(f"{error}; {kept}") from error

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from adapters.base import ConfigError
+from harness.commands.options import without_steps
 from harness.commands.report import render_report
 from harness.results.manifest import RunManifest
 from harness.results.output_dir import make_folder
@@ -52,10 +53,12 @@ def merge(paths: Sequence[Path]) -> tuple[RunManifest, pd.DataFrame]:
         LabError: a file cannot be read.
     """
     shards: dict[int, tuple[RunManifest, pd.DataFrame]] = {}
-    for path in paths:
+    for path in without_steps(paths):
         manifest, rows = read_parquet(path)
         if not isinstance(manifest, RunManifest):
             raise ConfigError(f"{path} is a comparison, not the shard of a run")
+        if not manifest.repeats or not set(rows["repeat"]) <= {entry.repeat for entry in manifest.repeats}:
+            raise ConfigError(f"{path} is of a run that did not reach its end: measure this shard anew")
         index, of = manifest.schedule.shard
         if index in shards:
             raise ConfigError(f"{path}: shard {index}/{of} is there twice")

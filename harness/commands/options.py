@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
+from adapters.base import ConfigError
 from harness.results.slo import parse_limits
+from harness.results.steps import STEPS_SUFFIX
 
 
 def add_slo_option(parser: argparse.ArgumentParser) -> None:
@@ -32,3 +37,20 @@ def parse_share(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no share: write 5% or 0.05")
     return value
+
+
+def without_steps(paths: Sequence[Path]) -> list[Path]:
+    """The files but for step logs, which `results/*/*.parquet` finds beside the rows.
+
+    Raises:
+        ConfigError: there are only step logs.
+    """
+    steps = [path for path in paths if path.name.endswith(STEPS_SUFFIX)]
+    if len(steps) == len(paths):
+        raise ConfigError(
+            f"{steps[0]} holds the steps of a run, not its requests: name the file without .steps"
+        )
+    if steps:
+        more = f" and {len(steps) - 1} more" if len(steps) > 1 else ""
+        print(f"passed over: {steps[0]}{more}, which holds steps, not requests", file=sys.stderr)
+    return [path for path in paths if path not in steps]

@@ -1,7 +1,8 @@
 """`lab report`: prints what result files say, and writes one HTML page that opens offline.
 
 A file is parquet, or the journal that a killed run left behind; `--recover` turns a journal into the
-parquet it would have become. A journal is in no page.
+parquet it would have become, and a damaged parquet file into one of its whole rows. A journal is in no page.
+Step logs, which a glob finds beside the rows, are passed over.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from adapters.base import LabError
-from harness.commands.options import add_slo_option, parse_share
+from harness.commands.options import add_slo_option, parse_share, without_steps
 from harness.comparing.combine import ResultFile, read_result
 from harness.comparing.comparison import render_comparison
 from harness.comparing.verdict import DEFAULT_MARGIN
@@ -22,7 +23,8 @@ from harness.results.cost import read_price
 from harness.results.formulas import throughput
 from harness.results.manifest import ComparisonManifest, RunManifest, Validity
 from harness.results.metrics import METRICS
-from harness.results.record import JOURNAL_SUFFIX, read_journal, to_frame, write_parquet
+from harness.results.record import JOURNAL_SUFFIX, read_journal, to_frame
+from harness.results.recovery import known_damage, recover, recover_damaged
 from harness.results.slo import Slo, goodput
 from harness.results.stats import MIN_SAMPLES, mean_of
 from harness.results.table import MISSING, number, render_table, share, spread
@@ -34,7 +36,9 @@ NO_LIMITS = Slo()
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="parquet files, or journals")
     parser.add_argument(
-        "--recover", action="store_true", help=f"turn *{JOURNAL_SUFFIX} of killed runs into parquet first"
+        "--recover",
+        action="store_true",
+        help=f"turn *{JOURNAL_SUFFIX} of killed runs, and what is whole of damaged files, into parquet first",
     )
     add_slo_option(parser)
     parser.add_argument(
@@ -60,10 +64,13 @@ def run(args: argparse.Namespace) -> int:
     status = 0
     slo = Slo(tuple(args.slo))
     readable: list[ResultFile] = []
-    for path in args.files:
+    for given in without_steps(args.files):
+        path = given
         try:
-            file = read_rows(recover(path) if args.recover else path)
-        except (LabError, OSError) as error:
+            if args.recover:
+                path = recover_damaged(path) if path.suffix == ".parquet" else recover(path)
+            file = read_rows(path)
+        except LabError as error:
             print(f"lab report: {error}", file=sys.stderr)
             status = 2
             continue
@@ -111,26 +118,9 @@ def read_rows(path: Path) -> ResultFile:
         LabError: it is neither.
     """
     if path.name.endswith(JOURNAL_SUFFIX):
-        manifest, table = read_journal(path)
-        return ResultFile(path, manifest, to_frame(table))
+        content = read_journal(path)
+        return ResultFile(path, known_damage(content, path), to_frame(content.rows))
     return read_result(path)
-
-
-def recover(journal: Path) -> Path:
-    """Write the parquet file that a killed run did not get to write; the journal stays.
-
-    Raises:
-        LabError: it is not a journal, or the parquet file is there already.
-    """
-    if not journal.name.endswith(JOURNAL_SUFFIX):
-        raise LabError(f"{journal} is not a journal: its name should end in {JOURNAL_SUFFIX}")
-    path = journal.with_name(journal.name.removesuffix(JOURNAL_SUFFIX) + ".parquet")
-    if path.exists():
-        raise LabError(f"{path} is already there; remove it first if the journal should be used instead")
-    manifest, table = read_journal(journal)
-    manifest.validity = judge(to_frame(table), manifest)
-    write_parquet(path, table, manifest)
-    return path
 
 
 def render_report(

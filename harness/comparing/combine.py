@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from adapters.base import ConfigError
 from harness.replay.arm_file import Measurement
 from harness.results.manifest import ComparisonManifest, RunManifest, Validity
 from harness.results.output_dir import utc_stamp
-from harness.results.record import read_parquet, write_parquet
+from harness.results.record import read_parquet, read_table, write_parquet
 
 Fact = Callable[[RunManifest], Hashable]
 
@@ -116,7 +115,7 @@ def merged_reasons(reasons: Sequence[tuple[str, Sequence[str]]]) -> tuple[str, .
 
 def write_comparison(folder: Path, measurements: Sequence[Measurement], manifest: ComparisonManifest) -> Path:
     """One file with the rows of all runs, as they stand in the files of these runs."""
-    tables = [pq.read_table(m.path).replace_schema_metadata(None) for m in measurements]
+    tables = [read_table(m.path) for m in measurements]
     stem, number = utc_stamp(), 1
     while (path := folder / (f"{stem}.parquet" if number == 1 else f"{stem}-{number}.parquet")).exists():
         number += 1

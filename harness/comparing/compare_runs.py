@@ -19,7 +19,9 @@ from harness.plan.schedule import Schedule
 from harness.replay.arm_file import Arm, Measurement
 from harness.replay.progress import Reporter
 from harness.replay.provenance import git_state
+from harness.results.line_file import LineFile, read_records
 from harness.results.manifest import RunManifest
+from harness.results.output_dir import make_folder
 from harness.results.record import read_parquet
 from harness.settings import HarnessSettings
 
@@ -29,22 +31,34 @@ class Ledger:
 
     def __init__(self, folder: Path, plan: str, *, resume: bool) -> None:
         self.path = folder / f"{plan[:12]}.runs.jsonl"
+        self.num_damaged = 0
         self._done: dict[tuple[int, str], Path] = {}
-        if resume and self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                entry = json.loads(line)
-                self._done[entry["block"], entry["arm"]] = Path(entry["path"])
+        if not resume:
+            self.path.unlink(missing_ok=True)
         elif self.path.exists():
-            self.path.unlink()
+            records, self.num_damaged = read_records(self.path)
+            for _, entry in records:
+                try:
+                    self._done[entry["block"], entry["arm"]] = Path(entry["path"])
+                except (LookupError, TypeError):
+                    self.num_damaged += 1
 
     def __len__(self) -> int:
         return len(self._done)
 
     def add(self, block: int, measurement: Measurement) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """
+        Raises:
+            LabError: the disk is full; the run itself has its file.
+        """
+        make_folder(self.path.parent)
         entry = {"block": block, "arm": measurement.manifest.arm, "path": str(measurement.path)}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        file = LineFile(self.path, is_new=False)
+        try:
+            file.append("run", json.dumps(entry).encode())
+        finally:
+            file.close()
+        self._done[block, measurement.manifest.arm] = measurement.path
 
     def read(self, block: int, arm: Arm) -> Measurement | None:
         """The run of an earlier call; None where it was not made, failed, or its file is gone."""

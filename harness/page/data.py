@@ -5,14 +5,15 @@ Figures of the table of metrics are kept by their label, so that a new metric ne
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
+from adapters.base import LabError
 from harness.comparing.contrasts import Contrast, contrasts
 from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.page.timeline import Timeline, batch_timeline
@@ -22,6 +23,7 @@ from harness.results.latency_budget import Budget, latency_budget
 from harness.results.manifest import ComparisonManifest, RunManifest
 from harness.results.metrics import METRICS
 from harness.results.slo import Limit, Slo, goodput
+from harness.results.steps import STEPS_SUFFIX, read_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +190,15 @@ def _arm_data(
 
 def _timeline(run: RunManifest, own: pd.DataFrame) -> Timeline | None:
     """Of the first replay; the step log lies beside the rows of its run."""
-    path = Path(run.path or "").with_suffix(".steps.parquet")
-    first = min(run.planned_repeats, default=0)
-    if not run.path or not path.is_file():
+    rows_path = Path(run.path or "")
+    if not rows_path.name or not (path := rows_path.with_suffix(STEPS_SUFFIX)).is_file():
         return None
-    steps = pq.read_table(path).to_pandas()
+    first = min(run.planned_repeats, default=0)
+    try:
+        steps = read_steps(path)
+    except LabError as error:
+        print(f"no timeline: {error}", file=sys.stderr)
+        return None
     rows = own[(own["run_id"] == run.run_id) & (own["repeat"] == first)]
     slots = run.service.strategy.get("max_batch", 0) if run.service else 0
     return batch_timeline(rows, steps[steps["repeat"] == first], int(slots))

@@ -29,7 +29,7 @@ from harness.page.summary import (
 )
 from harness.results.cost import Price
 from harness.results.manifest import ComparisonManifest, Validity
-from harness.results.output_dir import make_folder
+from harness.results.output_dir import make_folder, whole_file
 from harness.results.slo import Slo
 from harness.results.table import render_table
 
@@ -49,7 +49,9 @@ def load_report(
     # Runs stand in the order in which they were measured, arms in the one in which they were asked for.
     arms = asked.arms if asked else list(dict.fromkeys(run.arm for run in runs))
     runs.sort(key=lambda run: arms.index(run.arm))
-    chosen = choose_reference(arms, reference or (asked.reference if asked else None))
+    # An interrupted comparison may not have come to its reference.
+    kept_reference = asked.reference if asked and asked.reference in arms else None
+    chosen = choose_reference(arms, reference or kept_reference)
     validity = validity_of(runs, len(runs))
     if len(digests) > 1:
         different = "the runs had different schedules"
@@ -63,8 +65,13 @@ def load_report(
 
 
 def write_html(data: ReportData, path: Path) -> None:
-    make_folder(path.parent)
-    path.write_text(render_page(data, _title(data)), encoding="utf-8")
+    """
+    Raises:
+        LabError: the disk does not take it.
+    """
+    page = render_page(data, _title(data)).encode(errors="replace")
+    with whole_file(path) as file:
+        file.write(page)
 
 
 def write_charts(data: ReportData, folder: Path) -> list[Path]:
@@ -81,7 +88,9 @@ def write_charts(data: ReportData, folder: Path) -> list[Path]:
     written: list[Path] = []
     for name, svg in make_charts(data).items():
         path = folder / f"{name}.png"
-        path.write_bytes(bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=2)))
+        drawn = bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=2))
+        with whole_file(path) as file:
+            file.write(drawn)
         written.append(path)
     return written
 

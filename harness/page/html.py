@@ -27,6 +27,7 @@ from harness.page.summary import (
 from harness.results.formulas import Floats
 
 MAX_CURVE_POINTS = 160
+MAX_NAME_CHARS = 60
 TIMELINE_STRETCH = 3.0
 """All timelines show as much time as this many of the shortest, so that single steps stay visible."""
 
@@ -63,9 +64,10 @@ def make_charts(data: ReportData) -> dict[str, Markup]:
         charts["budget"] = budget_bars(budgets, "where the time to the first token went")
     timelines = [(arm, arm.timeline) for arm in arms if arm.timeline]
     spans_s = [timeline.span_s for _, timeline in timelines]
+    names = _timeline_names(data)
     for arm, timeline in timelines:
         shown_s = min(max(spans_s), TIMELINE_STRETCH * min(spans_s))
-        charts[_timeline_name(arm)] = lanes(timeline, f"slots of {arm.name}", shown_s)
+        charts[names[arm.name]] = lanes(timeline, f"slots of {arm.name}", shown_s)
     return charts
 
 
@@ -95,6 +97,7 @@ def render_page(data: ReportData, title: str) -> str:
     kept = ("run_id", "arm", "model", "started_at", "seeds", "corpus", "schedule", "git", "packages", "path")
     told = [run.model_dump(mode="json", exclude_unset=True) for run in data.manifest.runs]
     costs = [[arm.name, arm.load, f"{arm.usd_per_million_tokens or 0:,.2f}"] for arm in data.arms]
+    names = _timeline_names(data)
     return _PAGE.render(
         data=data,
         title=title,
@@ -106,7 +109,7 @@ def render_page(data: ReportData, title: str) -> str:
         budget_table=budget_table(data),
         shares_clock=all(arm.budget.shares_clock for arm in data.arms if arm.budget),
         lane_legend=lane_legend(),
-        timelines=[(_timeline_name(arm), arm) for arm in _of_first_load(data) if arm.timeline],
+        timelines=[(names[arm.name], arm) for arm in _of_first_load(data) if arm.timeline],
         cost_table=(["arm", "load", "USD per million output tokens"], costs),
         setting_lines=setting_lines(data),
         runs=[{name: run.get(name) for name in kept} for run in told],
@@ -117,9 +120,16 @@ def _of_first_load(data: ReportData) -> list[ArmData]:
     return [arm for arm in data.arms if arm.load == data.arms[0].load]
 
 
-def _timeline_name(arm: ArmData) -> str:
-    """Also a file's name, and the model of an arm may be a path."""
-    return "timeline-" + re.sub(r"[\s/]", "-", arm.name)
+def _timeline_names(data: ReportData) -> dict[str, str]:
+    """By arm. They are names of files too, and an arm may hold a path to a model, of any length."""
+    names: dict[str, str] = {}
+    for arm in data.names:
+        stem = name = "timeline-" + re.sub(r"[^\w.,=@+-]", "-", arm)[:MAX_NAME_CHARS]
+        number = 1
+        while name in names.values():
+            name = f"{stem}-{(number := number + 1)}"
+        names[arm] = name
+    return names
 
 
 _PAGE = Environment(

@@ -53,7 +53,7 @@ def parse_trace(text: str, path: Path) -> list[FileRow]:
             if rows and abs(row.at_ns - rows[0].at_ns) > MAX_SPAN_NS:
                 raise ValueError("its time is more than ten years from the first row's")
         except (KeyError, TypeError, ValueError) as error:
-            what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+            what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)[:200]
             raise ConfigError(
                 f"{path}, line {number}: this row of the trace cannot be read: {what}"
             ) from error

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from adapters.base import LabError
 from harness.client.answer import Answer
 from harness.client.server import Server
 from harness.plan.corpus import Corpus
@@ -27,7 +28,7 @@ from harness.results.record import (
     to_frame,
     write_parquet,
 )
-from harness.results.steps import write_steps
+from harness.results.steps import STEPS_SUFFIX, write_steps
 from harness.results.validity import judge
 from harness.settings import HarnessSettings
 
@@ -92,34 +93,63 @@ class ArmFile:
         return f"{self._arm}, repeat {repeat}" if len(planned) > 1 else self._arm
 
     def add(self, repeat: int, answer: Answer) -> None:
+        """Keep a finished request.
+
+        Raises:
+            LabError: the disk is full. The row is in memory, for `keep` to try again.
+        """
         labels = ReplayLabels(self.run_id, self._variant, self._arm, self._backend, self._model, repeat)
         row = make_row(labels, answer)
-        self._journal.append(row)
         self._rows.append(row)
+        self._journal.append(row)
 
     def end_repeat(self, entry: RepeatEntry, steps: list[dict[str, Any]]) -> None:
-        self._journal.append_repeat(entry)
         self.manifest.repeats.append(entry)
         self._steps.extend(steps)
+        self._journal.append_repeat(entry)
 
-    def keep(self) -> Path | None:
-        """End a run that was cut short: its rows are kept as INVALID, a file without rows is not."""
-        if self._rows:
-            return self.finish().path
-        self._journal.close()
-        self._journal.path.unlink()
-        return None
+    def keep(self) -> str:
+        """End a run that was cut short: its rows are kept as INVALID, a file without rows is not.
+
+        Returns:
+            A clause on what is kept, and where.
+        """
+        if not self._rows:
+            self._journal.remove()
+            return "nothing was measured"
+        try:
+            path = self.finish().path
+        except LabError as error:
+            return str(error)
+        return f"all {len(self._rows)} rows are kept in {path}"
 
     def finish(self) -> Measurement:
-        self._journal.close()
+        """Write the file that the journal stands for until then.
+
+        Raises:
+            LabError: the disk does not take it; the message says what is kept.
+        """
         table = make_table(self._rows)
         rows = to_frame(table)
         validity = self.manifest.validity = judge(rows, self.manifest)
-        write_parquet(self.path, table, self.manifest)
+        try:
+            write_parquet(self.path, table, self.manifest)
+        except LabError as error:
+            raise LabError(f"{error}; {self._kept_in_journal()}") from error
+        self._journal.remove()
         if self._steps:
-            write_steps(self.path.with_suffix(".steps.parquet"), self._steps, self.manifest)
-        self._journal.path.unlink()
+            try:
+                write_steps(self.path.with_suffix(STEPS_SUFFIX), self._steps, self.manifest)
+            except LabError as error:
+                raise LabError(f"{error}; all {len(rows)} rows are kept in {self.path}") from error
         return Measurement(self.path, rows, self.manifest, validity)
+
+    def _kept_in_journal(self) -> str:
+        with contextlib.suppress(LabError):
+            self._journal.flush()
+        self._journal.close()
+        kept = f"{self._journal.num_rows} of {len(self._rows)} rows are kept in {self._journal.path}"
+        return f"{kept}: make room, then `lab report --recover` it"
 
 
 def _variant_name(arm: Arm, server: Server, settings: HarnessSettings) -> str:

@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from time import perf_counter
 
 from harness.replay.event_loop import loop_factory
+from harness.replay.parent import end_with_parent
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -97,6 +98,7 @@ def _event(data: str) -> bytes:
 
 
 def _serve(pipe: Connection, delays: Delays) -> None:
+    end_with_parent()
     gc.disable()  # a collection would be a delay that it was not told
 
     async def main() -> None:

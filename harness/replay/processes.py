@@ -23,6 +23,7 @@ from harness.client.target import Target
 from harness.plan.schedule import Schedule
 from harness.replay.event_loop import loop_factory
 from harness.replay.interrupts import on_interrupt
+from harness.replay.parent import end_with_parent
 from harness.replay.runner import OnComplete, Replay, ReplayEnd
 
 _READY = "ready"
@@ -49,7 +50,7 @@ def replay_in_processes(plans: list[WorkerPlan], on_complete: OnComplete, start_
     """Replay all parts and hand over every answer.
 
     Raises:
-        LabError: a worker ended before it was done.
+        LabError: a worker ended before it was done, or `on_complete` raised it.
     """
     context = multiprocessing.get_context("spawn")
     workers: dict[Connection, BaseProcess] = {}
@@ -103,21 +104,30 @@ def _end(workers: dict[Connection, BaseProcess]) -> None:
 
 def _collect(workers: dict[Connection, BaseProcess], on_complete: OnComplete) -> list[ReplayEnd]:
     ends: list[ReplayEnd] = []
+    not_kept: LabError | None = None
     pipes: list[Connection] = list(workers)
     while pipes:
         for pipe in wait(pipes):
             assert isinstance(pipe, Connection)
             message = pipe.recv()
             if isinstance(message, Answer):
-                on_complete(message)
+                try:
+                    on_complete(message)
+                except LabError as error:
+                    if not_kept is None:
+                        _terminate(workers)  # each hands over what it has
+                    not_kept = error
             else:
                 ends.append(message)
                 pipes.remove(pipe)
+    if not_kept is not None:
+        raise not_kept
     return ends
 
 
 def _run_worker(pipe: Connection, plan: WorkerPlan) -> None:
     """What a worker does, from its start to its end."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends the workers
 
     async def run() -> ReplayEnd:

@@ -54,7 +54,7 @@ def replay(
         KeyboardInterrupt: told to stop before the first measured request.
     """
     with (
-        Control(server.url, server.target.api_key) as control,
+        Control(server.url, server.target.authorization) as control,
         asyncio.Runner(loop_factory=loop_factory()) as runner,
         closing(StreamClient(server.target, timeout_s=settings.request_timeout_s)) as client,
     ):

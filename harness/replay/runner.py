@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import count
 from time import perf_counter
 
+from adapters.base import LabError
 from harness.client.answer import Answer, fail_all
 from harness.client.stream import StreamClient
 from harness.plan.load_generator import Decision, LoadGenerator, TimedRequest
@@ -23,6 +24,7 @@ from harness.replay.interrupts import INTERRUPTED, on_interrupt
 from harness.replay.pacer import pace
 
 OnComplete = Callable[[Answer], None]
+"""May raise LabError, which ends the replay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,14 @@ class Replay:
         self._group_ids = group_ids or count()
         self._requests: set[asyncio.Task[None]] = set()
         self._was_interrupted = False
+        self._not_kept: LabError | None = None
 
     async def run(self, start_s: float | None = None) -> ReplayEnd:
-        """Send the whole schedule, from `start_s` on if given, and wait for the last answer."""
+        """Send the whole schedule, from `start_s` on if given, and wait for the last answer.
+
+        Raises:
+            LabError: `on_complete` raised it. No more was asked then; all that was out has been handed over.
+        """
         loop = asyncio.get_running_loop()
 
         def interrupt_soon() -> None:
@@ -74,6 +81,8 @@ class Replay:
                 await asyncio.wait(tuple(self._requests))
             # Completed answers are handed over by callbacks that the loop still has to call.
             await asyncio.sleep(0)
+        if self._not_kept is not None:
+            raise self._not_kept
         return ReplayEnd(started_s, perf_counter(), self._load.hit_in_flight_cap, self._was_interrupted)
 
     def interrupt(self, reason: str) -> None:
@@ -118,7 +127,14 @@ class Replay:
 
     def _completed(self, answer: Answer) -> None:
         # Later in this turn of the loop: the user's next request goes out first.
-        asyncio.get_running_loop().call_soon(self._on_complete, answer)
+        asyncio.get_running_loop().call_soon(self._hand_over, answer)
+
+    def _hand_over(self, answer: Answer) -> None:
+        try:
+            self._on_complete(answer)
+        except LabError as error:
+            self._not_kept = error
+            self.interrupt(f"not finished: {error}")
 
 
 @contextmanager

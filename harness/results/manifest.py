@@ -213,6 +213,8 @@ class RunManifest(Facts):
     """The runs of the shards that this one was merged from."""
     path: str | None = None
     """The file of this run, in a comparison."""
+    damage: str | None = None
+    """One sentence on what could not be read back."""
     own_arm: str = Field(default="", exclude=True)
     """Set on reading several files, where `arm` may be another name. Never written, like `file`."""
     file: str = Field(default="", exclude=True)
@@ -239,6 +241,7 @@ class ComparisonManifest(Facts):
     num_blocks: int
     runs: list[RunManifest] = Field(min_length=1)
     validity: _Validity
+    damage: str | None = None
 
 
 Manifest = RunManifest | ComparisonManifest

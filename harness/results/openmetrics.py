@@ -5,15 +5,19 @@ A gateway that does not answer costs a warning, never the run.
 
 from __future__ import annotations
 
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 
 import pandas as pd
 from prometheus_client import CollectorRegistry, Gauge, pushadd_to_gateway
+from prometheus_client.exposition import basic_auth_handler, default_handler
 from prometheus_client.openmetrics.exposition import generate_latest
 
 from harness.results.manifest import RunManifest
 from harness.results.metrics import METRICS
-from harness.settings import ReportSettings
+from harness.results.output_dir import whole_file
+from harness.settings import ReportSettings, split_login
 
 LABELS = ("variant", "backend", "model", "arm")
 JOB = "batching_lab"
@@ -25,7 +29,8 @@ def write_openmetrics(path: Path, rows: pd.DataFrame, manifest: RunManifest) -> 
     """Write the file beside `path` and return where it is."""
     registry = summary_of(rows, manifest)
     written = path.with_suffix(".om")
-    written.write_bytes(generate_latest(registry))  # type: ignore[no-untyped-call]
+    with whole_file(written) as file:
+        file.write(generate_latest(registry))  # type: ignore[no-untyped-call]
     return written
 
 
@@ -35,9 +40,12 @@ def push(rows: pd.DataFrame, manifest: RunManifest) -> str | None:
     if not url:
         return None
     grouping = {"variant": manifest.variant, "arm": manifest.arm}
+    url, login = split_login(url)
+    user, _, password = (login or "").partition(":")
+    send = partial(basic_auth_handler, username=user, password=password) if login else default_handler
     try:
-        pushadd_to_gateway(url, JOB, summary_of(rows, manifest), grouping_key=grouping, timeout=5)
-    except (OSError, ValueError) as error:
+        pushadd_to_gateway(url, JOB, summary_of(rows, manifest), grouping, timeout=5, handler=send)
+    except (OSError, ValueError, HTTPException) as error:
         return f"the summary could not be pushed to {url}: {error}"
     return None
 

@@ -1,12 +1,20 @@
-"""Where results go: a folder that is there before anything is measured, and names that sort by time."""
+"""Where results go: a folder that is there before anything is measured, names that sort by time, whole files.
+
+A file that a later command reads is written by `whole_file`, so that no kill and no full disk leaves half
+of one under its name.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
-from adapters.base import ConfigError
+from adapters.base import ConfigError, LabError
 
 
 def utc_stamp(now: datetime | None = None) -> str:
@@ -22,7 +30,39 @@ def make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write into {folder}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise ConfigError(f"cannot write into {folder}: {getattr(error, 'strerror', error)}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write into {folder}: no permission")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write; it gets its name when the block ends, whole and on the disk. Its folder is made.
+
+    What had the name stays until then, and stays for good when the block fails.
+
+    Raises:
+        LabError: the disk does not take it.
+    """
+    make_folder(path.parent)
+    # Two processes may write one name at a time; the last one wins.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError):
+            raise LabError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+    with contextlib.suppress(OSError):  # a rename is on the disk with its folder, where folders can be synced
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -10,22 +10,28 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import BaseModel
-from pydantic_core import from_json
 
 from adapters.base import LabError
 from harness.client.answer import Answer
 from harness.results.formulas import RequestMetrics, request_metrics
-from harness.results.manifest import Manifest, RepeatEntry, RunManifest, parse_facts, read_manifest
+from harness.results.line_file import LineFile, read_records
+from harness.results.manifest import Manifest, RepeatEntry, RunManifest, parse_facts
+from harness.results.output_dir import make_folder
+from harness.results.parquet_file import (
+    MANIFEST_KEY,
+    check_belongs,
+    check_there,
+    conform,
+    manifest_of,
+    opened,
+)
 from harness.results.table_file import write_table
 from services.contract.timings import SequenceTimings
 
-MANIFEST_KEY = b"lab.manifest"
 JOURNAL_SUFFIX = ".journal.jsonl"
 
 
@@ -83,6 +89,12 @@ SCHEMA = pa.schema(
         *TIMING_COLUMNS,
     ]
 )
+
+REQUIRED = (
+    *("run_id", "arm", "repeat", "request_id", "prompt_id", "schedule_index", "max_tokens", "seed"),
+    *("scheduled_s", "sent_s", "chunk_s", "finish_s", "num_output_tokens", "error"),
+)
+"""What no figure and no verdict does without; files of earlier versions may lack others."""
 
 Row = dict[str, Any]
 
@@ -144,63 +156,110 @@ def make_row(labels: ReplayLabels, answer: Answer) -> Row:
 
 
 class Journal:
-    """Rows as JSON lines, each handed to the operating system before `append` returns."""
+    """The rows of a run that goes on, behind its manifest. A kill loses nothing that was appended.
+
+    A row that the disk did not take is kept, and tried again by `flush`.
+    """
 
     def __init__(self, path: Path, manifest: RunManifest) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Unbuffered: a killed process loses nothing that was appended.
-        self._file = path.open("xb", buffering=0)
-        self._write(b"manifest", manifest.to_json())
+        self.num_rows = 0
+        make_folder(path.parent)
+        self._unwritten: list[Row] = []
+        self._file = LineFile(path, is_new=True)
+        try:
+            self._file.append("manifest", manifest.to_json())
+        except LabError:
+            self.remove()
+            raise
 
     def append(self, row: Row) -> None:
-        self._write(b"row", json.dumps(row, separators=(",", ":")).encode())
+        """
+        Raises:
+            LabError: the disk took no more.
+        """
+        self._unwritten.append(row)
+        self.flush()
 
     def append_repeat(self, entry: RepeatEntry) -> None:
-        self._write(b"repeat", entry.to_json())
+        """
+        Raises:
+            LabError: the disk took no more.
+        """
+        self._file.append("repeat", entry.to_json())
+
+    def flush(self) -> None:
+        """Write what could not be written before.
+
+        Raises:
+            LabError: the disk took no more.
+        """
+        while self._unwritten:
+            self._file.append("row", json.dumps(self._unwritten[0], separators=(",", ":")).encode())
+            del self._unwritten[0]
+            self.num_rows += 1
 
     def close(self) -> None:
         self._file.close()
 
-    def _write(self, kind: bytes, content: bytes) -> None:
-        self._file.write(b'{"%b":%b}\n' % (kind, content))
+    def remove(self) -> None:
+        """Close the file and delete it: its rows are elsewhere."""
+        self.close()
+        self.path.unlink(missing_ok=True)
 
 
-class _Line(BaseModel):
-    """One line of a journal: one of the three."""
+class JournalContent(NamedTuple):
+    """`manifest` is None where its line is damaged; `num_damaged` counts lines."""
 
-    manifest: RunManifest | None = None
-    repeat: RepeatEntry | None = None
-    row: Row | None = None
+    manifest: RunManifest | None
+    rows: pa.Table
+    num_damaged: int
 
 
-def read_journal(path: Path) -> tuple[RunManifest, pa.Table]:
-    """Read what a journal holds; a last line that was cut off is dropped.
+def read_journal(path: Path) -> JournalContent:
+    """Read every record that is whole, and each row once.
 
     Raises:
         LabError: there is no such file, or it was not written by this harness.
     """
-    _check_there(path)
+    check_there(path)
     manifest: RunManifest | None = None
-    rows: list[Row] = []
+    repeats: list[RepeatEntry] = []
+    found: dict[str, Row] = {}
+    records, num_damaged = read_records(path)
+    problem = "it does not begin with a manifest"
+    for kind, content in records:
+        try:
+            if kind == "manifest":
+                manifest = parse_facts(RunManifest, content)
+            elif kind == "repeat":
+                repeats.append(parse_facts(RepeatEntry, content))
+            elif kind == "row":
+                found.setdefault(str(content["request_id"]), content)
+        except (LabError, LookupError, TypeError) as error:
+            num_damaged += 1
+            problem = str(error) if isinstance(error, LabError) else problem
+    rows = list(found.values())
+    table = _table_of_sound(rows)
+    if manifest is not None:
+        manifest.repeats += repeats
+    elif not len(table):
+        raise LabError(f"{path} is not a journal of this harness: {problem}")
+    return JournalContent(manifest, table, num_damaged + len(rows) - len(table))
+
+
+def _table_of_sound(rows: list[Row]) -> pa.Table:
+    """Rows of earlier versions carry no checksum: what damage made of them need not fit the columns."""
     try:
-        with path.open("rb") as file:
-            for text in file:
-                try:
-                    entry = from_json(text)
-                except ValueError:
-                    break
-                line = parse_facts(_Line, entry)
-                manifest = line.manifest or manifest
-                if line.repeat is not None and manifest is not None:
-                    manifest.repeats.append(line.repeat)
-                if line.row is not None:
-                    rows.append(line.row)
-        if manifest is None:
-            raise LabError("it does not begin with a manifest")
-        return manifest, make_table(rows)
-    except (LabError, pa.ArrowException) as error:
-        raise LabError(f"{path} is not a journal of this harness: {error}") from error
+        table = make_table(rows)
+        if not table["request_id"].null_count:
+            return table
+    except (pa.ArrowException, AttributeError, TypeError, ValueError, OverflowError):
+        pass
+    half = len(rows) // 2
+    if not half:
+        return SCHEMA.empty_table()
+    return pa.concat_tables([_table_of_sound(rows[:half]), _table_of_sound(rows[half:])])
 
 
 def make_table(rows: Sequence[Row]) -> pa.Table:
@@ -222,29 +281,19 @@ def read_parquet(path: Path) -> tuple[Manifest, pd.DataFrame]:
     """Read a file of this harness back.
 
     Raises:
-        LabError: there is no such file, it is not parquet, or carries no manifest that can be read.
+        LabError: there is no such file, it is not parquet, damaged, or no result of this harness.
     """
-    _check_there(path)
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise LabError(f"{path} cannot be read as parquet: {error}") from error
-    metadata: dict[bytes, bytes] = table.schema.metadata or {}
-    raw = metadata.get(MANIFEST_KEY)
-    if raw is None:
-        own = next((name.decode() for name in metadata if name.split(b".")[0] == b"lab"), None)
-        if own is not None:
-            raise LabError(
-                f"{path} holds figures of the lab, but neither a run nor a comparison: read its rows with "
-                f"pandas.read_parquet, and how they came about in the parquet metadata `{own}`"
-            )
-        raise LabError(f"{path} carries no manifest: it was not written by this harness")
-    try:
-        return read_manifest(raw), to_frame(table)
-    except LabError as error:
-        raise LabError(f"{path}: {error}") from error
+    with opened(path) as file:
+        manifest, table = manifest_of(file), conform(file.read(), SCHEMA, REQUIRED)
+        check_belongs(manifest, table)
+    return manifest, to_frame(table)
 
 
-def _check_there(path: Path) -> None:
-    if not path.is_file():
-        raise LabError(f"there is no file {path}")
+def read_table(path: Path) -> pa.Table:
+    """The rows alone, as they stand in the file.
+
+    Raises:
+        LabError: as for `read_parquet`.
+    """
+    with opened(path) as file:
+        return conform(file.read(), SCHEMA, REQUIRED)

@@ -10,13 +10,16 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
 from harness.results.manifest import RunManifest, StepSummary
+from harness.results.parquet_file import conform, opened
 from harness.results.record import arrow_columns, write_parquet
 from services.contract.status import StepLine
 from services.contract.timings import StepRecord
 
+STEPS_SUFFIX = ".steps.parquet"
 STEP_SCHEMA = pa.schema(
     [
         ("run_id", pa.string()),
@@ -25,6 +28,7 @@ STEP_SCHEMA = pa.schema(
         *((name, kind) for name, kind in arrow_columns(StepRecord) if name != "step"),
     ]
 )
+_REQUIRED = ("run_id", "repeat", "start_s", "duration_s", "num_rows", "num_dead_rows")
 
 
 def summarise_steps(lines: Sequence[StepLine], num_dropped: int) -> StepSummary | None:
@@ -49,3 +53,13 @@ def step_rows(lines: Sequence[StepLine], run_id: str, repeat: int) -> list[dict[
 
 def write_steps(path: Path, rows: list[dict[str, Any]], manifest: RunManifest) -> None:
     write_parquet(path, pa.Table.from_pylist(rows, schema=STEP_SCHEMA), manifest)
+
+
+def read_steps(path: Path) -> pd.DataFrame:
+    """
+    Raises:
+        LabError: it is no step log, or damaged.
+    """
+    with opened(path) as file:
+        frame: pd.DataFrame = conform(file.read(), STEP_SCHEMA, _REQUIRED).to_pandas()
+        return frame

@@ -143,6 +143,8 @@ def _sampling_doubts(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
         doubts.append(f"{requests} requests for {load.concurrency} users: concurrency is not held for long")
     if manifest.corpus.recorded_sha256 is None:
         doubts.append("the corpus has no recorded digest")
+    if manifest.damage:
+        doubts.append(manifest.damage)
     if manifest.corpus.left_out:
         doubts.append(f"{manifest.corpus.left_out}: the load is not the trace's")
     if plan.num_requests > manifest.corpus.num_prompts:

@@ -41,6 +41,8 @@ class ModelCard(BaseModel):
     max_queue: int
     settings: dict[str, str | int | float | bool | None]
     version: str
+    pid: int | None = None
+    """Of the process that answers, by which a client knows the service that it started."""
 
 
 class ModelEntry(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 
 from adapters.base import BackendInfo
@@ -53,4 +54,5 @@ def model_card(settings: Settings, info: BackendInfo) -> ModelCard:
         max_queue=settings.max_queue,
         settings={k: v for k, v in settings.resolved().items() if k not in _NOT_OF_THE_ENGINE},
         version=lab_version(),
+        pid=os.getpid(),
     )

@@ -22,7 +22,7 @@ from adapters.base import BackendConfig
 from adapters.torch_backend.backend import TorchBackend
 from adapters.torch_backend.cpu.kernels import CpuKernels
 from adapters.torch_backend.step_parts import STEP_PARTS
-from harness.results.output_dir import utc_stamp
+from harness.results.output_dir import utc_stamp, whole_file
 from harness.results.table import render_table
 from services.engine.engine import Engine
 from services.engine.messages import StepReport
@@ -106,8 +106,8 @@ def run(args: argparse.Namespace) -> int:
         frames.append(_profile(backend, times, num_rows, args.context, args.steps).assign(num_rows=num_rows))
     frame = pd.concat(frames, ignore_index=True)
     path = args.out / "profile" / f"{utc_stamp()}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_parquet(path)
+    with whole_file(path) as file:
+        frame.to_parquet(file)
     info = backend.info
     print(
         f"{info.model}, {info.dtype}, {info.num_threads} engine thread(s), context {args.context}; ms a step"

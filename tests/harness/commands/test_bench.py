@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import signal
@@ -15,6 +16,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from harness.replay import service_process
 from harness.results.manifest import ComparisonManifest, RunManifest, Validity
 from harness.results.record import JOURNAL_SUFFIX, read_parquet
 from harness.settings import HarnessSettings
@@ -229,6 +231,21 @@ def test_kill_leaves_a_journal_that_one_command_turns_into_parquet(
     assert not psutil.wait_procs(services, timeout=30)[1]
 
 
+def test_a_killed_harness_leaves_no_process_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**NULL, "NULL_STEP_MS": "10"}.items():
+        monkeypatch.setenv(name, value)
+    process = bench_process(["--requests", "2000", "--rate", "20", "--warmup", "0", "--processes", "2"])
+    wait_for(lambda: journal_lines(tmp_path / "out") > 6)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert sum("spawn_main" in " ".join(child.cmdline()) for child in started) >= 2
+    process.kill()
+    left = psutil.wait_procs(started, timeout=20)[1]
+    for child in left:
+        child.kill()
+    process.communicate()
+    assert not left
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_being_told_to_stop_writes_the_file(
     tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
@@ -274,6 +291,69 @@ def test_the_real_service_from_start_to_table(
     assert logged["num_decode_tokens"].sum() <= rows["num_output_tokens"].sum()
     assert "dead-row share" in capsys.readouterr().out
     assert not services_of(psutil.Process())
+
+
+def test_another_service_on_the_port_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It took the port that was found free, and answers like the service that was started."""
+    for name, value in NULL.items():
+        monkeypatch.setenv(name, value)
+    launch = service_process.ServiceLaunch("continuous", {}, {})
+    with service_process.running_service(launch, start_timeout_s=60, announce=lambda _: None) as other:
+        port = int(other.url.rpartition(":")[2])
+        monkeypatch.setattr(service_process, "_free_port", lambda: port)
+        assert main(["bench", "--requests", "4"]) == 2
+        said = capsys.readouterr().err
+        assert f"is process {other.process.pid}, so it is not the service that was started" in said
+        assert other.problem() is None
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_login_in_the_url_is_sent_and_stands_nowhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], answers: bool
+) -> None:
+    with FakeServer(card=model_card()) as server:
+        port = server.port
+        url = f"http://me:{SECRET}@127.0.0.1:{port}?token={SECRET}"
+        if answers:
+            assert main(["bench", "--url", url, "--requests", "8", "--concurrency", "4"]) == 0
+    if not answers:
+        assert main(["bench", "--url", url, "--requests", "8"]) == 2
+    told = capsys.readouterr()
+    assert SECRET not in told.out + told.err
+    if answers:
+        basic = base64.b64encode(f"me:{SECRET}".encode()).decode()
+        assert all(f"Authorization: Basic {basic}\r\n" in head for head in server.heads)
+        path, manifest, _ = only_result(tmp_path / "out")
+        assert manifest.settings.url == f"http://127.0.0.1:{port}"
+        assert main(["report", str(path)]) == 0
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) == (3 if answers else 0)
+    assert not any(SECRET.encode() in path.read_bytes() for path in files)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://me:{SECRET}@127.0.0.1:99999",
+        f"http://me:{SECRET}/x@127.0.0.1:9",
+        f"me:{SECRET}@127.0.0.1:9",
+        f"http:/me:{SECRET}@h",
+        f"http://[::1?{SECRET}",
+        f"ftp://{SECRET}@127.0.0.1/",
+        f"http://me:{SECRET}@127.0.0.1:9/v1",
+    ],
+)
+def test_a_login_in_a_url_that_cannot_be_used(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--url", url, "--requests", "8"]) == 2
+    told = capsys.readouterr()
+    assert SECRET not in told.out + told.err
+    assert told.err.startswith("lab bench: ")
 
 
 def test_compare_measures_every_arm_in_every_block(

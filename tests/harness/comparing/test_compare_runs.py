@@ -73,6 +73,19 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert {block for block, _ in third.made} == {2}
 
 
+def test_a_cut_ledger_loses_the_cut_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare(Bench(tmp_path), tmp_path, monkeypatch)
+    (path,) = tmp_path.glob("*.runs.jsonl")
+    path.write_bytes(path.read_bytes()[:-20])
+    again = Bench(tmp_path)
+    assert len(compare(again, tmp_path, monkeypatch)) == 4
+    assert len(again.made) == 1
+    # What was added after the cut is there as well.
+    last = Bench(tmp_path)
+    assert len(compare(last, tmp_path, monkeypatch)) == 4
+    assert last.made == []
+
+
 def test_without_resume_everything_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(Bench(tmp_path), tmp_path, monkeypatch)
     again = Bench(tmp_path)

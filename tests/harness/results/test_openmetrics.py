@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -56,3 +57,29 @@ def test_the_summary_is_pushed_where_a_gateway_is_named(monkeypatch: pytest.Monk
     problem = push(made_frame(ROWS), manifest)
     assert problem is not None
     assert "could not be pushed" in problem
+
+
+def test_a_login_in_the_gateway_s_url_is_used_and_stands_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[str | None] = []
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(self.headers["Authorization"])
+            self.send_response(202)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    manifest = made_manifest(ROWS)
+    with HTTPServer(("127.0.0.1", 0), Gateway) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        monkeypatch.setenv("PUSHGATEWAY_URL", f"http://me:hunter2@127.0.0.1:{server.server_port}")
+        assert push(made_frame(ROWS), manifest) is None
+        assert got == ["Basic " + base64.b64encode(b"me:hunter2").decode()]
+    for url in (f"http://me:hunter2@127.0.0.1:{server.server_port}", "http://me:hunter2@h:port", "hunter2@"):
+        monkeypatch.setenv("PUSHGATEWAY_URL", url)
+        problem = push(made_frame(ROWS), manifest)
+        assert problem is not None
+        assert "could not be pushed" in problem
+        assert "hunter2" not in problem

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from adapters.base import LabError
-from harness.commands.report import recover
 from harness.results.record import (
     JOURNAL_SUFFIX,
     SCHEMA,
@@ -20,6 +19,7 @@ from harness.results.record import (
     read_parquet,
     write_parquet,
 )
+from harness.results.recovery import recover
 from tests.harness.made_rows import made_manifest, made_repeat, made_row
 
 GOLDEN = {
