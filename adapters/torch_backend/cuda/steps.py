@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.base import BackendError, StepOutput
+from adapters.base import BackendError, Sequence, StepOutput
 from adapters.torch_backend.cuda.machine import Machine
 from adapters.torch_backend.cuda.packing import DevicePacker
 from adapters.torch_backend.cuda.sampling import RowSettings, needs_sampling, row_settings, sample_rows
@@ -62,13 +62,14 @@ class StepLauncher:
         self._machine.make_current()
         buffer = self._buffers.take()
         graphs, num_rows = self._graphs, len(plan.ids)
-        size = graphs.size_for(num_rows) if graphs and plan.num_decodes == num_rows else None
+        banned = _banned(plan.sampled)
+        size = graphs.size_for(num_rows) if graphs and plan.num_decodes == num_rows and not banned else None
         try:
             with torch.inference_mode():
                 if graphs and size:
                     tokens, rows = self._replay(graphs, size, plan, buffer), plan.logit_rows
                 else:
-                    tokens, rows = self._compute(plan, buffer), list(range(len(plan.sampled)))
+                    tokens, rows = self._compute(plan, buffer, banned), list(range(len(plan.sampled)))
                 buffer.download(tokens)
         except torch.OutOfMemoryError as error:
             raise BackendError(f"out of memory in a step of {num_rows} rows: {ADVICE}") from error
@@ -78,12 +79,15 @@ class StepLauncher:
             raise BackendError(f"the forward pass failed: {error}") from error
         return LaunchedStep(buffer, self._buffers, len(tokens), [s.seq_id for s in plan.sampled], rows)
 
-    def _compute(self, plan: RowPlan, buffer: StepBuffer) -> Tensor:
+    def _compute(self, plan: RowPlan, buffer: StepBuffer, banned: list[tuple[int, int]]) -> Tensor:
         """Any step, operator by operator; returns a token for each of `plan.sampled`."""
         num_sampled = len(plan.sampled)
         ints, floats, penalties = _sampling(plan, range(num_sampled))
         step, views = self._packer.upload(plan, buffer, ints, floats)
         logits = self.forward(step.input_ids, step.layout, step.logit_rows)[:num_sampled]
+        if banned:
+            rows, ids = torch.tensor(banned, device=logits.device).T
+            logits[rows, ids] = -torch.inf
         tokens = logits.argmax(-1)
         table, last = self._packer.table, step.logit_rows[:num_sampled]
         if views:
@@ -120,6 +124,16 @@ def decode_rows(
     tokens = logits.argmax(-1)
     table.put(slots, positions + 1, tokens)
     return tokens, logits
+
+
+def _banned(sequences: Seq[Sequence]) -> list[tuple[int, int]]:
+    """Each row and token id that `min_tokens` rules out in this step."""
+    return [
+        (row, token_id)
+        for row, seq in enumerate(sequences)
+        if seq.params.min_tokens
+        for token_id in seq.params.banned_at(seq.num_tokens - seq.num_prompt_tokens)
+    ]
 
 
 def _sampling(plan: RowPlan, rows: Seq[int]) -> tuple[list[list[int]], list[list[float]], bool]:
