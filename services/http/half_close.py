@@ -12,14 +12,14 @@ import asyncio
 from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-PROBE_AFTER_S = 0.5
-_SECOND_PROBE_AFTER_S = 0.1
-"""The first one brings the reset, the next one meets it."""
+PROBES_AFTER_S = (0.03, 0.02, 0.5, 0.02)
+"""In pairs, the last two again and again: one write brings the reset, the next one meets it."""
 _INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class HalfCloseProtocol(HttpToolsProtocol):
     _probe: asyncio.TimerHandle | None = None
+    _num_probes = 0
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Returns whether the connection stays: a whole request still has to be answered."""
@@ -27,7 +27,7 @@ class HalfCloseProtocol(HttpToolsProtocol):
         if last is None or last.response_complete or last.more_body:
             return False
         last.keep_alive = False
-        self._probe_after(PROBE_AFTER_S)
+        self._probe_soon()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -35,17 +35,18 @@ class HalfCloseProtocol(HttpToolsProtocol):
             self._probe.cancel()
         super().connection_lost(exc)
 
-    def _probe_after(self, seconds: float) -> None:
-        following_s = _SECOND_PROBE_AFTER_S if seconds == PROBE_AFTER_S else PROBE_AFTER_S
-        self._probe = self.loop.call_later(seconds, self._ask, following_s)
+    def _probe_soon(self) -> None:
+        at = self._num_probes
+        self._num_probes += 1
+        self._probe = self.loop.call_later(PROBES_AFTER_S[at if at < 4 else 2 + at % 2], self._ask)
 
-    def _ask(self, following_s: float) -> None:
+    def _ask(self) -> None:
         if self.transport.is_closing():
             return
         cycle = self.cycle
         if not (self.pipeline or cycle.response_started) and cycle.scope["http_version"] == "1.1":
             self.transport.write(_INTERIM)
-        self._probe_after(following_s)
+        self._probe_soon()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if cycle.scope["http_version"] == "1.0":
