@@ -134,6 +134,7 @@ def test_ids_have_the_same_text_on_both_sides(artifacts: Path) -> None:
     stream = theirs.stream()
     assert "".join([*(stream.push([i]) for i in ids), stream.flush()]) == ours.decode(ids)
     assert (theirs.vocab_size, theirs.eos_token_ids) == (ours.vocab_size, ours.eos_token_ids)
+    assert theirs.special_tokens == ours.special_tokens
     messages = [{"role": "user", "content": "Hi <|endoftext|> there"}]
     assert theirs.apply_chat_template(messages) == ours.apply_chat_template(messages)
 
