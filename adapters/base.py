@@ -234,7 +234,6 @@ class BackendConfig:
     """What the backend's description calls its options; None: their defaults."""
 
     def options_as(self, kind: type[OptionsT]) -> OptionsT:
-        """The options of a backend whose options are of this kind."""
         if self.options is None:
             return kind()
         assert isinstance(self.options, kind), "options belong to the backend that they are given to"

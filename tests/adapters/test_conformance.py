@@ -146,8 +146,9 @@ def test_penalties_reach_greedy_rows_too(driver: Driver) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_what_ends_an_answer_is_not_chosen_before_min_tokens(driver: Driver, temperature: float) -> None:
     params = SamplingParams(max_tokens=12, temperature=temperature, seed=5)
-    free, mate = driver.start(20, params), driver.start(20, salt=1)
+    free = driver.start(20, params)
     endings = tuple(driver.alone(free, 12))
+    mate = driver.start(20, salt=1)
     kept = driver.start(20, replace(params, min_tokens=6, ending_token_ids=endings))
     driver.steps(12, mate, kept)
     assert not set(kept.output_token_ids[:6]) & set(endings)
