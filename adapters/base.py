@@ -1,7 +1,6 @@
 """The nouns that every backend and every strategy shares.
 
-Nothing here knows HTTP, asyncio, torch or which strategy is running, and nothing of the
-project is imported.
+Nothing here knows HTTP, asyncio, torch or the strategy, and nothing of the project is imported.
 
 Errors::
 
@@ -75,18 +74,24 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    stop_token_ids: tuple[int, ...] = ()
+    """End the answer, with `ignore_eos` too."""
+    min_tokens: int = 0  # until there are so many, none of `ending_token_ids` is chosen
+    ending_token_ids: tuple[int, ...] = ()
     has_penalties: bool = field(init=False, repr=False, compare=False)
     is_plain_greedy: bool = field(init=False, repr=False, compare=False)
-    """Greedy without penalties. Both are stored, since every step asks them of every row."""
+    """The likeliest token, whatever it is. Both are stored, since every step asks them of every row."""
 
     def __post_init__(self) -> None:
         has_penalties = (
             self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
         )
+        needs_rules = self.temperature >= LEAST_TEMPERATURE or has_penalties or self.min_tokens > 0
         object.__setattr__(self, "has_penalties", has_penalties)
-        object.__setattr__(
-            self, "is_plain_greedy", self.temperature < LEAST_TEMPERATURE and not has_penalties
-        )
+        object.__setattr__(self, "is_plain_greedy", not needs_rules)
+
+    def banned_at(self, index: int) -> tuple[int, ...]:
+        return self.ending_token_ids if index < self.min_tokens else ()
 
 
 @dataclass(slots=True, eq=False)
@@ -143,8 +148,8 @@ class Sequence:
 class ScheduledChunk:
     """Work of one sequence in one step: the tokens at positions `start .. start + num_tokens - 1`.
 
-    A prompt chunk has `num_tokens >= 1`, a decode row exactly one token. A dead row (a finished
-    sequence that a padded batch still carries) recomputes its last position and gives no output.
+    A prompt chunk has `num_tokens >= 1`, a decode row exactly one token. A dead row (a finished sequence that
+    a padded batch still carries) recomputes its last position and gives no output.
     """
 
     seq: Sequence
@@ -230,7 +235,6 @@ class BackendConfig:
     """What the backend's description calls its options; None: their defaults."""
 
     def options_as(self, kind: type[OptionsT]) -> OptionsT:
-        """The options of a backend whose options are of this kind."""
         if self.options is None:
             return kind()
         assert isinstance(self.options, kind), "options belong to the backend that they are given to"
@@ -248,8 +252,8 @@ class Backend(Protocol):
         """Run one forward pass over prompt chunks and decode rows together.
 
         Reads `seq.prompt_token_ids`, `seq.output_token_ids` and `seq.params`; changes no sequence.
-        A sequence gets cache space with its first chunk and keeps it until `release`. What a
-        sequence gets does not depend on which others are in `chunks`.
+        A sequence gets cache space with its first chunk and keeps it until `release`. What a sequence gets
+        does not depend on which others are in `chunks`.
 
         Raises:
             BackendError: the step failed; no sequence of it got a token.
@@ -281,8 +285,8 @@ class PendingStep(Protocol):
 class OverlappingBackend(Backend, Protocol):
     """A backend that computes while its caller plans: a second step may be launched before the first ended.
 
-    Then a decode row of the second may follow a token that only the first one's result will tell
-    (`ScheduledChunk.follows_pending`). `release` may be called for sequences of a launched step.
+    Then a decode row of the second may follow a token that only the first one's result will tell (it
+    `follows_pending`). `release` may be called for sequences of a launched step.
     """
 
     def launch(self, chunks: Seq[ScheduledChunk]) -> PendingStep:

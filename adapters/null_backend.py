@@ -170,7 +170,7 @@ class NullBackend:
 def _next_token(seq: Sequence, slot: _Slot) -> int:
     """The prefix has `_NUM_CHOICES` equally likely successors; greedy takes the first of them."""
     params, choice = seq.params, 0
-    if params.has_penalties or params.min_p:
+    if params.has_penalties or params.min_p or params.banned_at(len(seq.output_token_ids)):
         return choose_token(_logits(slot), seq)
     if params.temperature > 0:
         num_choices = min(params.top_k or _NUM_CHOICES, math.ceil(params.top_p * _NUM_CHOICES))

@@ -64,11 +64,14 @@ def sample_token(
     """Choose the `index`-th output token from `logits (vocabulary,)`; temperature 0, or nearly, takes the
     likeliest.
 
-    Penalties first (they need the tokens so far), then temperature, then top_k, then top_p over what top_k
-    left, then min_p (the order of Hugging Face's samplers), then the inverse of the cumulative distribution
-    at the draw.
+    What `min_tokens` bans first, then penalties (they need the tokens so far), then temperature, then top_k,
+    then top_p over what top_k left, then min_p (the order of Hugging Face's samplers), then the inverse of
+    the cumulative distribution at the draw.
     """
     scores = logits.astype(np.float64)
+    banned = params.banned_at(index)
+    if banned:
+        scores[list(banned)] = -np.inf
     if params.has_penalties:
         penalize(scores, params, prompt_token_ids, output_token_ids)
     if params.temperature < LEAST_TEMPERATURE:

@@ -3,8 +3,9 @@
 Messages, codes and statuses are part of the wire contract. An error in mid-stream is sent as the last frame.
 
 400 a body that is not JSON, or a request that can never fit; 401 the API key; 404 a model that is not
-loaded, or an id that is not in flight; 408, 413 a body that is too slow or too large; 422 a field; 429 the
-queue is full; 500 the backend failed; 503 starting, draining or the engine was lost; 504 out of time.
+loaded, or an id that is not in flight; 408, 413, 415 a body that is too slow, too large or compressed; 422 a
+field; 429 the queue is full; 500 the backend failed; 503 starting, draining or the engine was lost; 504 out
+of time.
 """
 
 from __future__ import annotations
@@ -71,6 +72,11 @@ def not_json(detail: str) -> ApiError:
 
 def body_too_large(max_bytes: int) -> ApiError:
     return ApiError(413, f"The body is larger than {max_bytes} bytes.", code="body_too_large")
+
+
+def body_encoded(encoding: str) -> ApiError:
+    message = f"The body's Content-Encoding is {encoding[:_SHOWN_CHARS]!r}; send it as it is."
+    return ApiError(415, message, code="unsupported_encoding")
 
 
 def bad_field(param: str, problem: str) -> ApiError:

@@ -1,7 +1,8 @@
 """Log lines for people (console) or for collectors (one JSON object a line), to stderr.
 
 A line may carry fields of its own, given to the logger as `extra={"fields": {...}}`: in JSON they are keys,
-on a console they follow the sentence as name=value.
+on a console they follow the sentence as name=value. What requests hold stays on its line: control characters
+are escaped in both.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+from adapters.text.unicode_text import printable
 
 LogFormat = Literal["console", "json"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -22,7 +25,10 @@ class _Console(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
-        return " ".join([line, *(f"{name}={value}" for name, value in _fields(record).items())])
+        return printable(" ".join([line, *(f"{name}={value}" for name, value in _fields(record).items())]))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
 
 class _Json(logging.Formatter):

@@ -19,13 +19,13 @@ from collections.abc import Collection, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from adapters.base import ConfigError, LabError
 from adapters.registry import BACKENDS
 from services import errors
 from services.core.service import Service
 from services.http.app import create_app
+from services.http.half_close import HalfCloseProtocol
 from services.http.scope import ABORT
 from services.logs import set_up_logs
 from services.read_settings import read_settings
@@ -138,7 +138,7 @@ class _Signals:
         (self.second if self.first.is_set() else self.first).set()
 
 
-class Connection(HttpToolsProtocol):
+class Connection(HalfCloseProtocol):
     """Gives each request a way to drop its connection, unsent bytes and all."""
 
     def on_message_begin(self) -> None:

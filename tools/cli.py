@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from adapters.base import LabError
+from adapters.text.unicode_text import printable
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("tools.serve", "run one service: a model behind HTTP, batched by one strategy"),
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(argv, asked)
     except LabError as error:
-        print(f"lab {asked}: {error}", file=sys.stderr)
+        print("\n".join(map(printable, f"lab {asked}: {error}".split("\n"))), file=sys.stderr)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if not package or package in _OURS:

@@ -17,7 +17,7 @@ from adapters.models.artifact import changed_files, read_manifest
 from adapters.models.digests import PRESET_MANIFEST
 from adapters.models.gguf.store import resolve_gguf
 from adapters.models.presets import PRESETS
-from adapters.models.store import is_current, make_preset, preset_folder, resolve_model
+from adapters.models.store import is_made, make_preset, preset_folder, resolve_model
 from adapters.registry import BACKENDS
 from harness.settings import SETTING_NAMES
 from services.read_settings import read_settings
@@ -91,7 +91,7 @@ def _list(artifacts_dir: str) -> int:
         folder = preset_folder(name, artifacts_dir)
         state = (
             f"{folder}, {read_manifest(folder / PRESET_MANIFEST)['digest']}"
-            if is_current(folder)
+            if is_made(folder)
             else "not made"
         )
         shape = f"{preset.num_layers} layers of {preset.hidden_size}, vocabulary {preset.vocab_size:,}"
@@ -103,7 +103,7 @@ def _verify(preset: str, artifacts_dir: str) -> int:
     if preset not in PRESETS:
         raise ConfigError(f"only presets can be verified: {', '.join(PRESETS)}")
     folder = preset_folder(preset, artifacts_dir)
-    if not is_current(folder):
+    if not is_made(folder):
         return _told(f"{folder} is missing or out of date; `lab model {preset}` makes it")
     changed = changed_files(folder / PRESET_MANIFEST)
     if changed:

@@ -17,11 +17,12 @@ from itertools import count
 from pathlib import Path
 
 from adapters.base import ConfigError
+from adapters.data_files import DATA
 from harness.results.output_dir import whole_file
 from tools.corpus.lengths import OUTPUT_TOKENS, PROMPT_TOKENS, Draws, stratified_lengths
 from tools.corpus.texts import write_prompt
 
-CORPUS_PATH = Path(__file__).resolve().parents[1] / "data" / "prompts.jsonl"
+CORPUS_PATH = DATA / "prompts.jsonl"
 DEFAULT_NUM = 500
 DEFAULT_SEED = 0
 

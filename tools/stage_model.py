@@ -12,7 +12,7 @@ from pathlib import Path
 
 from adapters.base import BackendConfig, ConfigError
 from adapters.models.digests import STAGED_MANIFEST
-from adapters.models.gguf.store import is_gguf_name, resolve_gguf
+from adapters.models.gguf.store import gguf_parts, is_gguf_name, resolve_gguf
 from adapters.models.hub import gguf_in_hub, looks_like_hub_id
 from adapters.models.hub_staging import download, list_commit, num_bytes
 from adapters.models.presets import PRESETS
@@ -56,20 +56,18 @@ def _fill(config: BackendConfig, name: str) -> Fill:
     if name.endswith(".gguf") and in_hub is not None:
         return lambda folder: _download(*in_hub, folder=folder)
     if description.weights == "gguf" or is_gguf_name(name):
-        return lambda folder: _copy_file(resolve_gguf(config).path, folder)
+        return lambda folder: _copy_files(gguf_parts(resolve_gguf(config).path), folder)
     if name in PRESETS or Path(name).expanduser().is_dir() or not looks_like_hub_id(name):
         return lambda folder: _copy_folder(resolve_model(config, description.formats).folder, folder)
     return lambda folder: _download(name, folder=folder)
 
 
-def _copy_file(source: Path, folder: Path) -> None:
-    _check_room(source.stat().st_size, folder)
-    shutil.copyfile(source, folder / source.name)
-
-
 def _copy_folder(source: Path, folder: Path) -> None:
     """The files of a model folder; folders inside it are no part of a model."""
-    files = [path for path in source.iterdir() if path.is_file() and path.name != STAGED_MANIFEST]
+    _copy_files([p for p in source.iterdir() if p.is_file() and p.name != STAGED_MANIFEST], folder)
+
+
+def _copy_files(files: list[Path], folder: Path) -> None:
     _check_room(sum(path.stat().st_size for path in files), folder)
     for path in files:
         shutil.copyfile(path, folder / path.name)

@@ -17,6 +17,7 @@ import psutil
 from adapters.base import BackendError, ConfigError, UnsupportedModel
 from adapters.models.gguf.llama_log import errors_of
 from adapters.models.gguf.quantize import FILE_TYPES
+from adapters.models.gguf.store import gguf_parts
 
 ALL_LAYERS = -1
 _SPARE_BYTES = 256 << 20
@@ -86,7 +87,7 @@ def load_model(path: Path, *, num_gpu_layers: int = 0, vocab_only: bool = False)
     """
     _check_file(path)
     _start()
-    num_bytes = path.stat().st_size
+    num_bytes = sum(part.stat().st_size for part in gguf_parts(path))
     if not vocab_only and num_gpu_layers == 0 and num_bytes > cache_room(1.0):
         raise out_of_memory(num_bytes, f"the weights of {path.name}")
     params = C.llama_model_default_params()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import llama_cpp.llama_cpp as C
@@ -33,7 +34,7 @@ class GgufTokenizer:
         self.vocab_size: int = C.llama_vocab_n_tokens(self._vocab)
         self.eos_token_ids = model.eos_token_ids
         template = model.metadata(_TEMPLATE_KEY)
-        self._chat_template = None if not template else ChatTemplate(template, self._special_tokens())
+        self._chat_template = None if not template else ChatTemplate(template, self._named_tokens())
 
     @classmethod
     def from_file(cls, path: Path) -> GgufTokenizer:
@@ -48,8 +49,17 @@ class GgufTokenizer:
             raise ConfigError(f"{path} holds no tokenizer; give MODEL a file that does")
         return cls(model)
 
-    def encode(self, text: str) -> list[int]:
-        return self._tokenize(text, add_special=True)
+    @cached_property
+    def special_tokens(self) -> Mapping[int, str]:
+        control = [
+            i
+            for i in range(self.vocab_size)
+            if C.llama_vocab_get_attr(self._vocab, i) & C.LLAMA_TOKEN_ATTR_CONTROL
+        ]
+        return {i: self._text(i) for i in control}
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return self._tokenize(text, add_special=add_special_tokens)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._detokenizer.decode(token_ids)
@@ -57,10 +67,12 @@ class GgufTokenizer:
     def stream(self) -> TokenStream:
         return self._detokenizer.stream()
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, object]], options: Mapping[str, object] | None = None
+    ) -> list[int]:
         if self._chat_template is None:
             raise ChatTemplateError("this model has no chat template; send a prompt to /v1/completions")
-        return self._tokenize(self._chat_template.render(messages), add_special=False)
+        return self._tokenize(self._chat_template.render(messages, options), add_special=False)
 
     def _tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Special tokens that are spelled out in the text count as such, as they do with Hugging Face's."""
@@ -85,13 +97,13 @@ class GgufTokenizer:
                 return buffer.raw[:num]
             room = -num
 
-    def _special_tokens(self) -> dict[str, str]:
+    def _named_tokens(self) -> dict[str, str]:
         ids = {"bos_token": C.llama_vocab_bos(self._vocab), "eos_token": C.llama_vocab_eos(self._vocab)}
-        return {
-            name: C.llama_vocab_get_text(self._vocab, token_id).decode("utf-8", "replace")
-            for name, token_id in ids.items()
-            if token_id >= 0
-        }
+        return {name: self._text(token_id) for name, token_id in ids.items() if token_id >= 0}
+
+    def _text(self, token_id: int) -> str:
+        text: str = C.llama_vocab_get_text(self._vocab, token_id).decode("utf-8", "replace")
+        return text
 
 
 class _Pieces(dict[int, bytes]):

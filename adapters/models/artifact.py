@@ -2,6 +2,9 @@
 
 The work is done under a hidden name beside the final one, and a rename is its last act. Whoever finds the
 final name therefore needs no lock. A JSON manifest says what was made: inside a folder, beside a file.
+
+A disk or a copy can damage a file later and leave its size. So each file is read and compared with its
+manifest once, and again only when its inode, size or times are others.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -107,6 +110,45 @@ def changed_files(manifest: Path) -> list[str]:
         for name, entry in read_manifest(manifest).get("files", {}).items()
         if not (manifest.parent / name).is_file() or file_sha256(manifest.parent / name) != entry["sha256"]
     ]
+
+
+def damaged_files(manifest: Path) -> list[Path]:
+    """The files of a folder that are not what its manifest says; reads those that nobody has compared yet."""
+    listed = read_manifest(manifest).get("files", {})
+    return damaged(
+        {manifest.parent / name: entry["sha256"] for name, entry in listed.items()}, manifest.parent
+    )
+
+
+def damaged(sha256_of: Mapping[Path, str], beside: Path) -> list[Path]:
+    """Those of the files that have another SHA-256; what was compared is noted beside `beside`."""
+    record = beside.with_name(f".{beside.name}.compared.json")
+    compared = read_manifest(record)
+    now: Manifest = {}
+    wrong = []
+    for path, sha256 in sha256_of.items():
+        name = os.path.relpath(path, beside)
+        now[name] = [sha256, *_identity(path)]
+        if compared.get(name) != now[name] and file_sha256(path) != sha256:
+            wrong.append(path)
+    if not wrong and compared != now:
+        _note_compared(record, now)
+    return wrong
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Another one after every write. Both times, since the time of the last change can be set back."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _note_compared(record: Path, now: Manifest) -> None:
+    unfinished = record.with_name(f"{record.name}.{os.getpid()}")
+    try:
+        _write_manifest(unfinished, now)
+        unfinished.replace(record)
+    except OSError:  # in a folder that cannot be written, every start compares
+        logger.debug("%s cannot be written", record)
 
 
 @contextmanager

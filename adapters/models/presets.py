@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.base import ConfigError
+from adapters.data_files import DATA
 from adapters.models.preset_tokenizer import END_OF_TEXT_ID, write_json, write_tokenizer
 
-CORPUS_PATH = Path(__file__).resolve().parents[2] / "data" / "prompts.jsonl"
+CORPUS_PATH = DATA / "prompts.jsonl"
 MAX_SHARD_BYTES = 4_000_000_000
 RECIPE = 1
 """Goes up when the same preset would get other weights; a model made by another recipe is made anew."""

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.base import ConfigError
-from adapters.models.artifact import Manifest, is_being_made, make_once, missing_files, read_manifest
+from adapters.models.artifact import (
+    Manifest,
+    damaged_files,
+    is_being_made,
+    make_once,
+    missing_files,
+    read_manifest,
+)
 from adapters.models.digests import STAGED_MANIFEST, list_files, listing_digest
 
 logger = logging.getLogger(__name__)
@@ -104,8 +111,8 @@ def _is_there(model: str, target: Path) -> bool:
         raise ConfigError(f"{target} exists and was not made by `lab model stage`; name another folder")
     if manifest.get("model") != model:
         raise ConfigError(f"{target} holds {manifest.get('model')}; name another folder, or remove it first")
-    for path in missing_files(target / STAGED_MANIFEST):
-        raise ConfigError(f"{path} is missing or cut off; remove {target} and stage it again")
+    for path in missing_files(target / STAGED_MANIFEST) or damaged_files(target / STAGED_MANIFEST):
+        raise ConfigError(f"{path} is missing, damaged or cut off; remove {target} and stage it again")
     return True
 
 

@@ -18,8 +18,15 @@ from typing import TYPE_CHECKING
 
 from adapters.base import BackendConfig, ConfigError
 from adapters.description import GGUF_FORMATS, HF_FORMATS
-from adapters.models.artifact import Manifest, make_once, missing_files, read_manifest
-from adapters.models.digests import PRESET_MANIFEST, file_sha256, folder_digest, list_files, listing_digest
+from adapters.models.artifact import Manifest, damaged_files, make_once, missing_files, read_manifest
+from adapters.models.digests import (
+    PRESET_MANIFEST,
+    STAGED_MANIFEST,
+    file_sha256,
+    folder_digest,
+    list_files,
+    listing_digest,
+)
 from adapters.models.hub import fetch_from_hub, looks_like_hub_id
 from adapters.models.presets import CORPUS_PATH, PRESETS, RECIPE, Progress, write_model
 from adapters.models.staging import wait_until_staged
@@ -61,6 +68,7 @@ def resolve_model(config: BackendConfig, formats: Mapping[str, str] = HF_FORMATS
     if local.is_dir():
         if not (local / "config.json").is_file():
             raise ConfigError(f"MODEL={name} has no config.json, so it is not a Hugging Face model folder")
+        _refuse_damaged(local)
         return ModelFiles(local, local.resolve().name, suffix, folder_digest(local))
     if not looks_like_hub_id(name):
         raise ConfigError(
@@ -82,11 +90,28 @@ def wait_for_local(name: str, config: BackendConfig) -> None:
         wait_until_staged(path, config.model_wait_s)
 
 
+def _refuse_damaged(folder: Path) -> None:
+    """The digest of a folder samples large files, so a staged one is held to its manifest as well."""
+    manifest = folder / STAGED_MANIFEST
+    for path in missing_files(manifest) or damaged_files(manifest):
+        raise ConfigError(f"{path} is damaged: it is not what was staged; remove {folder} and stage it again")
+
+
 def preset_folder(name: str, artifacts_dir: str) -> Path:
     return Path(artifacts_dir) / "models" / name
 
 
 def is_current(folder: Path) -> bool:
+    """Whether a preset is made, and its files are still what they were; reads those not compared yet."""
+    if not is_made(folder):
+        return False
+    damaged = damaged_files(folder / PRESET_MANIFEST)
+    for path in damaged:
+        logger.warning("%s is damaged: it is not what %s says", path, PRESET_MANIFEST)
+    return not damaged
+
+
+def is_made(folder: Path) -> bool:
     """Whether a preset is whole and made by today's recipe from today's corpus; reads no weights."""
     manifest = read_manifest(folder / PRESET_MANIFEST)
     if not manifest.get("files") or manifest.get("recipe") != RECIPE:

@@ -39,8 +39,10 @@ class ChatTemplate:
         except Exception as error:  # whatever a foreign text makes of the compiler
             self._problem = _one_line(error)
 
-    def render(self, messages: Sequence[Mapping[str, object]]) -> str:
-        """The conversation as text, ending where the assistant is to go on.
+    def render(
+        self, messages: Sequence[Mapping[str, object]], options: Mapping[str, object] | None = None
+    ) -> str:
+        """The conversation as text, ending where the assistant is to go on; templates read `options`.
 
         Raises:
             ChatTemplateError: the template does not compile, refuses the messages (their roles or their
@@ -49,9 +51,9 @@ class ChatTemplate:
         if self._template is None:
             raise ChatTemplateError(f"the model's chat template cannot be compiled: {self._problem}")
         try:
-            return self._template.render(
-                messages=list(messages), add_generation_prompt=True, tools=None, **self._special_tokens
-            )
+            given = {**(options or {}), **self._special_tokens}
+            given |= {"messages": list(messages), "add_generation_prompt": True, "tools": None}
+            return self._template.render(given)
         except Exception as error:  # a template is a program of somebody else's
             problem = _one_line(error)
             raise ChatTemplateError(f"the model's chat template refuses these messages: {problem}") from error

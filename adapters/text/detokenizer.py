@@ -32,6 +32,21 @@ class TokenStream(Protocol):
         ...
 
 
+class SpelledStream:
+    """A stream in which tokens that are left out of the text get a text after all, each its own."""
+
+    def __init__(self, stream: TokenStream, spelled: Mapping[int, str]) -> None:
+        self._stream = stream
+        self._spelled = spelled
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        spelled = self._spelled
+        return "".join([spelled[i] if i in spelled else self._stream.push([i]) for i in token_ids])
+
+    def flush(self) -> str:
+        return self._stream.flush()
+
+
 class Detokenizer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str: ...
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 import tokenizers
@@ -42,8 +43,13 @@ class Tokenizer(Protocol):
         """How much text a token holds at most; None where that cannot be told."""
         ...
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a prompt, with the model's own first token where it wants one."""
+    @property
+    def special_tokens(self) -> Mapping[int, str]:
+        """The tokens that decoding leaves out of the text, as they are spelled."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a prompt, with the model's own first token where it wants one and may have it."""
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -54,8 +60,10 @@ class Tokenizer(Protocol):
         """A fresh incremental `decode`."""
         ...
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
-        """The ids of a conversation, ending where the assistant is to go on.
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, object]], options: Mapping[str, object] | None = None
+    ) -> list[int]:
+        """The ids of a conversation, ending where the assistant is to go on; templates read `options`.
 
         Raises:
             ChatTemplateError: the model has no chat template, or its template refuses the messages.
@@ -77,11 +85,12 @@ class ByteTokenizer:
     vocab_size = 257
     eos_token_ids: tuple[int, ...] = (256,)
     max_token_chars: int | None = 1
+    special_tokens: Mapping[int, str] = MappingProxyType({})
 
     def __init__(self) -> None:
         self._detokenizer = PieceDetokenizer({**{i: bytes([i]) for i in range(256)}, 256: b""})
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(valid_unicode(text).encode())
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -90,7 +99,9 @@ class ByteTokenizer:
     def stream(self) -> TokenStream:
         return self._detokenizer.stream()
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, object]], options: Mapping[str, object] | None = None
+    ) -> list[int]:
         lines = [f"{message.get('role')}: {message.get('content')}" for message in messages]
         return self.encode("\n".join([*lines, "assistant: "]))
 
@@ -112,6 +123,8 @@ class HFTokenizer:
         self.eos_token_ids = eos_token_ids
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
         self.max_token_chars = _max_token_chars(tokenizer)
+        added = tokenizer.get_added_tokens_decoder()
+        self.special_tokens = {i: token.content for i, token in added.items() if token.special}
 
     @classmethod
     def from_folder(cls, folder: Path) -> HFTokenizer:
@@ -124,8 +137,8 @@ class HFTokenizer:
         config = _read_json(folder / "tokenizer_config.json")
         return cls(tokenizer, _eos_token_ids(folder, tokenizer, config), load_chat_template(folder, config))
 
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(valid_unicode(text)).ids
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return self._tokenizer.encode(valid_unicode(text), add_special_tokens=add_special_tokens).ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._detokenizer.decode(token_ids)
@@ -133,10 +146,12 @@ class HFTokenizer:
     def stream(self) -> TokenStream:
         return self._detokenizer.stream()
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, object]], options: Mapping[str, object] | None = None
+    ) -> list[int]:
         if self._chat_template is None:
             raise ChatTemplateError("this model has no chat template; send a prompt to /v1/completions")
-        text = valid_unicode(self._chat_template.render(messages))
+        text = valid_unicode(self._chat_template.render(messages, options))
         return self._tokenizer.encode(text, add_special_tokens=False).ids  # the template spells out the first
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.base import ConfigError
+from adapters.data_files import DATA
 from harness.plan.text_file import decode, read_text, split_lines
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -46,9 +47,9 @@ class Corpus:
 
 
 def default_path() -> Path:
-    """`data/prompts.jsonl` of the working directory, else the one of this checkout."""
+    """`data/prompts.jsonl` of the working directory, else the one that comes with the lab."""
     local = Path("data/prompts.jsonl")
-    return local if local.exists() else REPOSITORY / local
+    return local if local.exists() else DATA / local.name
 
 
 def load_corpus(path: Path, *, allow_changed: bool = False) -> Corpus:

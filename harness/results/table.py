@@ -1,14 +1,20 @@
-"""Tables that read well in a terminal and are valid Markdown: the first column left, the others right."""
+"""Tables that read well in a terminal and are valid Markdown: the first column left, the others right.
+
+Cells may hold what came from outside (names of models and arms, error texts), so all of them are escaped.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from adapters.text.unicode_text import printable
 
 MISSING = "-"
 
 
 def render_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Every row has as many cells as there are headers."""
+    headers, rows = _escaped(headers), [_escaped(row) for row in rows]
     widths = [max(3, *(len(line[column]) for line in (headers, *rows))) for column in range(len(headers))]
     rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(_line(cells, widths) for cells in (headers, rule, *rows))
@@ -32,6 +38,10 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     if len(ordered) == 1:
         return number(median, digits)
     return f"{number(median, digits)} [{number(ordered[0], digits)}-{number(ordered[-1], digits)}]"
+
+
+def _escaped(cells: Sequence[str]) -> list[str]:
+    return [printable(cell).replace("|", "\\|") for cell in cells]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

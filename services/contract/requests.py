@@ -19,6 +19,7 @@ MAX_TOKENS_LIMIT = 1_000_000
 MAX_SEED = 2**63 - 1
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
+MAX_STOP_TOKEN_IDS = 128
 MAX_CHOICES = 128
 MAX_NAMED_UNKNOWN = 5
 """Of more unknown fields than this, the rest is not even looked at."""
@@ -97,6 +98,14 @@ def _check_stop(value: Any) -> Any:
     return tuple(stops)
 
 
+def _check_stop_token_ids(value: Any) -> Any:
+    if not isinstance(value, list) or not all(_is_int(token) and token >= 0 for token in value):
+        raise PydanticCustomError("stop", "must be a list of token ids")
+    if len(value) > MAX_STOP_TOKEN_IDS:
+        raise PydanticCustomError("stop", "must hold at most {limit} ids", {"limit": MAX_STOP_TOKEN_IDS})
+    return tuple(value)
+
+
 def _only(*neutral: object) -> AfterValidator:
     """For a field that would change the answer and is not supported: only values without effect pass."""
 
@@ -122,6 +131,8 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    """With `include_usage`: every chunk says the usage so far."""
     include_obfuscation: bool = False
 
     _nulls = model_validator(mode="before")(_without_nulls)
@@ -149,7 +160,12 @@ class SamplingFields(BaseModel):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     seed: Annotated[int | list[int] | None, BeforeValidator(_int_or_ints(0, MAX_SEED))] = None
     stop: Annotated[tuple[str, ...], BeforeValidator(_check_stop)] = ()
+    stop_token_ids: Annotated[tuple[int, ...], BeforeValidator(_check_stop_token_ids)] = ()
     ignore_eos: bool = False
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS_LIMIT)] = 0
+    skip_special_tokens: bool = True
+    return_token_ids: bool = False
+    """Adds `prompt_token_ids` to the answer; its own `token_ids` are there in any case."""
     stream: bool = False
     stream_options: StreamOptions | None = None
     priority: Annotated[int, Field(ge=0, le=2)] = 1
@@ -166,7 +182,11 @@ class SamplingFields(BaseModel):
 
     best_of: Annotated[Any, _only(1)] = None
     logit_bias: Annotated[Any, _only({})] = None
-    min_tokens: Annotated[Any, _only(0)] = None
+    include_stop_str_in_output: Annotated[Any, _only(False)] = None
+    spaces_between_special_tokens: Annotated[Any, _only(True)] = None
+    use_beam_search: Annotated[Any, _only(False)] = None
+    length_penalty: Annotated[Any, _only(1.0, 1)] = None
+    prompt_logprobs: Annotated[Any, _only(False)] = None
     response_format: Annotated[Any, _only({"type": "text"})] = None
 
     @model_validator(mode="before")
@@ -211,7 +231,10 @@ class GenerateRequest(SamplingFields):
         list[str] | list[list[int]], BeforeValidator(_check_prompt, json_schema_input_type=Prompt)
     ]
     echo: bool = False
-    logprobs: Annotated[Any, _only()] = None
+    add_special_tokens: bool = True
+    """False: the prompt does not begin with the token that the model wants first."""
+    logprobs: Annotated[Any, _only(False)] = None
+    """0 asks for the chosen tokens' logarithms, which are not kept, so it is refused as 1 is."""
     suffix: Annotated[Any, _only("")] = None
 
 
@@ -241,6 +264,14 @@ class ChatMessage(BaseModel):
     _nulls = model_validator(mode="before")(_without_nulls)
 
 
+def _check_template_kwargs(value: dict[str, Any]) -> dict[str, Any]:
+    """What the service gives the template itself is refused under its own name."""
+    for name in ("messages", "tools", "add_generation_prompt"):
+        if name in value:
+            raise PydanticCustomError("kwargs", "must not hold {name}", {"name": name})
+    return value
+
+
 class ChatRequest(SamplingFields):
     """`POST /v1/chat/completions`: text messages only, no tools."""
 
@@ -250,6 +281,10 @@ class ChatRequest(SamplingFields):
     }
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024)]
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_check_template_kwargs)] = {}
+    add_generation_prompt: Annotated[Any, _only(True)] = None
+    continue_final_message: Annotated[Any, _only(False)] = None
+    add_special_tokens: Annotated[Any, _only(False)] = None
     logprobs: Annotated[Any, _only(False)] = None
     top_logprobs: Annotated[Any, _only(0)] = None
     tools: Annotated[Any, _only([])] = None

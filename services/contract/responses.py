@@ -24,10 +24,12 @@ class Timings(BaseModel, SequenceTimings, frozen=True):
 
 
 class StreamChoice(BaseModel):
-    """What one choice gained. Its last entry alone carries the counts and the timings."""
+    """What one choice gained. Its last entry alone carries the counts and the timings, its first the prompt's
+    ids where `return_token_ids` asks for them."""
 
     index: int
     text: str
+    prompt_token_ids: list[int] | None = None
     token_ids: list[int]
     finish_reason: FinishReason | None
     num_prompt_tokens: int | None = None
@@ -40,6 +42,7 @@ class CompletionChoice(BaseModel):
 
     index: int
     text: str
+    prompt_token_ids: list[int] | None = None
     token_ids: list[int]
     finish_reason: FinishReason
     num_prompt_tokens: int
@@ -54,7 +57,8 @@ class Usage(BaseModel):
 
 
 class StreamChunk(BaseModel):
-    """One frame of a stream. `choices` is empty in the usage frame only."""
+    """One frame of a stream. `choices` is empty in the usage frame only; others have a `usage`, the one so
+    far, where `continuous_usage_stats` asks for it."""
 
     id: str
     object: Literal["text_completion"]
@@ -95,6 +99,11 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: list[int] | None = None
+
+
+class Version(BaseModel):
+    version: str
 
 
 class ErrorDetail(BaseModel):

@@ -9,27 +9,32 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from adapters.base import BackendInfo, RequestTooLong, SamplingParams, Sequence
 from adapters.sampling import mix64
+from adapters.text.detokenizer import SpelledStream
 from adapters.text.tokenizer import ChatTemplateError, Tokenizer, least_num_tokens
 from services import errors
 from services.contract.requests import MAX_PROMPTS, ChatRequest, GenerateRequest, SamplingFields
+from services.contract.tokens import DetokenizeRequest
 from services.core.outputs import RequestState
+from services.core.special_text import mark_special
 from services.engine.limits import SchedulerLimits
 from services.settings import Settings
 
 THREAD_ABOVE_CHARS = 16_384
 """Tokenizing this much takes a few milliseconds."""
 
-RequestT = TypeVar("RequestT", bound=SamplingFields)
+RequestT = TypeVar("RequestT", bound=BaseModel)
 
 
 def parse(model: type[RequestT], body: bytes) -> RequestT:
@@ -73,9 +78,7 @@ class InputProcessor:
         Raises:
             ApiError: 404 for another model, 422 for a field, 400 for what surely never fits.
         """
-        served = self.loaded.info.model
-        if request.model is not None and request.model not in (served, self.settings.model):
-            raise errors.unknown_model(request.model, served)
+        self.check_model(request.model)
         if isinstance(request, ChatRequest):
             return
         if len(request.prompt) * request.n > MAX_PROMPTS:
@@ -85,6 +88,31 @@ class InputProcessor:
         if least >= room:
             problem = f"the prompt has at least {least} tokens, at most {room} fit with the answer"
             raise errors.too_long(f"{problem}: shorten it", "prompt")
+
+    def check_model(self, asked: str | None) -> None:
+        """Raises: ApiError: 404, another model is served."""
+        served = self.loaded.info.model
+        if asked is not None and asked not in (served, self.settings.model):
+            raise errors.unknown_model(asked, served)
+
+    async def tokenize(self, request: GenerateRequest | ChatRequest) -> list[int]:
+        """The ids of its one prompt. Raises: ApiError, as `process` does."""
+        self.check_before_tokenizing(request)
+        if isinstance(request, GenerateRequest) and len(request.prompt) > 1:
+            raise errors.bad_field("prompt", "must be a single prompt on this path")
+        (token_ids,) = await self._token_ids(request)
+        return token_ids
+
+    async def detokenize(self, request: DetokenizeRequest) -> str:
+        """The text of the ids, special tokens spelled out. Raises: ApiError for an id that is none."""
+        self.check_model(request.model)
+        tokenizer, vocab_size = self.loaded.tokenizer, self.loaded.info.vocab_size
+        if max(request.tokens, default=0) >= vocab_size:
+            raise errors.bad_field("tokens", f"holds a token id that is not below {vocab_size}")
+        stream = SpelledStream(tokenizer.stream(), tokenizer.special_tokens)
+        work = partial(stream.push, request.tokens)
+        is_short = len(request.tokens) <= THREAD_ABOVE_CHARS
+        return (work() if is_short else await asyncio.to_thread(work)) + stream.flush()
 
     async def process(
         self, request: GenerateRequest | ChatRequest, arrival_s: float, *, exclusive: bool = False
@@ -128,12 +156,22 @@ class InputProcessor:
         if isinstance(request, GenerateRequest) and request.echo:
             texts = [item if isinstance(item, str) else tokenizer.decode(item) for item in request.prompt]
             echoes = [text for text in texts for _ in range(request.n)]
+        # Only where it matters is asked which tokens are special: llama.cpp has to look at all of them.
+        stops: Seq[str] = request.stop
+        spelled: Mapping[int, str] = {} if request.skip_special_tokens else tokenizer.special_tokens
+        has_marks = False
+        if stops and request.skip_special_tokens:
+            stops, spelled = mark_special(stops, tokenizer.special_tokens)
+            has_marks = bool(spelled)
+        streams = [tokenizer.stream() for _ in sequences]
         return RequestState(
             request_id,
             sequences,
-            [tokenizer.stream() for _ in sequences],
-            request.stop,
+            [SpelledStream(stream, spelled) for stream in streams] if spelled else streams,
+            stops,
             streamed=request.stream,
+            has_marks=has_marks,
+            keeps_prompts=request.return_token_ids,
             echoes=echoes,
             max_unread_tokens=self.settings.max_unread_tokens,
         )
@@ -144,7 +182,10 @@ class InputProcessor:
             return await _off_the_loop(num_chars, lambda: [self._chat_token_ids(request)])
         texts = [prompt for prompt in request.prompt if isinstance(prompt, str)]
         if texts:
-            encode = self.loaded.tokenizer.encode
+            encode = partial(
+                self.loaded.tokenizer.encode,
+                add_special_tokens=not isinstance(request, GenerateRequest) or request.add_special_tokens,
+            )
             encoded = await _off_the_loop(sum(map(len, texts)), lambda: [encode(text) for text in texts])
             if not all(encoded):
                 raise errors.bad_field("prompt", "has no tokens")
@@ -161,7 +202,7 @@ class InputProcessor:
             for message in request.messages
         ]
         try:
-            return self.loaded.tokenizer.apply_chat_template(messages)
+            return self.loaded.tokenizer.apply_chat_template(messages, request.chat_template_kwargs)
         except ChatTemplateError as error:
             raise errors.bad_field("messages", f"cannot be turned into a prompt: {error}") from None
 
@@ -176,6 +217,13 @@ class InputProcessor:
             budget = max(1, min(settings.max_tokens, room))
         if seed is None:
             seed = random.getrandbits(62) if settings.seed is None else settings.seed
+        if request.min_tokens > budget:
+            raise errors.bad_field("min_tokens", f"is {request.min_tokens}, more than max_tokens, {budget}")
+        vocab_size = self.loaded.info.vocab_size
+        if request.stop_token_ids and max(request.stop_token_ids) >= vocab_size:
+            raise errors.bad_field("stop_token_ids", f"holds an id that is not below {vocab_size}")
+        own_ends = () if request.ignore_eos else self.loaded.info.eos_token_ids
+        endings = (*request.stop_token_ids, *(i for i in own_ends if i < vocab_size))
         return SamplingParams(
             max_tokens=budget,
             temperature=settings.temperature if request.temperature is None else request.temperature,
@@ -187,6 +235,9 @@ class InputProcessor:
             repetition_penalty=request.repetition_penalty,
             presence_penalty=request.presence_penalty,
             frequency_penalty=request.frequency_penalty,
+            stop_token_ids=request.stop_token_ids,
+            min_tokens=request.min_tokens if endings or request.stop else 0,
+            ending_token_ids=endings if request.min_tokens else (),
         )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from adapters.base import FinishReason, Sequence
 from services.contract.timings import SequenceTimings
+from services.core.special_text import without_marks
 from services.engine.messages import SequenceUpdate
 from services.errors import ApiError, backend_failed, slow_reader
 
@@ -46,27 +48,29 @@ class TextStream(Protocol):
 
 
 class StopMatcher:
-    """Cuts a growing text before the earliest of its stop strings."""
+    """Cuts a growing text before the earliest of its stop strings, and takes marks out of what it shows."""
 
-    __slots__ = ("_held", "_stops")
+    __slots__ = ("_held", "_stops", "show")
 
-    def __init__(self, stops: Seq[str]) -> None:
+    def __init__(self, stops: Seq[str], *, has_marks: bool = False) -> None:
         self._stops = stops
         self._held = ""
+        self.show: Callable[[str], str] = without_marks if has_marks else str
+        """What is visible of a text that is not searched."""
 
     def push(self, text: str) -> tuple[str, bool]:
         """Returns the text that is now safe to show, and whether a stop string is complete."""
         text = self._held + text
         ends = [(begin + len(stop), begin) for stop in self._stops if (begin := text.find(stop)) >= 0]
         if ends:
-            return text[: min(ends)[1]], True
+            return self.show(text[: min(ends)[1]]), True
         num_held = max(_num_begun(text, stop) for stop in self._stops)
         self._held = text[len(text) - num_held :]
-        return text[: len(text) - num_held], False
+        return self.show(text[: len(text) - num_held]), False
 
     def flush(self) -> str:
         held, self._held = self._held, ""
-        return held
+        return self.show(held)
 
 
 def _num_begun(text: str, stop: str) -> int:
@@ -83,6 +87,7 @@ class ChoiceState:
     __slots__ = (
         "_echo",
         "_first_write_s",
+        "_min_tokens",
         "_num_output_tokens",
         "_output",
         "_stop",
@@ -97,7 +102,13 @@ class ChoiceState:
     )
 
     def __init__(
-        self, request: RequestState, index: int, seq: Sequence, stream: TextStream, stops: Seq[str], echo: str
+        self,
+        request: RequestState,
+        index: int,
+        seq: Sequence,
+        stream: TextStream,
+        stop: StopMatcher | None,
+        echo: str,
     ) -> None:
         """`echo` stands before the first piece of text: the prompt, where that was asked for, or ""."""
         self.request = request
@@ -111,7 +122,8 @@ class ChoiceState:
         self._echo = echo
         self._first_write_s: float | None = None
         self._stream = stream
-        self._stop = StopMatcher(stops) if stops else None
+        self._stop = stop
+        self._min_tokens = seq.params.min_tokens
         self._num_output_tokens = 0
         self._output: ChoiceOutput | None = None
 
@@ -123,10 +135,12 @@ class ChoiceState:
         """Add what the engine says. What it computed beyond a stop string is left out."""
         token_ids = update.token_ids
         if not self.is_stopped and token_ids:
+            # The token that ends an answer has no text of its own.
+            shown = token_ids[:-1] if update.finish_reason == "stop" else token_ids
             if self._stop is None:
-                self._add(token_ids, self._stream.push(token_ids))
+                self._add(token_ids, self._stream.push(shown))
             else:
-                self._add_until_stop(self._stop, token_ids)
+                self._add_until_stop(self._stop, token_ids, len(shown))
         if update.finish_reason is not None:
             self._finish(update.finish_reason, update.timings or NO_TIMINGS)
 
@@ -154,9 +168,13 @@ class ChoiceState:
             output.token_ids += token_ids
         return output
 
-    def _add_until_stop(self, stop: StopMatcher, token_ids: Seq[int]) -> None:
-        for token_id in token_ids:
-            text, self.is_stopped = stop.push(self._stream.push([token_id]))
+    def _add_until_stop(self, stop: StopMatcher, token_ids: Seq[int], num_shown: int) -> None:
+        for at, token_id in enumerate(token_ids):
+            text = self._stream.push([token_id]) if at < num_shown else ""
+            if self._num_output_tokens + 1 < self._min_tokens:
+                text = stop.show(text)
+            else:
+                text, self.is_stopped = stop.push(text)
             self._add([token_id], text)
             if self.is_stopped:
                 return
@@ -187,15 +205,22 @@ class RequestState:
         stops: Seq[str],
         *,
         streamed: bool,
+        has_marks: bool = False,
+        keeps_prompts: bool = False,
         echoes: Seq[str] = (),
         max_unread_tokens: int = 0,
     ) -> None:
-        """`echoes` are the texts to echo, one a choice. A reader who leaves more than `max_unread_tokens`
-        unread is cut off (0: any number may wait)."""
+        """With `has_marks`, `streams` give the marks of `services.core.special_text`. `echoes` are the texts
+        to echo, one a choice. A reader who leaves more than `max_unread_tokens` unread is cut off (0: any
+        number may wait)."""
         self.request_id = request_id
         self.arrival_s = sequences[0].arrival_s
+        self.prompt_token_ids = [seq.prompt_token_ids for seq in sequences] if keeps_prompts else []
+        """One list a choice, where the answer is to repeat them."""
         self.choices = [
-            ChoiceState(self, index, seq, stream, stops, echo)
+            ChoiceState(
+                self, index, seq, stream, StopMatcher(stops, has_marks=has_marks) if stops else None, echo
+            )
             for index, (seq, stream, echo) in enumerate(
                 zip(sequences, streams, echoes or [""] * len(sequences), strict=True)
             )

@@ -15,6 +15,7 @@ from adapters.registry import load_tokenizer
 from services import errors
 from services.contract.requests import ChatRequest, GenerateRequest
 from services.contract.status import Health, ModelCard
+from services.contract.tokens import Detokenized, DetokenizeRequest, Tokens
 from services.core.in_flight import InFlight
 from services.core.inputs import InputProcessor, LoadedModel
 from services.core.metrics import Metrics
@@ -116,6 +117,17 @@ class Service:
         self._supervisor.send(Submit(sequences))
         self._show_load()
         return state
+
+    async def tokenize(self, request: GenerateRequest | ChatRequest) -> Tokens:
+        """The prompt of a request as token ids. Raises: ApiError, as `accept` does."""
+        inputs = self._accepting()
+        token_ids = await inputs.tokenize(request)
+        max_model_len = inputs.loaded.limits.max_model_len
+        return Tokens(count=len(token_ids), max_model_len=max_model_len, tokens=token_ids)
+
+    async def detokenize(self, request: DetokenizeRequest) -> Detokenized:
+        """Raises: ApiError, as `accept` does."""
+        return Detokenized(prompt=await self._accepting().detokenize(request))
 
     def fail(self, request: RequestState, error: ApiError) -> None:
         """End a request with an error; the engine forgets it at once."""

@@ -198,7 +198,9 @@ class Scheduler:
             seq.first_token_s = now_s
         output, params = seq.output_token_ids, seq.params
         num_before = len(output)
-        stops_at = () if params.ignore_eos else self._eos_token_ids
+        stops_at = frozenset[int]() if params.ignore_eos else self._eos_token_ids
+        if params.stop_token_ids:
+            stops_at = stops_at.union(params.stop_token_ids)
         reason: FinishReason | None = None
         for token_id in token_ids:
             output.append(token_id)

@@ -18,8 +18,9 @@ from starlette.responses import JSONResponse, Response
 
 from services import errors
 from services.contract.requests import ChatRequest, GenerateRequest
-from services.contract.responses import Cancelled, ChatCompletion, Completion, StreamChunk
+from services.contract.responses import Cancelled, ChatCompletion, Completion, StreamChunk, Version
 from services.contract.status import Health, ModelCard, ModelEntry, ModelList, Steps
+from services.contract.tokens import DetokenizeRequest
 from services.core.model_card import lab_version
 from services.core.service import Service
 from services.errors import ApiError
@@ -33,7 +34,8 @@ _ID_PREFIXES: dict[Shape, str] = {"completions": "cmpl-", "chat": "chatcmpl-"}
 
 def create_app(service: Service) -> FastAPI:
     """The application around a service; starting and stopping that is the caller's business."""
-    app = FastAPI(title="batching-lab", version=lab_version(), redoc_url=None)
+    # A redirect would name the host that the request named, which need not be ours.
+    app = FastAPI(title="batching-lab", version=lab_version(), redoc_url=None, redirect_slashes=False)
     handler = RequestHandler(service)
     _add_generation(app, service, handler)
     add_compat_routes(app, service, handler)
@@ -48,13 +50,17 @@ def create_app(service: Service) -> FastAPI:
 def _add_generation(app: FastAPI, service: Service, handler: RequestHandler) -> None:
     def writer_of(shape: Shape, request: AnyRequest) -> MakeWriter:
         options = request.stream_options
-        return lambda request_id, _: FrameWriter(
+        with_usage = options is not None and options.include_usage
+        is_continuous = with_usage and options is not None and options.continuous_usage_stats
+        return lambda state: FrameWriter(
             shape,
-            request_id,
+            state.request_id,
             int(time.time()),
             service.model_name,
             num_choices=request.n,
-            with_usage=options is not None and options.include_usage,
+            with_usage=with_usage,
+            usage_prompt_tokens=state.num_prompt_tokens // request.n if is_continuous else None,
+            prompt_token_ids=state.prompt_token_ids,
         )
 
     @app.post(**post("/generate", Completion, GenerateRequest))
@@ -70,7 +76,7 @@ def _add_generation(app: FastAPI, service: Service, handler: RequestHandler) -> 
         """The same in the chat shape: the model's chat template makes the prompt."""
         return await handler.answer(http, ChatRequest, _ID_PREFIXES["chat"], lambda r: writer_of("chat", r))
 
-    @app.delete("/requests/{request_id}", responses={s: ERRORS[s] for s in (401, 404)})
+    @app.delete("/requests/{request_id:path}", responses={s: ERRORS[s] for s in (401, 404)})
     async def cancel(request_id: str) -> Cancelled:
         """End a request of this id at once, queued or running; its client gets what there is, as "abort"."""
         num_prompts = service.cancel(request_id)
@@ -96,6 +102,17 @@ def _add_pages(app: FastAPI, service: Service) -> None:
         card = service.model_card()
         entry = ModelEntry(id=card.model, created=service.created, max_model_len=card.max_model_len)
         return ModelList(data=[entry])
+
+    @app.get("/v1/models/{model_id:path}", responses={s: ERRORS[s] for s in (401, 404, 503)})
+    async def one_model(model_id: str) -> ModelEntry:
+        (entry,) = (await models()).data
+        if model_id not in (entry.id, service.settings.model):
+            raise errors.unknown_model(model_id, entry.id)
+        return entry
+
+    @app.get("/version", responses={401: ERRORS[401]})
+    async def version() -> Version:
+        return Version(version=lab_version())
 
     @app.get("/metrics", response_class=Response, responses={401: ERRORS[401]})
     async def metrics() -> Response:
@@ -139,7 +156,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         models = schema["components"]["schemas"]
-        for model in (GenerateRequest, ChatRequest, StreamChunk, CompatRequest):
+        for model in (GenerateRequest, ChatRequest, StreamChunk, CompatRequest, DetokenizeRequest):
             definition = model.model_json_schema(ref_template="#/components/schemas/{model}")
             models.update(definition.pop("$defs", {}))
             models[model.__name__] = definition

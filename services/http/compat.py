@@ -1,7 +1,7 @@
 """Other shapes of the same call, kept working as they are written elsewhere.
 
 Each route turns its body into a `GenerateRequest` and writes the output in its own shape; none has a
-strategy or an engine of its own.
+strategy or an engine of its own. `/tokenize` and `/detokenize` need no engine at all.
 
 `POST /v1/generate` has two known shapes. A body with `max_new_tokens`, or with nothing telling, streams
 `event: ttft` with the seconds, `data:` lines with the text, and `event: done`; one with `max_tokens` or
@@ -10,28 +10,51 @@ strategy or an engine of its own.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from functools import partial
+from typing import Any
 
 from fastapi import FastAPI, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ModelWrapValidatorHandler, PrivateAttr, model_validator
 from starlette.responses import Response
 
-from services.contract.requests import GenerateRequest
+from services.contract.requests import ChatRequest, GenerateRequest
 from services.contract.responses import ErrorBody
-from services.core.outputs import ChoiceOutput, RequestOutput
+from services.contract.tokens import Detokenized, DetokenizeRequest, Tokens
+from services.core.outputs import ChoiceOutput, RequestOutput, RequestState
 from services.core.service import Service
 from services.errors import ApiError, bad_field
-from services.http.handler import MakeWriter, RequestHandler, parse_off_the_loop, post, read_body
+from services.http.handler import AnyRequest, MakeWriter, RequestHandler, parse_off_the_loop, post, read_body
 
 _PREFIX = "gen-"
 _TELLS_JSON = ("max_tokens", "priority")
 
 
 class CompatRequest(GenerateRequest):
-    """As `GenerateRequest`; one prompt, but for `/generate_vllm`, where there may be many."""
+    """As `GenerateRequest`; one prompt, but for `/basic_generate` and `/generate_vllm`."""
+
+    _sent: dict[str, Any] = PrivateAttr(default_factory=dict)
+    """What the body holds itself, nulls left out."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_what_was_sent(cls, data: Any, check: ModelWrapValidatorHandler[CompatRequest]) -> CompatRequest:
+        request = check(data)
+        request._sent.update((name, value) for name, value in data.items() if value is not None)
+        return request
+
+    @property
+    def tells_stream(self) -> bool:
+        """Whether `/v1/generate` streams; the module says how."""
+        if "stream" in self._sent:
+            return self.stream
+        return not any(name in self._sent for name in _TELLS_JSON)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether a list of prompts was sent, be it of one."""
+        sent = self._sent.get("prompt", self._sent.get("prompts"))
+        return isinstance(sent, list) and not isinstance(sent[0], int)
 
 
 class Generated(BaseModel):
@@ -45,13 +68,13 @@ class Generated(BaseModel):
 
 
 class GeneratedText(BaseModel):
-    """`/v1/generate_nobatch`, `/basic_generate`."""
+    """`/v1/generate_nobatch`, and `/basic_generate` with one prompt."""
 
     text: str
 
 
 class GeneratedTexts(BaseModel):
-    """`/generate_vllm`: one text a prompt, in order."""
+    """`/generate_vllm`, and `/basic_generate` with a list: one text a prompt, in order."""
 
     texts: list[str]
 
@@ -102,27 +125,39 @@ class TextWriter(EventWriter):
         return body.model_dump_json().encode()
 
 
+def _events(request: RequestState) -> EventWriter:
+    return EventWriter(request.request_id, request.arrival_s)
+
+
+def _text(request: RequestState) -> TextWriter:
+    return TextWriter(request.request_id, request.arrival_s)
+
+
+def _texts(request: RequestState) -> TextWriter:
+    return TextWriter(request.request_id, request.arrival_s, many=True)
+
+
 def add_compat_routes(app: FastAPI, service: Service, handler: RequestHandler) -> None:
     async def answer(
         http: Request,
         writer: MakeWriter,
         *,
         streams: bool | None,
-        many: bool = False,
+        writer_of_many: MakeWriter | None = None,
         exclusive: bool = False,
     ) -> Response:
-        """With `streams` None the body decides, as the module says. With `many` there may be many prompts."""
+        """With `streams` None the body decides. With `writer_of_many` there may be a list of prompts."""
         arrival_s = time.monotonic()
         body = await read_body(http)
         if body is None:
             return Response()
         request = await parse_off_the_loop(CompatRequest, body)
-        if not many and len(request.prompt) * request.n > 1:
+        if writer_of_many is not None and request.is_list:
+            writer = writer_of_many
+        elif len(request.prompt) * request.n > 1:
             raise bad_field("prompt", "must be a single prompt on this path")
         if streams is None:
-            sent = json.loads(body)
-            tells_json = any(sent.get(name) is not None for name in _TELLS_JSON)
-            streams = request.stream if sent.get("stream") is not None else not tells_json
+            streams = request.tells_stream
         elif request.stream and not streams:
             raise bad_field("stream", "is not possible on this path; use /generate")
         request = request.model_copy(update={"stream": streams})
@@ -131,22 +166,25 @@ def add_compat_routes(app: FastAPI, service: Service, handler: RequestHandler) -
     @app.post(**post("/v1/generate", Generated, CompatRequest))
     async def generate(http: Request) -> Response:
         """One prompt, as events or as one object."""
-        return await answer(http, EventWriter, streams=None)
+        return await answer(http, _events, streams=None)
 
     @app.post(**post("/generate_stream", Generated, CompatRequest))
     async def generate_stream(http: Request) -> Response:
         """One prompt, always as events."""
-        return await answer(http, EventWriter, streams=True)
+        return await answer(http, _events, streams=True)
 
-    @app.post(**post("/basic_generate", GeneratedText, CompatRequest, streams=False))
+    basic = post("/basic_generate", GeneratedText, CompatRequest, streams=False)
+    basic["responses"][200]["model"] = GeneratedText | GeneratedTexts
+
+    @app.post(**basic)
     async def basic_generate(http: Request) -> Response:
-        """One prompt, its text."""
-        return await answer(http, TextWriter, streams=False)
+        """One prompt and its text, or a list of prompts and their texts."""
+        return await answer(http, _text, streams=False, writer_of_many=_texts)
 
     @app.post(**post("/v1/generate_nobatch", GeneratedText, CompatRequest, streams=False))
     async def generate_nobatch(http: Request) -> Response:
         """One prompt, its text; it shares no step with another request."""
-        return await answer(http, TextWriter, streams=False, exclusive=True)
+        return await answer(http, _text, streams=False, exclusive=True)
 
     vllm = post("/generate_vllm", GeneratedTexts, CompatRequest, streams=False)
     vllm["responses"][501] = {"model": ErrorBody}
@@ -161,7 +199,28 @@ def add_compat_routes(app: FastAPI, service: Service, handler: RequestHandler) -
                 "to /generate or /v1/completions."
             )
             raise ApiError(501, message, code="backend_not_loaded")
-        return await answer(http, partial(TextWriter, many=True), streams=False, many=True)
+        return await answer(http, _texts, streams=False, writer_of_many=_texts)
+
+    @app.post(**post("/tokenize", Tokens, GenerateRequest, streams=False))
+    async def tokenize(http: Request) -> Response:
+        """The prompt of a completion or chat request as token ids."""
+        body = await read_body(http)
+        if body is None:
+            return Response()
+        model: type[AnyRequest] = ChatRequest if b'"messages"' in body else GenerateRequest
+        return _json(await service.tokenize(await parse_off_the_loop(model, body)))
+
+    @app.post(**post("/detokenize", Detokenized, DetokenizeRequest, streams=False))
+    async def detokenize(http: Request) -> Response:
+        """The text of token ids."""
+        body = await read_body(http)
+        if body is None:
+            return Response()
+        return _json(await service.detokenize(await parse_off_the_loop(DetokenizeRequest, body)))
+
+
+def _json(answer: BaseModel) -> Response:
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _data(text: str) -> str:

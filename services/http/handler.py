@@ -20,6 +20,7 @@ from services import errors
 from services.contract.requests import MAX_BODY_BYTES, ChatRequest, GenerateRequest
 from services.contract.responses import ErrorBody
 from services.core.inputs import parse
+from services.core.outputs import RequestState
 from services.core.service import Service
 from services.http.response import GenerationResponse
 from services.http.scope import REQUEST_ID
@@ -28,13 +29,13 @@ from services.http.sse import Writer
 BODY_TIMEOUT_S = 30.0
 _LARGE_BODY_BYTES = 65_536
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 422, 429, 500, 503, 504)
+    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 }
 
 AnyRequest = GenerateRequest | ChatRequest
 RequestT = TypeVar("RequestT", bound=AnyRequest)
-MakeWriter = Callable[[str, float], Writer]
-"""From the request's id and its arrival."""
+BodyT = TypeVar("BodyT", bound=BaseModel)
+MakeWriter = Callable[[RequestState], Writer]
 
 
 def post(
@@ -85,11 +86,11 @@ class RequestHandler:
         state = await self._service.accept(request, request_id, arrival_s, exclusive=exclusive)
         max_timeout_s = self._service.settings.max_timeout_s
         timeout_s = min(request.timeout_s or max_timeout_s, max_timeout_s)
-        writer = make_writer(request_id, arrival_s)
+        writer = make_writer(state)
         return GenerationResponse(self._service, state, writer, streamed=request.stream, timeout_s=timeout_s)
 
 
-async def parse_off_the_loop(model: type[RequestT], body: bytes) -> RequestT:
+async def parse_off_the_loop(model: type[BodyT], body: bytes) -> BodyT:
     """Large bodies are parsed in a thread, so that other answers keep streaming meanwhile."""
     return (
         parse(model, body) if len(body) <= _LARGE_BODY_BYTES else await asyncio.to_thread(parse, model, body)
@@ -100,8 +101,12 @@ async def read_body(http: Request) -> bytes | None:
     """The whole body, or None if the client left.
 
     Raises:
-        ApiError: it is larger than allowed, which its own header may already say, or does not come.
+        ApiError: it is compressed, larger than allowed (which its own header may already say), or does not
+            come.
     """
+    encoding = http.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise errors.body_encoded(encoding)
     length = http.headers.get("content-length", "")
     if length.isdecimal() and int(length) > MAX_BODY_BYTES:
         raise errors.body_too_large(MAX_BODY_BYTES)

@@ -48,10 +48,21 @@ class Writer(Protocol):
 class FrameWriter:
     """Writes the shapes of the OpenAI API; what all frames share is encoded once.
 
-    `num_choices` is `n`: so many choices share a prompt, which counts once.
+    `num_choices` is `n`: so many choices share a prompt, which counts once. `prompt_token_ids`, one list a
+    choice where they were asked for, stand with a completion's first piece, or after a chat's choices.
     """
 
-    __slots__ = ("_chunk_head", "_has_sent_role", "_num_choices", "_shape", "_whole_head", "_with_usage")
+    __slots__ = (
+        "_chunk_head",
+        "_has_sent_role",
+        "_num_choices",
+        "_num_output_tokens",
+        "_prompts",
+        "_shape",
+        "_usage_prompt_tokens",
+        "_whole_head",
+        "_with_usage",
+    )
 
     def __init__(
         self,
@@ -62,10 +73,16 @@ class FrameWriter:
         *,
         num_choices: int = 1,
         with_usage: bool = False,
+        usage_prompt_tokens: int | None = None,
+        prompt_token_ids: Sequence[list[int]] = (),
     ) -> None:
+        """`usage_prompt_tokens`, those of all prompts, puts the usage so far on every chunk."""
         self._shape = shape
         self._num_choices = num_choices
         self._with_usage = with_usage
+        self._usage_prompt_tokens = usage_prompt_tokens
+        self._num_output_tokens = 0
+        self._prompts = dict(enumerate(prompt_token_ids))
         self._has_sent_role = shape != "chat"
         whole, chunk = (
             f'{{"id":{_quote(request_id)},"object":"{name}","created":{created},"model":{_quote(model)},"choices":['
@@ -76,7 +93,7 @@ class FrameWriter:
 
     def frame(self, output: RequestOutput) -> bytes:
         entries = ",".join([self._entry(choice) for choice in output])
-        return f"{self._chunk_head}{entries}]}}\n\n".encode()
+        return f"{self._chunk_head}{entries}]{self._extras(output)}}}\n\n".encode()
 
     def end(self, finished: Sequence[ChoiceOutput]) -> bytes:
         if not self._with_usage:
@@ -87,7 +104,25 @@ class FrameWriter:
     def whole(self, output: RequestOutput) -> bytes:
         entries = ",".join([self._whole_entry(choice) for choice in output])
         usage = _usage(output, self._num_choices)
-        return f'{self._whole_head}{entries}],"usage":{usage}}}'.encode()
+        return f'{self._whole_head}{entries}],"usage":{usage}{self._chat_prompt()}}}'.encode()
+
+    def _extras(self, output: RequestOutput) -> str:
+        """What a chunk has beside its choices."""
+        if self._usage_prompt_tokens is None:
+            return self._chat_prompt()
+        self._num_output_tokens += sum(len(choice.token_ids) for choice in output)
+        return f',"usage":{_counts(self._usage_prompt_tokens, self._num_output_tokens)}{self._chat_prompt()}'
+
+    def _chat_prompt(self) -> str:
+        if not self._prompts or self._shape != "chat":
+            return ""
+        prompt, self._prompts = self._prompts[0], {}
+        return f',"prompt_token_ids":{_ids(prompt)}'
+
+    def _own_prompt(self, choice: ChoiceOutput) -> str:
+        if self._shape == "chat" or choice.index not in self._prompts:
+            return ""
+        return f',"prompt_token_ids":{_ids(self._prompts.pop(choice.index))}'
 
     def _entry(self, choice: ChoiceOutput) -> str:
         text = _quote(choice.text)
@@ -97,18 +132,19 @@ class FrameWriter:
             content = f'"delta":{{{role}"content":{text}}}'
         else:
             content = f'"text":{text}'
+        if self._prompts:
+            content += self._own_prompt(choice)
         return _choice(choice, content)
 
     def _whole_entry(self, choice: ChoiceOutput) -> str:
         text = _quote(choice.text)
         is_chat = self._shape == "chat"
         content = f'"message":{{"role":"assistant","content":{text}}}' if is_chat else f'"text":{text}'
-        return _choice(choice, content)
+        return _choice(choice, content + self._own_prompt(choice))
 
 
 def _choice(choice: ChoiceOutput, content: str) -> str:
-    token_ids = ",".join(map(str, choice.token_ids))
-    head = f'{{"index":{choice.index},{content},"token_ids":[{token_ids}],"finish_reason":'
+    head = f'{{"index":{choice.index},{content},"token_ids":{_ids(choice.token_ids)},"finish_reason":'
     return head + ("null}" if choice.finish_reason is None else _finish(choice))
 
 
@@ -123,7 +159,15 @@ def _finish(choice: ChoiceOutput) -> str:
 def _usage(finished: Sequence[ChoiceOutput], num_choices: int) -> str:
     num_prompt = sum(choice.num_prompt_tokens for choice in finished[::num_choices])
     num_output = sum(choice.num_output_tokens for choice in finished)
+    return _counts(num_prompt, num_output)
+
+
+def _counts(num_prompt: int, num_output: int) -> str:
     return (
         f'{{"prompt_tokens":{num_prompt},"completion_tokens":{num_output},'
         f'"total_tokens":{num_prompt + num_output}}}'
     )
+
+
+def _ids(token_ids: Sequence[int]) -> str:
+    return f"[{','.join(map(str, token_ids))}]"

@@ -143,6 +143,21 @@ def test_penalties_reach_greedy_rows_too(driver: Driver) -> None:
     assert len(set(penalized)) >= len(set(plain))
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_what_ends_an_answer_is_not_chosen_before_min_tokens(driver: Driver, temperature: float) -> None:
+    params = SamplingParams(max_tokens=12, temperature=temperature, seed=5)
+    free = driver.start(20, params)
+    endings = tuple(driver.alone(free, 12))
+    mate = driver.start(20, salt=1)
+    kept = driver.start(20, replace(params, min_tokens=6, ending_token_ids=endings))
+    driver.steps(12, mate, kept)
+    assert not set(kept.output_token_ids[:6]) & set(endings)
+    assert kept.output_token_ids == driver.alone(kept, 12)
+    assert mate.output_token_ids == driver.alone(mate, 12)
+    late = driver.start(20, replace(params, min_tokens=3, ending_token_ids=(free.prompt_token_ids[0],)))
+    assert len(driver.alone(late, 5)) == 5
+
+
 def test_greedy_ignores_the_seed(driver: Driver) -> None:
     answers = [driver.alone(driver.start(40, replace(GREEDY, seed=seed)), 8) for seed in (0, 1)]
     assert answers[0] == answers[1]

@@ -11,12 +11,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, cast
 
+from adapters.data_files import DATA
 from tools.corpus.lengths import Draws
 
-MATERIAL_PATH = Path(__file__).resolve().parents[2] / "data" / "material.json"
+MATERIAL_PATH = DATA / "material.json"
 NUM_CANDIDATES = 8
 TOKENS_PER_PIECE = 1.0
 """Tokens of the default model for each word or mark, measured over the whole corpus."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from pathlib import Path
 
 from adapters.base import BackendConfig, ConfigError
 from adapters.description import GGUF_FORMATS
-from adapters.models.artifact import Manifest, make_once, read_manifest
-from adapters.models.digests import file_digest
+from adapters.models.artifact import Manifest, damaged, make_once, read_manifest
+from adapters.models.digests import file_digest, file_sha256
 from adapters.models.hub import fetch_file_from_hub, gguf_in_hub
 from adapters.models.presets import PRESETS
 from adapters.models.store import ModelFiles, resolve_model, split_format, wait_for_local
@@ -28,6 +29,7 @@ DEFAULT_FORMAT = "q4_k_m"
 EXPORT_RECIPE = 1
 """Goes up when the same weights would get another file; a file of another recipe is made anew."""
 
+_PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 _DTYPES = {"float32": "f32", "fp32": "f32", "float16": "f16", "fp16": "f16", "bfloat16": "bf16"}
 
 
@@ -42,7 +44,7 @@ class GgufFile:
 
 
 def is_gguf_name(model: str) -> bool:
-    """Whether MODEL names a GGUF file itself, here or on the hub, or a folder that holds just one."""
+    """Whether MODEL names a GGUF file itself, here or on the hub, or a folder that holds one model."""
     return model.endswith(".gguf") or _only_gguf(Path(model).expanduser()) is not None
 
 
@@ -57,8 +59,13 @@ def resolve_gguf(config: BackendConfig) -> GgufFile:
     if name not in PRESETS:
         wait_for_local(name, config)
     if is_gguf_name(config.model):
-        path = find_gguf(config.model)
-        return GgufFile(path, path.stem, file_digest(path), None)
+        parts = gguf_parts(find_gguf(config.model))
+        name = _PART.sub("", parts[0].stem)
+        if len(parts) == 1:
+            return GgufFile(parts[0], name, file_digest(parts[0]), None)
+        listing = "".join(f"{file_digest(part)}  {part.name}\n" for part in parts)
+        kind = "sampled-sha256" if "sampled" in listing else "sha256"
+        return GgufFile(parts[0], name, f"{kind}:{hashlib.sha256(listing.encode()).hexdigest()}", None)
     files = resolve_model(config, GGUF_FORMATS)
     return _made_from(files, _format(files, config.dtype), config)
 
@@ -84,11 +91,30 @@ def find_gguf(model: str) -> Path:
     return fetch_file_from_hub(*in_hub)
 
 
+def gguf_parts(path: Path) -> list[Path]:
+    """All files of a model that is split as llama.cpp splits it, or `path` alone; llama.cpp takes the first.
+
+    Raises:
+        ConfigError: a part is missing.
+    """
+    match = _PART.search(path.stem)
+    if match is None:
+        return [path]
+    num_parts, stem = int(match[2]), path.stem[: match.start()]
+    parts = [path.with_name(f"{stem}-{part:05}-of-{match[2]}.gguf") for part in range(1, num_parts + 1)]
+    for part in parts:
+        if not part.is_file():
+            raise ConfigError(f"{part} is missing: the model is split into {num_parts} files")
+    return parts
+
+
 def _only_gguf(folder: Path) -> Path | None:
+    """The file, or one of the parts, of the one model in a folder."""
     if not folder.is_dir() or (folder / "config.json").is_file():
         return None
     found = sorted(folder.glob("*.gguf"))
-    return found[0] if len(found) == 1 else None
+    models = {_PART.sub("", path.stem) for path in found}
+    return found[0] if len(models) == 1 else None
 
 
 def _format(files: ModelFiles, dtype: str) -> str:
@@ -137,6 +163,7 @@ def make_gguf(files: ModelFiles, file_format: str, path: Path, num_threads: int)
                 "recipe": EXPORT_RECIPE,
                 "source_digest": files.digest,
                 "bytes": unfinished.stat().st_size,
+                "sha256": file_sha256(unfinished),
                 "digest": file_digest(unfinished),
             }
 
@@ -167,9 +194,16 @@ def _manifest(path: Path) -> Path:
 
 def _is_current(path: Path, source_digest: str) -> bool:
     manifest = read_manifest(_manifest(path))
-    return (
+    is_whole = (
         manifest.get("recipe") == EXPORT_RECIPE
         and manifest.get("source_digest") == source_digest
         and path.is_file()
         and path.stat().st_size == manifest.get("bytes")
     )
+    sha256 = manifest.get("sha256") or str(manifest.get("digest")).removeprefix("sha256:")
+    if not is_whole or sha256.startswith("sampled"):  # of a large file that was made before it had its own
+        return is_whole
+    is_damaged = bool(damaged({path: sha256}, path))
+    if is_damaged:
+        logger.warning("%s is damaged: it is not what %s says", path, _manifest(path).name)
+    return not is_damaged

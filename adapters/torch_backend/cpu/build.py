@@ -1,7 +1,8 @@
 """Builds the library of kernels once, with the system's own compiler.
 
 The library's name holds a hash of the sources, the compiler and the CPU, so a library from another machine or
-an older checkout is never loaded.
+an older checkout is never loaded. It ends with a hash of the library itself: to load one that was cut off
+would kill the process with SIGBUS, so that one is built anew.
 """
 
 from __future__ import annotations
@@ -55,9 +56,12 @@ def built_library(folder: Path) -> Path:
     made_with = "\0".join([compiler, version, cpu, repr((_FLAGS, _MACHINE_FLAGS))])
     sources = [path.read_bytes() for path in sorted(_SOURCES.iterdir()) if path.is_file()]
     key = hashlib.sha256(b"\0".join([*sources, made_with.encode()])).hexdigest()
-    path = folder / f"cpu_kernels-{key[:16]}.so"
-    if path.exists():
-        return path
+    stem = f"cpu_kernels-{key[:16]}-"
+    for path in sorted(folder.glob(f"{stem}*.so")):
+        if path.name == _named(stem, path):
+            return path
+        logger.warning("%s is damaged: building it again", path)
+        path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=folder, suffix=".so")
     os.close(handle)
@@ -67,8 +71,13 @@ def built_library(folder: Path) -> Path:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
             if done.returncode == 0:
                 logger.info("compiled the CPU kernels with %s %s", compiler, " ".join(flags))
+                path = folder / _named(stem, Path(name))
                 os.replace(name, path)
                 return path
         raise OSError(f"{compiler} failed: {done.stderr.strip().splitlines()[-1:]}")
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _named(stem: str, library: Path) -> str:
+    return f"{stem}{hashlib.sha256(library.read_bytes()).hexdigest()[:16]}.so"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.base import BackendError, StepOutput
+from adapters.base import BackendError, Sequence, StepOutput
 from adapters.torch_backend.cuda.machine import Machine
 from adapters.torch_backend.cuda.mixed_graphs import MixedGraphs
 from adapters.torch_backend.cuda.packing import DevicePacker
@@ -104,6 +104,7 @@ class StepLauncher:
         ints, floats, groups = _sampling(plan, range(num_sampled))
         step, views = self._packer.upload(plan, buffer, ints, floats)
         logits = self.forward(step.input_ids, step.layout, step.logit_rows)[:num_sampled]
+        _ban(logits, range(num_sampled), plan.sampled)
         tokens = logits.argmax(-1)
         table, last = self._packer.table, step.logit_rows[:num_sampled]
         if views:
@@ -129,6 +130,7 @@ class StepLauncher:
         if views:
             # The graph has noted the likeliest tokens in the table; what was drawn replaces them.
             assert graphs.logits is not None
+            _ban(graphs.logits, rows, plan.sampled)
             settings, table = RowSettings(*views), self._packer.table
             drawn = sample_rows(graphs.logits, settings, groups, table.ids)
             graphs.tokens.index_copy_(0, settings.row, drawn)
@@ -147,6 +149,19 @@ def decode_rows(
     tokens = logits.argmax(-1)
     table.put(slots, positions + 1, tokens)
     return tokens, logits
+
+
+def _ban(logits: Tensor, rows: Seq[int], sequences: Seq[Sequence]) -> None:
+    """Rule out what `min_tokens` does in this step; `rows`: where the logits of `sequences` are."""
+    banned = [
+        (row, token_id)
+        for row, seq in zip(rows, sequences, strict=True)
+        if seq.params.min_tokens
+        for token_id in seq.params.banned_at(seq.num_tokens - seq.num_prompt_tokens)
+    ]
+    if banned:
+        at, ids = torch.tensor(banned, device=logits.device).T
+        logits[at, ids] = -torch.inf
 
 
 def _sampling(plan: RowPlan, rows: Seq[int]) -> tuple[list[list[int]], list[list[float]], list[RowGroup]]:

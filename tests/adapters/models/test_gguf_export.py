@@ -18,9 +18,10 @@ from adapters.models.presets import CORPUS_PATH, PRESETS, Preset
 from adapters.registry import load_tokenizer
 
 pytest.importorskip("llama_cpp", reason="needs the llama extra")
-pytest.importorskip("gguf", reason="needs the llama extra")
+gguf = pytest.importorskip("gguf", reason="needs the llama extra")
 
 from adapters.llama_cpp_backend.backend import LlamaCppBackend
+from adapters.models.gguf.export import export_gguf
 from tests.adapters.conformance import write_byte_tokenizer
 from tests.adapters.llama_files import answer, config
 
@@ -133,6 +134,7 @@ def test_ids_have_the_same_text_on_both_sides(artifacts: Path) -> None:
     stream = theirs.stream()
     assert "".join([*(stream.push([i]) for i in ids), stream.flush()]) == ours.decode(ids)
     assert (theirs.vocab_size, theirs.eos_token_ids) == (ours.vocab_size, ours.eos_token_ids)
+    assert theirs.special_tokens == ours.special_tokens
     messages = [{"role": "user", "content": "Hi <|endoftext|> there"}]
     assert theirs.apply_chat_template(messages) == ours.apply_chat_template(messages)
 
@@ -249,3 +251,29 @@ def test_processes_that_ask_at_once_get_the_same_file(tmp_path: Path) -> None:
     assert len(digests) == 1
     assert digests.pop().startswith("sha256:")
     assert not list(tmp_path.rglob(".making*"))
+
+
+def test_a_model_split_into_several_files_is_served(
+    tiny: str, artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = LlamaCppBackend(config(f"{tiny}:bf16", artifacts))
+    want = answer(whole, [5, 6, 7], 8)
+    whole.close()
+    real = gguf.GGUFWriter
+    monkeypatch.setattr(gguf, "GGUFWriter", lambda target, arch: real(target, arch, split_max_tensors=5))
+    export_gguf(artifacts / "models" / tiny, tmp_path / "big.gguf", "big")
+    parts = sorted(tmp_path.iterdir())
+    assert len(parts) > 2
+    for named in (tmp_path, parts[1]):
+        file = resolve_gguf(config(named, artifacts))
+        assert (file.path, file.name) == (parts[0], "big")
+    backend = LlamaCppBackend(config(tmp_path, artifacts))
+    assert answer(backend, [5, 6, 7], 8) == want
+    backend.close()
+    damaged = bytearray(parts[-1].read_bytes())
+    damaged[-1] ^= 1
+    parts[-1].write_bytes(damaged)
+    assert resolve_gguf(config(tmp_path, artifacts)).digest != file.digest
+    parts[-1].unlink()
+    with pytest.raises(ConfigError, match="is missing: the model is split"):
+        resolve_gguf(config(tmp_path, artifacts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,12 +19,13 @@ import pytest
 from huggingface_hub import errors as hub_errors
 
 from adapters.base import BackendConfig, ConfigError
-from adapters.models import digests
+from adapters.models import artifact, digests
 from adapters.models import presets as seeded_model
 from adapters.models import store as model_store
 from adapters.models.artifact import changed_files, read_manifest
 from adapters.models.digests import PRESET_MANIFEST, folder_digest
 from adapters.models.presets import PRESETS, Preset
+from adapters.models.staging import stage
 from adapters.models.store import is_current, make_preset, resolve_model
 from adapters.registry import BACKENDS
 
@@ -79,6 +81,38 @@ def test_a_damaged_or_outdated_preset_is_made_anew(
     monkeypatch.undo()
     (files.folder / PRESET_MANIFEST).write_text("[]")
     assert not is_current(files.folder)
+
+
+def test_weights_damaged_at_equal_size_are_not_served(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = resolve(tiny, tmp_path)
+    weights = files.folder / "model.safetensors"
+    content = weights.read_bytes()
+    assert resolve(tiny, tmp_path) == files
+    times = weights.stat()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a copy that keeps times leaves them
+    assert resolve(tiny, tmp_path) == files
+    assert weights.read_bytes() == content
+
+    resolve(tiny, tmp_path)
+    monkeypatch.setattr(artifact, "file_sha256", lambda path: pytest.fail(f"{path} was read again"))
+    assert resolve(tiny, tmp_path) == files
+
+
+def test_a_staged_folder_that_was_damaged_is_refused(tiny: str, tmp_path: Path) -> None:
+    source = resolve(tiny, tmp_path).folder
+    target = tmp_path / "staged"
+    stage(tiny, target, lambda folder: shutil.copytree(source, folder, dirs_exist_ok=True) and None)
+    digest = resolve(str(target), tmp_path).digest
+    weights = target / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ConfigError, match=r"damaged.*stage it again"):
+        resolve(str(target), tmp_path)
+    weights.write_bytes(content)
+    assert resolve(str(target), tmp_path).digest == digest
 
 
 def test_a_new_corpus_means_a_new_tokenizer(

@@ -15,6 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from adapters.base import BackendConfig, ConfigError
 from adapters.registry import load_tokenizer
+from adapters.text.detokenizer import SpelledStream
 from adapters.text.tokenizer import ByteTokenizer, ChatTemplateError, HFTokenizer, Tokenizer
 
 TEXTS = [
@@ -166,6 +167,16 @@ def test_special_tokens_and_unknown_ids_have_no_text() -> None:
     assert tokenizer.decode(token_ids) == "fox"
     stream = tokenizer.stream()
     assert stream.push(token_ids) + stream.flush() == "fox"
+    assert tokenizer.special_tokens == {raw.token_to_id("<|endoftext|>"): "<|endoftext|>"}
+    spelled = SpelledStream(tokenizer.stream(), tokenizer.special_tokens)
+    assert spelled.push(token_ids) + spelled.flush() == "fox<|endoftext|>"
+
+
+def test_a_prompt_may_go_without_the_first_token() -> None:
+    tokenizer = ALL["llama-like"]
+    with_first = tokenizer.encode("the fox")
+    assert tokenizer.encode("the fox", add_special_tokens=False) == with_first[1:]
+    assert tokenizer.special_tokens[with_first[0]] == "<s>"
 
 
 def test_half_a_surrogate_pair_in_a_prompt_is_replaced() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import subprocess
 from pathlib import Path
@@ -231,6 +232,18 @@ def test_what_is_built_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(kernel_build.subprocess, "run", only_asks)
     kernels(folder, torch.bfloat16)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "changed"])
+def test_a_damaged_library_is_built_again(tmp_path: Path, damage: str) -> None:
+    library = kernel_build.built_library(tmp_path)
+    content = library.read_bytes()
+    library.unlink()  # never written in place: this process may have it mapped
+    library.write_bytes(content[: len(content) // 2] if damage == "cut off" else content[:-1] + b"x")
+    again = kernel_build.built_library(tmp_path)
+    assert kernel_build.built_library(tmp_path) == again
+    assert [path.name for path in tmp_path.iterdir()] == [again.name]
+    ctypes.CDLL(str(again))
 
 
 @pytest.mark.parametrize("cause", ["no compiler", "compiler fails"])

@@ -39,6 +39,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sampled": {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "seed": 7},
     "penalized": {"temperature": 0.7, "seed": 3, "repetition_penalty": 1.4, "presence_penalty": 0.6},
     "greedy, penalized": {"frequency_penalty": 0.8},
+    "not to end": {"min_tokens": 6, "ending_token_ids": tuple(range(0, 199, 2))},
+    "sampled, not to end": {"temperature": 1.0, "min_tokens": 4, "ending_token_ids": tuple(range(1, 199, 3))},
 }
 
 

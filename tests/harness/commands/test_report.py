@@ -91,6 +91,13 @@ def test_tables_line_up() -> None:
     ]
 
 
+def test_tables_stay_whole_whatever_a_cell_holds() -> None:
+    table = render_table(["arm", "error"], [["a|b", "x\n| forged | row |\x1b[31m\u202e"]])
+    assert len(table.splitlines()) == 3
+    assert "\\|" in table
+    assert not set("\x1b\u202e") & set(table)
+
+
 @pytest.mark.parametrize(
     ("values", "text"),
     [([], "-"), ([1.0], "1.0"), ([3.0, 1.0], "2.0 [1.0-3.0]"), ([1, 2, 9], "2.0 [1.0-9.0]")],

@@ -73,7 +73,7 @@ def test_what_is_accepted(fields: dict[str, Any]) -> None:
     request = read({"prompt": ["a", "b"], **fields})
     assert request.model_fields_set == {"prompt", *fields}
     for name, value in fields.items():
-        assert request.model_dump()[name] == value
+        assert request.model_dump(exclude_unset=True)[name] == value
 
 
 def test_other_spellings() -> None:
@@ -146,7 +146,7 @@ def test_whole_answers_parse_to_their_models(shape: Shape, model: type[BaseModel
         FrameWriter(shape, "r", 5, "m").whole([ChoiceOutput(0, "\u2028\U0001f642", [1, 2, 3], *FINISH)])
     )
     answer = model.model_validate(body, strict=True)
-    assert answer.model_dump() == body
+    assert answer.model_dump(exclude_unset=True) == body
 
 
 def test_chat_frames_name_the_role_once() -> None:

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.base import SamplingParams, Sequence
+from adapters.text.detokenizer import SpelledStream
 from adapters.text.tokenizer import ByteTokenizer
 from services.core.outputs import ChoiceOutput, RequestState, StopMatcher
+from services.core.special_text import mark_special
 from services.engine.messages import SequenceUpdate
 from services.errors import ApiError, draining
 from tests.services.scripted_engine import TIMINGS, last
@@ -68,6 +70,46 @@ def test_a_stop_string_is_found_however_the_text_is_cut(pieces: list[str], stop:
     else:
         shown += matcher.flush()
     assert shown == "".join(pieces).partition(stop)[0]
+
+
+def special_request(stop: str, **options: bool) -> RequestState:
+    """A byte is its own token; 300 is `<|im_end|>`, whose text is left out."""
+    stops, marks = mark_special([stop], {300: "<|im_end|>", 301: "<|im_end|>x"})
+    stream = SpelledStream(ByteTokenizer().stream(), marks)
+    seq = Sequence(0, [1], SamplingParams())
+    return RequestState("r", [seq], [stream], stops, streamed=True, has_marks=bool(marks), **options)
+
+
+@pytest.mark.parametrize(
+    ("stop", "token_ids", "text", "num_tokens"),
+    [
+        ("<|im_end|>", [97, 300, 98], "a", 2),
+        ("b<|im_end|>", [97, 300, 98, 99, 98, 300, 97], "abc", 6),
+        ("<|im_end|>c", [97, 300, 98, 300, 99], "ab", 5),
+        ("<|im_end|>", [*b"a<|im_end|>b"], "a", 11),
+    ],
+)
+def test_stop_strings_match_special_tokens(
+    stop: str, token_ids: list[int], text: str, num_tokens: int
+) -> None:
+    request = special_request(stop)
+    (choice,) = request.choices
+    for token_id in token_ids:
+        choice.add_update(SequenceUpdate(0, [token_id]))
+    assert choice.is_stopped
+    output = choice.take_output()
+    assert output is not None
+    assert (output.text, len(output.token_ids)) == (text, num_tokens)
+
+
+def test_no_mark_is_ever_shown() -> None:
+    request = special_request("<|im_end|>zz")
+    (choice,) = request.choices
+    choice.add_update(SequenceUpdate(0, [97, 300, 98, 300]))
+    choice.add_update(last(0, [300]))
+    output = choice.take_output()
+    assert output is not None
+    assert output.text == "ab"
 
 
 def test_updates_merge_until_the_writer_asks() -> None:

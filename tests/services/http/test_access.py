@@ -120,6 +120,20 @@ def test_json_lines_carry_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ValueError: broken" in lines[1]["exception"]
 
 
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_a_path_forges_no_log_line(log_format: str) -> None:
+    with lab_serve(LOG_FORMAT=log_format) as lab:
+        lab.wait_ready()
+        forged = "/x%0a2026-01-01%20ERROR%20forged%1b[31m%c2%85%e2%80%a8"
+        assert CLIENT.get(lab.url + forged, headers={"x-request-id": "r-9"}).status_code == 404
+        lab.process.send_signal(signal.SIGTERM)
+        _, log = lab.process.communicate(timeout=DEADLINE_S)
+    (line,) = [line for line in log.splitlines() if "forged" in line]
+    assert "r-9" in line
+    assert "\\n2026-01-01 ERROR" in line or "\\u000a" in line
+    assert line.isprintable()
+
+
 def test_a_service_logs_its_settings_once_and_each_request() -> None:
     with lab_serve(LOG_FORMAT="json", API_KEY=KEY) as lab:
         lab.wait_ready()

@@ -48,7 +48,7 @@ _BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (2.1, -2.1, "0", True),
     "presence_penalty": (3, "x", []),
     "logit_bias": ({"5": 1}, [1], "x"),
-    "min_tokens": (1, "1", False, 0.0),
+    "min_tokens": (-1, "1", False, 0.5, 1_000_001),
     "min_p": (1.1, -0.1, "x", True),
     "repetition_penalty": (0, 1e-300, -1, 101, "x"),
     "response_format": ({"type": "json_object"}, "text"),
