@@ -4,7 +4,8 @@ Messages, codes and statuses are part of the wire contract. An error in mid-stre
 
 400 a body that is not JSON, or a request that can never fit; 401 the API key; 404 a model that is not
 loaded, or an id that is not in flight; 408, 413 a body that is too slow or too large; 422 a field; 429 the
-queue is full; 500 the backend failed; 503 starting, draining or the engine was lost; 504 out of time.
+queue is full; 431 headers that are too large; 500 the backend failed; 503 starting, draining or the engine
+was lost; 504 out of time.
 """
 
 from __future__ import annotations
@@ -135,6 +136,30 @@ def slow_reader(what: str) -> ApiError:
 def body_too_slow(timeout_s: float) -> ApiError:
     message = f"The body did not arrive within {timeout_s:g} s."
     return ApiError(408, message, code="body_too_slow")
+
+
+def not_http() -> ApiError:
+    return ApiError(400, "This is no HTTP/1.1 request.", code="invalid_http")
+
+
+def head_too_large(max_bytes: int, max_headers: int) -> ApiError:
+    message = f"The request line and headers are more than {max_bytes} bytes, or than {max_headers} headers."
+    return ApiError(431, message, code="headers_too_large")
+
+
+def head_too_slow(timeout_s: float) -> ApiError:
+    message = f"The request line and headers did not arrive within {timeout_s:g} s."
+    return ApiError(408, message, code="headers_too_slow")
+
+
+def too_many_pipelined(most: int) -> ApiError:
+    message = f"More than {most} requests of one connection wait for their turn; read the answers first."
+    return ApiError(400, message, code="too_many_pipelined")
+
+
+def too_many_connections() -> ApiError:
+    message = "All connections that this service may have are in use; try again in 1 s."
+    return ApiError(503, message, code="too_many_connections", retry_after_s=1)
 
 
 def unauthorized() -> ApiError:

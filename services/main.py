@@ -16,17 +16,17 @@ import os
 import signal
 import socket
 from collections.abc import Collection, Coroutine, Iterator
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from adapters.base import ConfigError, LabError
 from adapters.registry import BACKENDS
 from services import errors
 from services.core.service import Service
 from services.http.app import create_app
-from services.http.scope import ABORT
+from services.http.connection import Connection, ConnectionLimit, max_connections
 from services.logs import set_up_logs
 from services.read_settings import read_settings
 from services.settings import Settings
@@ -72,11 +72,12 @@ def run(args: argparse.Namespace, passed_over: Collection[str] = ()) -> int:
     settings = read_settings(_overrides(args), passed_over=passed_over)
     set_up_logs(settings.log_level, settings.log_format)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would compete with the engine's
+    limit = ConnectionLimit(max_connections(settings.max_connections))
     with listen_on(settings.host, settings.port) as listener:
         service = Service(settings)
         config = uvicorn.Config(
             create_app(service),
-            http=Connection,
+            http=cast(type[Connection], partial(Connection, limit=limit)),
             ws="none",
             lifespan="off",
             access_log=False,
@@ -136,14 +137,6 @@ class _Signals:
 
     def _catch(self) -> None:
         (self.second if self.first.is_set() else self.first).set()
-
-
-class Connection(HttpToolsProtocol):
-    """Gives each request a way to drop its connection, unsent bytes and all."""
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
 
 
 class _Server(uvicorn.Server):

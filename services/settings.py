@@ -162,6 +162,14 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free port and logs it.")
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Connections that may be open. A further one takes the place of one without a request; "
+        "where there is none, it gets 503, and /health its answer. Unset: what the limit of open files "
+        "leaves, at most 8192.",
+    )
     engine_process: bool = Field(
         True,
         description="The engine runs in its own process. 0 runs it in a thread of the API's process, for "
