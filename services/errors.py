@@ -98,6 +98,11 @@ def queue_tokens_full(max_tokens: int, retry_after_s: int) -> ApiError:
     return ApiError(429, message, code="queue_full", retry_after_s=retry_after_s)
 
 
+def too_many_bytes() -> ApiError:
+    message = "Too many bytes of other requests wait to be read; try again in 1 s."
+    return ApiError(429, message, code="queue_full", retry_after_s=1)
+
+
 def starting() -> ApiError:
     return ApiError(503, "The model is still loading; try again soon.", code="starting", retry_after_s=1)
 

@@ -15,6 +15,7 @@ from adapters.registry import load_tokenizer
 from services import errors
 from services.contract.requests import ChatRequest, GenerateRequest
 from services.contract.status import Health, ModelCard
+from services.core.byte_limit import ByteLimit
 from services.core.in_flight import InFlight
 from services.core.inputs import InputProcessor, LoadedModel
 from services.core.metrics import Metrics
@@ -42,6 +43,7 @@ class Service:
         self.settings = settings
         self.created = int(time.time())
         self.steps = StepLog()
+        self.byte_limit = ByteLimit()
         self.metrics: Metrics | None = None
         """None until the model is loaded: its name is a label."""
         self._strategy = VARIANTS[settings.variant]
@@ -84,7 +86,7 @@ class Service:
         tokenizer = await asyncio.to_thread(load_tokenizer, self._spec.backend)
         loaded = LoadedModel(info, tokenizer, self._spec.limits(info), self._strategy.takes_groups)
         self.metrics = Metrics(self.settings.variant, info.backend, info.model, info.kv_capacity_tokens)
-        self._inputs = InputProcessor(self.settings, loaded)
+        self._inputs = InputProcessor(self.settings, loaded, self.byte_limit)
 
     async def accept(
         self,

@@ -10,13 +10,13 @@ strategy or an engine of its own.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 from starlette.responses import Response
 
 from services.contract.requests import GenerateRequest
@@ -24,7 +24,7 @@ from services.contract.responses import ErrorBody
 from services.core.outputs import ChoiceOutput, RequestOutput
 from services.core.service import Service
 from services.errors import ApiError, bad_field
-from services.http.handler import MakeWriter, RequestHandler, parse_off_the_loop, post, read_body
+from services.http.handler import MakeWriter, RequestHandler, post
 
 _PREFIX = "gen-"
 _TELLS_JSON = ("max_tokens", "priority")
@@ -32,6 +32,17 @@ _TELLS_JSON = ("max_tokens", "priority")
 
 class CompatRequest(GenerateRequest):
     """As `GenerateRequest`; one prompt, but for `/generate_vllm`, where there may be many."""
+
+
+class StreamByBody(CompatRequest):
+    """Without a `stream` of its own it streams, unless a field tells that one JSON object is wanted."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tell_stream(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("stream") is not None:
+            return data
+        return {**data, "stream": all(data.get(name) is None for name in _TELLS_JSON)}
 
 
 class Generated(BaseModel):
@@ -113,16 +124,13 @@ def add_compat_routes(app: FastAPI, service: Service, handler: RequestHandler) -
     ) -> Response:
         """With `streams` None the body decides, as the module says. With `many` there may be many prompts."""
         arrival_s = time.monotonic()
-        body = await read_body(http)
-        if body is None:
+        request = await handler.read(http, CompatRequest if streams is not None else StreamByBody)
+        if request is None:
             return Response()
-        request = await parse_off_the_loop(CompatRequest, body)
         if not many and len(request.prompt) * request.n > 1:
             raise bad_field("prompt", "must be a single prompt on this path")
         if streams is None:
-            sent = json.loads(body)
-            tells_json = any(sent.get(name) is not None for name in _TELLS_JSON)
-            streams = request.stream if sent.get("stream") is not None else not tells_json
+            streams = request.stream
         elif request.stream and not streams:
             raise bad_field("stream", "is not possible on this path; use /generate")
         request = request.model_copy(update={"stream": streams})

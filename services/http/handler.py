@@ -26,6 +26,7 @@ from services.http.scope import REQUEST_ID
 from services.http.sse import Writer
 
 BODY_TIMEOUT_S = 30.0
+MAX_BODIES_BYTES = 64 << 20
 _LARGE_BODY_BYTES = 65_536
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 422, 429, 500, 503, 504)
@@ -53,17 +54,55 @@ def post(
 class RequestHandler:
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._num_body_bytes = 0
+        """Of bodies that are being read or parsed."""
 
     async def answer(
         self, http: Request, model: type[RequestT], prefix: str, writer_of: Callable[[RequestT], MakeWriter]
     ) -> Response:
         """Read the body as `model` and answer it; `prefix` begins an id that has to be made."""
         arrival_s = time.monotonic()
-        body = await read_body(http)
-        if body is None:
+        request = await self.read(http, model)
+        if request is None:
             return Response()  # to nobody: the client left before its request was complete
-        request = await parse_off_the_loop(model, body)
         return await self.respond(http, request, prefix, arrival_s, writer_of(request))
+
+    async def read(self, http: Request, model: type[RequestT]) -> RequestT | None:
+        """The body as `model`, or None if the client left. Large ones are parsed beside the event loop.
+
+        Raises:
+            ApiError: it is too large, does not come, or is no such request.
+        """
+        body = bytearray()
+        try:
+            if not await self._read_body(http, body):
+                return None
+            if len(body) <= _LARGE_BODY_BYTES:
+                return parse(model, bytes(body))
+            async with self._service.byte_limit.hold(len(body)):
+                return await asyncio.to_thread(parse, model, bytes(body))
+        finally:
+            self._num_body_bytes -= len(body)
+
+    async def _read_body(self, http: Request, body: bytearray) -> bool:
+        """Fill `body`; False if the client left. A length above the limit is refused by its own header."""
+        length = http.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > MAX_BODY_BYTES:
+            raise errors.body_too_large(MAX_BODY_BYTES)
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for piece in http.stream():
+                    body += piece
+                    self._num_body_bytes += len(piece)
+                    if len(body) > MAX_BODY_BYTES:
+                        raise errors.body_too_large(MAX_BODY_BYTES)
+                    if self._num_body_bytes > MAX_BODIES_BYTES:
+                        raise errors.too_many_bytes()
+        except TimeoutError:
+            raise errors.body_too_slow(BODY_TIMEOUT_S) from None
+        except ClientDisconnect:
+            return False
+        return True
 
     async def respond(
         self,
@@ -87,33 +126,3 @@ class RequestHandler:
         timeout_s = min(request.timeout_s or max_timeout_s, max_timeout_s)
         writer = make_writer(request_id, arrival_s)
         return GenerationResponse(self._service, state, writer, streamed=request.stream, timeout_s=timeout_s)
-
-
-async def parse_off_the_loop(model: type[RequestT], body: bytes) -> RequestT:
-    """Large bodies are parsed in a thread, so that other answers keep streaming meanwhile."""
-    return (
-        parse(model, body) if len(body) <= _LARGE_BODY_BYTES else await asyncio.to_thread(parse, model, body)
-    )
-
-
-async def read_body(http: Request) -> bytes | None:
-    """The whole body, or None if the client left.
-
-    Raises:
-        ApiError: it is larger than allowed, which its own header may already say, or does not come.
-    """
-    length = http.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > MAX_BODY_BYTES:
-        raise errors.body_too_large(MAX_BODY_BYTES)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for piece in http.stream():
-                body += piece
-                if len(body) > MAX_BODY_BYTES:
-                    raise errors.body_too_large(MAX_BODY_BYTES)
-    except TimeoutError:
-        raise errors.body_too_slow(BODY_TIMEOUT_S) from None
-    except ClientDisconnect:
-        return None
-    return bytes(body)
