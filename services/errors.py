@@ -11,6 +11,7 @@ was lost; 504 out of time.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,6 +94,11 @@ def queue_full(max_queue: int, retry_after_s: int) -> ApiError:
     return ApiError(429, message, code="queue_full", retry_after_s=retry_after_s)
 
 
+def queue_prompts_full(max_queue: int, retry_after_s: int) -> ApiError:
+    message = f"The queue is full ({max_queue} prompts may wait); try again in {retry_after_s} s."
+    return ApiError(429, message, code="queue_full", retry_after_s=retry_after_s)
+
+
 def queue_tokens_full(max_tokens: int, retry_after_s: int) -> ApiError:
     message = f"The queue is full ({max_tokens} prompt tokens may wait); try again in {retry_after_s} s."
     return ApiError(429, message, code="queue_full", retry_after_s=retry_after_s)
@@ -117,6 +123,14 @@ def draining() -> ApiError:
 
 def engine_lost(detail: str) -> ApiError:
     return ApiError(503, f"The engine stopped while it worked on this request: {detail}.", code="engine_lost")
+
+
+def lost_twice(seconds: float) -> ApiError:
+    message = (
+        "The engine stopped twice in a row while it worked on this request, so it is refused for "
+        f"{seconds:.0f} s; the log of the service says why the engine stopped."
+    )
+    return ApiError(503, message, code="engine_lost_twice", retry_after_s=math.ceil(seconds))
 
 
 def drain_timed_out(timeout_s: float) -> ApiError:

@@ -136,7 +136,8 @@ class Settings(BaseModel):
         256,
         ge=1,
         le=1_000_000,
-        description="Requests that may wait for a slot. One more is refused with 429 and Retry-After.",
+        description="Requests that may wait for a slot, and prompts of all of them together. More are "
+        "refused with 429 and Retry-After; where nothing waits, a request may have any number of prompts.",
     )
     max_queue_tokens: int = Field(
         262_144,

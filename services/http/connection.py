@@ -7,6 +7,7 @@ place of the one that has been without a request for longest. Where all have one
 
 from __future__ import annotations
 
+import logging
 import resource
 from asyncio import TimerHandle, Transport
 from typing import Any
@@ -32,6 +33,8 @@ KEPT_FOR_HEALTH = 32
 _KEPT_FOR_OURSELVES = 96
 """Descriptors: logs, the event loop's own, the pipes of two engines while one is replaced."""
 _HEALTH = "/health"
+
+logger = logging.getLogger("lab.access")
 
 
 def max_connections(wanted: int | None) -> int:
@@ -163,6 +166,8 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._drop()
             return
+        fields = {"status": error.status, "code": error.code}
+        logger.info("refused before it was a request", extra={"fields": fields})
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         body = error.json_bytes
         self.transport.write(STATUS_LINE[error.status] + head % len(body) + body)

@@ -16,7 +16,8 @@ import pytest
 from adapters.base import ConfigError
 from services.http import connection as limits
 from services.http.connection import MAX_HEAD_BYTES, MAX_HEADERS, max_connections
-from tests.services.served import CLIENT, DEADLINE_S, LabProcess, Served, lab_serve, serving, until
+from tests.services.engine_client.test_worker import engine_pid
+from tests.services.served import CLIENT, DEADLINE_S, Served, lab_serve, serving, until
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -167,12 +168,6 @@ def test_descriptors_are_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max_connections(500) == 500
     with pytest.raises(ConfigError, match=f"ulimit -n\\) to {2000 + kept} or lower MAX_CONNECTIONS"):
         max_connections(2000)
-
-
-def engine_pid(lab: LabProcess) -> int:
-    children = f"/proc/{lab.process.pid}/task/{lab.process.pid}/children"
-    with open(children) as file:
-        return max(map(int, file.read().split()))
 
 
 def test_the_engine_is_replaced_beside_more_silent_connections_than_there_are_descriptors() -> None:
