@@ -75,6 +75,13 @@ def body_too_large(max_bytes: int) -> ApiError:
     return ApiError(413, f"The body is larger than {max_bytes} bytes.", code="body_too_large")
 
 
+def too_many_values(strings: int, containers: int, values: int) -> ApiError:
+    message = (
+        f"The body holds more than {strings} strings, {containers} lists and objects, or {values} values."
+    )
+    return ApiError(413, message, code="body_too_large")
+
+
 def bad_field(param: str, problem: str) -> ApiError:
     """`problem` completes a sentence that begins with the field's name."""
     return ApiError(422, f"{param} {problem}.", code="invalid_value", param=param)

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from services import errors
 from services.contract.requests import MAX_BODY_BYTES, ChatRequest, GenerateRequest
 from services.contract.responses import ErrorBody
-from services.core.inputs import parse
+from services.core.inputs import LARGE_BODY_BYTES, parse
 from services.core.service import Service
 from services.http.response import GenerationResponse
 from services.http.scope import REQUEST_ID
@@ -27,7 +27,6 @@ from services.http.sse import Writer
 
 BODY_TIMEOUT_S = 30.0
 MAX_BODIES_BYTES = 64 << 20
-_LARGE_BODY_BYTES = 65_536
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 422, 429, 500, 503, 504)
 }
@@ -56,6 +55,7 @@ class RequestHandler:
         self._service = service
         self._num_body_bytes = 0
         """Of bodies that are being read or parsed."""
+        self._turn = asyncio.Lock()
 
     async def answer(
         self, http: Request, model: type[RequestT], prefix: str, writer_of: Callable[[RequestT], MakeWriter]
@@ -77,7 +77,9 @@ class RequestHandler:
         try:
             if not await self._read_body(http, body):
                 return None
-            if len(body) <= _LARGE_BODY_BYTES:
+            async with self._turn:
+                await asyncio.sleep(0)  # one request a turn of the loop: a burst of them holds up no stream
+            if len(body) <= LARGE_BODY_BYTES:
                 return parse(model, bytes(body))
             async with self._service.byte_limit.hold(len(body)):
                 return await asyncio.to_thread(parse, model, bytes(body))
