@@ -35,6 +35,7 @@ from services.strategies import VARIANTS
 logger = logging.getLogger("lab")
 
 _BACKLOG = 2048
+_MORE_LISTENERS = 31
 _KEEP_ALIVE_S = 75
 _PEER_TIMEOUT_MS = 60_000
 
@@ -96,7 +97,9 @@ async def _serve(service: Service, server: uvicorn.Server, listener: socket.sock
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     logger.info("settings", extra={"fields": service.settings.resolved()})
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    # uvloop accepts one connection a turn of the loop for each listener: behind a crowd /health waits long.
+    listeners = [listener, *(listener.dup() for _ in range(_MORE_LISTENERS))]
+    serving = asyncio.create_task(server.serve(sockets=listeners))
     serving.add_done_callback(lambda _: signals.first.set())  # without a server there is nothing to wait for
     try:
         return await _live(service, signals, url)

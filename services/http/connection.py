@@ -108,7 +108,8 @@ class Connection(HttpToolsProtocol):
         self._is_in_head = True
         self._num_head_bytes = 0
         super().on_message_begin()
-        self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
+        hold = {"abort": self.transport.abort, "is_closing": self.transport.is_closing}
+        self.scope["extensions"] = {ABORT: hold}
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self.headers) >= MAX_HEADERS:

@@ -22,7 +22,7 @@ from services.contract.responses import ErrorBody
 from services.core.inputs import LARGE_BODY_BYTES, parse
 from services.core.service import Service
 from services.http.response import GenerationResponse
-from services.http.scope import REQUEST_ID
+from services.http.scope import ABORT, REQUEST_ID
 from services.http.sse import Writer
 
 BODY_TIMEOUT_S = 30.0
@@ -79,6 +79,9 @@ class RequestHandler:
                 return None
             async with self._turn:
                 await asyncio.sleep(0)  # one request a turn of the loop: a burst of them holds up no stream
+            connection = http.scope.get("extensions", {}).get(ABORT)
+            if connection is not None and connection["is_closing"]():
+                return None
             if len(body) <= LARGE_BODY_BYTES:
                 return parse(model, bytes(body))
             async with self._service.byte_limit.hold(len(body)):
