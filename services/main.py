@@ -35,7 +35,7 @@ from services.strategies import VARIANTS
 logger = logging.getLogger("lab")
 
 _BACKLOG = 2048
-_MORE_LISTENERS = 31
+_MORE_LISTENERS = 15
 _KEEP_ALIVE_S = 75
 _PEER_TIMEOUT_MS = 60_000
 

@@ -23,7 +23,7 @@ from services.http.scope import ABORT
 
 MAX_HEAD_BYTES = 65_536
 MAX_HEADERS = 256
-MAX_PIPELINED = 16
+MAX_PIPELINED = 4
 """Requests of one connection that wait for the answer of the one before."""
 HEAD_TIMEOUT_S = 30.0
 LINGER_S = 1.0
@@ -108,7 +108,7 @@ class Connection(HttpToolsProtocol):
         self._is_in_head = True
         self._num_head_bytes = 0
         super().on_message_begin()
-        hold = {"abort": self.transport.abort, "is_closing": self.transport.is_closing}
+        hold: dict[Any, Any] = {"abort": self.transport.abort, "is_closing": self.transport.is_closing}
         self.scope["extensions"] = {ABORT: hold}
 
     def on_header(self, name: bytes, value: bytes) -> None:
