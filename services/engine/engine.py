@@ -70,6 +70,8 @@ class QueueInbox:
             return None
 
 
+_SEQUENCES_A_TURN = 512
+"""So many are taken in or cancelled between two steps. The rest waits: steps must go on."""
 _GetResult = Callable[[], list[StepOutput]]
 """Waits for the tokens of a step, as `PendingStep.result` does."""
 _LaunchedStep = tuple[StepPlan, _GetResult, float]
@@ -154,12 +156,14 @@ class Engine:
         return 0.0 if began_s is None else self._clock() - began_s
 
     def _take_messages(self, inbox: Inbox, idle_s: float | None) -> bool:
-        """Wait up to `idle_s` for a message, act on all there are; False after `Stop`."""
+        """Wait up to `idle_s` for a message, act on those that are there; False after `Stop`."""
         messages: list[Submit | Cancel | Drain] = []
         message = inbox.get(idle_s)
+        room = _SEQUENCES_A_TURN
         while message is not None and not isinstance(message, Stop):
             messages.append(message)
-            message = inbox.get(0)
+            room -= message.num_sequences
+            message = inbox.get(0) if room > 0 else None
         if messages:
             self.handle(messages)
         return message is None
@@ -213,10 +217,8 @@ class Engine:
         if len(plan.chunks) == 1:
             self._finish_step(plan, error, start_s)
             return
-        logger.error(
-            "step %d of %d sequences failed and is tried with each of them apart: %s",
-            *(self._num_steps, plan.num_rows, error),
-        )
+        what = "step %d of %d sequences failed and is tried with each of them apart: %s"
+        logger.error(what, self._num_steps, plan.num_rows, error)
         # A launch is a step of the log, as each of those that follow.
         in_vain = replace(plan, num_rows=0, num_dead_rows=len(plan.chunks), num_decode_tokens=0)
         self._publish_step([], in_vain, start_s, self._clock())

@@ -184,3 +184,18 @@ def test_a_few_requests_of_many_prompts_fill_the_queue() -> None:
         until(lambda: len(engine.submitted) == 110)
         served.call(lambda: engine.step(*(last(seq.seq_id, [97]) for seq in engine.submitted)))
         assert [request.answer().status_code for request in (first, second)] == [200, 200]
+
+
+def test_who_left_takes_room_until_the_engine_says_so() -> None:
+    engine = ScriptedEngine()
+    with serving(engine, MAX_QUEUE=10) as served:
+        cancelled = Background(served, prompt=["a"] * 100, timeout_s=0.2)
+        assert cancelled.answer().status_code == 504
+        assert served.post(prompt="a").status_code == 429
+        ends = [SequenceUpdate(seq_id, [], "abort", TIMINGS) for seq_id in engine.cancelled]
+        assert len(ends) == 100
+        served.call(lambda: engine.step(*ends))
+        other = Background(served, prompt="a")
+        until(lambda: len(engine.submitted) == 101)
+        served.call(lambda: engine.step(last(engine.submitted[-1].seq_id, [97])))
+        assert other.answer().status_code == 200

@@ -256,6 +256,20 @@ def test_any_other_exception_leaves_the_loop() -> None:
         lab.run(request(1, 5))
 
 
+def test_steps_go_on_under_a_flood_of_messages() -> None:
+    lab = EngineLab()
+    flood: list[tuple[float, Message]] = []
+    for number in range(10):
+        many = [request(1000 * (number + 1) + i, 1)[1].sequences[0] for i in range(300)]
+        flood += [(0.05, Submit(many)), (0.05, Cancel([seq.seq_id for seq in many]))]
+    lab.run(request(1, 20), *flood)
+    steps_s = [at_s for at_s, _ in lab.updates(1)]
+    assert len(steps_s) == 20
+    ends = [at_s for at_s, report in lab.reports for u in report.updates if u.finish_reason == "abort"]
+    assert len(ends) == 3000
+    assert len(set(ends)) >= 5, "no turn takes them all"
+
+
 def test_stop_leaves_after_the_current_step() -> None:
     lab = EngineLab()
     lab.run(request(1, 50), (0.15, Stop()))
