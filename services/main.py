@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import signal
@@ -117,6 +118,8 @@ async def _live(service: Service, signals: _Signals, url: str) -> int:
     except LabError as error:
         logger.error("the service cannot start: %s", error)
         return 2
+    gc.collect()
+    gc.freeze()  # what is loaded stays: no collection in the middle of a stream looks at it again
     if not signals.first.is_set():
         logger.info("ready on %s", url)
     await signals.first.wait()

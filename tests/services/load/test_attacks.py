@@ -62,18 +62,25 @@ class Watch:
             await asyncio.sleep(0.05)
 
 
+def port_of(lab: LabProcess) -> int:
+    return int(lab.url.rsplit(":", 1)[1])
+
+
 @pytest.fixture(scope="module")
 def lab() -> Iterator[LabProcess]:
     with lab_serve(LOG_LEVEL="ERROR", **MODEL) as lab:
         lab.wait_ready(deadline_s=120)
-        asyncio.run(Watch(int(lab.url.rsplit(":", 1)[1]), time.monotonic() + 3.0).go())
+        # A first step of so many rows takes long, and a first long text takes memory that stays.
+        asyncio.run(Connection(port_of(lab)).post(prompt=["hello there"] * 64, max_tokens=40))
+        asyncio.run(Connection(port_of(lab)).post(prompt="hello there " * 3000, max_tokens=1))
+        asyncio.run(Watch(port_of(lab), time.monotonic() + 3.0).go())
         yield lab
 
 
 @pytest.mark.load
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_stops_nobody(lab: LabProcess, name: str) -> None:
-    port = int(lab.url.rsplit(":", 1)[1])
+    port = port_of(lab)
     api = psutil.Process(lab.process.pid)
     before = api.memory_info().rss
     command = [sys.executable, "-m", "tests.services.attackers", name, str(port), str(ATTACK_S)]
