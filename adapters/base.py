@@ -256,7 +256,7 @@ class Backend(Protocol):
         does not depend on which others are in `chunks`.
 
         Raises:
-            BackendError: the step failed; no sequence of it got a token.
+            BackendError: the step failed; no sequence of it got a token. Its chunks may be given again.
         """
         ...
 

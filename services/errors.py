@@ -4,13 +4,14 @@ Messages, codes and statuses are part of the wire contract. An error in mid-stre
 
 400 a body that is not JSON, or a request that can never fit; 401 the API key; 404 a model that is not
 loaded, or an id that is not in flight; 408, 413, 415 a body that is too slow, too large or compressed; 422 a
-field; 429 the queue is full; 500 the backend failed; 503 starting, draining or the engine was lost; 504 out
-of time.
+field; 429 the queue is full; 431 headers that are too large; 500 the backend failed; 503 starting, draining
+or the engine was lost; 504 out of time.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,6 +80,13 @@ def body_encoded(encoding: str) -> ApiError:
     return ApiError(415, message, code="unsupported_encoding")
 
 
+def too_many_values(strings: int, containers: int, values: int) -> ApiError:
+    message = (
+        f"The body holds more than {strings} strings, {containers} lists and objects, or {values} values."
+    )
+    return ApiError(413, message, code="body_too_large")
+
+
 def bad_field(param: str, problem: str) -> ApiError:
     """`problem` completes a sentence that begins with the field's name."""
     return ApiError(422, f"{param} {problem}.", code="invalid_value", param=param)
@@ -98,9 +106,19 @@ def queue_full(max_queue: int, retry_after_s: int) -> ApiError:
     return ApiError(429, message, code="queue_full", retry_after_s=retry_after_s)
 
 
+def queue_prompts_full(max_queue: int, retry_after_s: int) -> ApiError:
+    message = f"The queue is full ({max_queue} prompts may wait); try again in {retry_after_s} s."
+    return ApiError(429, message, code="queue_full", retry_after_s=retry_after_s)
+
+
 def queue_tokens_full(max_tokens: int, retry_after_s: int) -> ApiError:
     message = f"The queue is full ({max_tokens} prompt tokens may wait); try again in {retry_after_s} s."
     return ApiError(429, message, code="queue_full", retry_after_s=retry_after_s)
+
+
+def too_many_bytes() -> ApiError:
+    message = "Too many bytes of other requests wait to be read; try again in 1 s."
+    return ApiError(429, message, code="queue_full", retry_after_s=1)
 
 
 def starting() -> ApiError:
@@ -117,6 +135,14 @@ def draining() -> ApiError:
 
 def engine_lost(detail: str) -> ApiError:
     return ApiError(503, f"The engine stopped while it worked on this request: {detail}.", code="engine_lost")
+
+
+def lost_twice(seconds: float) -> ApiError:
+    message = (
+        "The engine stopped twice in a row while it worked on this request, so it is refused for "
+        f"{seconds:.0f} s; the log of the service says why the engine stopped."
+    )
+    return ApiError(503, message, code="engine_lost_twice", retry_after_s=math.ceil(seconds))
 
 
 def drain_timed_out(timeout_s: float) -> ApiError:
@@ -141,6 +167,30 @@ def slow_reader(what: str) -> ApiError:
 def body_too_slow(timeout_s: float) -> ApiError:
     message = f"The body did not arrive within {timeout_s:g} s."
     return ApiError(408, message, code="body_too_slow")
+
+
+def not_http() -> ApiError:
+    return ApiError(400, "This is no HTTP/1.1 request.", code="invalid_http")
+
+
+def head_too_large(max_bytes: int, max_headers: int) -> ApiError:
+    message = f"The request line and headers are more than {max_bytes} bytes, or than {max_headers} headers."
+    return ApiError(431, message, code="headers_too_large")
+
+
+def head_too_slow(timeout_s: float) -> ApiError:
+    message = f"The request line and headers did not arrive within {timeout_s:g} s."
+    return ApiError(408, message, code="headers_too_slow")
+
+
+def too_many_pipelined(most: int) -> ApiError:
+    message = f"More than {most} requests of one connection wait for their turn; read the answers first."
+    return ApiError(400, message, code="too_many_pipelined")
+
+
+def too_many_connections() -> ApiError:
+    message = "All connections that this service may have are in use; try again in 1 s."
+    return ApiError(503, message, code="too_many_connections", retry_after_s=1)
 
 
 def unauthorized() -> ApiError:

@@ -11,12 +11,14 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import signal
 import socket
 from collections.abc import Collection, Coroutine, Iterator
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import uvicorn
 
@@ -25,8 +27,7 @@ from adapters.registry import BACKENDS
 from services import errors
 from services.core.service import Service
 from services.http.app import create_app
-from services.http.half_close import HalfCloseProtocol
-from services.http.scope import ABORT
+from services.http.connection import Connection, ConnectionLimit, max_connections
 from services.logs import set_up_logs
 from services.read_settings import read_settings
 from services.settings import Settings
@@ -35,6 +36,7 @@ from services.strategies import VARIANTS
 logger = logging.getLogger("lab")
 
 _BACKLOG = 2048
+_MORE_LISTENERS = 15
 _KEEP_ALIVE_S = 75
 _PEER_TIMEOUT_MS = 60_000
 
@@ -72,16 +74,17 @@ def run(args: argparse.Namespace, passed_over: Collection[str] = ()) -> int:
     settings = read_settings(_overrides(args), passed_over=passed_over)
     set_up_logs(settings.log_level, settings.log_format)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would compete with the engine's
+    limit = ConnectionLimit(max_connections(settings.max_connections))
     with listen_on(settings.host, settings.port) as listener:
         service = Service(settings)
         config = uvicorn.Config(
             create_app(service),
-            http=Connection,
+            http=cast(type[Connection], partial(Connection, limit=limit)),
             ws="none",
             lifespan="off",
             access_log=False,
             log_config=None,
-            log_level="warning",
+            log_level="error",  # its warnings tell of single clients, as our own log of requests does
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=5,
@@ -95,7 +98,9 @@ async def _serve(service: Service, server: uvicorn.Server, listener: socket.sock
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     logger.info("settings", extra={"fields": service.settings.resolved()})
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    # uvloop accepts one connection a turn of the loop for each listener: behind a crowd /health waits long.
+    listeners = [listener, *(listener.dup() for _ in range(_MORE_LISTENERS))]
+    serving = asyncio.create_task(server.serve(sockets=listeners))
     serving.add_done_callback(lambda _: signals.first.set())  # without a server there is nothing to wait for
     try:
         return await _live(service, signals, url)
@@ -113,6 +118,8 @@ async def _live(service: Service, signals: _Signals, url: str) -> int:
     except LabError as error:
         logger.error("the service cannot start: %s", error)
         return 2
+    gc.collect()
+    gc.freeze()  # what is loaded stays: no collection in the middle of a stream looks at it again
     if not signals.first.is_set():
         logger.info("ready on %s", url)
     await signals.first.wait()
@@ -136,14 +143,6 @@ class _Signals:
 
     def _catch(self) -> None:
         (self.second if self.first.is_set() else self.first).set()
-
-
-class Connection(HalfCloseProtocol):
-    """Gives each request a way to drop its connection, unsent bytes and all."""
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
 
 
 class _Server(uvicorn.Server):

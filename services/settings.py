@@ -136,7 +136,8 @@ class Settings(BaseModel):
         256,
         ge=1,
         le=1_000_000,
-        description="Requests that may wait for a slot. One more is refused with 429 and Retry-After.",
+        description="Requests that may wait for a slot, and prompts of all of them together. More are "
+        "refused with 429 and Retry-After; where nothing waits, a request may have any number of prompts.",
     )
     max_queue_tokens: int = Field(
         262_144,
@@ -162,6 +163,14 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free port and logs it.")
+    max_connections: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Connections that may be open. A further one takes the place of one without a request; "
+        "where there is none, it gets 503, and /health its answer. Unset: what the limit of open files "
+        "leaves, at most 8192.",
+    )
     engine_process: bool = Field(
         True,
         description="The engine runs in its own process. 0 runs it in a thread of the API's process, for "

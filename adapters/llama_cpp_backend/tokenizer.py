@@ -61,18 +61,21 @@ class GgufTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return self._tokenize(text, add_special=add_special_tokens)
 
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        return [self._tokenize(text, add_special=add_special_tokens) for text in texts]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._detokenizer.decode(token_ids)
 
     def stream(self) -> TokenStream:
         return self._detokenizer.stream()
 
-    def apply_chat_template(
+    def render_chat(
         self, messages: Sequence[Mapping[str, object]], options: Mapping[str, object] | None = None
-    ) -> list[int]:
+    ) -> str:
         if self._chat_template is None:
             raise ChatTemplateError("this model has no chat template; send a prompt to /v1/completions")
-        return self._tokenize(self._chat_template.render(messages, options), add_special=False)
+        return self._chat_template.render(messages, options)
 
     def _tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Special tokens that are spelled out in the text count as such, as they do with Hugging Face's."""

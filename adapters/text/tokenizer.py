@@ -52,6 +52,10 @@ class Tokenizer(Protocol):
         """The ids of a prompt, with the model's own first token where it wants one and may have it."""
         ...
 
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """`encode` for many texts. A thread that calls it does not keep the others from running."""
+        ...
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text these ids add after earlier text: special tokens left out, broken UTF-8 as U+FFFD."""
         ...
@@ -60,10 +64,12 @@ class Tokenizer(Protocol):
         """A fresh incremental `decode`."""
         ...
 
-    def apply_chat_template(
+    def render_chat(
         self, messages: Sequence[Mapping[str, object]], options: Mapping[str, object] | None = None
-    ) -> list[int]:
-        """The ids of a conversation, ending where the assistant is to go on; templates read `options`.
+    ) -> str:
+        """The text of a conversation, special tokens spelled out, ending where the assistant is to go on.
+
+        Templates read `options`.
 
         Raises:
             ChatTemplateError: the model has no chat template, or its template refuses the messages.
@@ -93,17 +99,20 @@ class ByteTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(valid_unicode(text).encode())
 
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._detokenizer.decode(token_ids)
 
     def stream(self) -> TokenStream:
         return self._detokenizer.stream()
 
-    def apply_chat_template(
+    def render_chat(
         self, messages: Sequence[Mapping[str, object]], options: Mapping[str, object] | None = None
-    ) -> list[int]:
+    ) -> str:
         lines = [f"{message.get('role')}: {message.get('content')}" for message in messages]
-        return self.encode("\n".join([*lines, "assistant: "]))
+        return "\n".join([*lines, "assistant: "])
 
 
 class HFTokenizer:
@@ -138,7 +147,13 @@ class HFTokenizer:
         return cls(tokenizer, _eos_token_ids(folder, tokenizer, config), load_chat_template(folder, config))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        return self._tokenizer.encode(valid_unicode(text), add_special_tokens=add_special_tokens).ids
+        return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        # The package's `encode` holds the interpreter's lock for as long as it takes; this does not. One text
+        # a call: an encoding takes a hundred bytes a token until its ids are taken out.
+        encode = self._tokenizer.encode_batch_fast
+        return [encode([valid_unicode(text)], add_special_tokens=add_special_tokens)[0].ids for text in texts]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._detokenizer.decode(token_ids)
@@ -146,21 +161,50 @@ class HFTokenizer:
     def stream(self) -> TokenStream:
         return self._detokenizer.stream()
 
-    def apply_chat_template(
+    def render_chat(
         self, messages: Sequence[Mapping[str, object]], options: Mapping[str, object] | None = None
-    ) -> list[int]:
+    ) -> str:
         if self._chat_template is None:
             raise ChatTemplateError("this model has no chat template; send a prompt to /v1/completions")
-        text = valid_unicode(self._chat_template.render(messages, options))
-        return self._tokenizer.encode(text, add_special_tokens=False).ids  # the template spells out the first
+        return self._chat_template.render(messages, options)
 
 
 def _max_token_chars(tokenizer: tokenizers.Tokenizer) -> int | None:
     """Where every byte of a text is spelled by one character of a token; None where text may shrink first."""
-    spells_bytes = isinstance(tokenizer.decoder, tokenizers.decoders.ByteLevel)
-    if not spells_bytes or tokenizer.normalizer is not None:
+    is_byte_level = isinstance(tokenizer.decoder, tokenizers.decoders.ByteLevel)
+    shrinks_to = _shrink(tokenizer.normalizer) if is_byte_level or _falls_back_to_bytes(tokenizer) else None
+    added = tokenizer.get_added_tokens_decoder().values()
+    if shrinks_to is None or any(token.lstrip or token.rstrip for token in added):  # such take the spaces
         return None
-    return max(map(len, tokenizer.get_vocab(with_added_tokens=True)))
+    return shrinks_to * max(map(len, tokenizer.get_vocab(with_added_tokens=True)))
+
+
+def _falls_back_to_bytes(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Whether text without a token of its own becomes its bytes; else a run of it may be one token."""
+    if not getattr(tokenizer.model, "byte_fallback", False) or tokenizer.pre_tokenizer is not None:
+        return False
+    return all(tokenizer.token_to_id(f"<0x{byte:02X}>") is not None for byte in range(256))
+
+
+def _shrink(normalizer: Any) -> int | None:
+    """How many characters a normalizer makes one of at most; None where it may drop any number of them."""
+    if normalizer is None:
+        return 1
+    state: dict[str, Any] = json.loads(normalizer.__getstate__())
+    most = 1
+    for step in state["normalizers"] if state["type"] == "Sequence" else [state]:
+        match step:
+            case {"type": "NFC" | "NFKC"}:
+                most *= 4  # the longest canonical decomposition of a character
+            case {"type": "Prepend"}:
+                pass
+            case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if len(old) <= len(
+                new
+            ):
+                pass
+            case _:
+                return None
+    return most
 
 
 def _read_tokenizer(folder: Path) -> tokenizers.Tokenizer:

@@ -20,6 +20,8 @@ class InFlight:
     requests: set[RequestState] = field(default_factory=set)
     _choices: dict[int, ChoiceState] = field(default_factory=dict)
     """By sequence id: what the engine may still send updates for."""
+    _leaving: set[int] = field(default_factory=set)
+    """Dropped sequences whose end the engine has not confirmed: they still take its room."""
     _num_running: int = 0
     _prefilling_seq_ids: list[int] = field(default_factory=list)
     _num_queued: int = 0
@@ -35,7 +37,7 @@ class InFlight:
     @property
     def queue_depth(self) -> int:
         """Prompts without a slot, those on their way to the engine included."""
-        return max(0, len(self._choices) - self._num_running)
+        return max(0, len(self._choices) + len(self._leaving) - self._num_running)
 
     def add(self, request: RequestState) -> None:
         self.requests.add(request)
@@ -48,11 +50,13 @@ class InFlight:
     def drop(self, request: RequestState) -> list[int]:
         """Take no more updates for it; returns the sequences that the engine may still work on."""
         self._leave_queue(request)
-        return [
+        seq_ids = [
             choice.seq_id
             for choice in request.choices
             if self._choices.pop(choice.seq_id, None) and choice.finish_reason is None
         ]
+        self._leaving.update(seq_ids)
+        return seq_ids
 
     def update(self, report: StepReport, metrics: Metrics) -> tuple[list[int], int]:
         """Bring each update to its request; updates of dropped requests are passed over.
@@ -68,6 +72,8 @@ class InFlight:
         for update in report.updates:
             choice = self._choices.get(update.seq_id)
             if choice is None:
+                if update.finish_reason is not None:
+                    self._leaving.discard(update.seq_id)
                 continue
             request, was_stopped = choice.request, choice.is_stopped
             if update.token_ids and self._leave_queue(request):
@@ -87,6 +93,7 @@ class InFlight:
     def fail_all(self, error: ApiError) -> None:
         """The engine is gone, and what it worked on with it."""
         self._choices.clear()
+        self._leaving.clear()
         self._num_running = 0
         self._prefilling_seq_ids = []
         for request in self.requests:

@@ -1,8 +1,8 @@
 """From the bytes of a request to sequences that the engine can take.
 
 Everything that is wrong with a request alone is found here, before the queue is looked at, so that it gets
-its own error even when the queue is full. Long texts are tokenized in a thread: other answers keep
-streaming meanwhile.
+its own error even when the queue is full. Long texts are tokenized in a thread, with `encode_batch`, which
+leaves the interpreter to others: answers keep streaming meanwhile.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from adapters.text.tokenizer import ChatTemplateError, Tokenizer, least_num_toke
 from services import errors
 from services.contract.requests import MAX_PROMPTS, ChatRequest, GenerateRequest, SamplingFields
 from services.contract.tokens import DetokenizeRequest
+from services.core.byte_limit import ByteLimit
 from services.core.outputs import RequestState
 from services.core.special_text import mark_special
 from services.engine.limits import SchedulerLimits
@@ -34,15 +35,26 @@ from services.settings import Settings
 THREAD_ABOVE_CHARS = 16_384
 """Tokenizing this much takes a few milliseconds."""
 
+LARGE_BODY_BYTES = 65_536
+MAX_STRINGS = 50_000
+MAX_CONTAINERS = 20_000
+MAX_VALUES = 1_000_000
+"""Of a large body. As many as all prompts, messages or token ids of one request may need."""
+_DEPTH = 1000
+"""More than the parser follows."""
+
 RequestT = TypeVar("RequestT", bound=BaseModel)
+ResultT = TypeVar("ResultT")
 
 
 def parse(model: type[RequestT], body: bytes) -> RequestT:
     """Check a body against one of the request models.
 
     Raises:
-        ApiError: 400 for what is not JSON, 422 with the field's name for the rest.
+        ApiError: 400 for what is not JSON, 413 for too many values, 422 with the field's name for the rest.
     """
+    if len(body) > LARGE_BODY_BYTES:
+        _check_structure(body)
     try:
         data = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -51,6 +63,23 @@ def parse(model: type[RequestT], body: bytes) -> RequestT:
         return model.model_validate(data)
     except ValidationError as error:
         raise errors.from_validation(error) from None
+
+
+def _check_structure(body: bytes) -> None:
+    """Refuse what would take long to build. Parsing holds the interpreter's lock: a million lists, 0.6 s.
+
+    Raises:
+        ApiError: 413.
+    """
+    plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    num_strings = plain.count(b'"') // 2
+    if num_strings <= MAX_STRINGS:
+        outside = b"".join(plain.split(b'"')[::2])
+        num_containers, num_values = outside.count(b"[") + outside.count(b"{"), outside.count(b",") + 1
+        is_too_deep = num_containers > _DEPTH * num_values  # which the parser finds at once
+        if is_too_deep or (num_containers <= MAX_CONTAINERS and num_values <= MAX_VALUES):
+            return
+    raise errors.too_many_values(MAX_STRINGS, MAX_CONTAINERS, MAX_VALUES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +98,7 @@ class InputProcessor:
 
     settings: Settings
     loaded: LoadedModel
+    byte_limit: ByteLimit = field(default_factory=ByteLimit)
     seq_ids: Iterator[int] = field(default_factory=lambda: count(1))
     group_ids: Iterator[int] = field(default_factory=lambda: count(1))
 
@@ -83,11 +113,14 @@ class InputProcessor:
             return
         if len(request.prompt) * request.n > MAX_PROMPTS:
             raise errors.bad_field("n", f"times the number of prompts must not exceed {MAX_PROMPTS}")
+        self._check_length(request.prompt, "prompt")
+
+    def _check_length(self, prompts: Seq[str] | Seq[list[int]], param: str) -> None:
         room = min(self.loaded.limits.max_model_len, self.loaded.limits.kv_capacity_tokens)
-        least = max(least_num_tokens(self.loaded.tokenizer, prompt) for prompt in request.prompt)
+        least = max(least_num_tokens(self.loaded.tokenizer, prompt) for prompt in prompts)
         if least >= room:
             problem = f"the prompt has at least {least} tokens, at most {room} fit with the answer"
-            raise errors.too_long(f"{problem}: shorten it", "prompt")
+            raise errors.too_long(f"{problem}: shorten it", param)
 
     def check_model(self, asked: str | None) -> None:
         """Raises: ApiError: 404, another model is served."""
@@ -177,32 +210,51 @@ class InputProcessor:
         )
 
     async def _token_ids(self, request: GenerateRequest | ChatRequest) -> list[list[int]]:
+        """The ids of each prompt, all of them rows of the model's embedding."""
         if isinstance(request, ChatRequest):
-            num_chars = sum(len(message.content) for message in request.messages)
-            return await _off_the_loop(num_chars, lambda: [self._chat_token_ids(request)])
+            contents = [message.content for message in request.messages]
+            text = await self._beside_the_loop(contents, lambda: self._render_chat(request))
+            self._check_length([text], "messages")
+            return await self._encode([text], "messages", add_special_tokens=False)  # the template has them
         texts = [prompt for prompt in request.prompt if isinstance(prompt, str)]
         if texts:
-            encode = partial(
-                self.loaded.tokenizer.encode,
-                add_special_tokens=not isinstance(request, GenerateRequest) or request.add_special_tokens,
-            )
-            encoded = await _off_the_loop(sum(map(len, texts)), lambda: [encode(text) for text in texts])
-            if not all(encoded):
-                raise errors.bad_field("prompt", "has no tokens")
-            return encoded
+            adds = not isinstance(request, GenerateRequest) or request.add_special_tokens
+            return await self._encode(texts, "prompt", add_special_tokens=adds)
         ids = [prompt for prompt in request.prompt if not isinstance(prompt, str)]
         vocab_size = self.loaded.info.vocab_size
         if max(map(max, ids)) >= vocab_size:
             raise errors.bad_field("prompt", f"holds a token id that is not below {vocab_size}")
         return ids
 
-    def _chat_token_ids(self, request: ChatRequest) -> list[int]:
+    async def _encode(
+        self, texts: list[str], param: str, *, add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        tokenizer = self.loaded.tokenizer
+        encoded = await self._beside_the_loop(
+            texts, lambda: tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+        )
+        if not all(encoded):
+            raise errors.bad_field(param, "has no tokens")
+        vocab_size, highest = self.loaded.info.vocab_size, max(map(max, encoded))
+        if highest >= vocab_size:  # an added token that the weights know nothing of
+            problem = f"holds a text that is token {highest} here, but the model has {vocab_size} tokens"
+            raise errors.bad_field(param, problem)
+        return encoded
+
+    async def _beside_the_loop(self, texts: Seq[str], work: Callable[[], ResultT]) -> ResultT:
+        """Work on `texts`; if they are long, in a thread and as far as the limit of bytes allows."""
+        if sum(map(len, texts)) <= THREAD_ABOVE_CHARS:
+            return work()
+        async with self.byte_limit.hold(sum(len(text.encode("utf-8", "replace")) for text in texts)):
+            return await asyncio.to_thread(work)
+
+    def _render_chat(self, request: ChatRequest) -> str:
         messages = [
             message.model_dump(include={"role", "content", "name"}, exclude_none=True)
             for message in request.messages
         ]
         try:
-            return self.loaded.tokenizer.apply_chat_template(messages, request.chat_template_kwargs)
+            return self.loaded.tokenizer.render_chat(messages, request.chat_template_kwargs)
         except ChatTemplateError as error:
             raise errors.bad_field("messages", f"cannot be turned into a prompt: {error}") from None
 
@@ -244,10 +296,6 @@ class InputProcessor:
 def _seed_of(seed: int | None, choice: int) -> int | None:
     """The first of `n` choices gets what a request with one choice gets."""
     return seed if seed is None or choice == 0 else mix64(seed + choice) >> 1
-
-
-async def _off_the_loop(num_chars: int, encode: Callable[[], list[list[int]]]) -> list[list[int]]:
-    return encode() if num_chars <= THREAD_ABOVE_CHARS else await asyncio.to_thread(encode)
 
 
 def _per_prompt(value: int | list[int] | None, num_prompts: int, name: str) -> list[int] | list[None]:

@@ -13,7 +13,16 @@ from services.settings import Settings
 from services.strategies import VARIANTS
 
 _NOT_OF_THE_ENGINE = {
-    *("host", "port", "api_key", "log_level", "log_format", "drain_timeout_s", "artifacts_dir"),
+    *(
+        "host",
+        "port",
+        "max_connections",
+        "api_key",
+        "log_level",
+        "log_format",
+        "drain_timeout_s",
+        "artifacts_dir",
+    ),
     *("heartbeat_timeout_s", "step_timeout_s", "slow_reader_timeout_s", "max_unread_tokens"),
 }
 

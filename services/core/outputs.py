@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Protocol
 
 from adapters.base import FinishReason, Sequence
@@ -48,37 +49,57 @@ class TextStream(Protocol):
 
 
 class StopMatcher:
-    """Cuts a growing text before the earliest of its stop strings, and takes marks out of what it shows."""
+    """Cuts a growing text before the earliest of its stop strings, in time linear in the text.
 
-    __slots__ = ("_held", "_stops", "show")
+    It also takes marks out of what it shows. `_matched` is how much of each stop string the text ends in.
+    Source: Knuth, Morris, Pratt.
+    """
+
+    __slots__ = ("_held", "_matched", "_stops", "show")
 
     def __init__(self, stops: Seq[str], *, has_marks: bool = False) -> None:
-        self._stops = stops
+        self._stops = [(stop, _fallbacks(stop)) for stop in stops]
+        self._matched = [0] * len(stops)
         self._held = ""
         self.show: Callable[[str], str] = without_marks if has_marks else str
         """What is visible of a text that is not searched."""
 
     def push(self, text: str) -> tuple[str, bool]:
         """Returns the text that is now safe to show, and whether a stop string is complete."""
+        matched = self._matched
+        for end, char in enumerate(text, start=len(self._held) + 1):
+            num_complete = 0
+            for index, (stop, fallbacks) in enumerate(self._stops):
+                length = matched[index]
+                while length and stop[length] != char:
+                    length = fallbacks[length - 1]
+                length += stop[length] == char
+                matched[index] = length
+                if length == len(stop):
+                    num_complete = max(num_complete, length)
+            if num_complete:
+                return self.show((self._held + text)[: end - num_complete]), True
         text = self._held + text
-        ends = [(begin + len(stop), begin) for stop in self._stops if (begin := text.find(stop)) >= 0]
-        if ends:
-            return self.show(text[: min(ends)[1]]), True
-        num_held = max(_num_begun(text, stop) for stop in self._stops)
-        self._held = text[len(text) - num_held :]
-        return self.show(text[: len(text) - num_held]), False
+        num_safe = len(text) - max(matched)
+        self._held = text[num_safe:]
+        return self.show(text[:num_safe]), False
 
     def flush(self) -> str:
         held, self._held = self._held, ""
         return self.show(held)
 
 
-def _num_begun(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with, short of the whole."""
-    for length in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
+@lru_cache(maxsize=256)
+def _fallbacks(stop: str) -> list[int]:
+    """For each beginning of `stop`, the longest shorter beginning that it ends in."""
+    fallbacks = [0]
+    length = 0
+    for char in stop[1:]:
+        while length and stop[length] != char:
+            length = fallbacks[length - 1]
+        length += stop[length] == char
+        fallbacks.append(length)
+    return fallbacks
 
 
 class ChoiceState:
@@ -225,6 +246,8 @@ class RequestState:
                 zip(sequences, streams, echoes or [""] * len(sequences), strict=True)
             )
         ]
+        self.fingerprint = hash(tuple(tuple(seq.prompt_token_ids) for seq in sequences))
+        """The same for requests of the same prompts."""
         self.num_prompt_tokens = sum(seq.num_prompt_tokens for seq in sequences)
         self.num_unfinished = len(self.choices)
         self.is_queued = False

@@ -2,13 +2,16 @@
 
 The limit is asked before a prompt is tokenized, so that a full queue costs nothing, and once more when the
 prompt's length is known. The service rate is measured on requests that leave the queue (get their first
-token) while others wait behind them.
+token) while others wait behind them. MAX_QUEUE counts requests and prompts apart, so that a few requests of
+hundreds of prompts do not fill the queue with hours of work.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from services import errors
 
@@ -22,22 +25,33 @@ class QueueLimit:
         self._max_tokens = max_tokens
         self._starts_s: deque[float] = deque(maxlen=_NUM_STARTS)
         self._num_entering = 0
+        self._num_prompts_entering = 0
 
-    def enter(self, num_waiting: int, waiting_tokens: int, now_s: float) -> None:
-        """Count a request that is still to be tokenized as waiting; the caller calls `entered` afterwards.
+    @contextmanager
+    def enter(
+        self, num_waiting: int, waiting_prompts: int, waiting_tokens: int, num_prompts: int, now_s: float
+    ) -> Iterator[None]:
+        """Count a request that is still to be tokenized as waiting, until the caller itself does.
+
+        Where nothing waits, a request of any number of prompts is welcome.
 
         Raises:
-            ApiError: 429, too many requests wait.
+            ApiError: 429, too many requests wait, or too many prompts beside those of this request.
         """
         num_waiting += self._num_entering
+        waiting_prompts += self._num_prompts_entering
         if num_waiting >= self._max_requests:
             raise errors.queue_full(self._max_requests, self.retry_after_s(num_waiting, now_s))
+        if waiting_prompts and waiting_prompts + num_prompts > self._max_requests:
+            raise errors.queue_prompts_full(self._max_requests, self.retry_after_s(num_waiting, now_s))
         self.check_tokens(num_waiting, waiting_tokens, 1, now_s)
         self._num_entering += 1
-
-    def entered(self) -> None:
-        """The caller counts the request among the waiting from now on, or it was refused."""
-        self._num_entering -= 1
+        self._num_prompts_entering += num_prompts
+        try:
+            yield
+        finally:
+            self._num_entering -= 1
+            self._num_prompts_entering -= num_prompts
 
     def check_tokens(self, num_waiting: int, waiting_tokens: int, num_tokens: int, now_s: float) -> None:
         """Where nothing waits, a request of any length that fits the model is welcome.

@@ -16,8 +16,10 @@ from services import errors
 from services.contract.requests import ChatRequest, GenerateRequest
 from services.contract.status import Health, ModelCard
 from services.contract.tokens import Detokenized, DetokenizeRequest, Tokens
+from services.core.byte_limit import ByteLimit
 from services.core.in_flight import InFlight
 from services.core.inputs import InputProcessor, LoadedModel
+from services.core.loss_record import LossRecord
 from services.core.metrics import Metrics
 from services.core.model_card import model_card
 from services.core.outputs import RequestState
@@ -43,6 +45,7 @@ class Service:
         self.settings = settings
         self.created = int(time.time())
         self.steps = StepLog()
+        self.byte_limit = ByteLimit()
         self.metrics: Metrics | None = None
         """None until the model is loaded: its name is a label."""
         self._strategy = VARIANTS[settings.variant]
@@ -55,6 +58,7 @@ class Service:
         self._inputs: InputProcessor | None = None
         self._is_draining = False
         self._in_flight = InFlight()
+        self._losses = LossRecord()
         self._limit = QueueLimit(settings.max_queue, settings.max_queue_tokens)
         self._idle = asyncio.Event()
 
@@ -85,7 +89,7 @@ class Service:
         tokenizer = await asyncio.to_thread(load_tokenizer, self._spec.backend)
         loaded = LoadedModel(info, tokenizer, self._spec.limits(info), self._strategy.takes_groups)
         self.metrics = Metrics(self.settings.variant, info.backend, info.model, info.kv_capacity_tokens)
-        self._inputs = InputProcessor(self.settings, loaded)
+        self._inputs = InputProcessor(self.settings, loaded, self.byte_limit)
 
     async def accept(
         self,
@@ -100,20 +104,22 @@ class Service:
         With `exclusive` it shares no step with others.
 
         Raises:
-            ApiError: 4xx for what is wrong with it, 429 when the queue is full, 503 when none is accepted.
+            ApiError: 4xx for what is wrong with it, 429 when the queue is full, 503 when none is
+                accepted, or not this one, since the engine was lost with it twice.
         """
         inputs, in_flight, limit = self._accepting(), self._in_flight, self._limit
         inputs.check_before_tokenizing(request)
-        limit.enter(in_flight.num_waiting, in_flight.queued_tokens, time.monotonic())
-        try:
+        num_prompts = request.n * (1 if isinstance(request, ChatRequest) else len(request.prompt))
+        waiting = in_flight.num_waiting, in_flight.queue_depth, in_flight.queued_tokens
+        with limit.enter(*waiting, num_prompts, time.monotonic()):
             sequences = await inputs.process(request, arrival_s, exclusive=exclusive)
             self._accepting()
             num_tokens = sum(seq.num_prompt_tokens for seq in sequences)
             limit.check_tokens(in_flight.num_waiting, in_flight.queued_tokens, num_tokens, time.monotonic())
             state = inputs.request_state(request, request_id, sequences)
+            if refused_for_s := self._losses.refused_for_s(state.fingerprint):
+                raise errors.lost_twice(refused_for_s)
             in_flight.add(state)
-        finally:
-            limit.entered()
         self._supervisor.send(Submit(sequences))
         self._show_load()
         return state
@@ -251,6 +257,8 @@ class Service:
             self._supervisor.send(Cancel(stopped, "stop"))
 
     def _on_lost(self, reason: str) -> None:
+        in_flight = self._in_flight.requests
+        self._losses.lost({request.fingerprint for request in in_flight if not request.is_over})
         self._in_flight.fail_all(errors.engine_lost(reason))
         if self.metrics is not None:
             self.metrics.step(StepReport())  # its cache went with it

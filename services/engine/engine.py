@@ -8,8 +8,9 @@ at once and is collected in the same turn.
 `run` serves an inbox and blocks its thread. A simulator calls `handle` and `step` instead, with a clock and a
 backend of its own: the backend moves the clock by what a step costs, and `step` says when to come back.
 
-A `BackendError` in a step ends the sequences of that step and nothing else. Any other exception leaves the
-loop: the state of the model is then unknown, and whoever started the engine starts a new one.
+A step that a `BackendError` keeps from starting is tried once more, a sequence at a time, so that only the
+sequences at fault end; one whose result fails ends its sequences and nothing else. Any other exception leaves
+the loop: the state of the model is then unknown, and whoever started the engine starts a new one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from typing import Protocol
 
 from adapters.base import (
@@ -68,6 +70,8 @@ class QueueInbox:
             return None
 
 
+_SEQUENCES_A_TURN = 512
+"""So many are taken in or cancelled between two steps. The rest waits: steps must go on."""
 _GetResult = Callable[[], list[StepOutput]]
 """Waits for the tokens of a step, as `PendingStep.result` does."""
 _LaunchedStep = tuple[StepPlan, _GetResult, float]
@@ -118,7 +122,12 @@ class Engine:
 
     def handle(self, messages: Iterable[Submit | Cancel | Drain]) -> None:
         """Act on messages, in their order. What ends by them is published in one report without a record."""
+        is_between_steps = self._step_began_s is None
+        if is_between_steps:
+            self._step_began_s = self._clock()
         updates = [update for message in messages for update in self._handle(message)]
+        if is_between_steps:
+            self._step_began_s = None
         if updates:
             self._publish(self._report(updates, None))
 
@@ -138,21 +147,23 @@ class Engine:
         return 0.0 if num_before else idle_s
 
     def busy_s(self) -> float:
-        """How long the present step has been computing; 0 between steps. May be called from any thread.
+        """How long the present step, or the work on messages between steps, has taken; 0 where neither is.
 
         The present step is the oldest without a result. It counts from its launch, or from the end of the
-        step before if that was later.
+        step before if that was later. May be called from any thread.
         """
         began_s = self._step_began_s
         return 0.0 if began_s is None else self._clock() - began_s
 
     def _take_messages(self, inbox: Inbox, idle_s: float | None) -> bool:
-        """Wait up to `idle_s` for a message, act on all there are; False after `Stop`."""
+        """Wait up to `idle_s` for a message, act on those that are there; False after `Stop`."""
         messages: list[Submit | Cancel | Drain] = []
         message = inbox.get(idle_s)
+        room = _SEQUENCES_A_TURN
         while message is not None and not isinstance(message, Stop):
             messages.append(message)
-            message = inbox.get(0)
+            room -= message.num_sequences
+            message = inbox.get(0) if room > 0 else None
         if messages:
             self.handle(messages)
         return message is None
@@ -193,13 +204,33 @@ class Engine:
             get_result = self._launch(plan.chunks)
         except (BackendError, CapacityError) as error:
             self._collect(0)  # its sequences first get the tokens of the step before
-            self._finish_step(plan, error, start_s)
+            self._try_apart(plan.with_ended_rows_dead(), error, start_s)
             return 0.0
         self._in_flight.append((plan, get_result, start_s))
         released_seq_ids = self._scheduler.mark_launched(plan)
         if released_seq_ids:
             self._backend.release(released_seq_ids)
         return 0.0
+
+    def _try_apart(self, plan: StepPlan, error: BackendError | CapacityError, start_s: float) -> None:
+        """Compute the live rows of a step that could not start one by one."""
+        if len(plan.chunks) == 1:
+            self._finish_step(plan, error, start_s)
+            return
+        what = "step %d of %d sequences failed and is tried with each of them apart: %s"
+        logger.error(what, self._num_steps, plan.num_rows, error)
+        # A launch is a step of the log, as each of those that follow.
+        in_vain = replace(plan, num_rows=0, num_dead_rows=len(plan.chunks), num_decode_tokens=0)
+        self._publish_step([], in_vain, start_s, self._clock())
+        for part in plan.apart():
+            start_s = self._step_began_s = self._clock()
+            result: list[StepOutput] | BackendError | CapacityError
+            try:
+                result = self._backend.step(part.chunks)
+                self._backend.release(self._scheduler.mark_launched(part))
+            except (BackendError, CapacityError) as its_own:
+                result = its_own
+            self._finish_step(part, result, start_s)
 
     def _collect(self, num_left: int) -> None:
         """Wait for the results of launched steps, oldest first, until `num_left` are without one."""
@@ -228,13 +259,18 @@ class Engine:
                 "step %d failed and ends its %d sequences", self._num_steps, plan.num_rows, exc_info=result
             )
             outcome = self._scheduler.mark_failed(plan, f"the backend failed: {result}", done_s)
+        self._publish_step(outcome.updates, plan, start_s, done_s)
+        if outcome.released_seq_ids:
+            self._backend.release(outcome.released_seq_ids)
+
+    def _publish_step(
+        self, updates: list[SequenceUpdate], plan: StepPlan, start_s: float, done_s: float
+    ) -> None:
         # The device computes one step at a time, however early it was launched.
         start_s = max(start_s, self._done_s)
         self._done_s = done_s
         self._step_began_s = done_s if self._in_flight else None
-        self._publish(self._report(outcome.updates, self._record(plan, start_s, done_s)))
-        if outcome.released_seq_ids:
-            self._backend.release(outcome.released_seq_ids)
+        self._publish(self._report(updates, self._record(plan, start_s, done_s)))
 
     def _record(self, plan: StepPlan, start_s: float, done_s: float) -> StepRecord:
         record = StepRecord(

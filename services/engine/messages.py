@@ -18,6 +18,10 @@ class Submit:
 
     sequences: list[Sequence]
 
+    @property
+    def num_sequences(self) -> int:
+        return len(self.sequences)
+
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
@@ -26,10 +30,16 @@ class Cancel:
     seq_ids: list[int]
     reason: FinishReason = "abort"
 
+    @property
+    def num_sequences(self) -> int:
+        return len(self.seq_ids)
+
 
 @dataclass(frozen=True, slots=True)
 class Drain:
     """No further request comes: strategies stop waiting for fuller batches."""
+
+    num_sequences = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,8 @@ class RunningBatch:
 
         A finished sequence goes at once or, in a padded batch, with the last one. One with nothing in the
         cache goes at once from a padded batch too: it was cancelled before its first chunk or lost its cache
-        in a failed step, and so has no last position to compute.
+        in a failed step, and so has no last position to compute. So does an exclusive one: it was no row of
+        the batch.
         """
         if not self.num_dead:
             return []
@@ -59,7 +60,8 @@ class RunningBatch:
         staying: list[Sequence] = []
         leaving: list[Sequence] = []
         for seq in self.sequences:
-            goes = seq.state is not SequenceState.RUNNING and (is_done or not seq.num_computed_tokens)
+            has_no_row = seq.exclusive or not seq.num_computed_tokens
+            goes = seq.state is not SequenceState.RUNNING and (is_done or has_no_row)
             (leaving if goes else staying).append(seq)
         self.sequences = staying
         self.num_dead -= len(leaving)

@@ -8,12 +8,16 @@ The next step may be scheduled between `mark_launched` and `update_from_output`.
 `max_tokens` with the launched step is known to end, and has left the batch by then. A sequence that ends with
 an end-of-sequence token is not, and computes one row in vain.
 
+An exclusive sequence shares no step. It joins as others do, and while one runs every second step is for one
+of them alone, in turn: were the batch to empty for it first, all would wait for the longest running answer.
+
 The scheduler is pure: no clock (`now_s` is given), no asyncio, no torch. *How many* sequences join is the
 strategy's answer, *which* is the queue's. KV is reserved on admission, so no sequence is ever preempted.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -51,6 +55,8 @@ class Scheduler:
         self._waiting = WaitingQueue(limits.aging_s)
         self._batch = RunningBatch(limits, pads=strategy.keeps_finished_rows and limits.pad_finished)
         self._ending: dict[int, Sequence] = {}  # their last token is launched and not known yet
+        self._alone: deque[Sequence] = deque()  # the exclusive ones of the batch, whose turn is next first
+        self._was_alone = False  # whether the last step was for one of them
         self._draining = False
         self._held_back: list[Sequence] = []  # slot and KV were free, but the strategy said no
         self._held_since_s = 0.0
@@ -119,7 +125,18 @@ class Scheduler:
         """Admit the sequences that the strategy lets in, and lay out the next step."""
         self._charge_held_back(now_s)
         recheck_at_s = self._admit(now_s) if self._waiting else None
-        return lay_out(self._batch.sequences, self._batch.num_dead, self.limits, recheck_at_s)
+        while self._alone and self._alone[0].state is not _RUNNING:
+            self._alone.popleft()
+        if not self._alone:
+            return lay_out(self._batch.sequences, self._batch.num_dead, self.limits, recheck_at_s)
+        shared = [seq for seq in self._batch.sequences if not seq.exclusive]
+        has_shared = len(shared) > self._batch.num_dead
+        self._was_alone = not (self._was_alone and has_shared)
+        if not self._was_alone:
+            return lay_out(shared, self._batch.num_dead, self.limits, recheck_at_s, others_wait=True)
+        alone = self._alone[0]
+        self._alone.rotate(-1)
+        return lay_out([alone], 0, self.limits, recheck_at_s, others_wait=has_shared)
 
     def mark_launched(self, plan: StepPlan) -> list[int]:
         """Note that the backend has started a step, which gives one token to each row that `samples`.
@@ -179,7 +196,7 @@ class Scheduler:
         """Ask the strategy, cut its answer at what fits, and note which sequences it held back."""
         waiting, running = self._waiting.sequences, self._batch.sequences
         admission = self._strategy.admit(waiting, running, now_s=now_s, draining=self._draining)
-        num_fitting = _num_compatible(waiting[: self._batch.num_fitting(waiting)], running)
+        num_fitting = self._batch.num_fitting(waiting)
         count = min(max(admission.count, 0), len(waiting))
         if count > num_fitting:
             # A group joins whole. When nothing runs it joins in part instead: waiting would free no KV.
@@ -188,6 +205,7 @@ class Scheduler:
         if count:
             joining = self._waiting.pop(count, keep_group_first=self._strategy.takes_groups)
             self._batch.join(joining, now_s)
+            self._alone += [seq for seq in joining if seq.exclusive]
         # `waiting` is shorter by `count` now. These could have joined, so their wait is the strategy's.
         self._held_back = list(waiting[: num_fitting - count])
         return admission.recheck_at_s
@@ -237,15 +255,6 @@ class Scheduler:
         for seq in self._held_back:
             seq.batch_wait_s += now_s - self._held_since_s
         self._held_since_s = now_s
-
-
-def _num_compatible(fitting: Seq[Sequence], running: Seq[Sequence]) -> int:
-    """How many of `fitting` may join `running`: an exclusive sequence waits for an empty batch."""
-    if not fitting or any(seq.exclusive for seq in running):
-        return 0
-    if fitting[0].exclusive:
-        return 0 if running else 1
-    return next((i for i, seq in enumerate(fitting) if seq.exclusive), len(fitting))
 
 
 def _finish(

@@ -36,6 +36,21 @@ class StepPlan:
     num_decode_tokens: int
     recheck_at_s: float | None
 
+    def apart(self) -> list[StepPlan]:
+        """Its live rows as steps of one row each."""
+        return [
+            replace(
+                self,
+                chunks=[chunk],
+                num_rows=1,
+                num_dead_rows=0,
+                num_prompt_tokens=0 if chunk.is_decode else chunk.num_tokens,
+                num_decode_tokens=int(chunk.is_decode),
+            )
+            for chunk in self.chunks
+            if not chunk.dead
+        ]
+
     def with_ended_rows_dead(self) -> StepPlan:
         """The same step with the rows of sequences that have ended since it was launched as dead rows.
 
@@ -56,9 +71,17 @@ class StepPlan:
 
 
 def lay_out(
-    sequences: Seq[Sequence], num_dead: int, limits: SchedulerLimits, recheck_at_s: float | None
+    sequences: Seq[Sequence],
+    num_dead: int,
+    limits: SchedulerLimits,
+    recheck_at_s: float | None,
+    *,
+    others_wait: bool = False,
 ) -> StepPlan:
-    """The next step of `sequences`, in order of admission, of which `num_dead` have ended."""
+    """The next step of `sequences`, in order of admission, of which `num_dead` have ended.
+
+    With `others_wait` it delays the next tokens of running sequences that have no row in it.
+    """
     chunks: list[ScheduledChunk] = []
     prompts: list[Sequence] = []
     for seq in sequences:
@@ -74,7 +97,7 @@ def lay_out(
     num_prompt_tokens = 0
     if prompts:
         # Where nothing decodes, a long step makes no one wait for a next token.
-        threshold = limits.long_prefill_token_threshold if num_decode_tokens else 0
+        threshold = limits.long_prefill_token_threshold if num_decode_tokens or others_wait else 0
         num_prompt_tokens = _add_prompt_chunks(chunks, prompts, limits, threshold)
     return StepPlan(
         chunks, len(chunks) - num_dead, num_dead, num_prompt_tokens, num_decode_tokens, recheck_at_s

@@ -51,7 +51,7 @@ class Watch:
             self._heard_s = now_s
             return None
         if self._step_limit_s and self._busy_s > self._step_limit_s:
-            return f"one step took longer than STEP_TIMEOUT_S = {self._step_limit_s:g} s"
+            return f"a step, or its messages, took longer than STEP_TIMEOUT_S = {self._step_limit_s:g} s"
         silent_s = now_s - self._heard_s
         if self._silence_limit_s and silent_s > self._silence_limit_s:
             return f"its process gave no sign of life for {silent_s:.1f} s"

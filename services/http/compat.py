@@ -21,10 +21,11 @@ from starlette.responses import Response
 from services.contract.requests import ChatRequest, GenerateRequest
 from services.contract.responses import ErrorBody
 from services.contract.tokens import Detokenized, DetokenizeRequest, Tokens
+from services.core.inputs import parse
 from services.core.outputs import ChoiceOutput, RequestOutput, RequestState
 from services.core.service import Service
 from services.errors import ApiError, bad_field
-from services.http.handler import AnyRequest, MakeWriter, RequestHandler, parse_off_the_loop, post, read_body
+from services.http.handler import AnyRequest, MakeWriter, RequestHandler, post
 
 _PREFIX = "gen-"
 _TELLS_JSON = ("max_tokens", "priority")
@@ -148,10 +149,9 @@ def add_compat_routes(app: FastAPI, service: Service, handler: RequestHandler) -
     ) -> Response:
         """With `streams` None the body decides. With `writer_of_many` there may be a list of prompts."""
         arrival_s = time.monotonic()
-        body = await read_body(http)
-        if body is None:
+        request = await handler.read(http, CompatRequest)
+        if request is None:
             return Response()
-        request = await parse_off_the_loop(CompatRequest, body)
         if writer_of_many is not None and request.is_list:
             writer = writer_of_many
         elif len(request.prompt) * request.n > 1:
@@ -204,19 +204,18 @@ def add_compat_routes(app: FastAPI, service: Service, handler: RequestHandler) -
     @app.post(**post("/tokenize", Tokens, GenerateRequest, streams=False))
     async def tokenize(http: Request) -> Response:
         """The prompt of a completion or chat request as token ids."""
-        body = await read_body(http)
-        if body is None:
-            return Response()
-        model: type[AnyRequest] = ChatRequest if b'"messages"' in body else GenerateRequest
-        return _json(await service.tokenize(await parse_off_the_loop(model, body)))
+        request = await handler.read_as(http, _either)
+        return Response() if request is None else _json(await service.tokenize(request))
 
     @app.post(**post("/detokenize", Detokenized, DetokenizeRequest, streams=False))
     async def detokenize(http: Request) -> Response:
         """The text of token ids."""
-        body = await read_body(http)
-        if body is None:
-            return Response()
-        return _json(await service.detokenize(await parse_off_the_loop(DetokenizeRequest, body)))
+        request = await handler.read(http, DetokenizeRequest)
+        return Response() if request is None else _json(await service.detokenize(request))
+
+
+def _either(body: bytes) -> AnyRequest:
+    return parse(ChatRequest, body) if b'"messages"' in body else parse(GenerateRequest, body)
 
 
 def _json(answer: BaseModel) -> Response:

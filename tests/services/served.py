@@ -13,7 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import httpx
 import uvicorn
@@ -21,7 +22,8 @@ import uvicorn
 from services.core.service import Service
 from services.engine_client.client import MakeClient
 from services.http.app import create_app
-from services.main import Connection, listen_on
+from services.http.connection import Connection, ConnectionLimit
+from services.main import listen_on
 from services.read_settings import read_settings
 
 DEADLINE_S = 20.0
@@ -57,8 +59,14 @@ def serving(make_client: MakeClient | None = None, *, load: bool = True, **setti
     """The null backend in a thread of this process; with `load` false it stays in "starting"."""
     names = {"BACKEND": "null", "ENGINE_PROCESS": False, **settings}
     service = Service(read_settings(names, env_file=None), make_client)
+    limit = ConnectionLimit(service.settings.max_connections or 1000)
     config = uvicorn.Config(
-        create_app(service), http=Connection, ws="none", lifespan="off", log_config=None, log_level="warning"
+        create_app(service),
+        http=cast(type[Connection], partial(Connection, limit=limit)),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
     )
     server = uvicorn.Server(config)
     listener = listen_on("127.0.0.1", 0)
@@ -101,14 +109,20 @@ class LabProcess:
 
 
 @contextlib.contextmanager
-def lab_serve(*arguments: str, **settings: Any) -> Iterator[LabProcess]:
-    """Start `lab serve` on a free port and end it with the block, by force if it still runs."""
+def lab_serve(
+    *arguments: str, preexec_fn: Callable[[], None] | None = None, **settings: Any
+) -> Iterator[LabProcess]:
+    """Start `lab serve` on a free port and end it with the block, by force if it still runs.
+
+    `preexec_fn` is called in the new process before the service begins.
+    """
     port = free_port()
     assignments = [f"--set={name}={value}" for name, value in {"BACKEND": "null", **settings}.items()]
     process = subprocess.Popen(
         [sys.executable, "-m", "tools.cli", "serve", f"--port={port}", *assignments, *arguments],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=preexec_fn,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     try:

@@ -150,8 +150,8 @@ class VirtualLab:
         assert all(chunk.seq in holders for chunk in plan.chunks)
         assert plan.num_dead_rows == sum(chunk.dead for chunk in plan.chunks)
         assert plan.num_rows == len(plan.chunks) - plan.num_dead_rows
-        if any(seq.exclusive for seq in holders):
-            assert len(holders) == 1, "it shares no step"
+        if any(chunk.seq.exclusive for chunk in plan.chunks):
+            assert len(plan.chunks) == 1, "it shares no step"
         assert bool(plan.num_rows) == bool(plan.chunks), "a step of dead rows only"
         is_row = [chunk.dead or chunk.is_decode for chunk in plan.chunks]
         assert is_row == sorted(is_row, reverse=True), "decode goes first"

@@ -22,6 +22,7 @@ gguf = pytest.importorskip("gguf", reason="needs the llama extra")
 
 from adapters.llama_cpp_backend.backend import LlamaCppBackend
 from adapters.models.gguf.export import export_gguf
+from tests.adapters.chat import chat_token_ids
 from tests.adapters.conformance import write_byte_tokenizer
 from tests.adapters.llama_files import answer, config
 
@@ -136,7 +137,7 @@ def test_ids_have_the_same_text_on_both_sides(artifacts: Path) -> None:
     assert (theirs.vocab_size, theirs.eos_token_ids) == (ours.vocab_size, ours.eos_token_ids)
     assert theirs.special_tokens == ours.special_tokens
     messages = [{"role": "user", "content": "Hi <|endoftext|> there"}]
-    assert theirs.apply_chat_template(messages) == ours.apply_chat_template(messages)
+    assert chat_token_ids(theirs, messages) == chat_token_ids(ours, messages)
 
 
 def test_a_sentencepiece_like_tokenizer_is_exported(tmp_path: Path) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+import time
+import unicodedata
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +20,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from adapters.base import BackendConfig, ConfigError
 from adapters.registry import load_tokenizer
 from adapters.text.detokenizer import SpelledStream
-from adapters.text.tokenizer import ByteTokenizer, ChatTemplateError, HFTokenizer, Tokenizer
+from adapters.text.tokenizer import ByteTokenizer, ChatTemplateError, HFTokenizer, Tokenizer, least_num_tokens
+from tests.adapters.chat import chat_token_ids
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, twice.",
@@ -128,6 +133,58 @@ def test_plain_letters_are_not_held_back(name: str) -> None:
     assert shown.strip() == "the quick fox"
 
 
+def composing(raw: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    raw.normalizer = normalizers.NFC()
+    return raw
+
+
+SIZED: dict[str, Tokenizer] = {
+    "byte-level": ALL["byte-level"],
+    "llama-like": ALL["llama-like"],
+    "NFC": HFTokenizer(composing(byte_level_bpe())),
+    "bytes": ALL["bytes"],
+}
+DENSE = ["ᾂ" * 50, "two words" * 20, "가" * 30, " " * 100, *TEXTS]
+
+
+@pytest.mark.parametrize("name", SIZED)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
+def test_a_text_has_at_least_as_many_tokens_as_its_length_tells(name: str, text: str) -> None:
+    tokenizer = SIZED[name]
+    for sample in (text, *DENSE, *(unicodedata.normalize("NFD", dense) for dense in DENSE)):
+        assert least_num_tokens(tokenizer, sample) <= max(1, len(tokenizer.encode(sample)))
+    assert least_num_tokens(tokenizer, "a" * 100_000) > 100
+
+
+@pytest.mark.parametrize("name", ["metaspace", "word-piece"])
+def test_where_text_may_shrink_its_length_tells_nothing(name: str) -> None:
+    assert least_num_tokens(ALL[name], " " * 100_000) == 1
+
+
+def test_an_added_token_that_takes_the_spaces_around_it_is_no_measure_of_text() -> None:
+    raw = byte_level_bpe()
+    raw.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True)])
+    assert least_num_tokens(HFTokenizer(raw), " " * 100_000 + "<mask>") == 1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_batch_is_encoded_as_its_texts_are(name: str) -> None:
+    tokenizer = ALL[name]
+    assert tokenizer.encode_batch(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
+
+
+def test_other_threads_run_while_a_long_text_is_encoded() -> None:
+    tokenizer = ALL["byte-level"]
+    working = threading.Thread(target=tokenizer.encode_batch, args=([TEXTS[0] * 20_000],))
+    stamps = [time.monotonic()]
+    working.start()
+    while working.is_alive():
+        time.sleep(0.001)
+        stamps.append(time.monotonic())
+    longest_s = max(after - before for before, after in pairwise(stamps))
+    assert longest_s < 0.5 * (stamps[-1] - stamps[0])
+
+
 @pytest.mark.parametrize("name", ["byte-level", "bytes"])
 def test_byte_tokenizers_give_the_text_back(name: str) -> None:
     for text in TEXTS:
@@ -216,8 +273,8 @@ def test_a_folder_gives_ids_of_text_and_of_chat(folder: Path) -> None:
     assert tokenizer.eos_token_ids == (2,)
     assert tokenizer.vocab_size == raw.get_vocab_size()
     assert tokenizer.encode("the fox")[0] == 1
-    chat = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "the"}, {"role": "assistant", "content": "fox"}]
+    chat = chat_token_ids(
+        tokenizer, [{"role": "user", "content": "the"}, {"role": "assistant", "content": "fox"}]
     )
     assert chat == raw.encode("<s>user: the</s>assistant: fox!", add_special_tokens=False).ids
     assert chat.count(1) == 1
@@ -228,7 +285,7 @@ def test_a_chat_template_file_goes_before_the_one_in_the_config(folder: Path) ->
         "{% generation %}{{ messages[0].content }}{% endgeneration %}"
     )
     tokenizer = HFTokenizer.from_folder(folder)
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": "fox"}])
+    ids = chat_token_ids(tokenizer, [{"role": "user", "content": "fox"}])
     assert tokenizer.decode(ids) == " fox"
 
 
@@ -240,15 +297,15 @@ def test_generation_config_adds_ends_of_answers(folder: Path) -> None:
 def test_a_template_may_refuse_messages_but_not_reach_python(folder: Path) -> None:
     tokenizer = HFTokenizer.from_folder(folder)
     with pytest.raises(ChatTemplateError, match="no tools"):
-        tokenizer.apply_chat_template([{"role": "tool", "content": "x"}])
+        chat_token_ids(tokenizer, [{"role": "tool", "content": "x"}])
     (folder / "chat_template.jinja").write_text("{{ messages.__class__.__mro__ }}")
     with pytest.raises(ChatTemplateError, match="unsafe"):
-        HFTokenizer.from_folder(folder).apply_chat_template([{"role": "user", "content": "x"}])
+        chat_token_ids(HFTokenizer.from_folder(folder), [{"role": "user", "content": "x"}])
 
 
 def test_a_model_without_a_template_says_what_to_do() -> None:
     with pytest.raises(ChatTemplateError, match="/v1/completions"):
-        ALL["byte-level"].apply_chat_template([{"role": "user", "content": "x"}])
+        chat_token_ids(ALL["byte-level"], [{"role": "user", "content": "x"}])
 
 
 def test_unreadable_folders_are_named(tmp_path: Path) -> None:
@@ -262,6 +319,6 @@ def test_the_null_backend_speaks_bytes() -> None:
     assert tokenizer.encode("é") == [0xC3, 0xA9]
     assert tokenizer.eos_token_ids == (256,)
     assert tokenizer.decode([104, 105, 256]) == "hi"
-    assert tokenizer.decode(tokenizer.apply_chat_template([{"role": "user", "content": "hi"}])) == (
+    assert tokenizer.decode(chat_token_ids(tokenizer, [{"role": "user", "content": "hi"}])) == (
         "user: hi\nassistant: "
     )

@@ -168,3 +168,25 @@ def test_every_timing_and_counter_is_on_the_wire_and_in_the_parquet_files() -> N
     (line,) = json.loads(log.page(0))["steps"]
     assert list(line) == counters == STEP_SCHEMA.names[2:]
     assert StepLine.model_validate(line, strict=True).model_dump() == line
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": [' + b"[1]," * 30_000 + b"[1]]}",
+        b'{"prompt": [' + b'"",' * 60_000 + b'""]}',
+        b'{"prompt": [' + b"1," * 1_100_000 + b"1]}",
+        b'{"prompt": [' + b"[[[[1]]]]," * 10_000 + b"[1]]}",
+    ],
+)
+def test_more_values_than_any_request_needs_are_refused_unread(body: bytes) -> None:
+    with pytest.raises(ApiError) as refused:
+        parse(GenerateRequest, body)
+    assert (refused.value.status, refused.value.code) == (413, "body_too_large")
+
+
+def test_what_a_text_holds_does_not_count_as_values() -> None:
+    text = '[{"a,": "b\\\\"}], ' * 40_000
+    assert parse(GenerateRequest, json.dumps({"prompt": text}).encode()).prompt == [text]
+    ids = [list(range(1000, 4000))] * 250
+    assert parse(GenerateRequest, json.dumps({"prompt": ids}).encode()).prompt == ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, SupportsIndex
 
 import pytest
 from hypothesis import given
@@ -57,6 +58,27 @@ def test_stop_strings_cut_where_the_whole_text_says(pieces: list[str], stops: li
     begin = first_end(text, stops)
     assert stopped == (begin is not None)
     assert shown == (text if begin is None else text[:begin])
+
+
+class CountedText(str):
+    """Counts how often one of its characters is looked at."""
+
+    num_looks = 0
+
+    def __getitem__(self, index: SupportsIndex | slice[Any, Any, Any]) -> str:
+        self.num_looks += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("text", ["a" * 5000, ("a" * 254 + "c") * 20, ("a" * 127 + "b") * 40])
+def test_no_stop_string_makes_a_token_dear(text: str) -> None:
+    stops = [CountedText("a" * (240 + i) + "b") for i in range(16)]
+    matcher = StopMatcher(stops)
+    for stop in stops:
+        stop.num_looks = 0
+    for begin in range(0, len(text), 3):
+        assert not matcher.push(text[begin : begin + 3])[1]
+    assert max(stop.num_looks for stop in stops) <= 4 * len(text)
 
 
 @given(st.lists(st.text("ab", max_size=4), max_size=6), st.text("ab", min_size=1, max_size=3))

@@ -14,13 +14,20 @@ from tests.services.scripted_engine import TIMINGS, ScriptedEngine, last
 from tests.services.served import CLIENT, lab_serve, serving, until
 
 
-def refused(limit: QueueLimit, num_waiting: int, waiting_tokens: int, now_s: float = 0.0) -> ApiError | None:
+def refused(
+    limit: QueueLimit,
+    num_waiting: int,
+    waiting_tokens: int,
+    now_s: float = 0.0,
+    *,
+    waiting_prompts: int = 0,
+    num_prompts: int = 1,
+) -> ApiError | None:
     try:
-        limit.enter(num_waiting, waiting_tokens, now_s)
+        with limit.enter(num_waiting, waiting_prompts, waiting_tokens, num_prompts, now_s):
+            return None
     except ApiError as error:
         return error
-    limit.entered()
-    return None
 
 
 def test_requests_and_tokens_are_bounded_apart() -> None:
@@ -35,13 +42,23 @@ def test_requests_and_tokens_are_bounded_apart() -> None:
     assert "100 prompt tokens may wait" in full.message
 
 
+def test_prompts_are_bounded_as_requests_are() -> None:
+    limit = QueueLimit(max_requests=8, max_tokens=100)
+    assert refused(limit, 1, 0, waiting_prompts=5, num_prompts=3) is None
+    full = refused(limit, 1, 0, waiting_prompts=5, num_prompts=4)
+    assert full is not None
+    assert (full.status, full.code) == (429, "queue_full")
+    assert "8 prompts may wait" in full.message
+    assert refused(limit, 0, 0, num_prompts=256) is None
+
+
 def test_those_being_tokenized_have_their_places() -> None:
     limit = QueueLimit(max_requests=2, max_tokens=100)
-    limit.enter(0, 0, 0.0)
-    limit.enter(0, 0, 0.0)
-    assert refused(limit, 0, 0) is not None
-    limit.entered()
-    assert refused(limit, 0, 0) is None
+    with limit.enter(0, 0, 0, 1, 0.0):
+        with limit.enter(0, 0, 0, 1, 0.0):
+            assert refused(limit, 0, 0) is not None
+        assert refused(limit, 0, 0) is None
+        assert refused(limit, 0, 0, num_prompts=2) is not None
 
 
 def test_a_long_prompt_is_welcome_where_nothing_waits() -> None:
@@ -153,3 +170,32 @@ def test_the_server_bounds_how_long_a_request_takes() -> None:
             answer = CLIENT.post(lab.url + "/generate", json=fields | timeout)
             assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
             assert "0.5 s" in answer.json()["error"]["message"]
+
+
+def test_a_few_requests_of_many_prompts_fill_the_queue() -> None:
+    engine = ScriptedEngine()
+    with serving(engine, MAX_QUEUE=40) as served:
+        first = Background(served, prompt=["a"] * 100)  # nothing waits before it
+        until(lambda: len(engine.submitted) == 100)
+        assert served.post(prompt="a").status_code == 429
+        served.call(lambda: engine.step(num_running=70))
+        assert served.post(prompt="a", n=11).status_code == 429
+        second = Background(served, prompt="a", n=10)
+        until(lambda: len(engine.submitted) == 110)
+        served.call(lambda: engine.step(*(last(seq.seq_id, [97]) for seq in engine.submitted)))
+        assert [request.answer().status_code for request in (first, second)] == [200, 200]
+
+
+def test_who_left_takes_room_until_the_engine_says_so() -> None:
+    engine = ScriptedEngine()
+    with serving(engine, MAX_QUEUE=10) as served:
+        cancelled = Background(served, prompt=["a"] * 100, timeout_s=0.2)
+        assert cancelled.answer().status_code == 504
+        assert served.post(prompt="a").status_code == 429
+        ends = [SequenceUpdate(seq_id, [], "abort", TIMINGS) for seq_id in engine.cancelled]
+        assert len(ends) == 100
+        served.call(lambda: engine.step(*ends))
+        other = Background(served, prompt="a")
+        until(lambda: len(engine.submitted) == 101)
+        served.call(lambda: engine.step(last(engine.submitted[-1].seq_id, [97])))
+        assert other.answer().status_code == 200

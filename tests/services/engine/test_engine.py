@@ -36,6 +36,9 @@ class TimedBackend(NullBackend):
         super().__init__(BackendConfig(max_batch_size=MAX_BATCH, max_model_len=100))
         self._clock = clock
         self.failures: dict[int, Exception] = {}
+        """By number of the call, from 1 on."""
+        self.culprits: set[int] = set()
+        """Sequences that no step can compute."""
         self.num_calls = 0
         self.released: list[int] = []
 
@@ -44,7 +47,13 @@ class TimedBackend(NullBackend):
         self._clock.now_s += STEP_S
         if failure := self.failures.get(self.num_calls):
             raise failure
+        if any(chunk.seq.seq_id in self.culprits for chunk in chunks):
+            raise BackendError("it is not to be computed")
         return super().step(chunks)
+
+    @property
+    def num_free_slots(self) -> int:
+        return MAX_BATCH - len(self._slots)
 
     def release(self, seq_ids: Seq[int]) -> None:
         self.released += seq_ids
@@ -183,16 +192,61 @@ def test_a_request_that_can_never_fit_is_answered_with_the_reason() -> None:
     assert lab.updates(2)[-1][1].finish_reason == "length"
 
 
-def test_a_backend_error_ends_the_step_and_not_the_engine() -> None:
+def test_a_failed_step_is_tried_apart_and_ends_the_culprit_alone() -> None:
     lab = EngineLab()
-    lab.backend.failures[2] = BackendError("numbers ran out")
+    lab.backend.culprits = {2}
     lab.run(request(1, 5), request(2, 5), request(3, 2, at_s=0.15))
-    for seq_id in (1, 2):
-        update = lab.updates(seq_id)[-1][1]
-        assert (update.finish_reason, update.error) == ("error", "the backend failed: numbers ran out")
-    assert lab.backend.released == [1, 2, 3]
-    assert len(lab.updates(3)) == 2
-    assert [record.step for record in lab.records] == [0, 1, 2, 3]
+    update = lab.updates(2)[-1][1]
+    assert (update.finish_reason, update.error) == ("error", "the backend failed: it is not to be computed")
+    for seq_id, num_tokens in ((1, 5), (3, 2)):
+        updates = [update for _, update in lab.updates(seq_id)]
+        assert [len(u.token_ids) for u in updates] == [1] * num_tokens
+        assert updates[-1].finish_reason == "length"
+    assert sorted(lab.backend.released) == [1, 2, 3]
+    assert [record.step for record in lab.records] == list(range(lab.backend.num_calls))
+    assert [(r.num_rows, r.num_dead_rows) for r in lab.records[:3]] == [(0, 2), (1, 0), (1, 0)]
+
+
+def test_what_is_tried_apart_gives_the_same_tokens() -> None:
+    def answers(failures: dict[int, Exception]) -> list[list[int]]:
+        lab = EngineLab("static")
+        lab.backend.failures = failures
+        pair = [request(1, 2)[1].sequences[0], request(2, 5, prompt=20)[1].sequences[0]]
+        pair[1].group_id = 1
+        lab.run((0.0, Submit(pair)))
+        assert lab.backend.num_free_slots == MAX_BATCH
+        return [[t for _, u in lab.updates(seq_id) for t in u.token_ids] for seq_id in (1, 2)]
+
+    whole = answers({})
+    assert [len(tokens) for tokens in whole] == [2, 5]
+    for failing in range(1, 4):
+        assert answers({failing: BackendError("once")}) == whole
+
+
+def test_a_sequence_that_fails_apart_too_ends_with_its_own_reason() -> None:
+    lab = EngineLab()
+    lab.backend.failures = {2: BackendError("all"), 3: BackendError("first"), 4: BackendError("second")}
+    lab.run(request(1, 5), request(2, 5))
+    assert [lab.updates(n)[-1][1].error for n in (1, 2)] == [
+        "the backend failed: first",
+        "the backend failed: second",
+    ]
+    assert lab.backend.num_calls == 4
+
+
+def test_work_on_messages_counts_as_a_step_does() -> None:
+    lab = EngineLab()
+    seen: list[float] = []
+
+    def release(seq_ids: Seq[int]) -> None:
+        lab.clock.now_s += 7.0
+        seen.append(lab.engine.busy_s())
+
+    lab.run(request(1, 9), (0.05, Stop()))
+    lab.backend.release = release  # type: ignore[method-assign]
+    lab.engine.handle([Cancel([1])])
+    assert seen == [7.0]
+    assert lab.engine.busy_s() == 0.0
 
 
 def test_any_other_exception_leaves_the_loop() -> None:
@@ -200,6 +254,20 @@ def test_any_other_exception_leaves_the_loop() -> None:
     lab.backend.failures[2] = ZeroDivisionError("a bug")
     with pytest.raises(ZeroDivisionError):
         lab.run(request(1, 5))
+
+
+def test_steps_go_on_under_a_flood_of_messages() -> None:
+    lab = EngineLab()
+    flood: list[tuple[float, Message]] = []
+    for number in range(10):
+        many = [request(1000 * (number + 1) + i, 1)[1].sequences[0] for i in range(300)]
+        flood += [(0.05, Submit(many)), (0.05, Cancel([seq.seq_id for seq in many]))]
+    lab.run(request(1, 20), *flood)
+    steps_s = [at_s for at_s, _ in lab.updates(1)]
+    assert len(steps_s) == 20
+    ends = [at_s for at_s, report in lab.reports for u in report.updates if u.finish_reason == "abort"]
+    assert len(ends) == 3000
+    assert len(set(ends)) >= 5, "no turn takes them all"
 
 
 def test_stop_leaves_after_the_current_step() -> None:

@@ -332,3 +332,47 @@ def test_cancelling_the_unknown_or_the_finished_is_ignored() -> None:
     lab.run()
     outcome = lab.scheduler.cancel([seq.seq_id, 999], lab.now_s)
     assert (outcome.updates, outcome.released_seq_ids) == ([], [])
+
+
+# -- alone ----------------------------------------------------------------------------------------
+
+
+def test_an_exclusive_sequence_takes_every_second_step_and_holds_up_nobody() -> None:
+    lab = VirtualLab("continuous")
+    lab.submit(20)
+    lab.step()
+    lab.submit(2, exclusive=True)
+    lab.submit(2)
+    lab.run()
+    alone, shared, alone_again, *rest = [live for live, _ in lab.batches[1:]]
+    assert (alone, shared, alone_again) == ([1], [0, 2], [1])
+    assert rest[0] == [0, 2]
+    assert lab.now_s == 22
+
+
+def test_exclusive_sequences_take_turns() -> None:
+    lab = VirtualLab("continuous")
+    for _ in range(2):
+        lab.submit(3, exclusive=True)
+    lab.submit(6)
+    lab.run()
+    assert [live for live, _ in lab.batches] == [[0], [2], [1], [2]] * 3
+
+
+def test_beside_a_running_batch_an_exclusive_long_prompt_goes_chunk_by_chunk() -> None:
+    lab = VirtualLab("continuous", limits=LONG)
+    lab.submit(50)
+    lab.step()
+    lab.submit(1, prompt=60, exclusive=True)
+    assert [chunks_of(lab) for _ in range(3)] == [{1: (0, 8)}, {0: (3, 1)}, {1: (8, 8)}]
+
+
+def test_an_exclusive_sequence_leaves_a_padded_batch_when_it_ends() -> None:
+    lab = VirtualLab("dynamic", batch_wait_s=0.0)
+    lab.submit(1, exclusive=True)
+    lab.submit(2)
+    lab.submit(1)
+    lab.step()
+    assert lab.released == [0]
+    lab.run()
+    assert lab.batches == [([0], []), ([1, 2], []), ([1], [2])]

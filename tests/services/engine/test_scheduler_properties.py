@@ -158,10 +158,13 @@ def test_cancels_and_failures_leave_nothing_behind(
 @given(LIMITS_OF_ALL_SIZES, QUIET)
 @settings(max_examples=100, deadline=None)
 def test_no_prompt_starves_in_the_batch(limits: SchedulerLimits, events: list[Event]) -> None:
-    """At the latest, its first token comes when all admitted before it have been computed chunk by chunk."""
+    """At the latest, its first token comes when all admitted before it have been computed chunk by chunk.
+
+    An exclusive sequence leaves the others every second step, and shares its own with others of its kind.
+    """
     lab = replay("continuous", limits, events)
     sequences = [(seq, seq.admitted_s, seq.first_token_s) for seq in lab.sequences.values()]
-    for _, admitted_s, first_token_s in sequences:
+    for seq, admitted_s, first_token_s in sequences:
         assert admitted_s is not None
         assert first_token_s is not None
         before = [
@@ -172,6 +175,8 @@ def test_no_prompt_starves_in_the_batch(limits: SchedulerLimits, events: list[Ev
             and other_admitted_s <= admitted_s < other_first_s
         ]
         most_steps = sum(-(-other.num_prompt_tokens // limits.prefill_chunk) for other in before)
+        num_exclusive = sum(other.exclusive for other in lab.sequences.values())
+        most_steps *= 2 * (num_exclusive if seq.exclusive else 1) if num_exclusive else 1
         assert round((first_token_s - admitted_s) / lab.step_s) <= most_steps
 
 

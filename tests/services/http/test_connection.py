@@ -1,0 +1,186 @@
+"""What a client may send before its request is known, and how many may be connected."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from adapters.base import ConfigError
+from services.http import connection as limits
+from services.http.connection import MAX_HEAD_BYTES, MAX_HEADERS, max_connections
+from tests.services.engine_client.test_worker import engine_pid
+from tests.services.served import CLIENT, DEADLINE_S, Served, lab_serve, serving, until
+
+HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S)
+
+
+def answer_to(served: Served, *pieces: bytes) -> tuple[int, str]:
+    """Status and error code of what comes until the service closes the connection."""
+    with connect(served.port) as client:
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            for piece in pieces:
+                client.sendall(piece)
+        with contextlib.suppress(ConnectionError):
+            while data := client.recv(1 << 16):
+                received += data
+    head, _, body = received.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+def health_over(client: socket.socket) -> bytes:
+    """The status line of one answer, which is read whole."""
+    client.sendall(HEALTH)
+    received = b""
+    while not received.endswith(b"}") and (data := client.recv(1 << 16)):
+        received += data
+    return received.partition(b"\r\n")[0]
+
+
+def send_for_ever(client: socket.socket, piece: bytes) -> None:
+    begin_s = time.monotonic()
+    while time.monotonic() < begin_s + DEADLINE_S:
+        client.sendall(piece)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with serving(API_KEY="a-long-secret") as served:
+        yield served
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /" + b"x" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"x: y\r\n" * MAX_HEADERS + b"\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nX-Endless: " + b"x" * 4_000_000,
+        b"GET /" + b"x" * 4_000_000,
+    ],
+    ids=["url", "header", "many", "endless header", "endless url"],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_large_head_is_refused_before_the_key_is_asked_for(
+    served: Served, head: bytes, whole: bool
+) -> None:
+    pieces = [head] if whole else [head[i : i + 5000] for i in range(0, len(head), 5000)]
+    assert answer_to(served, *pieces) == (431, "headers_too_large")
+    assert served.get("/health").status_code == 200
+
+
+def test_a_head_just_below_the_limit_is_read(served: Served) -> None:
+    headers = {f"x-{i}": "v" * 600 for i in range(100)}
+    assert CLIENT.get(served.url + "/health", headers=headers).status_code == 200
+    body = {"prompt": "a" * 500_000}  # a body does not count
+    assert CLIENT.post(served.url + "/generate", json=body).status_code == 401
+
+
+def test_what_is_no_http_gets_an_error_in_our_shape(served: Served) -> None:
+    assert answer_to(served, b"\x16\x03\x01 hello\r\n\r\n") == (400, "invalid_http")
+
+
+def test_more_requests_at_once_than_may_wait_are_refused(served: Served) -> None:
+    with connect(served.port) as client:
+        client.sendall(HEALTH * 5000)
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            while data := client.recv(1 << 16):
+                received += data
+    assert received.count(b"HTTP/1.1 200") <= 2 * limits.MAX_PIPELINED
+
+
+def test_a_few_requests_at_once_are_answered_in_order(served: Served) -> None:
+    with connect(served.port) as client:
+        client.sendall(HEALTH * 4)
+        received = b""
+        while received.count(b'"status"') < 4:
+            received += client.recv(1 << 16)
+
+
+def test_who_sends_no_whole_head_in_time_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HEAD_TIMEOUT_S", 0.5)
+    with serving() as served, connect(served.port) as silent, connect(served.port) as slow:
+        slow.sendall(b"GET /health HTTP/1.1\r\nHost")
+        assert silent.recv(100) == b""
+        assert slow.recv(100).startswith(b"HTTP/1.1 408")
+        with connect(served.port) as second:
+            assert health_over(second) == b"HTTP/1.1 200 OK"
+            time.sleep(0.7)  # between its requests a connection has more time
+            assert health_over(second) == b"HTTP/1.1 200 OK"
+            second.sendall(b"G")
+            assert second.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_an_unwanted_body_is_not_read_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LINGER_S", 0.2)
+    with serving(API_KEY="a-long-secret") as served, connect(served.port) as client:
+        client.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            send_for_ever(client, b"5\r\nhello\r\n")
+
+
+def test_a_new_connection_takes_the_place_of_a_silent_one() -> None:
+    with serving(MAX_CONNECTIONS=8) as served, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(connect(served.port)) for _ in range(8)]
+        until(lambda: served.call(lambda: served.service.health().status) == "ok")
+        with connect(served.port) as ninth:
+            assert health_over(ninth) == b"HTTP/1.1 200 OK"
+            assert silent[0].recv(100) == b""
+            assert health_over(silent[7]) == b"HTTP/1.1 200 OK"
+
+
+def test_where_all_connections_have_a_request_health_is_still_answered() -> None:
+    endless = json.dumps({"prompt": "a", "max_tokens": 4000, "ignore_eos": True, "stream": True}).encode()
+    post = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(endless) + endless
+    with (
+        serving(MAX_CONNECTIONS=2, NULL_STEP_MS=5) as served,
+        connect(served.port) as first,
+        connect(served.port) as second,
+    ):
+        for client in (first, second):
+            client.sendall(post)
+            assert client.recv(100).startswith(b"HTTP/1.1 200")
+        with connect(served.port) as third:
+            assert health_over(third) == b"HTTP/1.1 200 OK"
+            third.sendall(b"GET /model HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert third.recv(100).startswith(b"HTTP/1.1 503")
+        assert first.recv(1)
+        assert second.recv(1)
+
+
+def test_descriptors_are_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
+    kept = 1024 - max_connections(None)
+    assert kept >= 64
+    assert max_connections(500) == 500
+    with pytest.raises(ConfigError, match=f"ulimit -n\\) to {2000 + kept} or lower MAX_CONNECTIONS"):
+        max_connections(2000)
+
+
+def test_the_engine_is_replaced_beside_more_silent_connections_than_there_are_descriptors() -> None:
+    def lower() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (192, 192))
+
+    with lab_serve(preexec_fn=lower) as lab, contextlib.ExitStack() as stack:
+        lab.wait_ready()
+        port = int(lab.url.rsplit(":", 1)[1])
+        silent = [stack.enter_context(connect(port)) for _ in range(300)]
+        assert lab.status() == "ok"
+        os.kill(engine_pid(lab), signal.SIGKILL)
+        until(lambda: lab.status() != "ok")
+        silent += [stack.enter_context(connect(port)) for _ in range(100)]
+        lab.wait_ready()
+        assert CLIENT.post(lab.url + "/generate", json={"prompt": "a", "max_tokens": 2}).status_code == 200
