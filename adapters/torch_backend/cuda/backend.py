@@ -1,7 +1,6 @@
 """The torch backend on a CUDA device: steps overlap with the planning of the next one.
 
-Everything particular to the device is behind `Machine`. Not verified on a GPU yet: tests run all of this on a
-CPU with a stand-in machine.
+Everything particular to the device is behind `Machine`: tests run all of this on a CPU with a stand-in.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The few things that only a CUDA device has: pinned memory, events, graphs, a count of free bytes.
 
-They are behind a protocol, so that everything built on them runs in tests on a CPU with stand-ins. Not
-verified on a GPU yet.
+They are behind a protocol, so that everything built on them runs in tests on a CPU with stand-ins.
 """
 
 from __future__ import annotations

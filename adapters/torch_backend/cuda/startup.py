@@ -44,7 +44,7 @@ class CudaSetup:
         Attempt(fast=False, flash=True),
         Attempt(fast=False),
     )
-    slack = 2.0  # a GPU's kernels round elsewhere; by how much was not measured
+    slack = 2.0  # a GPU's kernels round elsewhere
     joined = True
     packer: DevicePacker
 

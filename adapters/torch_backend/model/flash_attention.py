@@ -53,7 +53,7 @@ class AttentionOp(Protocol):
 def flash_attention(
     q: Tensor, k: Tensor, v: Tensor, spans: KeySpans, max_len: int, scaling: float, window: int
 ) -> Tensor:
-    """torch's own operator, for CUDA tensors of half precision. Not verified on a GPU yet."""
+    """torch's own operator, for CUDA tensors of half precision."""
     out: Tensor = torch.ops.aten._flash_attention_forward(
         q,
         k,
