@@ -181,3 +181,21 @@ def test_bits_that_depend_on_company_are_found() -> None:
         return out * 1.01 if len(spans.lengths) == 1 else out
 
     assert not flash_check.attention_keeps_bits(splits_when_alone, *SHAPE)
+
+
+@pytest.mark.parametrize("window", [MAX_LEN, MAX_LEN + 1, 10 * MAX_LEN])
+def test_a_window_as_long_as_a_slot_is_none(window: int) -> None:
+    given = []
+
+    def noted(*args: Any) -> Any:
+        given.append(args[-1])
+        return plain_attention(*args)
+
+    cache = SlotCache(5, MAX_LEN)
+    layout = mixed_layout(cache, False, 0)
+    layout.flash = FlashStep(
+        [FlashPart(noted, 0, 3, decode_spans(layout.slots[:3], layout.positions[:3], MAX_LEN))]
+    )
+    rows = torch.randn(len(layout.slots), HEADS, DIM).bfloat16()
+    layout.attend(0, rows, rows, rows, 0.3, window)
+    assert given == [0]
