@@ -103,7 +103,7 @@ model: $(FOR_MODELS) $(MODEL_PACKAGE) ## make a preset now: MODEL=lab-26m (BACKE
 stage: $(FOR_MODELS) $(MODEL_PACKAGE) ## put a model into a folder of its own: MODEL=owner/name TO=artifacts/name
 	@$(LAB) model stage $(MODEL) --to $(TO) $(ARGS)
 
-prompts: .venv/.lab-base ## write data/prompts.jsonl anew
+prompts: .venv/.lab-base ## write both corpora of data/ anew
 	@$(LAB) prompts $(ARGS)
 
 env-example: .venv/.lab-base ## write .env.example anew from the settings

@@ -181,6 +181,11 @@ class InputProcessor:
             num_chars = sum(len(message.content) for message in request.messages)
             return await _off_the_loop(num_chars, lambda: [self._chat_token_ids(request)])
         texts = [prompt for prompt in request.prompt if isinstance(prompt, str)]
+        if request.chat and not texts:
+            raise errors.bad_field("chat", "needs a text as prompt")
+        if request.chat:
+            work = partial(map, self._user_token_ids, texts)
+            return await _off_the_loop(sum(map(len, texts)), lambda: list(work()))
         if texts:
             encode = partial(
                 self.loaded.tokenizer.encode,
@@ -195,6 +200,12 @@ class InputProcessor:
         if max(map(max, ids)) >= vocab_size:
             raise errors.bad_field("prompt", f"holds a token id that is not below {vocab_size}")
         return ids
+
+    def _user_token_ids(self, text: str) -> list[int]:
+        try:
+            return self.loaded.tokenizer.apply_chat_template([{"role": "user", "content": text}])
+        except ChatTemplateError as error:
+            raise errors.bad_field("chat", f"cannot be done: {error}") from None
 
     def _chat_token_ids(self, request: ChatRequest) -> list[int]:
         messages = [
