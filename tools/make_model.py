@@ -1,4 +1,4 @@
-"""`lab model`: makes a seeded preset, or fetches another model, before it is needed.
+"""`lab model`: makes a preset, or fetches another model, before it is needed.
 
 `lab serve` does the same by itself when the model is missing. `lab model stage` is in `tools/stage_model.py`.
 """
@@ -16,8 +16,16 @@ from adapters.base import BackendConfig, ConfigError
 from adapters.models.artifact import changed_files, read_manifest
 from adapters.models.digests import PRESET_MANIFEST
 from adapters.models.gguf.store import resolve_gguf
+from adapters.models.packaged import PACKAGED
 from adapters.models.presets import PRESETS
-from adapters.models.store import is_made, make_preset, preset_folder, resolve_model
+from adapters.models.store import (
+    is_made,
+    is_preset,
+    make_preset,
+    preset_folder,
+    preset_names,
+    resolve_model,
+)
 from adapters.registry import BACKENDS
 from harness.settings import SETTING_NAMES
 from services.read_settings import read_settings
@@ -68,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     preset = config.model.partition(":")[0]
     if args.verify:
         return _verify(preset, config.artifacts_dir)
-    if args.force and preset in PRESETS:
+    if args.force and is_preset(preset):
         make_preset(preset, config.artifacts_dir, force=True)
     return _resolve(config, started)
 
@@ -87,21 +95,25 @@ def _resolve(config: BackendConfig, started: float) -> int:
 
 
 def _list(artifacts_dir: str) -> int:
-    for name, preset in PRESETS.items():
+    shapes = {
+        name: (p.num_parameters, f"{p.num_layers} layers of {p.hidden_size}, vocabulary {p.vocab_size:,}")
+        for name, p in PRESETS.items()
+    }
+    shapes |= {name: (model.num_parameters, model.shape) for name, model in PACKAGED.items()}
+    for name, (num_parameters, shape) in shapes.items():
         folder = preset_folder(name, artifacts_dir)
         state = (
             f"{folder}, {read_manifest(folder / PRESET_MANIFEST)['digest']}"
             if is_made(folder)
             else "not made"
         )
-        shape = f"{preset.num_layers} layers of {preset.hidden_size}, vocabulary {preset.vocab_size:,}"
-        print(f"{name:9} {preset.num_parameters / 1e6:8,.1f} M parameters, {shape}: {state}")
+        print(f"{name:12} {num_parameters / 1e6:8,.1f} M parameters, {shape}: {state}")
     return 0
 
 
 def _verify(preset: str, artifacts_dir: str) -> int:
-    if preset not in PRESETS:
-        raise ConfigError(f"only presets can be verified: {', '.join(PRESETS)}")
+    if not is_preset(preset):
+        raise ConfigError(f"only presets can be verified: {', '.join(preset_names())}")
     folder = preset_folder(preset, artifacts_dir)
     if not is_made(folder):
         return _told(f"{folder} is missing or out of date; `lab model {preset}` makes it")

@@ -1,6 +1,7 @@
-"""`lab prompts`: writes the corpus, byte for byte the same on every machine for the same count and seed.
+"""`lab prompts`: writes the corpora, byte for byte the same on every machine for the same count and seed.
 
-A line is `id, prompt, max_tokens, category`. The harness checks the digest in `prompts.sha256` before a run.
+There are two: `prompts`, whose budgets are the lengths of its answers, and `instructions`, for models that
+end their answers themselves. The harness checks the digest beside a corpus before a run.
 `--extend-with` lets a language model lengthen the prompts. What a model writes depends on the machine, so
 such a corpus needs a file of its own.
 """
@@ -19,12 +20,15 @@ from pathlib import Path
 from adapters.base import ConfigError
 from adapters.data_files import DATA
 from harness.results.output_dir import whole_file
+from tools.corpus.instructions import MAX_TOKENS, write_instruction
 from tools.corpus.lengths import OUTPUT_TOKENS, PROMPT_TOKENS, Draws, stratified_lengths
 from tools.corpus.texts import write_prompt
 
 CORPUS_PATH = DATA / "prompts.jsonl"
 DEFAULT_NUM = 500
+NUM_INSTRUCTIONS = 256
 DEFAULT_SEED = 0
+_MAX_ATTEMPTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,25 @@ class Prompt:
     prompt: str
     max_tokens: int
     category: str
+    chat: bool = False
+    """The prompt is the message of a user."""
+
+
+def make_instructions(num: int = NUM_INSTRUCTIONS, seed: int = DEFAULT_SEED) -> list[Prompt]:
+    """The second corpus. No two messages are equal, and a longer corpus starts with the shorter one."""
+    prompts: list[Prompt] = []
+    seen: set[str] = set()
+    for index in range(num):
+        draws = Draws(seed, "instructions", index)
+        for _ in range(_MAX_ATTEMPTS):
+            category, text = write_instruction(draws)
+            if text not in seen:
+                break
+        else:
+            raise ConfigError(f"there are no {num} different instructions; lower --n")
+        seen.add(text)
+        prompts.append(Prompt(f"i{index:05d}", text, MAX_TOKENS, category, chat=True))
+    return prompts
 
 
 def make_prompts(num: int = DEFAULT_NUM, seed: int = DEFAULT_SEED) -> list[Prompt]:
@@ -56,8 +79,12 @@ def make_prompts(num: int = DEFAULT_NUM, seed: int = DEFAULT_SEED) -> list[Promp
 
 
 def to_jsonl(prompts: list[Prompt]) -> bytes:
-    lines = [json.dumps(asdict(prompt), ensure_ascii=False) + "\n" for prompt in prompts]
-    return "".join(lines).encode()
+    return "".join(json.dumps(_fields(prompt), ensure_ascii=False) + "\n" for prompt in prompts).encode()
+
+
+def _fields(prompt: Prompt) -> dict[str, object]:
+    """`chat` stands only where it is true."""
+    return {name: value for name, value in asdict(prompt).items() if name != "chat" or value}
 
 
 def write_corpus(path: Path, content: bytes) -> str:
@@ -129,9 +156,16 @@ def _load_writer(model: str, artifacts_dir: str, num_tokens: int, seed: int) -> 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--n", type=_positive, default=DEFAULT_NUM, help="number of prompts (%(default)s)")
+    parser.add_argument(
+        "--corpus",
+        choices=_CORPORA,
+        help="which one (default: prompts; without --out both, each into its own file)",
+    )
+    parser.add_argument(
+        "--n", type=_positive, help=f"number of prompts ({DEFAULT_NUM}; {NUM_INSTRUCTIONS} instructions)"
+    )
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="another seed is another corpus")
-    parser.add_argument("--out", type=Path, default=CORPUS_PATH, help="file to write (data/prompts.jsonl)")
+    parser.add_argument("--out", type=Path, help="file to write (data/CORPUS.jsonl)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail when the file differs")
     extend = parser.add_argument_group("extension by a language model")
     extend.add_argument("--extend-with", metavar="MODEL", help="a preset, a local folder or a hub id")
@@ -140,13 +174,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    out: Path = args.out
-    if args.extend_with and (args.check or out.resolve() == CORPUS_PATH):
+    if args.extend_with and (args.check or args.out is None or args.out.parent.resolve() == DATA):
         raise ConfigError(
             "an extended corpus differs from machine to machine; give it a file of its own with --out, "
             "and do not --check it"
         )
-    prompts = make_prompts(args.n, args.seed)
+    both = args.corpus is None and args.out is None
+    names = list(_CORPORA) if both else [args.corpus or "prompts"]
+    return max(_write(name, args.out or CORPUS_PATH.with_stem(name), args) for name in names)
+
+
+def _write(name: str, out: Path, args: argparse.Namespace) -> int:
+    make, num = _CORPORA[name]
+    prompts = make(args.n or num, args.seed)
     if args.extend_with:
         prompts = extend_prompts(prompts, args.extend_with, args.artifacts_dir, args.extend_tokens, args.seed)
     content = to_jsonl(prompts)
@@ -159,6 +199,13 @@ def run(args: argparse.Namespace) -> int:
     print(f"{out}: {len(prompts)} prompts, {sum(p.max_tokens for p in prompts)} output tokens at most")
     print(f"sha256 {digest}")
     return 0
+
+
+_CORPORA: dict[str, tuple[Callable[[int, int], list[Prompt]], int]] = {
+    "prompts": (make_prompts, DEFAULT_NUM),
+    "instructions": (make_instructions, NUM_INSTRUCTIONS),
+}
+"""What makes each corpus, and how many lines it has."""
 
 
 def _positive(text: str) -> int:

@@ -15,9 +15,8 @@ from adapters.models.digests import STAGED_MANIFEST
 from adapters.models.gguf.store import gguf_parts, is_gguf_name, resolve_gguf
 from adapters.models.hub import gguf_in_hub, looks_like_hub_id
 from adapters.models.hub_staging import download, list_commit, num_bytes
-from adapters.models.presets import PRESETS
 from adapters.models.staging import Fill, Staged, stage
-from adapters.models.store import preset_folder, resolve_model, split_format
+from adapters.models.store import is_preset, preset_folder, resolve_model, split_format
 from adapters.registry import BACKENDS
 
 
@@ -29,7 +28,7 @@ def stage_model(config: BackendConfig, target: Path) -> Staged:
     """
     description = BACKENDS[config.backend]
     name, _ = split_format(config, description.formats)
-    if name in PRESETS and target.absolute() == preset_folder(name, config.artifacts_dir).absolute():
+    if is_preset(name) and target.absolute() == preset_folder(name, config.artifacts_dir).absolute():
         raise ConfigError(f"{target} is where {name} itself is kept; name another folder")
     label = config.model
     if description.weights == "gguf" and not is_gguf_name(name):
@@ -57,7 +56,7 @@ def _fill(config: BackendConfig, name: str) -> Fill:
         return lambda folder: _download(*in_hub, folder=folder)
     if description.weights == "gguf" or is_gguf_name(name):
         return lambda folder: _copy_files(gguf_parts(resolve_gguf(config).path), folder)
-    if name in PRESETS or Path(name).expanduser().is_dir() or not looks_like_hub_id(name):
+    if is_preset(name) or Path(name).expanduser().is_dir() or not looks_like_hub_id(name):
         return lambda folder: _copy_folder(resolve_model(config, description.formats).folder, folder)
     return lambda folder: _download(name, folder=folder)
 

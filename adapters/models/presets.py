@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from adapters.base import ConfigError
 from adapters.data_files import DATA
 from adapters.models.preset_tokenizer import END_OF_TEXT_ID, write_json, write_tokenizer
+from adapters.models.safetensors_file import safetensors_header
 
 CORPUS_PATH = DATA / "prompts.jsonl"
 MAX_SHARD_BYTES = 4_000_000_000
@@ -209,7 +210,7 @@ def _write_weights(preset_name: str, preset: Preset, folder: Path, progress: Pro
             else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         )
         with (folder / name).open("wb") as file:
-            file.write(_safetensors_header(shard))
+            file.write(safetensors_header([(t.name, t.shape) for t in shard], "BF16"))
             for tensor in shard:
                 weight_map[tensor.name] = name
                 for bits in bf16_bits(preset_name, tensor):
@@ -219,16 +220,3 @@ def _write_weights(preset_name: str, preset: Preset, folder: Path, progress: Pro
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(folder / "model.safetensors.index.json", index)
-
-
-def _safetensors_header(shard: list[Tensor]) -> bytes:
-    """Source: the safetensors format: header length (8 bytes, little-endian), JSON, then the raw tensors."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for tensor in shard:
-        end = offset + tensor.num_bytes
-        header[tensor.name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text

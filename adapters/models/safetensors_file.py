@@ -1,12 +1,14 @@
-"""Tensors of a Hugging Face folder, mapped from its safetensors files without torch.
+"""Tensors of a Hugging Face folder, mapped from its safetensors files; and the head of a new one.
 
-They stay on the disk until they are read. bfloat16, which NumPy does not know, comes as its bit patterns.
+Nothing here needs torch. Tensors stay on the disk until they are read. bfloat16, which NumPy does not
+know, comes as its bit patterns.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,22 @@ class StoredTensor:
     def read(self) -> NDArray[Any]:
         """The tensor as an array of `shape`, bf16 as uint16."""
         return np.memmap(self.path, dtype=_DTYPES[self.dtype], mode="r", offset=self.offset, shape=self.shape)
+
+
+def safetensors_header(shapes: Iterable[tuple[str, tuple[int, ...]]], dtype: str) -> bytes:
+    """The start of a file whose tensors, all of one dtype, follow in this order.
+
+    Source: the safetensors format: header length (8 bytes, little-endian), JSON, then the raw tensors.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes:
+        end = offset + math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:

@@ -1,8 +1,8 @@
 """From a model's name to a folder on this disk.
 
-The name is a seeded preset, which is made under `<artifacts>/models/` when it is missing, a local folder, or
-a hub id, which is downloaded. `:bf16` and the like after a name choose the number format. Nothing here loads
-torch, so that the HTTP process can find a tokenizer quickly.
+The name is a preset, a local folder, or a hub id, which is downloaded. A missing preset is made under
+`<artifacts>/models/`, from a seed or of the file in a package. `:bf16` and the like after a name choose the
+number format. Nothing here loads torch, so that the HTTP process can find a tokenizer quickly.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from adapters.models.digests import (
     list_files,
     listing_digest,
 )
+from adapters.models.gguf_folder import write_folder
 from adapters.models.hub import fetch_from_hub, looks_like_hub_id
+from adapters.models.packaged import PACKAGED, UNPACK_RECIPE, packaged_file
 from adapters.models.presets import CORPUS_PATH, PRESETS, RECIPE, Progress, write_model
 from adapters.models.staging import wait_until_staged
 
@@ -55,7 +57,7 @@ def resolve_model(config: BackendConfig, formats: Mapping[str, str] = HF_FORMATS
         ConfigError: there is no such model, or it cannot be fetched or written; says what to do.
     """
     name, suffix = split_format(config, formats)
-    if name in PRESETS:
+    if is_preset(name):
         folder = preset_folder(name, config.artifacts_dir)
         if not is_current(folder):
             make_preset(name, config.artifacts_dir)
@@ -72,7 +74,7 @@ def resolve_model(config: BackendConfig, formats: Mapping[str, str] = HF_FORMATS
         return ModelFiles(local, local.resolve().name, suffix, folder_digest(local))
     if not looks_like_hub_id(name):
         raise ConfigError(
-            f"MODEL={name} is neither a folder here, nor a preset ({', '.join(PRESETS)}), nor a hub id"
+            f"MODEL={name} is neither a folder here, nor a preset ({', '.join(preset_names())}), nor a hub id"
         )
     snapshot = fetch_from_hub(name)
     return ModelFiles(snapshot, name, suffix, f"hub:{snapshot.name}")
@@ -97,6 +99,15 @@ def _refuse_damaged(folder: Path) -> None:
         raise ConfigError(f"{path} is damaged: it is not what was staged; remove {folder} and stage it again")
 
 
+def preset_names() -> list[str]:
+    """Of the seeded models and of those that a package carries."""
+    return [*PRESETS, *PACKAGED]
+
+
+def is_preset(name: str) -> bool:
+    return name in PRESETS or name in PACKAGED
+
+
 def preset_folder(name: str, artifacts_dir: str) -> Path:
     return Path(artifacts_dir) / "models" / name
 
@@ -112,25 +123,33 @@ def is_current(folder: Path) -> bool:
 
 
 def is_made(folder: Path) -> bool:
-    """Whether a preset is whole and made by today's recipe from today's corpus; reads no weights."""
+    """Whether a preset is whole and made by today's recipe from today's sources; reads no weights."""
     manifest = read_manifest(folder / PRESET_MANIFEST)
-    if not manifest.get("files") or manifest.get("recipe") != RECIPE:
-        return False
-    if CORPUS_PATH.is_file() and manifest.get("corpus_sha256") != file_sha256(CORPUS_PATH):
+    if not manifest.get("files") or any(manifest.get(k) != v for k, v in _recipe(folder.name).items()):
         return False
     return not missing_files(folder / PRESET_MANIFEST)
+
+
+def _recipe(name: str) -> Manifest:
+    """What the manifest of a preset says of how it was made."""
+    if name in PACKAGED:
+        return {"recipe": UNPACK_RECIPE, **PACKAGED[name].origin}
+    corpus = {"corpus_sha256": file_sha256(CORPUS_PATH)} if CORPUS_PATH.is_file() else {}
+    return {"recipe": RECIPE, **corpus}
 
 
 def make_preset(name: str, artifacts_dir: str, *, force: bool = False) -> Path:
     """Make a preset, unless it is there already (another process may just have made it).
 
     Raises:
-        ConfigError: the folder cannot be written or the disk is too small.
+        ConfigError: the folder cannot be written, the disk is too small or the package is not installed.
     """
     folder = preset_folder(name, artifacts_dir)
+    packaged = PACKAGED.get(name)
+    num_parameters = packaged.num_parameters if packaged else PRESETS[name].num_parameters
 
     def make(unfinished: Path) -> Manifest:
-        num_bytes = 2 * PRESETS[name].num_parameters
+        num_bytes = num_parameters * (4 if packaged else 2)
         free = shutil.disk_usage(folder.parent).free
         if free < num_bytes + (64 << 20):
             raise ConfigError(
@@ -139,16 +158,18 @@ def make_preset(name: str, artifacts_dir: str, *, force: bool = False) -> Path:
             )
         logger.info("making %s (%.2f GB) in %s", name, num_bytes / 1e9, folder)
         started = time.monotonic()
-        write_model(name, unfinished, _log_progress(name))
+        if packaged:
+            write_folder(packaged_file(name), unfinished, packaged.eos_token_ids)
+        else:
+            write_model(name, unfinished, _log_progress(name))
         files = list_files(unfinished)
         digest = listing_digest(files)
         logger.info("made %s in %.1f s, %s", name, time.monotonic() - started, digest)
         return {
             "name": name,
             "digest": digest,
-            "num_parameters": PRESETS[name].num_parameters,
-            "recipe": RECIPE,
-            "corpus_sha256": file_sha256(CORPUS_PATH),
+            "num_parameters": num_parameters,
+            **_recipe(name),
             "files": files,
         }
 
@@ -183,7 +204,7 @@ def split_format(config: BackendConfig, formats: Mapping[str, str]) -> tuple[str
     """
     name, _, suffix = config.model.rpartition(":")
     is_format = any(suffix in known for known in (formats, HF_FORMATS, GGUF_FORMATS))
-    if not name or not (is_format or name in PRESETS):
+    if not name or not (is_format or is_preset(name)):
         return config.model, None
     if suffix not in formats:
         known = ", ".join(dict.fromkeys(formats.values()))
@@ -205,7 +226,7 @@ def load_tokenizer(config: BackendConfig, formats: Mapping[str, str] = HF_FORMAT
 
 
 def _refuse_typos(name: str) -> None:
-    near = difflib.get_close_matches(name.lower(), PRESETS, n=1, cutoff=0.75)
+    near = difflib.get_close_matches(name.lower(), preset_names(), n=1, cutoff=0.75)
     if "/" not in name and not Path(name).exists() and (near or name.startswith("lab-")):
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(PRESETS)}"
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(preset_names())}"
         raise ConfigError(f"MODEL={name} is not a preset; {hint}")

@@ -53,7 +53,7 @@ class Answer:
 
     def add(self, choice: dict[str, Any], now_s: float) -> None:
         """Take one entry of an event's `choices`. It counts as a chunk only if it carries a token."""
-        text = choice.get("text") or ""
+        text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
         token_ids = choice.get("token_ids")
         if text:
             self.text.append(text)

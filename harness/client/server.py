@@ -49,7 +49,9 @@ def find_server(url: str, settings: HarnessSettings, pid: int | None = None) -> 
     url, login = split_login(url)
     origin, prefix = parse_origin(url)
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    target = Target(origin, f"{prefix}/generate", "lab", None, settings.temperature, key, login)
+    target = Target(
+        origin, f"{prefix}/generate", "lab", None, settings.temperature, key, login, settings.ignore_eos
+    )
     with Control(url, target.authorization) as control:
         card = control.model_card()
         if pid is not None and (card is None or card.pid != pid):

@@ -38,7 +38,7 @@ class StreamClient:
         """Send one request for all of `answers` and see it through. Never raises for a failed request."""
         body = self._target.body([answer.planned for answer in answers])
         digest = hashlib.sha256(body).hexdigest()
-        request = self._target.request(body)
+        request = self._target.request(body, is_chat=answers[0].planned.is_chat)
         exchange = _Exchange(answers)
         self._active.add(exchange)
         sent_s = perf_counter()

@@ -1,8 +1,8 @@
 """Where requests go and the exact bytes of each of them.
 
 Two dialects: `lab` (`/generate`, lists of budgets and seeds, counts in the finishing entry) and `openai` (any
-`/v1/completions`, usage asked for). `ignore_eos`, `temperature` and `seed` are always sent. A body depends on
-the schedule alone, so two runs of one seed send the same bytes.
+`/v1/completions`, or `/v1/chat/completions` for a chat; usage asked for). `ignore_eos`, `temperature` and
+`seed` are always sent. A body depends on the schedule alone, so two runs of one seed send the same bytes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class Target:
     temperature: float = 0.0
     api_key: str | None = field(default=None, repr=False)
     login: str | None = field(default=None, repr=False)
+    ignore_eos: bool = True
+    """False: the model ends its answers, and `max_tokens` is a cap."""
 
     @property
     def authorization(self) -> str | None:
@@ -48,19 +50,26 @@ class Target:
             "max_tokens": group[0].max_tokens if alone else [planned.max_tokens for planned in group],
             "seed": group[0].seed if alone else [planned.seed for planned in group],
             "temperature": self.temperature,
-            "ignore_eos": True,
+            "ignore_eos": self.ignore_eos,
             "stream": True,
         }
+        if group[0].is_chat and self.dialect == "lab":
+            fields["chat"] = True
+        elif group[0].is_chat:
+            fields["messages"] = [{"role": "user", "content": fields.pop("prompt")}]
         if self.dialect == "openai":
             fields["model"] = self.model
             fields["stream_options"] = {"include_usage": True}
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
-    def request(self, body: bytes) -> bytes:
+    def request(self, body: bytes, *, is_chat: bool = False) -> bytes:
         """Head and body, ready for the socket."""
+        path = self.path
+        if is_chat and self.dialect == "openai":
+            path = path.removesuffix("/completions").removesuffix("/chat") + "/chat/completions"
         key = f"Authorization: {self.authorization}\r\n" if self.authorization else ""
         head = (
-            f"POST {self.path} HTTP/1.1\r\nHost: {self.origin.host_header}\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: {self.origin.host_header}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
             f"Accept: text/event-stream\r\nAccept-Encoding: identity\r\nUser-Agent: batching-lab\r\n{key}\r\n"
         )

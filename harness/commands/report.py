@@ -21,6 +21,7 @@ from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.page.files import load_report, to_markdown, write_charts, write_html
 from harness.results.cost import read_price
 from harness.results.formulas import throughput
+from harness.results.lengths import lengths_in_words
 from harness.results.manifest import ComparisonManifest, RunManifest, Validity
 from harness.results.metrics import METRICS
 from harness.results.record import JOURNAL_SUFFIX, read_journal, to_frame
@@ -187,6 +188,8 @@ def _run_figures(rows: pd.DataFrame, manifest: RunManifest, slo: Slo) -> list[st
         f"mean batch size  {mean_batch_size(rows, manifest)}",
         f"dead-row share   {dead_row_share(manifest)}",
     ]
+    if not manifest.settings.ignore_eos:
+        lines.append(f"answer lengths   {lengths_in_words(rows)}")
     floor = manifest.floor
     if floor and floor.ttft_p50_ms is not None:
         told = f"TTFT p50 {floor.ttft_p50_ms:.2f} ms, send lag p99 {floor.send_lag_p99_ms:.2f} ms"

@@ -20,6 +20,7 @@ from harness.comparing.contrasts import (
     primary,
 )
 from harness.comparing.verdict import DEFAULT_MARGIN
+from harness.results.lengths import lengths_in_words
 from harness.results.manifest import ComparisonManifest
 from harness.results.metrics import Figure, compared_figures
 from harness.results.table import number, render_table, share
@@ -108,8 +109,22 @@ def render_comparison(
             "",
             f"All arms gave the same output for {num_same} of {num_planned} prompts.",
             *manifest.validity.lines(),
+            *_natural_lengths(rows, manifest, num_planned - num_same),
         ]
     )
+
+
+def _natural_lengths(rows: pd.DataFrame, manifest: ComparisonManifest, num_unlike: int) -> list[str]:
+    """Where the model ends its answers, arms that differ in their tokens differ in their work as well."""
+    if all(run.settings.ignore_eos for run in manifest.runs):
+        return []
+    lines = [f"Lengths are the model's own: {lengths_in_words(rows)}."]
+    if num_unlike:
+        lines.append(
+            f"  caution: {num_unlike} prompts did not get the same tokens in every arm, so the arms' answers "
+            "differ in length: throughput and time per request compare unlike work"
+        )
+    return lines
 
 
 def _verdicts(found: Sequence[Contrast], is_open: bool) -> list[str]:

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Prompt(BaseModel):
-    """One line of the corpus; fields beyond these four are left alone."""
+    """One line of the corpus; fields beyond these are left alone."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -29,6 +29,8 @@ class Prompt(BaseModel):
     """Text, or token ids."""
     max_tokens: int = Field(ge=1)
     category: str = ""
+    chat: bool = False
+    """The text is the message of a user. All lines of a corpus say the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,9 @@ class Corpus:
         return self.sha256 == self.recorded_sha256
 
 
-def default_path() -> Path:
-    """`data/prompts.jsonl` of the working directory, else the one that comes with the lab."""
-    local = Path("data/prompts.jsonl")
+def default_path(name: str = "prompts") -> Path:
+    """`data/<name>.jsonl` of the working directory, else the one that comes with the lab."""
+    local = Path(f"data/{name}.jsonl")
     return local if local.exists() else DATA / local.name
 
 
@@ -84,6 +86,10 @@ def _parse(text: str, path: Path) -> tuple[Prompt, ...]:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "line"
             raise ConfigError(f"{path}, line {number}: {field}: {first['msg']}") from error
+        if prompt.chat and not isinstance(prompt.prompt, str):
+            raise ConfigError(f"{path}, line {number}: chat needs a text, not token ids")
+        if prompts and prompt.chat != prompts[0].chat:
+            raise ConfigError(f"{path}, line {number}: `chat` must be the same in all lines")
         if prompt.id in seen:
             raise ConfigError(f"{path}, line {number}: the id {prompt.id!r} is used twice")
         seen.add(prompt.id)

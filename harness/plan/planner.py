@@ -15,6 +15,7 @@ from harness.plan.traces import load_trace, trace_corpus
 from harness.settings import HarnessSettings
 
 _SYNTHETIC = "synthetic:"
+_INSTRUCTIONS = "instructions"
 
 
 def plan(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tuple[Corpus, Schedule]:
@@ -53,7 +54,8 @@ def _plan_whole(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tup
         spec, seed = asked.removeprefix(_SYNTHETIC), derive_seed(settings.seed, "prompts")
         corpus = synthetic_corpus(spec, settings.requests, seed)
     else:
-        corpus = load_corpus(settings.corpus or default_path(), allow_changed=allow_changed_corpus)
+        path = default_path(_INSTRUCTIONS) if asked == _INSTRUCTIONS else settings.corpus or default_path()
+        corpus = load_corpus(path, allow_changed=allow_changed_corpus)
     return corpus, make_schedule(corpus.prompts, settings.requests, load, settings.seed)
 
 

@@ -41,6 +41,8 @@ class PlannedRequest:
     max_tokens: int
     seed: int
     offset_s: float | None = None
+    is_chat: bool = False
+    """Sent as the message of a user, which the server puts into the model's chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ def make_schedule(
             # 31 bits: the widest seed that every server of this API takes.
             seed=int.from_bytes(_block(f"{seeds['sampling']}/{index}")[:4], "big") >> 1,
             offset_s=offsets[index],
+            is_chat=prompt.chat,
         )
         for index, prompt in enumerate(islice(cycle(prompts), num_requests))
     )

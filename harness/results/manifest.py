@@ -83,6 +83,7 @@ class SettingsFacts(Facts):
     seed: int
     url: str | None = None
     start_at: float | None = None
+    ignore_eos: bool = True
 
 
 class CorpusFacts(Facts):

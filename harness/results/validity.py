@@ -158,7 +158,7 @@ def _server_doubts(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
     doubts: list[str] = []
     done = rows[rows["error"].isna()]
     early = int((done["num_output_tokens"] < done["max_tokens"]).sum())
-    if early:
+    if early and manifest.settings.ignore_eos:
         doubts.append(f"{early} of {len(done)} answers ended before their budget: outputs differ in length")
     counted = done["chunk_tokens"].map(lambda tokens: None if tokens is None else int(np.sum(tokens)))
     differs = int((counted.notna() & (counted != done["num_output_tokens"])).sum())

@@ -230,6 +230,8 @@ class GenerateRequest(SamplingFields):
     prompt: Annotated[
         list[str] | list[list[int]], BeforeValidator(_check_prompt, json_schema_input_type=Prompt)
     ]
+    chat: bool = False
+    """Each prompt is the message of a user, which goes into the model's chat template."""
     echo: bool = False
     add_special_tokens: bool = True
     """False: the prompt does not begin with the token that the model wants first."""

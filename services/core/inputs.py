@@ -212,14 +212,18 @@ class InputProcessor:
     async def _token_ids(self, request: GenerateRequest | ChatRequest) -> list[list[int]]:
         """The ids of each prompt, all of them rows of the model's embedding."""
         if isinstance(request, ChatRequest):
-            contents = [message.content for message in request.messages]
-            text = await self._beside_the_loop(contents, lambda: self._render_chat(request))
-            self._check_length([text], "messages")
-            return await self._encode([text], "messages", add_special_tokens=False)  # the template has them
+            messages = [
+                message.model_dump(include={"role", "content", "name"}, exclude_none=True)
+                for message in request.messages
+            ]
+            return await self._chat_token_ids([messages], "messages", request.chat_template_kwargs)
         texts = [prompt for prompt in request.prompt if isinstance(prompt, str)]
+        if request.chat:
+            if not texts:
+                raise errors.bad_field("chat", "needs a text as prompt")
+            return await self._chat_token_ids([[{"role": "user", "content": text}] for text in texts], "chat")
         if texts:
-            adds = not isinstance(request, GenerateRequest) or request.add_special_tokens
-            return await self._encode(texts, "prompt", add_special_tokens=adds)
+            return await self._encode(texts, "prompt", add_special_tokens=request.add_special_tokens)
         ids = [prompt for prompt in request.prompt if not isinstance(prompt, str)]
         vocab_size = self.loaded.info.vocab_size
         if max(map(max, ids)) >= vocab_size:
@@ -248,15 +252,22 @@ class InputProcessor:
         async with self.byte_limit.hold(sum(len(text.encode("utf-8", "replace")) for text in texts)):
             return await asyncio.to_thread(work)
 
-    def _render_chat(self, request: ChatRequest) -> str:
-        messages = [
-            message.model_dump(include={"role", "content", "name"}, exclude_none=True)
-            for message in request.messages
-        ]
+    async def _chat_token_ids(
+        self,
+        chats: Seq[Seq[Mapping[str, object]]],
+        param: str,
+        options: Mapping[str, object] | None = None,
+    ) -> list[list[int]]:
+        def render() -> list[str]:
+            return [self.loaded.tokenizer.render_chat(messages, options) for messages in chats]
+
+        contents = [str(message["content"]) for messages in chats for message in messages]
         try:
-            return self.loaded.tokenizer.render_chat(messages, request.chat_template_kwargs)
+            texts = await self._beside_the_loop(contents, render)
         except ChatTemplateError as error:
-            raise errors.bad_field("messages", f"cannot be turned into a prompt: {error}") from None
+            raise errors.bad_field(param, f"cannot be turned into a prompt: {error}") from None
+        self._check_length(texts, param)
+        return await self._encode(texts, param, add_special_tokens=False)  # the template has them
 
     def _sampling(
         self, request: SamplingFields, budget: int | None, seed: int | None, num_prompt_tokens: int

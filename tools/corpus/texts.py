@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -58,22 +58,26 @@ def _material() -> dict[str, Any]:
     return cast(dict[str, Any], json.loads(MATERIAL_PATH.read_text("utf-8")))
 
 
-def _phrases(key: str) -> list[str]:
+def phrases(key: str) -> list[str]:
     return cast(list[str], _material()[key])
 
 
-def _topics() -> dict[str, list[str]]:
+def topics() -> dict[str, list[str]]:
     return cast(dict[str, list[str]], _material()["topics"])
 
 
-def _fill(template: str, draws: Draws) -> str:
-    """Replace the slots. `{city2}` is another city than `{city}`, and drawn phrases may have slots."""
+def fill(template: str, draws: Draws, own: Mapping[str, Sequence[str]] = {}) -> str:
+    """Replace the slots. `{city2}` is another city than `{city}`, and drawn phrases may have slots.
+
+    `own` has the values of slots that `material.json` does not know.
+    """
     taken: dict[str, str] = {}
 
     def replace(match: re.Match[str]) -> str:
         slot = match[1]
         while slot not in taken:
-            value = _value(slot.rstrip("2"), draws)
+            name = slot.rstrip("2")
+            value = draws.choice(own[name]) if name in own else _value(name, draws)
             if value not in taken.values():
                 taken[slot] = value
         return taken[slot]
@@ -90,8 +94,8 @@ def _value(slot: str, draws: Draws) -> str:
     if slot == "few":
         return draws.choice(_FEW)
     if slot == "topic":
-        return draws.choice(list(_topics()))
-    return draws.choice(_phrases(_LISTS[slot]))
+        return draws.choice(list(topics()))
+    return draws.choice(phrases(_LISTS[slot]))
 
 
 def _sentences(key: str, num_tokens: int, draws: Draws) -> list[str]:
@@ -100,8 +104,8 @@ def _sentences(key: str, num_tokens: int, draws: Draws) -> list[str]:
     pool: list[str] = []
     length = 0
     while True:
-        pool = pool or draws.shuffled(_phrases(key))
-        sentence = _fill(pool.pop(), draws)
+        pool = pool or draws.shuffled(phrases(key))
+        sentence = fill(pool.pop(), draws)
         grown = length + estimated_tokens(sentence)
         if grown - num_tokens > num_tokens - length:  # stopping here is nearer
             return chosen
@@ -121,7 +125,7 @@ def _paragraphs(sentences: list[str], draws: Draws) -> str:
 def _about_topics(num_tokens: int, draws: Draws) -> str:
     """Sentences on one subject in their order, and a further subject when the first is used up."""
     parts: list[str] = []
-    for sentences in draws.shuffled(list(_topics().values())):
+    for sentences in draws.shuffled(list(topics().values())):
         left = num_tokens - estimated_tokens("\n\n".join(parts))
         skipped = draws.below(3) if left < 150 else 0
         length, chosen = 0, []
@@ -139,7 +143,7 @@ def _about_topics(num_tokens: int, draws: Draws) -> str:
 
 def _request(opening_key: str, detail_key: str) -> Callable[[int, Draws], str]:
     def write(num_tokens: int, draws: Draws) -> str:
-        opening = _fill(draws.choice(_phrases(opening_key)), draws)
+        opening = fill(draws.choice(phrases(opening_key)), draws)
         details = _sentences(detail_key, num_tokens - estimated_tokens(opening), draws)
         return " ".join([opening, *details])
 
@@ -148,7 +152,7 @@ def _request(opening_key: str, detail_key: str) -> Callable[[int, Draws], str]:
 
 def _on_passage(opening_key: str) -> Callable[[int, Draws], str]:
     def write(num_tokens: int, draws: Draws) -> str:
-        opening = _fill(draws.choice(_phrases(opening_key)), draws)
+        opening = fill(draws.choice(phrases(opening_key)), draws)
         left = num_tokens - estimated_tokens(opening) - 2
         if draws.below(2):
             return f"{opening}\n\n{_about_topics(left, draws)}".rstrip()
@@ -158,33 +162,33 @@ def _on_passage(opening_key: str) -> Callable[[int, Draws], str]:
 
 
 def _extract(num_tokens: int, draws: Draws) -> str:
-    opening = draws.choice(_phrases("extract"))
+    opening = draws.choice(phrases("extract"))
     reports = _sentences("reports", num_tokens - estimated_tokens(opening) - 2, draws)
     return f"{opening}\n\n{_paragraphs(reports, draws)}"
 
 
 def _classify(num_tokens: int, draws: Draws) -> str:
-    opening = draws.choice(_phrases("classify"))
+    opening = draws.choice(phrases("classify"))
     reviews = _sentences("reviews", round((num_tokens - estimated_tokens(opening)) * 0.8), draws)
     return "\n".join([opening, "", *(f"{i}. {review}" for i, review in enumerate(reviews, 1))])
 
 
 def _translate(num_tokens: int, draws: Draws) -> str:
-    opening = _fill(draws.choice(_phrases("translate")), draws)
+    opening = fill(draws.choice(phrases("translate")), draws)
     return "\n".join(
         [opening, " ".join(_sentences("everyday", num_tokens - estimated_tokens(opening), draws))]
     ).rstrip()
 
 
 def _chat(num_tokens: int, draws: Draws) -> str:
-    situation = _fill(draws.choice(_phrases("situations")), draws)
-    ask = _fill(draws.choice(_phrases("asks")), draws)
+    situation = fill(draws.choice(phrases("situations")), draws)
+    ask = fill(draws.choice(phrases("asks")), draws)
     left = num_tokens - estimated_tokens(situation) - estimated_tokens(ask)
     return " ".join([situation, *_sentences("feelings", left, draws), ask])
 
 
 def _debug(num_tokens: int, draws: Draws) -> str:
-    opening, code = _fill(draws.choice(_phrases("debug")), draws), draws.choice(_phrases("snippets"))
+    opening, code = fill(draws.choice(phrases("debug")), draws), draws.choice(phrases("snippets"))
     left = num_tokens - estimated_tokens(opening) - estimated_tokens(code)
     return "\n\n".join([opening, code, " ".join(_sentences("snippet_details", left, draws))]).rstrip()
 

@@ -14,6 +14,7 @@ FILE_TYPES: dict[str, int] = {
     "f16": C.LLAMA_FTYPE_MOSTLY_F16,
     "bf16": C.LLAMA_FTYPE_MOSTLY_BF16,
     "q8_0": C.LLAMA_FTYPE_MOSTLY_Q8_0,
+    "q4_1": C.LLAMA_FTYPE_MOSTLY_Q4_1,
     "q4_k_m": C.LLAMA_FTYPE_MOSTLY_Q4_K_M,
 }
 

@@ -3,6 +3,7 @@
 The name is a .gguf file here or in a hub repository, or whatever `adapters.models.store` finds as a Hugging
 Face folder: that is exported once and quantized to the format after the colon. Files made here lie under
 `<artifacts>/models/<name>-gguf/`.
+Where a package carries the model as a GGUF file, that file itself is one of the formats, and the default.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +22,8 @@ from adapters.description import GGUF_FORMATS
 from adapters.models.artifact import Manifest, damaged, make_once, read_manifest
 from adapters.models.digests import file_digest, file_sha256
 from adapters.models.hub import fetch_file_from_hub, gguf_in_hub
-from adapters.models.presets import PRESETS
-from adapters.models.store import ModelFiles, resolve_model, split_format, wait_for_local
+from adapters.models.packaged import PACKAGED, PackagedModel, packaged_file
+from adapters.models.store import ModelFiles, is_preset, resolve_model, split_format, wait_for_local
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ def resolve_gguf(config: BackendConfig) -> GgufFile:
         BackendError: llama.cpp cannot quantize it.
     """
     name, _ = split_format(config, GGUF_FORMATS)
-    if name not in PRESETS:
+    if not is_preset(name):
         wait_for_local(name, config)
     if is_gguf_name(config.model):
         parts = gguf_parts(find_gguf(config.model))
@@ -67,7 +69,9 @@ def resolve_gguf(config: BackendConfig) -> GgufFile:
         kind = "sampled-sha256" if "sampled" in listing else "sha256"
         return GgufFile(parts[0], name, f"{kind}:{hashlib.sha256(listing.encode()).hexdigest()}", None)
     files = resolve_model(config, GGUF_FORMATS)
-    return _made_from(files, _format(files, config.dtype), config)
+    packaged = PACKAGED.get(name)
+    default = packaged.file_format if packaged else DEFAULT_FORMAT
+    return _made_from(files, _format(files, config.dtype, default), config, packaged)
 
 
 def find_gguf(model: str) -> Path:
@@ -117,23 +121,26 @@ def _only_gguf(folder: Path) -> Path | None:
     return found[0] if len(models) == 1 else None
 
 
-def _format(files: ModelFiles, dtype: str) -> str:
-    """The suffix of MODEL, else DTYPE, else this backend's default.
+def _format(files: ModelFiles, dtype: str, default: str) -> str:
+    """The suffix of MODEL, else DTYPE, else `default`.
 
     Raises:
         ConfigError: DTYPE is no format of GGUF.
     """
-    wanted = files.format or (DEFAULT_FORMAT if dtype == "auto" else _DTYPES.get(dtype, dtype))
+    wanted = files.format or (default if dtype == "auto" else _DTYPES.get(dtype, dtype))
     if wanted not in GGUF_FORMATS:
         raise ConfigError(f"DTYPE={dtype}: BACKEND=llama_cpp has {', '.join(GGUF_FORMATS)}")
     return wanted
 
 
-def _made_from(files: ModelFiles, file_format: str, config: BackendConfig) -> GgufFile:
+def _made_from(
+    files: ModelFiles, file_format: str, config: BackendConfig, packaged: PackagedModel | None
+) -> GgufFile:
     folder = _gguf_folder(files, config.artifacts_dir)
     path = folder / f"{folder.name.removesuffix('-gguf')}-{file_format}.gguf"
     if not _is_current(path, files.digest):
-        make_gguf(files, file_format, path, config.num_threads or 1)
+        shipped = packaged if packaged and packaged.file_format == file_format else None
+        make_gguf(files, file_format, path, config.num_threads or 1, shipped)
     return GgufFile(path, files.name, read_manifest(_manifest(path))["digest"], files.folder)
 
 
@@ -146,8 +153,12 @@ def _gguf_folder(files: ModelFiles, artifacts_dir: str) -> Path:
     return models / f"{files.name.replace('/', '--')}-{mark}-gguf"
 
 
-def make_gguf(files: ModelFiles, file_format: str, path: Path, num_threads: int) -> None:
-    """Export `files` and quantize the export; another process may do the same at the same time.
+def make_gguf(
+    files: ModelFiles, file_format: str, path: Path, num_threads: int, shipped: PackagedModel | None = None
+) -> None:
+    """Export `files` and quantize the export, or copy the file that was `shipped` in this format.
+
+    Another process may do the same at the same time.
 
     Raises:
         ConfigError: the folder cannot be written, or `files` is no Llama model.
@@ -165,6 +176,7 @@ def make_gguf(files: ModelFiles, file_format: str, path: Path, num_threads: int)
                 "bytes": unfinished.stat().st_size,
                 "sha256": file_sha256(unfinished),
                 "digest": file_digest(unfinished),
+                **(shipped.origin if shipped else {}),
             }
 
         started = time.monotonic()
@@ -175,6 +187,9 @@ def make_gguf(files: ModelFiles, file_format: str, path: Path, num_threads: int)
         logger.info("exporting %s to %s", files.folder, exported)
         export_gguf(files.folder, unfinished, files.name)
 
+    def copy_shipped(unfinished: Path) -> None:
+        shutil.copyfile(packaged_file(files.name), unfinished)
+
     def quantize_export(unfinished: Path) -> None:
         make(exported, export)
         logger.info("quantizing %s to %s", exported, path)
@@ -183,7 +198,7 @@ def make_gguf(files: ModelFiles, file_format: str, path: Path, num_threads: int)
     try:
         own = own_format(files.folder)
         exported = path.with_name(path.name.replace(f"-{file_format}.gguf", f"-{own}.gguf"))
-        make(path, export if path == exported else quantize_export)
+        make(path, copy_shipped if shipped else export if path == exported else quantize_export)
     except OSError as error:
         raise ConfigError(f"{path} cannot be made: {error}; set ARTIFACTS_DIR elsewhere") from error
 

@@ -80,9 +80,11 @@ def _kind(i: int, by_id: dict[int, str], added: dict[int, dict[str, Any]], byte_
 def _pre_tokenizer(state: dict[str, Any] | None) -> str:
     """llama.cpp's name for the way in which text is cut into words."""
     steps = [] if state is None else state["pretokenizers"] if state["type"] == "Sequence" else [state]
+    digits_alone = False
     for step in steps:
+        digits_alone |= step["type"] == "Digits" and step.get("individual_digits", False)
         if step["type"] == "ByteLevel" and step.get("use_regex", True):
-            return "gpt-2"
+            return "smollm" if digits_alone else "gpt-2"
         if step["type"] == "Split":
             name = _PRE_TOKENIZERS.get(step["pattern"].get("Regex", ""))
             if name is not None:
