@@ -69,7 +69,10 @@ def _kind_of(text: str, path: Path) -> tuple[Callable[[_Entry], FileRow], _Entri
     if text.lstrip().startswith("{"):
         return _mooncake, _json_entries(text, path)
     reader = csv.reader(io.StringIO(text))
-    names = [name.strip() for name in next(reader, [])]
+    try:
+        names = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:  # lines that end at CR alone, for one
+        raise ConfigError(f"{path}, line 1: the trace is no CSV: {error}") from error
     if {"TIMESTAMP", "ContextTokens", "GeneratedTokens"} <= set(names):
         return _azure, _csv_entries(reader, names, path)
     if {"Timestamp", "Request tokens", "Response tokens"} <= set(names):

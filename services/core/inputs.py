@@ -14,7 +14,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
@@ -51,14 +51,23 @@ def parse(model: type[RequestT], body: bytes) -> RequestT:
     """Check a body against one of the request models.
 
     Raises:
-        ApiError: 400 for what is not JSON, 413 for too many values, 422 with the field's name for the rest.
+        ApiError: as `read_json` and `check` do.
     """
+    return check(model, read_json(body))
+
+
+def read_json(body: bytes) -> Any:
+    """Raises: ApiError: 400 for what is not JSON, 413 for too many values."""
     if len(body) > LARGE_BODY_BYTES:
         _check_structure(body)
     try:
-        data = from_json(body, allow_inf_nan=False)
+        return from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise errors.not_json(str(error)) from None
+
+
+def check(model: type[RequestT], data: Any) -> RequestT:
+    """Raises: ApiError: 422 with the field's name."""
     try:
         return model.model_validate(data)
     except ValidationError as error:

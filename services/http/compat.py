@@ -21,7 +21,7 @@ from starlette.responses import Response
 from services.contract.requests import ChatRequest, GenerateRequest
 from services.contract.responses import ErrorBody
 from services.contract.tokens import Detokenized, DetokenizeRequest, Tokens
-from services.core.inputs import parse
+from services.core.inputs import check, read_json
 from services.core.outputs import ChoiceOutput, RequestOutput, RequestState
 from services.core.service import Service
 from services.errors import ApiError, bad_field
@@ -215,7 +215,9 @@ def add_compat_routes(app: FastAPI, service: Service, handler: RequestHandler) -
 
 
 def _either(body: bytes) -> AnyRequest:
-    return parse(ChatRequest, body) if b'"messages"' in body else parse(GenerateRequest, body)
+    data = read_json(body)
+    is_chat = isinstance(data, dict) and data.get("messages") is not None
+    return check(ChatRequest, data) if is_chat else check(GenerateRequest, data)
 
 
 def _json(answer: BaseModel) -> Response:

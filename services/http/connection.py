@@ -1,13 +1,16 @@
 """One client's connection, and what it may cost before anybody knows who sends.
 
 The API key is looked at when the head of a request (its request line and headers) is there. Until then a
-client may send `MAX_HEAD_BYTES` and take `HEAD_TIMEOUT_S`. At the limit of connections a new one takes the
-place of the one that has been without a request for longest. Where all have one, /health is still answered.
+client may send `MAX_HEAD_BYTES` and take `HEAD_TIMEOUT_S`. As many bytes may stand between two pieces of a
+chunked body, and behind it: the parser gathers trailers as it gathers headers. At the limit of connections a
+new one takes the place of the one that has been without a request for longest. Where all have one, /health
+is still answered.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import resource
 from asyncio import TimerHandle, Transport
 from typing import Any
@@ -34,6 +37,7 @@ KEPT_FOR_HEALTH = 32
 _KEPT_FOR_OURSELVES = 96
 """Descriptors: logs, the event loop's own, the pipes of two engines while one is replaced."""
 _HEALTH = "/health"
+_UPGRADE = re.compile(rb"(?<=\r\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
 
 logger = logging.getLogger("lab.access")
 
@@ -100,9 +104,12 @@ class Connection(HalfCloseProtocol):
             return
         if self._timer is None and self in self._limit.idle:
             self._wait_for_head()
-        self._num_head_bytes += len(data)  # where a head begins in `data`, parsing starts the count anew
+        if self._is_in_head or self.cycle is None or not self.cycle.more_body:
+            data = _without_upgrade(data)
+        # Where a head or a piece of a body begins in `data`, parsing starts the count anew.
+        self._num_head_bytes += len(data)
         super().data_received(data)
-        if self._is_in_head and self._num_head_bytes > MAX_HEAD_BYTES and self._error is None:
+        if self._num_head_bytes > MAX_HEAD_BYTES and self._error is None:
             self._refuse(errors.head_too_large(MAX_HEAD_BYTES, MAX_HEADERS))
 
     def on_message_begin(self) -> None:
@@ -127,6 +134,10 @@ class Connection(HalfCloseProtocol):
         self._stop_timer()
         self._limit.idle.pop(self, None)
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._num_head_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self.cycle.response_complete:  # the rest of a body that nobody wanted has come
@@ -162,10 +173,13 @@ class Connection(HalfCloseProtocol):
         raise error
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer with an error and close; an answer that is being written ends without its end."""
+        """Answer with an error and close, in place of a request that waits for its answer; one that is being
+        written ends without its end."""
         self._error = error
         self._stop_timer()
-        if self.cycle is not None and not self.cycle.response_complete:
+        self.abandon()
+        running = self.running
+        if running is not None and running.response_started and not running.response_complete:
             self._drop()
             return
         fields = {"status": error.status, "code": error.code}
@@ -184,6 +198,13 @@ class Connection(HalfCloseProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Rename the header that asks for another protocol. None is spoken here, and where one is asked for the
+    parser passes over the body. Java's client asks for HTTP/2 in this way."""
+    head, blank, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"x-upgrade", head) + blank + rest
 
 
 def _only_health(app: ASGIApp) -> ASGIApp:

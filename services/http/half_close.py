@@ -18,6 +18,8 @@ _INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class HalfCloseProtocol(HttpToolsProtocol):
+    running: RequestResponseCycle | None = None
+    """The request that is being answered, or was last; `cycle` is the last one that came."""
     _probe: asyncio.TimerHandle | None = None
     _num_probes = 0
 
@@ -33,7 +35,14 @@ class HalfCloseProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._probe is not None:
             self._probe.cancel()
+        self.abandon()  # uvicorn tells the request that came last, behind which this one may be pipelined
         super().connection_lost(exc)
+
+    def abandon(self) -> None:
+        """Tell the request that is being answered that nobody reads; what it still sends goes nowhere."""
+        if self.running is not None and not self.running.response_complete:
+            self.running.disconnected = True
+            self.running.message_event.set()
 
     def _probe_soon(self) -> None:
         at = self._num_probes
@@ -43,14 +52,15 @@ class HalfCloseProtocol(HttpToolsProtocol):
     def _ask(self) -> None:
         if self.transport.is_closing():
             return
-        cycle = self.cycle
-        if not (self.pipeline or cycle.response_started) and cycle.scope["http_version"] == "1.1":
+        cycle = self.running
+        if cycle is not None and not cycle.response_started and cycle.scope["http_version"] == "1.1":
             self.transport.write(_INTERIM)
         self._probe_soon()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if cycle.scope["http_version"] == "1.0":
             app = _Unframed(cycle, app)
+        self.running = cycle
         super()._start_asgi_task(cycle, app)
 
 

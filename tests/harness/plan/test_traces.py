@@ -79,7 +79,17 @@ def test_a_trace_is_the_schedule(tmp_path: Path) -> None:
     assert described.load.shape == schedule.load.shape
 
 
-@pytest.mark.parametrize("text", ["a,b\n1,2\n", "", '{"timestamp": 1}', AZURE.splitlines()[0]])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a,b\n1,2\n",
+        "",
+        '{"timestamp": 1}',
+        AZURE.splitlines()[0],
+        AZURE.replace("\n", "\r"),
+        "x" * 200_000,
+    ],
+)
 def test_what_is_no_trace_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match="trace"):
         load_trace(write(tmp_path, text), num_rows=5)

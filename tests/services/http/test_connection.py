@@ -184,3 +184,75 @@ def test_the_engine_is_replaced_beside_more_silent_connections_than_there_are_de
         silent += [stack.enter_context(connect(port)) for _ in range(100)]
         lab.wait_ready()
         assert CLIENT.post(lab.url + "/generate", json={"prompt": "a", "max_tokens": 2}).status_code == 200
+
+
+def post(body: bytes, *headers: bytes) -> bytes:
+    head = [b"POST /generate HTTP/1.1", b"Host: x", b"Authorization: Bearer a-long-secret", *headers]
+    return b"\r\n".join([*head, b"Content-Length: %d" % len(body), b"", body])
+
+
+CHUNKED = post(b"", b"Transfer-Encoding: chunked").replace(b"Content-Length: 0\r\n", b"") + b"2\r\n{}\r\n"
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [b"0\r\nX-Endless: ", b"2;x=", b"0\r\n" + b"x: y\r\n" * MAX_HEADERS],
+    ids=["trailer", "chunk", "many"],
+)
+def test_what_a_chunked_body_has_beside_its_bytes_is_limited(served: Served, tail: bytes) -> None:
+    pieces = [CHUNKED + tail] + [b"x" * 5000] * 200
+    assert answer_to(served, *pieces) == (431, "headers_too_large")
+
+
+def test_a_body_that_cannot_be_parsed_gets_an_error(served: Served) -> None:
+    assert answer_to(served, CHUNKED, b"what\r\n") == (400, "invalid_http")
+
+
+def test_a_body_of_many_small_chunks_is_read(served: Served) -> None:
+    with connect(served.port) as client:
+        client.sendall(
+            CHUNKED.replace(b"2\r\n{}", b"1\r\n{") + b"1\r\n \r\n" * 40_000 + b"1\r\n}\r\n0\r\n\r\n"
+        )
+        assert client.recv(100).startswith(b"HTTP/1.1 422")
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_who_asks_for_another_protocol_is_answered_in_this_one(served: Served, is_cut: bool) -> None:
+    request = post(
+        b'{"prompt":"a","max_tokens":1}',
+        b"Connection: Upgrade, HTTP2-Settings",
+        b"HTTP2-Settings: AA",
+        b"upgrade: h2c",
+    )
+    with connect(served.port) as client:
+        for _ in range(2):
+            at = request.index(b"\r\n\r\n") + 4 if is_cut else len(request)
+            client.sendall(request[:at])
+            time.sleep(0.05)
+            client.sendall(request[at:])
+            received = b""
+            while not received.endswith(b"}}"):
+                received += client.recv(1 << 16)
+            assert received.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"prompt":"a","max_tokens":3000}', b'{"prompt":"a","max_tokens":3000,"stream":true}']
+)
+def test_who_leaves_with_requests_pipelined_leaves_all_of_them(
+    body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(API_KEY="a-long-secret", NULL_STEP_MS=5) as served:
+        with connect(served.port) as client:
+            client.sendall(post(body) * 2)
+            until(lambda: served.get("/health").json()["active_requests"] == 1)
+        until(lambda: served.get("/health").json()["active_requests"] == 0, 3.0)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_requests_beside_one_that_is_refused_leave_no_error_in_the_log(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(5):
+        assert answer_to(served, post(b'{"prompt":"a"}') + b"\x00 what\r\n\r\n") == (400, "invalid_http")
+    assert not [record for record in caplog.records if record.exc_info]

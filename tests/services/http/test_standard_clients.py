@@ -154,6 +154,8 @@ def test_tokenize_and_back(served: Served) -> None:
     assert Detokenized.model_validate(text).prompt == "häh"
     chat = answer_of(served, "/tokenize", messages=[{"role": "user", "content": "a"}])
     assert chat["tokens"] == list(b"user: a\nassistant: ")
+    for more in ({}, {"messages": None}, {"user": "messages"}):
+        assert answer_of(served, "/tokenize", prompt="messages", **more)["count"] == len("messages")
     refused(served.post("/tokenize", prompt=["a", "b"]), 422, "prompt")
     refused(served.post("/detokenize", tokens=[999]), 422, "tokens")
     refused(served.post("/tokenize", prompt="a", model="other"), 404, "other")
