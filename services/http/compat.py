@@ -21,7 +21,7 @@ from starlette.responses import Response
 from services.contract.requests import ChatRequest, GenerateRequest
 from services.contract.responses import ErrorBody
 from services.contract.tokens import Detokenized, DetokenizeRequest, Tokens
-from services.core.inputs import check, read_json
+from services.core.body import check, read_json
 from services.core.outputs import ChoiceOutput, RequestOutput, RequestState
 from services.core.service import Service
 from services.errors import ApiError, bad_field

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from services import errors
 from services.contract.requests import MAX_BODY_BYTES, ChatRequest, GenerateRequest
 from services.contract.responses import ErrorBody
-from services.core.inputs import LARGE_BODY_BYTES, parse
+from services.core.body import LARGE_BODY_BYTES, parse
 from services.core.outputs import RequestState
 from services.core.service import Service
 from services.http.response import GenerationResponse

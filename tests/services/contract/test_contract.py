@@ -17,7 +17,7 @@ from services.contract.requests import GenerateRequest
 from services.contract.responses import ChatCompletion, Completion, StreamChunk, Timings, Usage
 from services.contract.status import StepLine
 from services.contract.timings import SequenceTimings, StepRecord
-from services.core.inputs import parse
+from services.core.body import parse
 from services.core.outputs import ChoiceOutput
 from services.core.step_log import StepLog
 from services.errors import ApiError
