@@ -27,6 +27,8 @@ class Work:
 
     token_ids: list[int]
     max_tokens: int
+    ignore_eos: bool = True
+    """False: the model may end its answer before."""
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +86,7 @@ def drive(
                     Sequence(
                         first + i,
                         item.token_ids,
-                        SamplingParams(max_tokens=item.max_tokens, ignore_eos=True),
+                        SamplingParams(max_tokens=item.max_tokens, ignore_eos=item.ignore_eos),
                         group_id=first,
                         group_size=len(group),
                         arrival_s=arrival_s,
@@ -93,4 +95,5 @@ def drive(
                 ]
             )
         )
-    Engine(backend, Scheduler(strategy, limits), publish=watched).run(inbox)
+    scheduler = Scheduler(strategy, limits, info.eos_token_ids)
+    Engine(backend, scheduler, publish=watched).run(inbox)

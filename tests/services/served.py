@@ -55,7 +55,13 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(make_client: MakeClient | None = None, *, load: bool = True, **settings: Any) -> Iterator[Served]:
+def serving(
+    make_client: MakeClient | None = None,
+    *,
+    load: bool = True,
+    deadline_s: float = DEADLINE_S,
+    **settings: Any,
+) -> Iterator[Served]:
     """The null backend in a thread of this process; with `load` false it stays in "starting"."""
     names = {"BACKEND": "null", "ENGINE_PROCESS": False, **settings}
     service = Service(read_settings(names, env_file=None), make_client)
@@ -82,7 +88,7 @@ def serving(make_client: MakeClient | None = None, *, load: bool = True, **setti
     thread = threading.Thread(target=loop.run_until_complete, args=(live(),))
     thread.start()
     try:
-        until(lambda: server.started)
+        until(lambda: server.started, deadline_s)
         yield Served(service, f"http://127.0.0.1:{port}", port, loop)
     finally:
         server.should_exit = server.force_exit = True

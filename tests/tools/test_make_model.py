@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapters.base import ConfigError
+from adapters.models.packaged import PACKAGED
 from adapters.models.presets import PRESETS, Preset
 from tools import make_model
 
@@ -52,7 +53,7 @@ def test_the_list_says_what_is_there(artifacts: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert run("--list") == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert list(lines) == list(PRESETS)
+    assert list(lines) == [*PRESETS, *PACKAGED]
     assert "sha256:" in lines["lab-tiny"]
     assert lines["lab-8b"].endswith("not made")
     assert "8,030.3 M parameters" in lines["lab-8b"]

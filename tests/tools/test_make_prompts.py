@@ -17,6 +17,7 @@ from adapters.models.preset_tokenizer import write_tokenizer
 from adapters.models.presets import PRESETS
 from adapters.text.tokenizer import HFTokenizer
 from tools import make_prompts
+from tools.corpus.instructions import KINDS as instruction_kinds
 from tools.corpus.lengths import BLOCK, OUTPUT_TOKENS, PROMPT_TOKENS, Draws, LogNormal, stratified_lengths
 from tools.corpus.texts import KINDS, estimated_tokens, write_prompt
 from tools.make_prompts import CORPUS_PATH, Prompt, check_corpus, to_jsonl, write_corpus
@@ -35,6 +36,27 @@ def run(*argv: str) -> int:
 
 def test_the_recorded_corpus_is_what_the_generator_writes(corpus: list[Prompt]) -> None:
     assert check_corpus(CORPUS_PATH, to_jsonl(corpus)) is None
+
+
+def test_the_recorded_instructions_are_what_the_generator_writes() -> None:
+    instructions = make_prompts.make_instructions()
+    assert check_corpus(CORPUS_PATH.with_stem("instructions"), to_jsonl(instructions)) is None
+    assert len({prompt.prompt for prompt in instructions}) == len(instructions)
+    assert all(prompt.chat and "{" not in prompt.prompt.split("```")[0] for prompt in instructions)
+    assert {prompt.category for prompt in instructions[:64]} == set(instruction_kinds)
+    assert make_prompts.make_instructions(70) == instructions[:70]
+
+
+def test_the_check_covers_both_corpora(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("--check") == 0
+    told = capsys.readouterr().err
+    assert "prompts.jsonl is what" in told
+    assert "instructions.jsonl is what" in told
+    monkeypatch.setattr(make_prompts, "MAX_TOKENS", 7)
+    assert run("--check") == 1
+    assert "instructions.jsonl is not what the generator writes (line 1 differs)" in capsys.readouterr().err
 
 
 def test_draws_are_those_of_sha256_in_counter_mode() -> None:

@@ -15,7 +15,7 @@ import pytest
 from harness.client.answer import Answer
 from harness.client.connection import Origin
 from harness.client.stream import StreamClient
-from harness.client.target import Target, completions_path, parse_origin
+from harness.client.target import Dialect, Target, completions_path, parse_origin
 from harness.plan.schedule import PlannedRequest
 from harness.replay.event_loop import loop_factory
 from tests.harness.fake_server import (
@@ -118,6 +118,49 @@ def test_sampling_is_always_explicit_and_a_single_prompt_needs_no_lists() -> Non
     assert json.loads(server.bodies[0]) == {
         "prompt": "Hello", "max_tokens": 3, "seed": 5, "temperature": 0.5, "ignore_eos": True, "stream": True,
     }  # fmt: skip
+
+
+def test_answers_may_end_where_the_model_ends_them() -> None:
+    target = Target(Origin("127.0.0.1", 1), "/generate", ignore_eos=False)
+    assert json.loads(target.body([PLAN]))["ignore_eos"] is False
+
+
+@pytest.mark.parametrize(
+    ("dialect", "path", "expected", "fields"),
+    [
+        ("lab", "/generate", "/generate", {"prompt": "Hello", "chat": True}),
+        (
+            "openai",
+            "/v1/completions",
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "Hello"}], "model": "m"},
+        ),
+        ("openai", "/v1/chat/completions", "/v1/chat/completions", {"model": "m"}),
+    ],
+)
+def test_a_message_of_a_chat_is_sent_as_one(
+    dialect: Dialect, path: str, expected: str, fields: dict[str, Any]
+) -> None:
+    target = Target(Origin("127.0.0.1", 1), path, dialect, "m")
+    body = json.loads(target.body([replace(PLAN, is_chat=True)]))
+    assert body | fields == body
+    assert ("prompt" in body) == (dialect == "lab")
+    assert target.request(b"", is_chat=True).startswith(f"POST {expected} HTTP/1.1\r\n".encode())
+
+
+def test_the_text_of_a_chat_stream_is_read() -> None:
+    async def answer_chat(body: dict[str, Any]) -> AsyncIterator[bytes]:
+        yield STREAM_HEAD
+        for delta in ({"role": "assistant", "content": ""}, {"content": "4"}, {"content": "."}):
+            yield event({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+        yield event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        yield event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}})
+        yield event("[DONE]")
+        yield END
+
+    answers, _ = ask(answer_chat, dialect="openai", plans=[replace(PLAN, is_chat=True)])
+    (answer,) = answers
+    assert (answer.error, "".join(answer.text), len(answer.chunk_s)) == (None, "4.", 2)
 
 
 def test_prompts_of_one_request_are_told_apart_by_index() -> None:

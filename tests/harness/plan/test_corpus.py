@@ -9,6 +9,8 @@ import pytest
 
 from adapters.base import ConfigError
 from harness.plan.corpus import default_path, load_corpus
+from harness.plan.planner import plan
+from harness.settings import HarnessSettings
 
 LINE = '{"id": "a", "prompt": "Hello", "max_tokens": 3, "category": "x"}\n'
 
@@ -50,6 +52,8 @@ def test_corpus_without_digest_is_refused_with_the_command_to_record_it(tmp_path
         ('{"id": "a", "prompt": "x", "max_tokens": 0}\n', "max_tokens"),
         (LINE + LINE, "line 2: the id 'a' is used twice"),
         ("\n", "holds no prompts"),
+        (LINE + '{"id": "b", "prompt": "x", "max_tokens": 3, "chat": true}\n', "line 2: `chat` must be"),
+        ('{"id": "a", "prompt": [1], "max_tokens": 3, "chat": true}\n', "chat needs a text"),
     ],
 )
 def test_malformed_corpus_names_the_line_and_the_field(tmp_path: Path, text: str, message: str) -> None:
@@ -80,3 +84,10 @@ def test_a_corpus_and_its_digest_are_read_in_any_unicode_encoding(tmp_path: Path
     corpus = load_corpus(path)
     assert corpus.is_as_recorded
     assert corpus.prompts[0].prompt == "Hello\u2028there"
+
+
+def test_the_instructions_are_messages_of_a_chat() -> None:
+    corpus, schedule = plan(HarnessSettings(corpus="instructions"), allow_changed_corpus=False)
+    assert corpus.path.name == "instructions.jsonl"
+    assert all(prompt.chat for prompt in corpus.prompts)
+    assert all(request.is_chat for request in schedule.requests)

@@ -112,6 +112,20 @@ def test_chat(served: Served) -> None:
     assert completion.id.startswith("chatcmpl-")
 
 
+def test_prompts_may_be_messages_of_a_chat(served: Served) -> None:
+    def num_tokens(**fields: Any) -> list[int]:
+        choices = served.post(max_tokens=1, **fields).json()["choices"]
+        return [choice["num_prompt_tokens"] for choice in choices]
+
+    chat = served.post(
+        "/v1/chat/completions", messages=[{"role": "user", "content": "Hello"}], max_tokens=1
+    ).json()["usage"]["prompt_tokens"]
+    assert num_tokens(prompt=["Hello", "Hello!"], chat=True) == [chat, chat + 1]
+    assert num_tokens(prompt="Hello", chat=False) == num_tokens(prompt="Hello") != [chat]
+    refused = served.post(prompt=[1, 2], chat=True, max_tokens=1)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "chat")
+
+
 def test_steps_go_on_from_where_one_asked(served: Served) -> None:
     first = Steps.model_validate(served.get("/steps").json(), strict=True)
     assert [step.step for step in first.steps] == list(range(first.next))
