@@ -40,9 +40,11 @@ def load_report(
     """Everything that these files say. INVALID ones are shown, and marked.
 
     Raises:
-        ConfigError: the reference is not in them.
+        ConfigError: the reference is not in them, or no row is.
     """
     runs, rows = join_runs(files)
+    if rows.empty:
+        raise ConfigError("the result files hold no row: nothing was measured, or the rows were taken out")
     digests = {run.schedule.digest for run in runs}
     kept = files[0].manifest if len(files) == 1 else None
     asked = kept if isinstance(kept, ComparisonManifest) else None

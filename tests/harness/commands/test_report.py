@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from harness.commands.report import render_report
@@ -67,6 +68,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, capsys: pytest.Capt
     complaints = capsys.readouterr().err
     assert f"lab report: there is no file {tmp_path / 'none.parquet'}\n" in complaints
     assert f"lab report: there is no file {tmp_path / 'none.journal.jsonl'}\n" in complaints
+
+
+def test_a_run_without_a_row_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "none.parquet"
+    kept = Path(__file__).parents[3] / "docs" / "measured" / "compare-lab-26m.parquet"
+    pq.write_table(pq.read_table(kept).slice(0, 0), path)
+    assert main(["report", str(path)]) == 2
+    assert "hold no row" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["llama-server", "yardsticks-lab-26m"])

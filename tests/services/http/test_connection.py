@@ -237,7 +237,11 @@ def test_who_asks_for_another_protocol_is_answered_in_this_one(served: Served, i
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"prompt":"a","max_tokens":3000}', b'{"prompt":"a","max_tokens":3000,"stream":true}']
+    "body",
+    [
+        b'{"prompt":"a","max_tokens":3000,"ignore_eos":true}',
+        b'{"prompt":"a","max_tokens":3000,"ignore_eos":true,"stream":true}',
+    ],
 )
 def test_who_leaves_with_requests_pipelined_leaves_all_of_them(
     body: bytes, caplog: pytest.LogCaptureFixture
