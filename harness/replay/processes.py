@@ -22,7 +22,7 @@ from harness.client.stream import StreamClient
 from harness.client.target import Target
 from harness.plan.schedule import Schedule
 from harness.replay.event_loop import loop_factory
-from harness.replay.interrupts import on_interrupt
+from harness.replay.interrupts import INTERRUPTED, on_interrupt
 from harness.replay.parent import end_with_parent
 from harness.replay.runner import OnComplete, Replay, ReplayEnd
 
@@ -71,7 +71,8 @@ def replay_in_processes(plans: list[WorkerPlan], on_complete: OnComplete, start_
         with on_interrupt(lambda: _terminate(workers)):
             ends = _collect(workers, on_complete)
     except BaseException as error:
-        _terminate(workers)
+        for process in workers.values():
+            process.kill()  # nobody reads what it would hand over
         if isinstance(error, EOFError):
             raise LabError("a process of the harness ended before it was done") from error
         raise
@@ -140,11 +141,17 @@ def _run_worker(pipe: Connection, plan: WorkerPlan) -> None:
             max_in_flight=plan.max_in_flight,
             group_ids=count(plan.index, plan.num_workers),
         )
+        # Told to stop before its start or after its end, it still hands over what it has.
+        interrupts.enter_context(on_interrupt(lambda: replay.interrupt(INTERRUPTED)))
         pipe.send(_READY)
         start_s: float = await asyncio.to_thread(pipe.recv)
         with contextlib.closing(client):
             return await replay.run(start_s)
 
-    with asyncio.Runner(loop_factory=loop_factory()) as runner, contextlib.suppress(BrokenPipeError):
+    with (
+        contextlib.ExitStack() as interrupts,
+        contextlib.suppress(BrokenPipeError),
+        asyncio.Runner(loop_factory=loop_factory()) as runner,
+    ):
         pipe.send(runner.run(run()))
     pipe.close()

@@ -100,9 +100,11 @@ def running_service(
         keep_log = False
         raise
     finally:
-        _stop(process)
-        if not keep_log:
-            log_path.unlink(missing_ok=True)
+        try:
+            _stop(process)
+        finally:
+            if not keep_log:
+                log_path.unlink(missing_ok=True)
 
 
 def _wait_until_ready(service: RunningService, timeout_s: float, announce: Announce) -> None:
@@ -124,15 +126,17 @@ def _wait_until_ready(service: RunningService, timeout_s: float, announce: Annou
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, then SIGKILL for it and all it started."""
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_TIMEOUT_S)
-    # It leads a session of its own: what it left behind is in its process group.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    """SIGTERM, then SIGKILL for it and all it started; an interrupt meanwhile brings the SIGKILL at once."""
+    try:
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_TIMEOUT_S)
+    finally:
+        # It leads a session of its own: what it left behind is in its process group.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _log_tail(log_path: Path) -> str:
@@ -157,4 +161,11 @@ def _end_with_parent() -> Callable[[], None]:
     """For the child, before it becomes the service: SIGTERM when the harness is gone, however it went."""
     pr_set_pdeathsig = 1
     prctl = ctypes.CDLL(None, use_errno=True).prctl
-    return lambda: prctl(pr_set_pdeathsig, signal.SIGTERM)
+    harness = os.getpid()
+
+    def act() -> None:
+        prctl(pr_set_pdeathsig, signal.SIGTERM)
+        if os.getppid() != harness:  # it was gone before it could be watched
+            os._exit(1)
+
+    return act

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import cast
 
+import psutil
+
 from adapters.base import BackendError, BackendInfo
 from services.engine.engine import Message
 from services.engine.messages import Beat, EngineFailed, Ready, StepReport, Stop
@@ -65,7 +67,10 @@ class EngineProcess:
             raise
         self._process = process
         logger.info("the engine is process %d", process.pid)
-        self._ready = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._ready = loop.create_future()
+        self._watch = Watch(self._spec.heartbeat_timeout_s, self._spec.step_timeout_s, loop.time())
+        self._check()
         self._pipe = await _open_pipe(ours, self._receive, lambda: self._lose(None))
         return await self._ready
 
@@ -95,23 +100,23 @@ class EngineProcess:
             case StepReport():
                 self._on_report(message)
             case Ready(info):
-                self._loaded(info, now_s)
+                self._loaded(info)
             case EngineFailed(text):
                 self._lose(text)
             case Beat():
                 pass
 
-    def _loaded(self, info: BackendInfo, now_s: float) -> None:
+    def _loaded(self, info: BackendInfo) -> None:
         """Let `start` return. Only from now on does silence mean that the engine hangs."""
         self._is_loaded = True
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(info)
-        self._watch = Watch(self._spec.heartbeat_timeout_s, self._spec.step_timeout_s, now_s)
-        self._check()
 
     def _check(self) -> None:
         loop = asyncio.get_running_loop()
         assert self._watch is not None
+        if not self._is_loaded and not self._is_stopped():
+            self._watch.heard(loop.time())  # loading sends no beats
         wrong = self._watch.check(loop.time())
         if wrong is None:
             self._checking = loop.call_later(INTERVAL_S, self._check)
@@ -135,6 +140,13 @@ class EngineProcess:
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
+
+    def _is_stopped(self) -> bool:
+        """Whether a signal has stopped the process, as a debugger or SIGSTOP does."""
+        try:
+            return bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
+        except psutil.Error:
+            return False
 
     def _how_it_ended(self) -> str:
         assert self._process is not None

@@ -116,16 +116,19 @@ class LabProcess:
 
 @contextlib.contextmanager
 def lab_serve(
-    *arguments: str, preexec_fn: Callable[[], None] | None = None, **settings: Any
+    *arguments: str,
+    preexec_fn: Callable[[], None] | None = None,
+    program: tuple[str, ...] = ("-m", "tools.cli"),
+    **settings: Any,
 ) -> Iterator[LabProcess]:
     """Start `lab serve` on a free port and end it with the block, by force if it still runs.
 
-    `preexec_fn` is called in the new process before the service begins.
+    `preexec_fn` is called in the new process before the service begins. `program` is what Python runs.
     """
     port = free_port()
     assignments = [f"--set={name}={value}" for name, value in {"BACKEND": "null", **settings}.items()]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tools.cli", "serve", f"--port={port}", *assignments, *arguments],
+        [sys.executable, *program, "serve", f"--port={port}", *assignments, *arguments],
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=preexec_fn,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from adapters.base import LabError
 from harness.replay.service_process import ServiceLaunch, running_service
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 FAKE_SERVICE = """
 import http.server, json, os, subprocess, sys
 if os.environ.get("HELPER"):
@@ -112,3 +115,40 @@ def test_a_service_that_dies_under_measurement_shows() -> None:
         assert "the service ended early (exit status -9)" in (service.problem() or "")
     assert service.log_path.exists()
     service.log_path.unlink()
+
+
+def test_an_interrupt_while_it_is_stopped_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told_to_stop() -> None:
+        raise KeyboardInterrupt
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        running_service(
+            launch(FAKE_SERVICE, STATUS="ok"), start_timeout_s=30, announce=lambda _: None
+        ) as service,
+    ):
+        monkeypatch.setattr(service.process, "terminate", told_to_stop)
+    assert service.process.returncode == -signal.SIGKILL
+    assert not service.log_path.exists()
+
+
+ORPHAN = """
+import os, sys, time
+from harness.replay.service_process import _end_with_parent
+parent = os.getpid()
+act = _end_with_parent()
+if not os.fork():
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    act()
+    open(sys.argv[1], "w").close()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tells the kernel of Linux")
+def test_a_harness_that_is_killed_before_it_is_watched_leaves_no_service(tmp_path: Path) -> None:
+    """The pipe closes when both processes have ended."""
+    words = [sys.executable, "-c", ORPHAN, str(tmp_path / "lives")]
+    done = subprocess.run(words, capture_output=True, timeout=60, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "lives").exists()

@@ -6,9 +6,11 @@ import os
 import signal
 import threading
 
+import psutil
+
 from services.engine_client.heartbeat import INTERVAL_S, Watch
 from tests.services.engine_client.test_worker import engine_pid, last_event, open_stream
-from tests.services.served import CLIENT, DEADLINE_S, lab_serve, until
+from tests.services.served import CLIENT, DEADLINE_S, LabProcess, lab_serve, until
 
 
 def wait(watch: Watch, from_s: float, to_s: float) -> str | None:
@@ -82,6 +84,28 @@ def test_a_frozen_engine_is_replaced_and_holds_up_nobody() -> None:
         assert engine_pid(lab) != frozen
         lab.process.terminate()
         assert lab.process.wait(DEADLINE_S) == 0
+
+
+def test_an_engine_that_is_frozen_while_it_loads_is_replaced() -> None:
+    with lab_serve(NULL_STEP_MS=5, HEARTBEAT_TIMEOUT_S=1.5) as lab:
+        lab.wait_ready()
+        killed = engine_pid(lab)
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: _next_engine(lab, killed) is not None)
+        frozen = _next_engine(lab, killed)
+        assert frozen is not None
+        os.kill(frozen, signal.SIGSTOP)
+        assert lab.status() == "starting"
+        lab.wait_ready()
+        assert engine_pid(lab) != frozen
+
+
+def _next_engine(lab: LabProcess, before: int) -> int | None:
+    try:
+        pid = engine_pid(lab)
+    except (ValueError, psutil.Error):  # in the pause there is none
+        return None
+    return None if pid == before else pid
 
 
 def test_a_long_step_is_not_taken_for_a_hang() -> None:
