@@ -160,19 +160,24 @@ def go_on_as_asked(num_trials: int, slowdown: float, noise: Noise, max_blocks: i
     asked = np.full(num_trials, FEWEST_BLOCKS)
     ever = np.zeros(num_trials, dtype=bool)
     found = np.zeros((num_trials, len(LEADING)), dtype=bool)
+    still = np.arange(num_trials)
     for num_blocks in range(FEWEST_BLOCKS, max_blocks + 1):
-        judged = judge(ratios, places, num_blocks)
-        ever |= (asked >= num_blocks) & judged.differs.any(axis=1)
-        for trial in np.flatnonzero(asked == num_blocks):
-            missing = [_missing(judged, trial, figure) for figure in LEADING]
-            asked[trial] = min(max_blocks, num_blocks + max(missing))
-        done = asked == num_blocks
-        found[done] = (judged.low[:, LEADING] > 0)[done]
+        judged = judge(ratios[still], places, num_blocks)
+        ever[still] |= judged.differs.any(axis=1)
+        for row, trial in enumerate(still):
+            if asked[trial] == num_blocks:
+                missing = [_missing(judged, row, figure) for figure in LEADING]
+                asked[trial] = min(max_blocks, num_blocks + max(missing))
+        done = asked[still] == num_blocks
+        found[still[done]] = judged.low[done][:, LEADING] > 0
+        still = still[~done]
+        if not still.size:
+            break
     blocks = float(np.median(asked)), float(np.quantile(asked, 0.9))
     return AsAsked(float(ever.mean()), tuple(map(float, found.mean(axis=0))), blocks)
 
 
-def _missing(judged: Judged, trial: np.intp, figure: int) -> int:
+def _missing(judged: Judged, trial: int, figure: int) -> int:
     """What the tool asks for. Where it says that no number would do, a trial goes on to the last block."""
     if judged.is_told[trial, figure]:
         return 0

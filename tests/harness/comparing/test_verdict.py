@@ -105,7 +105,7 @@ def test_one_block_tells_nothing() -> None:
 
 
 def test_blocks_asked_for_grow_with_the_noise() -> None:
-    missing = [blocks_missing(error, 8, math.log(1.05), 0.99) for error in (0.01, 0.02, 0.03, 3.0)]
+    missing = [blocks_missing(error, 8, math.log(1.05), 0.99) for error in (0.008, 0.012, 0.02, 3.0)]
     assert missing == sorted(set(missing))
     assert missing[-1] == MAX_MORE_BLOCKS + 1
 
