@@ -6,7 +6,7 @@ the file or, after a kill, in the journal beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from adapters.base import ConfigError, LabError
@@ -19,7 +19,7 @@ from harness.replay.floor import measure_floor
 from harness.replay.interrupts import on_interrupt, raise_interrupt
 from harness.replay.progress import Reporter
 from harness.replay.provenance import describe_repeat
-from harness.replay.replay import replay
+from harness.replay.replay import replay, tokens_per_s
 from harness.replay.service_process import RunningService, ServiceLaunch, running_service
 from harness.results.manifest import RepeatEntry
 from harness.results.steps import step_rows
@@ -33,8 +33,11 @@ def measure(
     schedule: Schedule,
     reporter: Reporter,
     repeats: Sequence[int],
+    sized: Callable[[float], Schedule] | None = None,
 ) -> Measurement:
     """Replay `schedule` once for each of `repeats` (the numbers their rows will carry).
+
+    `sized` makes the schedule in its place, once, from the output tokens a second of the first service.
 
     Raises:
         LabError: the service could not be started or asked, or the disk is full; the message says what is
@@ -50,6 +53,9 @@ def measure(
             for repeat in repeats:
                 with _served(arm, settings, reporter) as (server, service):
                     if file is None:
+                        if sized is not None:
+                            reporter.announce("sizing the run")
+                            schedule = sized(tokens_per_s(server, settings))
                         file = ArmFile(arm, server, settings, corpus, schedule, repeats)
                         file.manifest.floor = floor
                     entry = _measure_repeat(file, server, service, settings, schedule, reporter, repeat)

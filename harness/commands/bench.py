@@ -13,6 +13,8 @@ from harness.commands.options import add_slo_option
 from harness.commands.report import render_report
 from harness.measure import measure
 from harness.plan.planner import plan
+from harness.plan.run_size import num_requests, sizes_itself
+from harness.plan.schedule import Schedule
 from harness.replay.arm_file import Arm, Measurement
 from harness.replay.progress import make_reporter
 from harness.results.openmetrics import push, write_openmetrics
@@ -48,8 +50,22 @@ def run(args: argparse.Namespace) -> int:
     make_folder(settings.out)
     # With a URL the variant is a label, and only one that was given; otherwise the service has a default.
     arm = Arm(settings.variant)
+
+    def sized(tokens_per_s: float) -> Schedule:
+        chosen = {"requests": num_requests(tokens_per_s, corpus, settings)}
+        longer = settings.model_copy(update=chosen)
+        return plan(longer, allow_changed_corpus=args.allow_changed_corpus)[1]
+
     with make_reporter() as reporter:
-        measurement = measure(arm, settings, corpus, schedule, reporter, range(settings.repeats))
+        measurement = measure(
+            arm,
+            settings,
+            corpus,
+            schedule,
+            reporter,
+            range(settings.repeats),
+            sized if sizes_itself(settings) else None,
+        )
     slo = Slo(tuple(args.slo))
     print(render_report(measurement.rows, measurement.manifest, measurement.validity, measurement.path, slo))
     write_openmetrics(measurement.path, measurement.rows, measurement.manifest)

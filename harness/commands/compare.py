@@ -14,7 +14,13 @@ from pathlib import Path
 
 from adapters.base import ConfigError, LabError
 from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
-from harness.commands.options import parse_share, without_steps
+from harness.commands.options import (
+    add_objective_option,
+    add_slo_option,
+    chosen_objective,
+    parse_share,
+    without_steps,
+)
 from harness.comparing.arms import find_arms
 from harness.comparing.combine import (
     choose_reference,
@@ -70,6 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help=f"differences below this count as none (default {DEFAULT_MARGIN:.0%}%)",
     )
+    add_objective_option(parser)
+    add_slo_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,10 +86,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         LabError: nothing could be measured; the message says why.
     """
+    objective = chosen_objective(args)
     if args.files:
         files = without_steps(args.files)
         made = compare_files(files, asked_reference=args.baseline, allow_invalid=args.allow_invalid)
-        print(render_comparison(made.rows, made.manifest, args.margin))
+        print(render_comparison(made.rows, made.manifest, args.margin, objective))
         return 1 if made.manifest.validity.level == "INVALID" else 0
     if args.blocks < 1:
         raise ConfigError(f"--blocks must be at least 1, not {args.blocks}")
@@ -112,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     )
     with _told_to_resume(ledger):
         path = write_comparison(folder, measurements, manifest)
-    print(render_comparison(read_parquet(path)[1], manifest, args.margin))
+    print(render_comparison(read_parquet(path)[1], manifest, args.margin, objective))
     print(f"rows: {path}")
     if any(measurement.was_interrupted for measurement in measurements):
         print("--resume goes on where this stopped")

@@ -1,7 +1,8 @@
-"""`lab gate`: does a new result file regress against an old one? For CI: the exit status says so.
+"""`lab gate`: does a new result regress against an old one? For CI: the exit status says so.
 
-Both files need several repeats or blocks. 0 passed, 1 a regression, 2 files that do not count, 3 with
---strict where the blocks cannot tell.
+Only runs that were measured in turns (one file of `lab compare`, --against-arm) can pass or fail: between two
+sessions a machine changes its speed by more than a regression. 0 passed, 1 a regression, 2 files that do not
+count, 3 with --strict where the blocks cannot tell, 4 inconclusive because not measured in turns.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from typing import Literal
 
 from adapters.base import ConfigError
 from harness.commands.options import parse_share
-from harness.comparing.combine import compare_files
-from harness.comparing.contrasts import Contrast, contrasts
-from harness.comparing.verdict import FEWEST_BLOCKS
+from harness.comparing.combine import Comparison, compare_files
+from harness.comparing.contrasts import Contrast, contrasts, places_of
+from harness.comparing.intervals import FEWEST_BLOCKS, MAX_MORE_BLOCKS
 from harness.results.manifest import RunManifest
 from harness.results.metrics import METRICS, Figure
 from harness.results.table import MISSING, render_table
 
 Result = Literal["pass", "REGRESSION", "can't tell"]
-INCONCLUSIVE_STATUS = 3
+CANNOT_TELL_STATUS = 3
+NOT_IN_TURNS_STATUS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,16 @@ class Gated:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the new result file")
-    parser.add_argument("--against", type=Path, required=True, metavar="FILE", help="the old one")
+    against = parser.add_mutually_exclusive_group(required=True)
+    against.add_argument("--against", type=Path, metavar="FILE", help="the old one")
+    against.add_argument(
+        "--against-arm", metavar="NAME", help="the old arm within FILE, a comparison measured in turns"
+    )
+    parser.add_argument(
+        "--allow-sessions",
+        action="store_true",
+        help="with --against: judge although the two files were measured in different sessions",
+    )
     parser.add_argument(
         "--max-regression", type=parse_share, default=0.05, metavar="SHARE", help="still passes (default 5%%)"
     )
@@ -42,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--allow-invalid", action="store_true", help="judge files that are INVALID as well")
     parser.add_argument(
-        "--strict", action="store_true", help=f"exit {INCONCLUSIVE_STATUS} where blocks can't tell"
+        "--strict", action="store_true", help=f"exit {CANNOT_TELL_STATUS} where blocks can't tell"
     )
 
 
@@ -53,21 +64,56 @@ def run(args: argparse.Namespace) -> int:
         LabError: the files cannot be read or held against each other.
     """
     figures = [figure_called(name) for name in args.metrics] if args.metrics else None
-    gated, reasons = gate(
-        args.against, args.file, args.max_regression, allow_invalid=args.allow_invalid, figures=figures
-    )
+    made = _read(args.against, args.against_arm, args.file, allow_invalid=args.allow_invalid)
+    gated = gate(made, args.against, args.against_arm, args.max_regression, figures=figures)
     print(_table(gated))
     print("TTFT, total and time per request are from schedule.")
-    print("\n".join(reasons))
+    print("\n".join(f"caution: {reason}" for reason in made.manifest.validity.caution))
+    if args.against and not args.allow_sessions:
+        print(
+            "inconclusive: the two files were not measured in turns, and what the machine did in between is "
+            "in the ratios. Measure both in one `lab compare` and give --against-arm, or accept that with "
+            "--allow-sessions."
+        )
+        return NOT_IN_TURNS_STATUS
     results = {g.result for g in gated}
     if "REGRESSION" in results:
         return 1
     if "can't tell" in results:
-        told = [g.contrast.verdict.num_missing for g in gated if g.contrast.verdict]
-        missing = max(told, default=FEWEST_BLOCKS)
-        print(f"some metrics cannot be told: measure {missing} more blocks in both (REPEATS=)")
-        return INCONCLUSIVE_STATUS if args.strict else 0
+        print(_what_is_missing([g.contrast for g in gated if g.result == "can't tell"]))
+        return CANNOT_TELL_STATUS if args.strict else 0
     return 0
+
+
+def _read(old: Path | None, old_arm: str | None, new: Path, *, allow_invalid: bool) -> Comparison:
+    """Both files, or the one that holds both arms.
+
+    Raises:
+        ConfigError: there is nothing that can be held against each other.
+    """
+    if old is None:
+        return compare_files([new], asked_reference=old_arm, allow_invalid=allow_invalid)
+    if old.resolve() == new.resolve():
+        raise ConfigError(f"{new} cannot be held against itself")
+    made = compare_files([old, new], allow_invalid=allow_invalid)
+    invalid = made.manifest.validity.invalid
+    if any("cannot be compared" in reason for reason in invalid):
+        raise ConfigError(f"{new} cannot be held against {old}: {invalid[0]}")
+    return made
+
+
+def _what_is_missing(contrasts: Sequence[Contrast]) -> str:
+    missing = [c.verdict.num_missing if c.verdict else FEWEST_BLOCKS for c in contrasts]
+    within = [number for number in missing if number <= MAX_MORE_BLOCKS]
+    bounds = [
+        f"{c.figure.label} below {c.verdict.bound_text()}"
+        for c in contrasts
+        if c.verdict and c.verdict.is_out_of_reach
+    ]
+    told = [f"measure {max(within)} more blocks (--blocks, REPEATS=)"] if within else []
+    if bounds:
+        told.append(f"no {MAX_MORE_BLOCKS} blocks would tell of {', '.join(bounds)} (differences, if any)")
+    return "some metrics cannot be told: " + "; ".join(told)
 
 
 def figure_called(name: str) -> Figure:
@@ -85,28 +131,43 @@ def figure_called(name: str) -> Figure:
 
 
 def gate(
-    old: Path, new: Path, limit: float, *, allow_invalid: bool, figures: Sequence[Figure] | None = None
-) -> tuple[list[Gated], list[str]]:
-    """Every arm that both files have (or the only one of each), with all deciding figures, or with `figures`.
+    made: Comparison,
+    old: Path | None,
+    old_arm: str | None,
+    limit: float,
+    *,
+    figures: Sequence[Figure] | None = None,
+) -> list[Gated]:
+    """Every arm that both files have (or the only one of each), or every arm but `old_arm`, with all deciding
+    figures, or with `figures`.
 
     Raises:
-        ConfigError: the files replayed different schedules or share no arm.
+        ConfigError: the files share no arm.
     """
-    if old.resolve() == new.resolve():
-        raise ConfigError(f"{new} cannot be held against itself")
-    made = compare_files([old, new], allow_invalid=allow_invalid)
-    validity = made.manifest.validity
-    if any("cannot be compared" in reason for reason in validity.invalid):
-        raise ConfigError(f"{new} cannot be held against {old}: {validity.invalid[0]}")
-    is_open = made.manifest.runs[0].schedule.load.is_open
-    found = [
+    runs = made.manifest.runs
+    is_open = runs[0].schedule.load.is_open
+    pairs = (
+        _pairs(runs, old)
+        if old
+        else [(old_arm or made.manifest.reference, arm) for arm in made.manifest.arms if arm != old_arm]
+    )
+    # Places in a block say something of runs made in turns only.
+    places = {} if old else places_of(runs)
+    # Few runs are long enough for a p99: it is held where it can be, or where it was asked for.
+    return [
         Gated(contrast, judge_regression(contrast, limit))
-        for before, after in _pairs(made.manifest.runs, old)
+        for before, after in pairs
         for contrast in contrasts(
-            made.rows, [before, after], before, is_open=is_open, margin=limit, figures=figures
+            made.rows,
+            [before, after],
+            before,
+            is_open=is_open,
+            margin=limit,
+            figures=figures,
+            places=places,
         )
+        if contrast.verdict or contrast.figure.q != 99 or figures
     ]
-    return found, [f"caution: {reason}" for reason in validity.caution]
 
 
 def judge_regression(contrast: Contrast, limit: float) -> Result:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.base import ConfigError
-from harness.results.slo import parse_limits
+from harness.comparing.trade import OBJECTIVES, objective_figure
+from harness.results.metrics import Figure
+from harness.results.slo import Slo, parse_limits
 from harness.results.steps import STEPS_SUFFIX
 
 
@@ -22,6 +24,23 @@ def add_slo_option(parser: argparse.ArgumentParser) -> None:
         metavar="LIMITS",
         help="limits, as ttft_ms=500,tpot_ms=50 on each request (goodput) and ttft_p95_ms=500 on the run",
     )
+
+
+def add_objective_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--objective",
+        choices=OBJECTIVES,
+        help="what decides which arm is best; by default none is that is surely worse in something "
+        "(goodput needs --slo)",
+    )
+
+
+def chosen_objective(args: argparse.Namespace) -> Figure | None:
+    """
+    Raises:
+        ConfigError: goodput without limits.
+    """
+    return objective_figure(args.objective, Slo(tuple(args.slo))) if args.objective else None
 
 
 def parse_share(text: str) -> float:

@@ -14,7 +14,13 @@ from pathlib import Path
 import pandas as pd
 
 from adapters.base import LabError
-from harness.commands.options import add_slo_option, parse_share, without_steps
+from harness.commands.options import (
+    add_objective_option,
+    add_slo_option,
+    chosen_objective,
+    parse_share,
+    without_steps,
+)
 from harness.comparing.combine import ResultFile, read_result
 from harness.comparing.comparison import render_comparison
 from harness.comparing.verdict import DEFAULT_MARGIN
@@ -23,7 +29,7 @@ from harness.results.cost import read_price
 from harness.results.formulas import throughput
 from harness.results.lengths import lengths_in_words
 from harness.results.manifest import ComparisonManifest, RunManifest, Validity
-from harness.results.metrics import METRICS
+from harness.results.metrics import METRICS, Figure
 from harness.results.record import JOURNAL_SUFFIX, read_journal, to_frame
 from harness.results.recovery import known_damage, recover, recover_damaged
 from harness.results.slo import Slo, goodput
@@ -42,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"turn *{JOURNAL_SUFFIX} of killed runs, and what is whole of damaged files, into parquet first",
     )
     add_slo_option(parser)
+    add_objective_option(parser)
     parser.add_argument(
         "--html", type=Path, metavar="PATH", help="where the page goes (default: beside FILE)"
     )
@@ -78,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         if not file.path.name.endswith(JOURNAL_SUFFIX):
             readable.append(file)
         if not args.markdown:
-            print(_text_of(file, slo, args.margin), end="\n\n")
+            print(_text_of(file, slo, args.margin, chosen_objective(args)), end="\n\n")
         validity = file.manifest.validity
         if isinstance(file.manifest, RunManifest) and validity is None:
             validity = judge(file.rows, file.manifest)
@@ -89,16 +96,23 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def _text_of(file: ResultFile, slo: Slo, margin: float) -> str:
+def _text_of(file: ResultFile, slo: Slo, margin: float, objective: Figure | None) -> str:
     path, manifest, rows = file
     if isinstance(manifest, ComparisonManifest):
-        return render_comparison(rows, manifest, margin)
+        return render_comparison(rows, manifest, margin, objective)
     return render_report(rows, manifest, judge(rows, manifest), path, slo)
 
 
 def _write_report(files: list[ResultFile], slo: Slo, args: argparse.Namespace) -> None:
     price = read_price(args.price_per_hour_usd, args.price_per_token_usd)
-    data = load_report(files, slo=slo, price=price, reference=args.baseline, margin=args.margin)
+    data = load_report(
+        files,
+        slo=slo,
+        price=price,
+        reference=args.baseline,
+        margin=args.margin,
+        objective=chosen_objective(args),
+    )
     if not data.manifest.runs or not any(len(arm.ttft_ms) for arm in data.arms):
         return
     if args.markdown:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from statistics import median
 
 import pandas as pd
 
-from harness.comparing.contrasts import (
-    Contrast,
-    contrast_table,
-    contrasts,
+from harness.comparing.contrasts import Contrast, contrast_table, contrasts, places_of
+from harness.comparing.trade import (
+    decide,
+    decision_sentences,
     in_words,
-    more_blocks,
-    primary,
+    what_more_blocks_tell,
 )
 from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.results.lengths import lengths_in_words
@@ -47,6 +47,7 @@ def compare_arms(rows: pd.DataFrame, manifest: ComparisonManifest) -> list[Block
     steps = {(run.arm, entry.repeat): entry.steps for run in manifest.runs for entry in run.repeats}
     is_open = manifest.runs[0].schedule.load.is_open
     for arm in manifest.arms:
+        num_blocks = rows[rows["arm"] == arm]["repeat"].nunique()
         for block in sorted(rows["repeat"].unique()):
             part = rows[(rows["arm"] == arm) & (rows["repeat"] == block)]
             if part.empty:
@@ -57,7 +58,7 @@ def compare_arms(rows: pd.DataFrame, manifest: ComparisonManifest) -> list[Block
                 BlockFigures(
                     arm,
                     int(block),
-                    {figure.key: figure.value(part, is_open) for figure in compared_figures()},
+                    {f.key: f.value(part, is_open, num_blocks) for f in compared_figures()},
                     own_steps.mean_batch_size if own_steps else None,
                     own_steps.dead_row_share if own_steps else None,
                     *agreement(part, reference),
@@ -88,16 +89,34 @@ def agreement_of_all(rows: pd.DataFrame) -> tuple[int, int]:
 
 
 def render_comparison(
-    rows: pd.DataFrame, manifest: ComparisonManifest, margin: float = DEFAULT_MARGIN
+    rows: pd.DataFrame,
+    manifest: ComparisonManifest,
+    margin: float = DEFAULT_MARGIN,
+    objective: Figure | None = None,
 ) -> str:
-    """The text of a comparison: medians over blocks, ratios with intervals, verdicts in words, validity."""
+    """The text of a comparison: the verdict, medians over blocks, ratios with intervals, validity.
+
+    `objective` decides which arm is best; without it none is that is surely worse in something.
+    """
     figures, reference = compare_arms(rows, manifest), manifest.reference
     is_open = manifest.runs[0].schedule.load.is_open
-    found = contrasts(rows, manifest.arms, reference, is_open=is_open, margin=margin)
+    places, block_s = places_of(manifest.runs), block_seconds(manifest)
+    found = contrasts(rows, manifest.arms, reference, is_open=is_open, margin=margin, places=places)
+    made = decide(
+        rows,
+        manifest.arms,
+        reference,
+        is_open=is_open,
+        margin=margin,
+        places=places,
+        objective=objective,
+    )
     num_same, num_planned = agreement_of_all(rows)
     return "\n".join(
         [
             _heading(manifest),
+            "",
+            *(decision_sentences(made, reference, is_open, block_s) if made else ()),
             "",
             _figure_table(figures, manifest.arms, reference),
             "",
@@ -105,7 +124,8 @@ def render_comparison(
             "",
             render_table(*contrast_table(found)),
             "",
-            *_verdicts(found, is_open),
+            *verdict_lines(found),
+            *what_more_blocks_tell(found, is_open, block_s),
             "",
             f"All arms gave the same output for {num_same} of {num_planned} prompts.",
             *manifest.validity.lines(),
@@ -127,12 +147,20 @@ def _natural_lengths(rows: pd.DataFrame, manifest: ComparisonManifest, num_unlik
     return lines
 
 
-def _verdicts(found: Sequence[Contrast], is_open: bool) -> list[str]:
-    arms = list(dict.fromkeys(contrast.arm for contrast in found))
-    lines = [f"{arm}: {in_words(found, arm)}" for arm in arms]
-    if missing := more_blocks(found, is_open):
-        lines.append(f"{missing} more blocks would decide {primary(is_open).label} (--blocks).")
-    return lines
+def verdict_lines(found: Sequence[Contrast]) -> list[str]:
+    """One line an arm."""
+    arms = dict.fromkeys(contrast.arm for contrast in found)
+    return [f"{arm}: {in_words(found, arm)}" for arm in arms]
+
+
+def block_seconds(manifest: ComparisonManifest) -> float | None:
+    """How long one block of all arms takes, by the clock of its runs; None where they do not tell."""
+    each: dict[str, list[float]] = {}
+    for run in manifest.runs:
+        if run.repeats:
+            start, end = (datetime.fromisoformat(at) for at in (run.started_at, run.repeats[-1].ended_at))
+            each.setdefault(run.arm, []).append((end - start).total_seconds() / len(run.repeats))
+    return sum(median(seconds) for seconds in each.values()) or None
 
 
 def _heading(manifest: ComparisonManifest) -> str:

@@ -1,19 +1,25 @@
 """What the blocks of a comparison say about each deciding metric: one `Contrast` for each arm and figure.
 
 Within a block the same planned request is taken under both arms, and only if both answered it. Each block
-gives one logarithm of a ratio, and `verdict` judges those.
+gives one logarithm of a ratio; what a run's place in its block does is taken out; `verdict` judges the rest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
+from harness.comparing.intervals import Ordered, without_order
 from harness.comparing.verdict import DEFAULT_MARGIN, Verdict, judge_ratio
-from harness.results.metrics import OUTPUT_TOKENS, REQUEST_TIME, Figure, Metric, deciding_figures
+from harness.results.manifest import RunManifest
+from harness.results.metrics import OUTPUT_TOKENS, REQUEST_TIME, TPOT, Figure, Metric, deciding_figures
+
+Places = Mapping[tuple[str, int], int]
+"""Of the run of an arm in a block: how many runs of that block were made before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,7 @@ class Contrast:
     figure: Figure
     verdict: Verdict | None
     log_ratios: tuple[float, ...]
+    """One a block, without the drift within a block."""
 
     def text(self) -> str:
         """As 4.00x [3.90-4.10]; the bare ratio where one block is all there is."""
@@ -33,19 +40,42 @@ class Contrast:
             return "n too small"
         return f"{ratio_text(found.ratio)}" + (f" [{found.interval_text()}]" if found.interval else "")
 
+    @property
+    def word(self) -> str:
+        return self.verdict.word if self.verdict else "too few samples"
+
 
 def ratio_text(ratio: float) -> str:
     return f"{ratio:.2f}x" if ratio >= 0.1 else f"{ratio:.2g}x"
 
 
 def primary(is_open: bool) -> Metric:
-    """What a comparison is decided by first: an open loop delivers its rate under every arm that keeps up."""
+    """What arms are ranked by: an open loop delivers its rate under every arm that keeps up."""
     return REQUEST_TIME if is_open else OUTPUT_TOKENS
 
 
+def leading_figures(is_open: bool) -> list[Figure]:
+    """What the blocks that are asked for decide: the primary metric, and the price of it for each token."""
+    return [Figure(primary(is_open)), Figure(TPOT, 50)]
+
+
 def error_share(figure: Figure, is_open: bool, num_judged: int) -> float:
-    """Half of the allowed error is for the primary metric, the others share the rest."""
-    return 0.5 if figure.metric is primary(is_open) else 0.5 / max(1, num_judged - 1)
+    """A quarter of the allowed error is for each leading figure, the others share the rest."""
+    return 0.25 if figure in leading_figures(is_open) else 0.5 / max(1, num_judged - 2)
+
+
+def places_of(runs: Iterable[RunManifest]) -> Places:
+    """Nothing where the runs do not tell in which order a block measured them."""
+    blocks: dict[int, list[tuple[str, str]]] = {}
+    for run in runs:
+        for repeat in run.planned_repeats if len(run.planned_repeats) == 1 else ():
+            blocks.setdefault(repeat, []).append((run.started_at, run.arm))
+    places: dict[tuple[str, int], int] = {}
+    for block, started in blocks.items():
+        if len({at for at, _ in started}) < len(started):
+            return {}
+        places |= {(arm, block): place for place, (_, arm) in enumerate(sorted(started))}
+    return places
 
 
 def contrasts(
@@ -56,6 +86,7 @@ def contrasts(
     is_open: bool,
     margin: float = DEFAULT_MARGIN,
     figures: Sequence[Figure] | None = None,
+    places: Places | None = None,
 ) -> list[Contrast]:
     """Every arm but the reference, each with all deciding figures (or with `figures`).
 
@@ -64,29 +95,57 @@ def contrasts(
     deciding = deciding_figures()
     judged = deciding if figures is None else figures
     num_judged = max(len(deciding), len(judged))
-    found: list[Contrast] = []
-    of_reference = dict(tuple(rows[rows["arm"] == reference].groupby("repeat")))
-    for arm in arms:
-        if arm == reference:
-            continue
-        pairs = [
-            both_answered(ours, of_reference[block])
+    found: dict[tuple[str, Figure], Contrast] = {}
+    others = [arm for arm in arms if arm != reference]
+    theirs = dict(tuple(rows[rows["arm"] == reference].groupby("repeat")))
+    pairs = {
+        arm: {
+            int(str(block)): both_answered(ours, theirs[block])
             for block, ours in rows[rows["arm"] == arm].groupby("repeat")
-            if block in of_reference
-        ]
-        for figure in judged:
-            each = (_log_ratio(figure, ours, theirs, is_open) for ours, theirs in pairs)
-            logs = [log for log in each if log is not None]
+            if block in theirs
+        }
+        for arm in others
+    }
+    for figure in judged:
+        logs = {
+            arm: {
+                block: log
+                for block, (ours, other) in of_block.items()
+                if (log := _log_ratio(figure, ours, other, is_open, len(of_block))) is not None
+            }
+            for arm, of_block in pairs.items()
+        }
+        for arm, ordered in _in_order(logs, reference, places or {}).items():
             verdict = None
-            if logs:
+            if ordered.logs.size:
                 verdict = judge_ratio(
-                    logs,
+                    ordered.logs.tolist(),
                     higher_is_better=figure.metric.higher_is_better,
                     error_share=error_share(figure, is_open, num_judged),
                     margin=margin,
+                    extra_variance=float(ordered.extra_variance),
+                    lost_degrees=ordered.lost_degrees,
                 )
-            found.append(Contrast(arm, reference, figure, verdict, tuple(logs)))
-    return found
+            found[arm, figure] = Contrast(arm, reference, figure, verdict, tuple(ordered.logs.tolist()))
+    return [found[arm, figure] for arm in others for figure in judged]
+
+
+def _in_order(logs: Mapping[str, Mapping[int, float]], reference: str, places: Places) -> dict[str, Ordered]:
+    """The logarithms of each arm, without drift within blocks where all blocks have all arms and places."""
+    plain = {arm: Ordered(np.array(list(own.values())), np.zeros(()), 0) for arm, own in logs.items()}
+    blocks = sorted({block for own in logs.values() for block in own})
+    names = [reference, *logs]
+    is_whole = all(len(own) == len(blocks) for own in logs.values())
+    if not blocks or not is_whole or any((arm, b) not in places for arm in names for b in blocks):
+        return plain
+    values = np.array([[0.0] * len(blocks), *([own[b] for b in blocks] for own in logs.values())])
+    at = np.array([[places[arm, b] for b in blocks] for arm in names])
+    ordered = without_order(values, at, 0)
+    return {
+        arm: Ordered(ordered.logs[row], ordered.extra_variance[row], ordered.lost_degrees)
+        for row, arm in enumerate(names)
+        if row
+    }
 
 
 def both_answered(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -99,8 +158,10 @@ def both_answered(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[pd.DataFram
     return ours.loc[common], theirs.loc[common]
 
 
-def _log_ratio(figure: Figure, ours: pd.DataFrame, theirs: pd.DataFrame, is_open: bool) -> float | None:
-    pair = figure.value(ours, is_open), figure.value(theirs, is_open)
+def _log_ratio(
+    figure: Figure, ours: pd.DataFrame, theirs: pd.DataFrame, is_open: bool, num_blocks: int
+) -> float | None:
+    pair = [figure.value(part, is_open, num_blocks) for part in (ours, theirs)]
     return math.log(pair[0] / pair[1]) if pair[0] and pair[1] else None
 
 
@@ -111,32 +172,8 @@ def contrast_table(found: Sequence[Contrast]) -> tuple[list[str], list[list[str]
     return ["arm", *labels], [[arm, *(c.text() for c in found if c.arm == arm)] for arm in arms]
 
 
-def decision(found: Sequence[Contrast], arm: str, is_open: bool) -> Contrast | None:
-    """The contrast of the primary metric of one arm."""
-    return next((c for c in found if c.arm == arm and c.figure.metric is primary(is_open)), None)
-
-
 def more_blocks(found: Sequence[Contrast], is_open: bool) -> int:
-    """How many more blocks the primary metric of every arm needs for a verdict."""
-    deciding = [c.verdict for c in found if c.figure.metric is primary(is_open) and c.verdict]
-    return max((j.num_missing for j in deciding), default=0)
-
-
-def in_words(found: Sequence[Contrast], arm: str) -> str:
-    """As: better in output tok/s (4.00x), TTFT p50 (0.20x); can't tell in TTFT p95 (need 12 more blocks)."""
-    order = ("better in", "worse in", "equivalent", "can't tell in", "too few samples for")
-    parts: dict[str, list[str]] = {kind: [] for kind in order}
-    for contrast in found:
-        name, verdict = contrast.figure.label, contrast.verdict
-        if contrast.arm != arm:
-            continue
-        if verdict is None:
-            parts["too few samples for"].append(name)
-        elif verdict.word == "can't tell":
-            parts["can't tell in"].append(f"{name} (need {verdict.missing_text()} more blocks)")
-        elif verdict.word == "equivalent":
-            first = "" if parts["equivalent"] else f"within {verdict.margin:.0%} in "
-            parts["equivalent"].append(first + name)
-        else:
-            parts[f"{verdict.word} in"].append(f"{name} ({ratio_text(verdict.ratio)})")
-    return "; ".join(f"{kind} {', '.join(names)}" for kind, names in parts.items() if names)
+    """How many more blocks the leading figures of every arm need for a verdict; those out of reach aside."""
+    leading = leading_figures(is_open)
+    verdicts = [c.verdict for c in found if c.figure in leading and c.verdict]
+    return max((v.num_missing for v in verdicts if not v.is_out_of_reach), default=0)

@@ -14,14 +14,16 @@ import numpy as np
 import pandas as pd
 
 from adapters.base import LabError
-from harness.comparing.contrasts import Contrast, contrasts
+from harness.comparing.comparison import block_seconds
+from harness.comparing.contrasts import Contrast, contrasts, places_of
+from harness.comparing.trade import Decision, decide
 from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.page.timeline import Timeline, batch_timeline
 from harness.results.cost import Price
 from harness.results.formulas import Floats, throughput, token_gaps
 from harness.results.latency_budget import Budget, latency_budget
 from harness.results.manifest import ComparisonManifest, RunManifest
-from harness.results.metrics import METRICS
+from harness.results.metrics import METRICS, Figure
 from harness.results.slo import Limit, Slo, goodput
 from harness.results.steps import STEPS_SUFFIX, read_steps
 
@@ -62,10 +64,9 @@ class ArmData:
 class ReportData:
     arms: list[ArmData]
     found: list[Contrast]
-    against_next: list[Contrast]
-    """The winner of the primary metric against the arm that comes next."""
-    winner: str | None
-    runner_up: str | None
+    decision: Decision | None
+    block_s: float | None
+    """How long a block takes."""
     reference: str | None
     is_open: bool
     num_blocks: int
@@ -93,6 +94,7 @@ def gather(
     price: Price,
     margin: float = DEFAULT_MARGIN,
     num_same: tuple[int, int] = (0, 0),
+    objective: Figure | None = None,
 ) -> ReportData:
     """All figures of a comparison (one run alone is a comparison of one arm)."""
     runs = manifest.runs
@@ -104,17 +106,19 @@ def gather(
     names = [name for name in manifest.arms if any(arm.name == name for arm in arms)]
     one_load = len({arm.load for arm in arms}) == 1
     reference = manifest.reference if len(names) > 1 and one_load else None
-    winner, runner_up = _ranking(arms, is_open) if reference else (None, None)
-    found = contrasts(rows, names, reference, is_open=is_open, margin=margin) if reference else []
-    against_next = []
-    if winner and runner_up:
-        against_next = contrasts(rows, [runner_up, winner], runner_up, is_open=is_open, margin=margin)
+    found: list[Contrast] = []
+    decision = None
+    if reference:
+        places = places_of(runs)
+        found = contrasts(rows, names, reference, is_open=is_open, margin=margin, places=places)
+        decision = decide(
+            rows, names, reference, is_open=is_open, margin=margin, places=places, objective=objective
+        )
     return ReportData(
         arms=arms,
         found=found,
-        against_next=against_next,
-        winner=winner,
-        runner_up=runner_up,
+        decision=decision,
+        block_s=block_seconds(manifest),
         reference=reference,
         is_open=is_open,
         num_blocks=manifest.num_blocks,
@@ -137,16 +141,6 @@ def load_text(run: RunManifest) -> str:
 def _offered(run: RunManifest) -> float:
     plan = run.schedule
     return plan.rate if plan.rate is not None else float(plan.concurrency or 0)
-
-
-def _ranking(arms: Sequence[ArmData], is_open: bool) -> tuple[str | None, str | None]:
-    """The best two arms by the primary metric."""
-    if is_open:
-        ordered = sorted(arms, key=lambda arm: float(arm.total_ms.mean()) if len(arm.total_ms) else np.inf)
-    else:
-        ordered = sorted(arms, key=lambda arm: -arm.middle_tokens_per_s)
-    names = [arm.name for arm in ordered]
-    return (names[0], names[1]) if len(names) > 1 else (None, None)
 
 
 def _arm_data(

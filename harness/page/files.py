@@ -29,13 +29,20 @@ from harness.page.summary import (
 )
 from harness.results.cost import Price
 from harness.results.manifest import ComparisonManifest, Validity
+from harness.results.metrics import Figure
 from harness.results.output_dir import make_folder, whole_file
 from harness.results.slo import Slo
 from harness.results.table import render_table
 
 
 def load_report(
-    files: Sequence[ResultFile], *, slo: Slo, price: Price, reference: str | None, margin: float
+    files: Sequence[ResultFile],
+    *,
+    slo: Slo,
+    price: Price,
+    reference: str | None,
+    margin: float,
+    objective: Figure | None = None,
 ) -> ReportData:
     """Everything that these files say. INVALID ones are shown, and marked.
 
@@ -63,7 +70,7 @@ def load_report(
     num_blocks = int(rows.groupby("arm")["repeat"].nunique().max())
     manifest = comparison_manifest(runs, arms, chosen, num_blocks, validity)
     same = agreement_of_all(rows) if len(digests) == 1 else (0, 0)
-    return gather(rows, manifest, slo=slo, price=price, margin=margin, num_same=same)
+    return gather(rows, manifest, slo=slo, price=price, margin=margin, num_same=same, objective=objective)
 
 
 def write_html(data: ReportData, path: Path) -> None:

@@ -1,12 +1,14 @@
-"""The report in sentences and tables, for the page and for Markdown: who wins, by how much, how sure that is,
-and why. Every claim names its figure.
+"""The report in sentences and tables, for the page and for Markdown: what the first arm gives and costs, how
+sure that is, and why. Every claim names its figure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.comparing.contrasts import Contrast, decision, in_words, more_blocks, primary
+from harness.comparing.comparison import verdict_lines
+from harness.comparing.contrasts import Contrast
+from harness.comparing.trade import decision_sentences
 from harness.page.data import ArmData, ReportData
 from harness.results.latency_budget import TERMS
 from harness.results.metrics import compared_figures
@@ -15,25 +17,15 @@ from harness.results.table import MISSING, number, share
 
 def verdict_sentences(data: ReportData) -> list[str]:
     """First the answer, then how sure it is, then why."""
-    if data.winner is None or data.runner_up is None:
+    if data.decision is None or data.reference is None:
         return [_only_arm(arm) for arm in data.arms]
-    name, next_name = data.winner, data.runner_up
-    metric = primary(data.is_open)
-    found = decision(data.against_next, name, data.is_open)
-    verdict = found.verdict if found else None
-    if found is None or verdict is None:
-        return [f"{name} comes first in {metric.label}, but too few answers stand behind it."]
-    is_sure = verdict.word == "better"
-    sentences = [
-        f"{name} wins: {found.text()} the {metric.label} of the next, {next_name}."
-        if is_sure
-        else f"No winner is sure: {name} and {next_name} come first ({metric.label} {found.text()})."
-    ]
-    reference = decision(data.found, name, data.is_open)
-    if reference is not None and reference.verdict is not None and data.reference != next_name:
-        sentences.append(f"Against {data.reference} it is {reference.text()}.")
-    sentences.append(_how_sure(data, found, is_sure))
-    return [*sentences, *why(data)]
+    told = decision_sentences(data.decision, data.reference, data.is_open, data.block_s)
+    standing = {
+        "VALID": "Nothing speaks against the runs.",
+        "CAUTION": "There are reasons for caution (below).",
+        "INVALID": "But the runs are INVALID (below), so this does not count.",
+    }[data.manifest.validity.level]
+    return [*told, standing, *why(data)]
 
 
 def _only_arm(arm: ArmData) -> str:
@@ -44,29 +36,12 @@ def _only_arm(arm: ArmData) -> str:
     )
 
 
-def _how_sure(data: ReportData, found: Contrast, is_sure: bool) -> str:
-    verdict = found.verdict
-    assert verdict is not None
-    blocks = f"{verdict.num_blocks} blocks, the same requests paired"
-    level = data.manifest.validity.level
-    standing = {
-        "VALID": "nothing speaks against the runs",
-        "CAUTION": "with reasons for caution (below)",
-        "INVALID": "but the runs are INVALID (below), so this does not count",
-    }[level]
-    if is_sure:
-        return f"How sure: the interval holds at {verdict.confidence:.1%} over {blocks}; {standing}."
-    missing = more_blocks(data.against_next, data.is_open)
-    ask = f"; {missing} more blocks would tell" if missing else ""
-    return f"How sure: {verdict.text()} over {blocks}{ask}; {standing}."
-
-
 def why(data: ReportData) -> list[str]:
-    """What the step log and the budgets say about the winner and the reference."""
+    """What the step log and the budgets say about the first two arms and the reference."""
     sentences: list[str] = []
-    shown = [
-        arm for name in (data.winner, data.runner_up, data.reference) for arm in data.arms if arm.name == name
-    ]
+    made = data.decision
+    named = (made.first, made.second, data.reference) if made else ()
+    shown = [arm for name in named for arm in data.arms if arm.name == name]
     shown = list({arm.name: arm for arm in shown}.values())
     spent = [
         f"{arm.name} {arm.timeline.live_share:.0%} live, {arm.timeline.dead_share:.0%} dead rows, "
@@ -116,8 +91,7 @@ def arm_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
 
 
 def contrast_sentences(found: Sequence[Contrast]) -> list[str]:
-    arms = list(dict.fromkeys(contrast.arm for contrast in found))
-    return [f"{arm}: {in_words(found, arm)}." for arm in arms]
+    return [f"{line}." for line in verdict_lines(found)]
 
 
 def budget_table(data: ReportData) -> tuple[list[str], list[list[str]]]:

@@ -13,8 +13,8 @@ WARMUP_SEED = 20_260_101
 FEWEST_TOKENS = 2
 
 
-def make_warmup(num_requests: int) -> Schedule:
-    """All requests at once, number i with a budget of i + 2 tokens."""
+def make_warmup(num_requests: int, max_tokens: int | None = None) -> Schedule:
+    """All requests at once, number i with a budget of i + 2 tokens, or all with the budget given."""
     seed = derive_seed(WARMUP_SEED, "warmup")
     load = Load(Arrivals.CLOSED, concurrency=num_requests)
     requests = tuple(
@@ -22,7 +22,7 @@ def make_warmup(num_requests: int) -> Schedule:
             index=index,
             prompt_id=f"warmup-{index}",
             prompt=f"{index} warm-up " + "count " * (4 + 4 * index),
-            max_tokens=FEWEST_TOKENS + index,
+            max_tokens=max_tokens or FEWEST_TOKENS + index,
             seed=(seed + index) % 2**31,
         )
         for index in range(num_requests)

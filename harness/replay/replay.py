@@ -27,6 +27,9 @@ from harness.results.manifest import MachineUse
 from harness.settings import HarnessSettings
 from services.contract.status import StepLine
 
+GUESS_TOKENS, GUESS_S = (16, 128), 0.5
+"""Tokens a user: few for a model of a few tokens a second, more where the few took less than `GUESS_S`."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
@@ -60,7 +63,7 @@ def replay(
     ):
         if settings.num_warmup:
             reporter.announce("warming up")
-            _warm_up(runner, client, server, settings.num_warmup)
+            _warm_up(runner, client, server, make_warmup(settings.num_warmup))
         first_step = control.next_step() if server.card else None
         round_trip_s = control.round_trip_s()
         reporter.begin(label, schedule)
@@ -82,6 +85,28 @@ def replay(
         use.harness_cpu_share /= settings.processes
         steps, num_dropped = ([], 0) if first_step is None else control.steps_since(first_step)
         return ReplayResult(end, use, steps, num_dropped, round_trip_s)
+
+
+def tokens_per_s(server: Server, settings: HarnessSettings) -> float:
+    """What the server makes with all users busy: a first guess from a few tokens each, after a warm-up.
+
+    Raises:
+        LabError: every request failed.
+        KeyboardInterrupt: told to stop.
+    """
+    with (
+        asyncio.Runner(loop_factory=loop_factory()) as runner,
+        closing(StreamClient(server.target, timeout_s=settings.request_timeout_s)) as client,
+    ):
+        users = settings.concurrency
+        _warm_up(runner, client, server, make_warmup(users, 2))
+        for num_tokens in GUESS_TOKENS:
+            start_s = perf_counter()
+            answers = _warm_up(runner, client, server, make_warmup(users, num_tokens))
+            took_s = perf_counter() - start_s
+            if took_s > GUESS_S:
+                break
+        return sum(answer.num_output_tokens or 0 for answer in answers) / took_s
 
 
 def _shared_start(start_at: float | None) -> float | None:
@@ -116,11 +141,15 @@ def _worker_plans(server: Server, schedule: Schedule, settings: HarnessSettings)
     ]
 
 
-def _warm_up(runner: asyncio.Runner, client: StreamClient, server: Server, num_requests: int) -> None:
+def _warm_up(
+    runner: asyncio.Runner, client: StreamClient, server: Server, schedule: Schedule
+) -> list[Answer]:
     answers: list[Answer] = []
-    warmup = Replay(client, make_warmup(num_requests), answers.append, client_chunk=server.client_chunk)
+    num_requests = len(schedule.requests)
+    warmup = Replay(client, schedule, answers.append, client_chunk=server.client_chunk)
     if runner.run(warmup.run()).was_interrupted:
         raise KeyboardInterrupt
     errors = [answer.error for answer in answers if answer.error is not None]
     if len(errors) == num_requests:
         raise LabError(f"all {num_requests} warm-up requests failed, the first with: {errors[0]}")
+    return answers

@@ -114,8 +114,13 @@ class Samples:
     is_per_token: bool = True
     """False where a server sends no token ids, so that gaps are between chunks."""
 
-    def percentile(self, q: int) -> Percentile:
-        return percentile(self.values, q, weights=self.weights)
+    def percentile(self, q: int, num_blocks: int = 1) -> Percentile:
+        """Gaps of one answer are alike, so that for gaps requests are counted, not gaps. A comparison of
+        `num_blocks` judges the blocks' values together, so that all their requests count."""
+        if self.weights is None:
+            return percentile(self.values, q)
+        num_requests = len(np.unique(self.request)) * num_blocks
+        return percentile(self.values, q, weights=self.weights, num_samples=num_requests)
 
     def mean(self) -> float | None:
         if self.weights is None or not len(self.values):
@@ -131,20 +136,38 @@ class Samples:
 
 def token_gaps(rows: pd.DataFrame) -> Samples:
     """Inter-token latencies of all answers in ms; inter-chunk latencies where token ids are missing."""
+    gaps, request = _gaps(rows)
     done = rows["error"].isna().to_numpy()
-    is_per_token = bool(rows["chunk_tokens"][done].notna().all())
-    gaps: list[Floats] = [np.empty(0)]
-    weights: list[Floats] = [np.empty(0)]
-    request: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)]
-    for index in np.flatnonzero(done):
-        gap_ms = np.diff(_array(rows["chunk_s"].iloc[index])) * 1e3
-        if not len(gap_ms):
-            continue
-        tokens = _array(rows["chunk_tokens"].iloc[index])[1:] if is_per_token else np.ones(len(gap_ms))
-        gaps.append(gap_ms / tokens)
-        weights.append(tokens)
-        request.append(np.full(len(gap_ms), index))
-    return Samples(np.concatenate(gaps), np.concatenate(request), np.concatenate(weights), is_per_token)
+    if not rows["chunk_tokens"][done].notna().all():
+        return Samples(gaps, request, np.ones(len(gaps)), is_per_token=False)
+    weights = np.concatenate(
+        [np.empty(0), *(_array(rows["chunk_tokens"].iloc[i])[1:] for i in np.flatnonzero(done))]
+    )
+    return Samples(gaps / weights, request, weights)
+
+
+def frame_gaps(rows: pd.DataFrame) -> Samples:
+    """Gaps between chunks in ms, not divided by their tokens: frames that merge do not hide a stall."""
+    gaps, request = _gaps(rows)
+    return Samples(gaps, request, np.ones(len(gaps)))
+
+
+def longest_stalls(rows: pd.DataFrame) -> Samples:
+    """The longest gap of each answer in ms; NaN where it came in one chunk."""
+    gaps, request = _gaps(rows)
+    longest = np.full(len(rows), -np.inf)
+    np.maximum.at(longest, request, gaps)
+    return Samples(np.where(np.isneginf(longest), np.nan, longest), np.arange(len(rows)))
+
+
+def _gaps(rows: pd.DataFrame) -> tuple[Floats, NDArray[np.int64]]:
+    """Gaps between chunks in ms, and the row of each."""
+    each = [
+        np.diff(_array(stamps)) * 1e3 if is_done else np.empty(0)
+        for stamps, is_done in zip(rows["chunk_s"], rows["error"].isna(), strict=True)
+    ]
+    request = np.repeat(np.arange(len(each)), [len(gaps) for gaps in each])
+    return np.concatenate([np.empty(0), *each]), request
 
 
 def send_lag_s(rows: pd.DataFrame) -> Floats:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from harness.results.formulas import Samples, throughput, token_gaps
+from harness.results.formulas import Samples, frame_gaps, longest_stalls, throughput, token_gaps
 from harness.results.stats import MIN_SAMPLES
 from harness.results.table import MISSING, number
 
@@ -61,6 +61,10 @@ class Metric:
     digits: int = 1
     title: str = ""
     """The label in full, where a table shows more than one clock."""
+    aspect: str = ""
+    """What a client feels of it; a verdict names one figure of each aspect."""
+    phrase: tuple[str, str] = ("", "")
+    """How its first figure is said where it is better and where it is worse; {} is a factor."""
 
     @property
     def figures(self) -> list[Figure]:
@@ -84,10 +88,10 @@ class Figure:
     def label(self) -> str:
         return self.metric.label if self.q is None else f"{self.metric.label} p{self.q}"
 
-    def value(self, rows: pd.DataFrame, is_open: bool) -> float | None:
-        """Of one replay; None where too few samples stand behind it."""
+    def value(self, rows: pd.DataFrame, is_open: bool, num_blocks: int = 1) -> float | None:
+        """Of one replay, which is one of `num_blocks`; None where too few samples stand behind it."""
         if self.metric.samples is not None and self.q is not None:
-            return self.metric.samples(rows).percentile(self.q).value
+            return self.metric.samples(rows).percentile(self.q, num_blocks).value
         return self.metric.of_run(rows, is_open) if self.metric.of_run is not None else None
 
     def over(self, rows: pd.DataFrame, is_open: bool) -> float | None:
@@ -106,6 +110,7 @@ class Figure:
 OUTPUT_TOKENS = Metric(
     name="output_tokens", unit="per_s", label="output tok/s", description="Output tokens a second.",
     of_run=rate("output_tokens_per_s"), higher_is_better=True, compared=(None,), decides=True,
+    aspect="tokens", phrase=("{} the tokens", "{} the tokens"),
 )  # fmt: skip
 REQUESTS = Metric(
     name="requests", unit="per_s", label="requests/s", description="Answers a second.",
@@ -115,6 +120,18 @@ REQUEST_TIME = Metric(
     name="request_time", unit="ms", label="time per request",
     description="Whole answer, from schedule: geometric mean over requests.",
     of_run=_request_time, compared=(None,), decides=True,
+    aspect="whole answer", phrase=("the whole answer {} sooner", "the whole answer {} later"),
+)  # fmt: skip
+TTFT = Metric(
+    name="ttft", unit="ms", label="TTFT", title="TTFT, from schedule",
+    description="Time to first token, from schedule.",
+    samples=column("ttft_sched_ms"), compared=(50, 95), decides=True,
+    aspect="first token", phrase=("TTFT {} sooner", "TTFT {} later"),
+)  # fmt: skip
+TPOT = Metric(
+    name="tpot", unit="ms", label="TPOT", description="Time per output token after the first.",
+    samples=column("tpot_ms"), compared=(50, 95), decides=True,
+    aspect="each token", phrase=("each token {} sooner", "each token {} later"),
 )  # fmt: skip
 METRICS: list[Metric] = [
     OUTPUT_TOKENS,
@@ -124,15 +141,8 @@ METRICS: list[Metric] = [
         name="ttft_send", unit="ms", label="TTFT, from send",
         description="Time to first token, from the moment of sending.", samples=column("ttft_ms"),
     ),
-    Metric(
-        name="ttft", unit="ms", label="TTFT", title="TTFT, from schedule",
-        description="Time to first token, from schedule.",
-        samples=column("ttft_sched_ms"), compared=(50, 95), decides=True,
-    ),
-    Metric(
-        name="tpot", unit="ms", label="TPOT", description="Time per output token after the first.",
-        samples=column("tpot_ms"), compared=(50, 95),
-    ),
+    TTFT,
+    TPOT,
     Metric(
         name="total_send", unit="ms", label="total, from send",
         description="Whole answer, from the moment of sending.", samples=column("total_ms"),
@@ -140,11 +150,22 @@ METRICS: list[Metric] = [
     Metric(
         name="total", unit="ms", label="total", title="total, from schedule",
         description="Whole answer, from schedule.",
-        samples=column("total_sched_ms"), compared=(95,), decides=True,
+        samples=column("total_sched_ms"), compared=(95,), decides=True, aspect="whole answer",
     ),
     Metric(
         name="itl", unit="ms", label="ITL", description="Gaps between chunks divided by their tokens.",
-        samples=token_gaps, compared=(99,),
+        samples=token_gaps, compared=(99,), decides=True, aspect="gaps",
+        phrase=("ITL p99 {} shorter", "ITL p99 {} longer"),
+    ),
+    Metric(
+        name="gap", unit="ms", label="gap", description="Gaps between chunks, however many tokens they hold.",
+        samples=frame_gaps,
+    ),
+    Metric(
+        name="longest_stall", unit="ms", label="longest stall",
+        description="The longest gap between two chunks of an answer.",
+        samples=longest_stalls, compared=(95,), decides=True, aspect="gaps",
+        phrase=("the longest stall (p95) {} shorter", "the longest stall (p95) {} longer"),
     ),
 ]  # fmt: skip
 """In the order of every table."""

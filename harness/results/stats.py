@@ -25,18 +25,22 @@ class Percentile:
         return f"{self.value:,.{digits}f}"
 
 
-def percentile(values: ArrayLike, q: int, *, weights: ArrayLike | None = None) -> Percentile:
+def percentile(
+    values: ArrayLike, q: int, *, weights: ArrayLike | None = None, num_samples: int | None = None
+) -> Percentile:
     """The q-th percentile of the values that are numbers, linear between neighbours.
 
-    `weights` are whole counts: a value of weight 3 stands there three times.
+    `weights` are whole counts: a value of weight 3 stands there three times. `num_samples` is how many count
+    as independent, where that is not all of them.
     """
     samples = np.asarray(values, dtype=float)
     if weights is not None:
         samples = np.repeat(samples, np.asarray(weights, dtype=int))
     samples = samples[~np.isnan(samples)]
     least = MIN_SAMPLES[q]
-    value = float(np.percentile(samples, q)) if len(samples) >= least else None
-    return Percentile(q, value, len(samples), least)
+    num = len(samples) if num_samples is None else num_samples
+    value = float(np.percentile(samples, q)) if len(samples) and num >= least else None
+    return Percentile(q, value, num, least)
 
 
 def mean_of(values: ArrayLike) -> float | None:

@@ -1,148 +1,221 @@
-"""How often verdicts are right on simulated runs of a known slowdown.
+"""How often verdicts are right on simulated comparisons of a known slowdown.
 
-`python -m harness.selfcheck.simulated_trials` prints a table. Every trial does what a user does: three
-blocks, then, if the deciding metric cannot tell, as many more as the tool asks for. Noise has four layers:
-the machine drifts from block to block (for both arms), every start of a service differs a little, some runs
-are disturbed by neighbours, and requests scatter within a run.
+`python -m harness.selfcheck.simulated_trials` makes the tables of docs/measurement.md. All trials of one kind
+are judged at once by the functions that judge one comparison, and after every block, as people do. The noise
+is what breaks such verdicts: block noise with heavy tails, a machine that slows down steadily over the whole
+comparison, one disturbed block, and services that differ a little from one start to the next.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.comparing.contrasts import error_share
-from harness.comparing.verdict import FEWEST_BLOCKS, Verdict, judge_ratio
-from harness.results.metrics import OUTPUT_TOKENS, Figure, deciding_figures
+from harness.comparing.arms import williams_row
+from harness.comparing.contrasts import error_share, leading_figures
+from harness.comparing.intervals import (
+    FEWEST_BLOCKS,
+    Floats,
+    Ordered,
+    error_of_look,
+    log_interval,
+    middle_and_error,
+    next_blocks,
+    without_order,
+)
+from harness.comparing.verdict import CONFIDENCE, DEFAULT_MARGIN
+from harness.results.metrics import deciding_figures
 from harness.results.table import render_table, share
 
-Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Standard deviations of logarithms. `disturbed`: share of runs slowed by an exponential of this mean."""
+    """Standard deviations of logarithms of run times, all with the tails of Student's t with 3 degrees."""
 
     block: float = 0.05
+    """Between blocks, the same for all arms."""
     run: float = 0.010
-    disturbed: float = 0.05
-    disturbance: float = 0.03
-    request: float = 0.05
-    num_requests: int = 64
-    max_blocks: int = 120
+    """Between runs, the same for all metrics."""
+    metric: float = 0.005
+    """Between the metrics of one run."""
+    drift: float = 0.20
+    """How much slower the machine is after `drift_blocks` than at the start; it goes on like that."""
+    drift_blocks: int = 10
+    disturbance: float = 0.30
+    """How much slower one run of one of the first `drift_blocks` blocks is."""
+    num_arms: int = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """The verdicts on all deciding figures in the end, and whether any look ever said "different"."""
+class Judged:
+    """All trials after some number of blocks: intervals (trials, metrics) at the levels of verdicts."""
 
-    verdicts: tuple[Verdict, ...]
-    asked_blocks: int
-    ever_different: bool
+    low: Floats
+    high: Floats
+    part: Ordered
+    num_blocks: int
 
     @property
-    def decision(self) -> Verdict:
-        return self.verdicts[deciding_figures().index(Figure(OUTPUT_TOKENS))]
+    def differs(self) -> Bools:
+        return (self.low > 0) | (self.high < 0)
+
+    @property
+    def is_told(self) -> Bools:
+        """Whether there is a verdict: different or equivalent."""
+        bound = math.log1p(DEFAULT_MARGIN)
+        return self.differs | ((self.low > -bound) & (self.high < bound))
 
 
-def one_trial(slowdown: float, noise: Noise, generator: np.random.Generator) -> Trial:
-    """`slowdown` 0.05: the second arm takes 1.05 times as long for everything."""
-    work = np.exp(generator.normal(0.0, 0.5, noise.num_requests))
-    logs: list[list[float]] = [[] for _ in deciding_figures()]
-    ever = False
-    target = FEWEST_BLOCKS
-    while True:
-        while len(logs[0]) < target:
-            drift = generator.normal(0.0, noise.block)
-            runs = [_run(work, drift + extra, noise, generator) for extra in (0.0, math.log1p(slowdown))]
-            for metric, (theirs, ours) in enumerate(zip(*runs, strict=True)):
-                logs[metric].append(ours - theirs)
-        found = tuple(
-            judge_ratio(
-                each,
-                higher_is_better=figure.metric.higher_is_better,
-                error_share=error_share(figure, is_open=False, num_judged=len(logs)),
-            )
-            for figure, each in zip(deciding_figures(), logs, strict=True)
-        )
-        ever = ever or any(verdict.word in ("better", "worse") for verdict in found)
-        trial = Trial(found, target, ever)
-        if target > FEWEST_BLOCKS or trial.decision.word != "can't tell":
-            return trial
-        target = min(noise.max_blocks, target + trial.decision.num_missing)
+FIGURES = deciding_figures()
+LEADING = [FIGURES.index(figure) for figure in leading_figures(is_open=False)]
+LEVELS = [
+    1 - (1 - CONFIDENCE) * error_share(figure, is_open=False, num_judged=len(FIGURES)) for figure in FIGURES
+]
+"""Of the interval of each figure, before the error is divided among looks."""
 
 
-def _run(work: Floats, shift: float, noise: Noise, generator: np.random.Generator) -> list[float]:
-    """Logarithms of the deciding figures of one run (of `time per request`: the mean of logarithms)."""
-    shift += generator.normal(0.0, noise.run)
-    if generator.random() < noise.disturbed:
-        shift += generator.exponential(noise.disturbance)
-    total = work * np.exp(shift + generator.normal(0.0, noise.request, len(work)))
-    ttft = 0.3 * work * np.exp(shift + generator.normal(0.0, noise.request, len(work)))
-    return [
-        -math.log(total.sum()),
-        float(np.log(total).mean()),
-        *(math.log(float(np.percentile(values, q))) for values, q in ((ttft, 50), (ttft, 95), (total, 95))),
+def log_ratios(
+    num_trials: int, num_blocks: int, slowdown: float, noise: Noise, generator: np.random.Generator
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Ratios to the first arm (trials, metrics, arms, blocks), and the place of each run (arms, blocks).
+
+    `slowdown` 0.05: the last arm takes 1.05 times as long for everything.
+    """
+    num_arms = noise.num_arms
+    places = np.argsort([williams_row(num_arms, block) for block in range(num_blocks)], axis=1).T
+
+    def heavy(deviation: float, *shape: int) -> Floats:
+        return generator.standard_t(3, shape) * (deviation / math.sqrt(3))
+
+    runs = heavy(noise.block, num_trials, 1, num_blocks) + heavy(noise.run, num_trials, num_arms, num_blocks)
+    nth = places + num_arms * np.arange(num_blocks)
+    runs += math.log1p(noise.drift) * nth / (num_arms * noise.drift_blocks - 1)
+    struck_block = generator.integers(0, min(noise.drift_blocks, num_blocks), num_trials)
+    struck_arm = generator.integers(0, num_arms, num_trials)
+    runs[np.arange(num_trials), struck_arm, struck_block] += math.log1p(noise.disturbance)
+    runs[:, -1] += math.log1p(slowdown)
+    logs = runs[:, None] + heavy(noise.metric, num_trials, len(FIGURES), num_arms, num_blocks)
+    return logs - logs[:, :, :1], places
+
+
+def judge(ratios: Floats, places: NDArray[np.int64], num_blocks: int) -> Judged:
+    """As `contrasts` judges the last arm after its first `num_blocks` blocks."""
+    part = without_order(ratios[..., :num_blocks], places[:, :num_blocks], 0)
+    part = Ordered(part.logs[:, :, -1], part.extra_variance[:, :, -1], part.lost_degrees)
+    ends = [
+        _interval(part, figure, 1 - (1 - level) * error_of_look(num_blocks))
+        for figure, level in enumerate(LEVELS)
     ]
+    low, high = (np.stack(end, axis=1) for end in zip(*ends, strict=True))
+    return Judged(low, high, part, num_blocks)
+
+
+def _interval(part: Ordered, figure: int, confidence: float) -> tuple[Floats, Floats]:
+    return log_interval(
+        part.logs[:, figure],
+        confidence,
+        extra_variance=part.extra_variance[:, figure],
+        lost_degrees=part.lost_degrees,
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """Shares of trials."""
-
-    decided_different: float
-    any_metric_different: float
-    ever_different: float
-    equivalent: float
-    median_blocks: float
+class OneLook:
+    any_differs: float
+    coverage: float
+    """Of the plain 95% interval of one metric: the mean over metrics."""
 
 
-def many_trials(num_trials: int, slowdown: float, noise: Noise, seed: int = 1) -> Outcome:
-    generator = np.random.default_rng(seed)
-    trials = [one_trial(slowdown, noise, generator) for _ in range(num_trials)]
-    different = ("better", "worse") if slowdown == 0 else ("worse",)
-    return Outcome(
-        float(np.mean([t.decision.word in different for t in trials])),
-        float(np.mean([any(j.word in different for j in t.verdicts) for t in trials])),
-        float(np.mean([t.ever_different for t in trials])),
-        float(np.mean([t.decision.word == "equivalent" for t in trials])),
-        float(np.median([t.asked_blocks for t in trials])),
+def look_once(num_trials: int, num_blocks: int, slowdown: float, noise: Noise, seed: int) -> OneLook:
+    """Comparisons of a planned number of blocks, in which the machine drifts, looked at in the end."""
+    noise = replace(noise, drift_blocks=num_blocks)
+    ratios, places = log_ratios(num_trials, num_blocks, slowdown, noise, np.random.default_rng(seed))
+    judged, true = judge(ratios, places, num_blocks), math.log1p(slowdown)
+    plain = [_interval(judged.part, figure, CONFIDENCE) for figure in range(len(FIGURES))]
+    covered = np.mean([(low <= true) & (true <= high) for low, high in plain])
+    return OneLook(float(judged.differs.any(axis=1).mean()), float(covered))
+
+
+@dataclass(frozen=True, slots=True)
+class AsAsked:
+    """Shares of trials that go on as the tool asks, and are looked at after every block."""
+
+    ever_differs: float
+    """Any metric, at any look."""
+    found: tuple[float, ...]
+    """Of each leading figure: slower, when nothing more is asked for."""
+    blocks: tuple[float, float]
+    """Median and 90th percentile of what was measured."""
+
+
+def go_on_as_asked(num_trials: int, slowdown: float, noise: Noise, max_blocks: int, seed: int) -> AsAsked:
+    """Three blocks, then as many more as the tool asks for, until it tells or `max_blocks` are reached."""
+    ratios, places = log_ratios(num_trials, max_blocks, slowdown, noise, np.random.default_rng(seed))
+    asked = np.full(num_trials, FEWEST_BLOCKS)
+    ever = np.zeros(num_trials, dtype=bool)
+    found = np.zeros((num_trials, len(LEADING)), dtype=bool)
+    still = np.arange(num_trials)
+    for num_blocks in range(FEWEST_BLOCKS, max_blocks + 1):
+        judged = judge(ratios[still], places, num_blocks)
+        ever[still] |= judged.differs.any(axis=1)
+        for row, trial in enumerate(still):
+            if asked[trial] == num_blocks:
+                missing = [_missing(judged, row, figure) for figure in LEADING]
+                asked[trial] = min(max_blocks, num_blocks + max(missing))
+        done = asked[still] == num_blocks
+        found[still[done]] = judged.low[done][:, LEADING] > 0
+        still = still[~done]
+        if not still.size:
+            break
+    blocks = float(np.median(asked)), float(np.quantile(asked, 0.9))
+    return AsAsked(float(ever.mean()), tuple(map(float, found.mean(axis=0))), blocks)
+
+
+def _missing(judged: Judged, trial: int, figure: int) -> int:
+    """What the tool asks for. Where it says that no number would do, a trial goes on to the last block."""
+    if judged.is_told[trial, figure]:
+        return 0
+    part = judged.part
+    _, error = middle_and_error(part.logs[trial, figure], part.extra_variance[trial, figure])
+    return next_blocks(
+        float(error), judged.num_blocks, math.log1p(DEFAULT_MARGIN), LEVELS[figure], part.lost_degrees
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="how often the verdicts are right, on simulated runs")
-    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--max-blocks", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     lines: list[list[str]] = []
-    for run in (0.005, 0.010, 0.020):
-        for slowdown in (0.0, 0.05):
-            noise = Noise(run=run)
-            result = many_trials(args.trials, slowdown, noise, args.seed)
-            shares = (result.decided_different, result.any_metric_different, result.ever_different)
-            lines.append(
-                [
-                    f"{run:.1%}",
-                    f"{slowdown:.0%}",
-                    *map(share, shares),
-                    share(result.equivalent),
-                    f"{result.median_blocks:g}",
-                ]
+    for num_arms in (2, 6):
+        for num_blocks in (3, 5, 10, 30):
+            noise = Noise(num_arms=num_arms)
+            results = [look_once(args.trials, num_blocks, s, noise, args.seed) for s in (0.0, 0.05)]
+            shares = [results[0].any_differs, results[0].coverage, results[1].coverage]
+            lines.append([str(num_arms), str(num_blocks), *map(share, shares)])
+    headers = ["arms", "blocks", "A/A: any metric differs", "A/A: coverage", "5% slower: coverage"]
+    print(render_table(headers, lines), end="\n\n")
+    lines = []
+    for num_arms in (2, 6):
+        for run in (0.005, 0.010, 0.020):
+            noise = Noise(num_arms=num_arms, run=run, metric=run / 2)
+            same, slower = (
+                go_on_as_asked(args.trials, s, noise, args.max_blocks, args.seed) for s in (0.0, 0.05)
             )
-    headers = [
-        "noise of a run",
-        "slowdown",
-        "tok/s differs",
-        "any metric differs",
-        "at any look",
-        "equivalent",
-    ]
-    print(render_table([*headers, "blocks"], lines))
+            shares = [same.ever_differs, *slower.found]
+            blocks = [f"{r.blocks[0]:g} ({r.blocks[1]:g})" for r in (same, slower)]
+            lines.append([str(num_arms), f"{run:.1%}", *map(share, shares), *blocks])
+    headers = ["arms", "noise of a run", "A/A: any metric ever differs"]
+    headers += [f"5% slower: {FIGURES[figure].label} found" for figure in LEADING]
+    print(render_table([*headers, "A/A: blocks", "5% slower: blocks"], lines))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from harness.comparing.contrasts import contrasts, decision, in_words, more_blocks
+from harness.comparing.contrasts import contrasts, more_blocks, places_of
+from harness.comparing.trade import in_words
 from harness.results.record import Row
 from tests.harness.comparing.test_comparison import run_rows
-from tests.harness.made_rows import made_frame
+from tests.harness.made_rows import made_frame, made_manifest
 
 
 def blocks(*seconds: tuple[float, float], num: int = 60) -> list[Row]:
@@ -25,9 +26,12 @@ def test_a_machine_that_drifts_does_not_move_the_ratio() -> None:
         is_open=False,
     )
     assert [c.figure.label for c in found] == [
-        "output tok/s", "time per request", "TTFT p50", "TTFT p95", "total p95",
+        "output tok/s", "time per request", "TTFT p50", "TTFT p95", "TPOT p50", "TPOT p95", "total p95",
+        "ITL p99", "longest stall p95",
     ]  # fmt: skip
-    for contrast in found:
+    # Three blocks of 60 requests are fewer than a p99 needs.
+    assert [c.figure.label for c in found if c.verdict is None] == ["ITL p99"]
+    for contrast in (c for c in found if c.verdict):
         assert contrast.verdict is not None
         assert contrast.verdict.word == "better"
         assert contrast.verdict.ratio == pytest.approx(
@@ -46,8 +50,8 @@ def test_a_client_that_waits_before_it_sends_gains_nothing() -> None:
             row["total_ms"] -= 400
     found = contrasts(made_frame(rows), ["baseline", "other"], "baseline", is_open=False)
     latencies = [c for c in found if not c.figure.metric.higher_is_better]
-    assert len(latencies) == 4
-    for contrast in latencies:
+    assert len(latencies) == 8
+    for contrast in (c for c in latencies if c.figure.label != "ITL p99"):
         assert contrast.verdict is not None
         assert contrast.verdict.ratio == pytest.approx(1.0)
 
@@ -58,8 +62,7 @@ def test_only_requests_that_both_answered_count() -> None:
         if row["arm"] == "other" and row["schedule_index"] >= 30:
             row["error"] = "http 500"
     found = contrasts(made_frame(rows), ["baseline", "other"], "baseline", is_open=False)
-    deciding = decision(found, "other", is_open=True)
-    assert deciding is not None
+    deciding = found[1]
     assert deciding.verdict is not None
     assert deciding.verdict.ratio == pytest.approx(1.0)
     # Thirty pairs are too few for a p95.
@@ -71,3 +74,41 @@ def test_too_few_blocks_ask_for_more() -> None:
     found = contrasts(made_frame(blocks((1.0, 1.2))), ["baseline", "other"], "baseline", is_open=False)
     assert more_blocks(found, is_open=False) == 2
     assert "can't tell in output tok/s (need 2 more blocks)" in in_words(found, "other")
+
+
+def test_gaps_of_all_blocks_count_together() -> None:
+    found = contrasts(made_frame(blocks(*[(1.0, 0.5)] * 5)), ["baseline", "other"], "baseline", is_open=False)
+    (itl,) = (c for c in found if c.figure.label == "ITL p99")
+    assert itl.word == "better"
+
+
+def test_a_drift_within_blocks_is_not_taken_for_a_difference() -> None:
+    """Every run is 2% slower than the one before it, and `c` stands late in most blocks."""
+    orders = ("abc", "bac", "acb", "bca")
+    rows: list[Row] = []
+    places = {}
+    for block, order in enumerate(orders):
+        for place, arm in enumerate(order):
+            places[arm, block] = place
+            rows += run_rows(arm, block, 1.02 ** (3 * block + place))
+    frame = made_frame(rows)
+    (plain, *_), (ordered, *_) = (
+        [c for c in contrasts(frame, list("abc"), "a", is_open=False, places=p) if c.arm == "c"]
+        for p in ({}, places)
+    )
+    assert plain.verdict is not None
+    assert ordered.verdict is not None
+    assert plain.verdict.ratio < 0.99
+    assert ordered.verdict.ratio == pytest.approx(1.0)
+    assert ordered.word == "equivalent"
+
+
+def test_the_order_of_a_block_is_that_of_the_starts() -> None:
+    runs = []
+    for started_at, arm, block in (("1", "b", 0), ("0", "a", 0), ("2", "a", 1), ("3", "b", 1)):
+        run = made_manifest(run_rows(arm, block, 1.0, num=1), arm=arm, planned_repeats=[block])
+        run.started_at = started_at
+        runs.append(run)
+    assert places_of(runs) == {("a", 0): 0, ("b", 0): 1, ("a", 1): 0, ("b", 1): 1}
+    runs[0].started_at = "0"
+    assert places_of(runs) == {}

@@ -7,8 +7,17 @@ import math
 import numpy as np
 import pytest
 
-from harness.comparing.verdict import judge_ratio, log_interval, t_quantile
-from harness.selfcheck.simulated_trials import Noise, many_trials
+from harness.comparing.intervals import (
+    ERROR_OF_EARLY_LOOK,
+    MAX_MORE_BLOCKS,
+    blocks_missing,
+    error_of_look,
+    log_interval,
+    t_quantile,
+    without_order,
+)
+from harness.comparing.verdict import judge_ratio
+from harness.selfcheck.simulated_trials import Noise, go_on_as_asked, look_once
 
 
 @pytest.mark.parametrize(
@@ -21,20 +30,48 @@ def test_quantiles_of_student(probability: float, degrees: int, expected: float)
 
 def test_interval_of_few_blocks_is_students_on_logarithms() -> None:
     found = judge_ratio([0.0, math.log(2), 2 * math.log(2)], higher_is_better=True)
-    # Mean ln 2, standard deviation ln 2; t(0.975, 2) = 4.303.
-    half_width = 4.3027 * math.log(2) / math.sqrt(3)
+    # Mean ln 2, standard deviation ln 2; the first look may err in 0.4 x 5%: t(0.99, 2) = 6.965.
+    half_width = 6.9646 * math.log(2) / math.sqrt(3)
     assert found.ratio == pytest.approx(2)
     assert found.interval == pytest.approx((2 / math.exp(half_width), 2 * math.exp(half_width)), rel=1e-3)
     assert found.word == "can't tell"
 
 
-def test_interval_of_many_blocks_is_a_bootstrap_that_knows_skew() -> None:
-    logs = np.array([0.0] * 15 + [0.01] * 4 + [0.3])
+def test_one_disturbed_block_of_many_moves_nothing() -> None:
+    logs = np.array([0.010, 0.012, 0.008, 0.011, 0.009, 0.010, 0.012, 0.3])
     low, high = log_interval(logs, 0.95)
-    middle = float(logs.mean())
-    assert low < middle < high
-    assert high - middle > 1.5 * (middle - low)
-    assert log_interval(logs, 0.95) == (low, high)
+    assert low < 0.0105 < high
+    assert high < 0.02
+    # Seven blocks are too few to leave any out.
+    assert log_interval(logs[1:], 0.95)[1] > 0.1
+
+
+def test_intervals_of_many_comparisons_are_those_of_each() -> None:
+    logs = np.random.default_rng(0).normal(size=(5, 12))
+    together = np.array(log_interval(logs, 0.99)).T
+    assert together == pytest.approx(np.array([log_interval(own, 0.99) for own in logs]))
+
+
+def test_a_disturbed_run_does_not_make_a_drift() -> None:
+    places = np.array([[0, 1, 2, 0, 1, 2], [1, 2, 0, 2, 0, 1], [2, 0, 1, 1, 2, 0]])
+    noise = np.random.default_rng(0).normal(0, 0.001, places.shape)
+    runs = 0.02 * places + noise
+    quiet = without_order(runs - runs[0], places, 0).logs
+    runs[2, 0] += 0.5
+    struck = without_order(runs - runs[0], places, 0).logs
+    assert np.abs(quiet).max() < 0.01
+    assert np.abs(np.delete(struck, 0, axis=1)).max() < 0.05
+
+
+def test_all_looks_together_spend_the_allowed_error() -> None:
+    """A false alarm at any look from 3 to 40 blocks, simulated for one metric that may err in 5%."""
+    logs = np.random.default_rng(0).normal(size=(2000, 40))
+    ever = np.zeros(len(logs), dtype=bool)
+    for num_blocks in range(3, 41):
+        low, high = log_interval(logs[:, :num_blocks], 1 - 0.05 * error_of_look(num_blocks))
+        ever |= (low > 0) | (high < 0)
+    assert ever.mean() < 0.05
+    assert list(ERROR_OF_EARLY_LOOK) == [3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -68,17 +105,33 @@ def test_one_block_tells_nothing() -> None:
 
 
 def test_blocks_asked_for_grow_with_the_noise() -> None:
-    quiet = judge_ratio([0.02, -0.02, 0.05], higher_is_better=True)
-    loud = judge_ratio([0.2, -0.2, 0.5], higher_is_better=True)
-    assert 0 < quiet.num_missing < loud.num_missing
+    missing = [blocks_missing(error, 8, math.log(1.05), 0.99) for error in (0.008, 0.012, 0.02, 3.0)]
+    assert missing == sorted(set(missing))
+    assert missing[-1] == MAX_MORE_BLOCKS + 1
 
 
-def test_nothing_is_found_where_nothing_is() -> None:
-    outcome = many_trials(120, 0.0, Noise(run=0.01))
-    assert outcome.ever_different <= 0.07 + 3 * math.sqrt(0.07 * 0.93 / 120)
-    assert outcome.equivalent > 0.85
+def test_blocks_asked_for_are_a_plan() -> None:
+    few = judge_ratio([3.0, -3.0, 0.1], higher_is_better=True)
+    assert few.text() == "can't tell: need at least 6 more blocks"
+    many = judge_ratio([3.0, -3.0] * 5, higher_is_better=True)
+    assert many.num_missing == MAX_MORE_BLOCKS + 1
+    assert many.text().startswith("can't tell: the difference, if any, is below ")
+    near = judge_ratio([0.3, -0.3, 0.02, 0.25, -0.22] * 2, higher_is_better=True, margin=0.01)
+    assert near.missing_text().endswith(near.bound_text())
+    assert near.interval is not None
+    assert near.bound_text() == f"{max(1 / near.interval[0], near.interval[1]) - 1:.0%}"
+
+
+@pytest.mark.parametrize("num_arms", [2, 6])
+def test_a_comparison_of_equal_arms_finds_nothing(num_arms: int) -> None:
+    noise = Noise(num_arms=num_arms)
+    assert look_once(300, 3, 0.0, noise, seed=2).any_differs <= 0.05
+    found = look_once(300, 10, 0.0, noise, seed=2)
+    assert found.any_differs <= 0.05
+    assert found.coverage > 0.93
 
 
 def test_a_slowdown_is_found_with_the_blocks_that_were_asked_for() -> None:
-    outcome = many_trials(60, 0.05, Noise(run=0.005))
-    assert outcome.decided_different >= 0.90
+    noise = Noise(run=0.005, metric=0.003)
+    assert min(go_on_as_asked(100, 0.05, noise, 30, seed=2).found) >= 0.90
+    assert go_on_as_asked(100, 0.0, noise, 30, seed=2).ever_differs <= 0.05

@@ -119,7 +119,7 @@ def test_the_answer_names_winner_size_and_certainty(result: Path) -> None:
     data = load_report([read_result(result)], slo=Slo(), price=Price(), reference=None, margin=DEFAULT_MARGIN)
     sentences = verdict_sentences(data)
     assert sentences[0].startswith("continuous wins: 2.00x [2-2] the output tok/s of the next, static.")
-    assert "Against baseline it is 4.00x" in sentences[1]
+    assert sentences[1].startswith("Against baseline: 4.00x the tokens, the whole answer 4.00x sooner, TTFT")
     assert "over 3 blocks" in sentences[2]
     assert any("Where the first token waited longest" in sentence for sentence in sentences)
 

@@ -108,7 +108,9 @@ def test_the_gate_holds_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     old = write_file(tmp_path / "old.parquet", 1.0, 1.01, 0.99, 1.0)
     new = write_file(tmp_path / "new.parquet", 1.2, 1.21, 1.19, 1.2, sha="b" * 40)
     for name, status in (("stall-p50", 1), ("words/s", 0), ("tpot-p95", 1), ("tpot_p95_ms", 1)):
-        assert main(["gate", str(new), "--against", str(old), "--metrics", name]) == status, name
+        assert (
+            main(["gate", str(new), "--against", str(old), "--allow-sessions", "--metrics", name]) == status
+        ), name
     shown = capsys.readouterr().out
     assert "| stall p50 | 1.20x" in shown
     assert "| words/s | 1.00x" in shown
@@ -151,7 +153,8 @@ def test_names_and_labels_are_each_of_one_metric() -> None:
 def test_the_table_says_what_decides() -> None:
     deciding = [(metric.name, metric.compared) for metric in METRICS if metric.decides]
     assert deciding == [
-        ("output_tokens", (None,)), ("request_time", (None,)), ("ttft", (50, 95)), ("total", (95,)),
+        ("output_tokens", (None,)), ("request_time", (None,)), ("ttft", (50, 95)), ("tpot", (50, 95)),
+        ("total", (95,)), ("itl", (99,)), ("longest_stall", (95,)),
     ]  # fmt: skip
 
 

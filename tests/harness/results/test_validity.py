@@ -119,6 +119,17 @@ def test_what_makes_a_run_invalid(make: Callable[[], Validity], reason: str) -> 
     assert any(reason in sentence for sentence in verdict.invalid), verdict
 
 
+def test_many_requests_are_long_enough_on_a_fast_machine() -> None:
+    rows = closed_rows(300)
+    for row in rows:
+        for name in ("scheduled_s", "sent_s", "finish_s"):
+            row[name] /= 60
+        row["chunk_s"] = [stamp / 60 for stamp in row["chunk_s"]]
+    assert judged(rows, load=Load(Arrivals.CLOSED, concurrency=12)).level == "VALID"
+    few_rounds = judged(rows, load=Load(Arrivals.CLOSED, concurrency=13))
+    assert few_rounds.caution == ("short run: 5.0 s measured, less than 10 s",)
+
+
 def test_small_lag_and_a_slightly_stretched_load_are_allowed() -> None:
     assert judged(open_rows(lag_s=0.019), load=OPEN).level == "VALID"
 

@@ -1,0 +1,247 @@
+"""The verdict in words: what an arm gives and what it costs, and which arm, if any, is best.
+
+An arm wins only if no other arm is surely better in any metric that decides. Which price is worth paying is
+the reader's choice: an objective makes one figure decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from adapters.base import ConfigError
+from harness.comparing.contrasts import (
+    Contrast,
+    Places,
+    contrasts,
+    leading_figures,
+    more_blocks,
+    primary,
+    ratio_text,
+)
+from harness.results.formulas import throughput
+from harness.results.metrics import OUTPUT_TOKENS, TPOT, TTFT, Figure, Metric, deciding_figures
+from harness.results.slo import Slo, goodput
+
+ObjectiveName = Literal["throughput", "ttft", "tpot", "goodput"]
+OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
+
+
+def objective_figure(name: ObjectiveName, slo: Slo) -> Figure:
+    """The figure that decides.
+
+    Raises:
+        ConfigError: goodput, and no limit says what counts as good.
+    """
+    if name != "goodput":
+        plain = {"throughput": Figure(OUTPUT_TOKENS), "ttft": Figure(TTFT, 50), "tpot": Figure(TPOT, 50)}
+        return plain[name]
+    limits = slo.on_each_request
+    if not limits:
+        raise ConfigError("--objective goodput needs limits on each request: --slo ttft_ms=500,tpot_ms=50")
+
+    def good(rows: pd.DataFrame, is_open: bool) -> float | None:
+        rate = throughput(rows, is_open=is_open)
+        return goodput(rows, limits, rate.window_s).requests_per_s if rate else None
+
+    return Figure(
+        Metric(
+            name="goodput", unit="per_s", label="goodput", of_run=good, higher_is_better=True, digits=2,
+            description=f"Requests a second that meet {limits.text()}.",
+        )
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Which arm comes first by the figure that decides, and what speaks against it."""
+
+    first: str
+    second: str
+    figure: Figure
+    is_chosen: bool
+    """Whether the reader chose the figure."""
+    against_next: list[Contrast]
+    """`first` against `second`."""
+    against_reference: list[Contrast]
+    better_elsewhere: list[Contrast]
+    """Where another arm is surely better than `first`."""
+
+    @property
+    def lead(self) -> Contrast:
+        return next(c for c in self.against_next if c.figure == self.figure)
+
+    @property
+    def winner(self) -> str | None:
+        is_sure = self.lead.word == "better"
+        return self.first if is_sure and (self.is_chosen or not self.better_elsewhere) else None
+
+
+def decide(
+    rows: pd.DataFrame,
+    arms: Sequence[str],
+    reference: str,
+    *,
+    is_open: bool,
+    margin: float,
+    places: Places,
+    objective: Figure | None = None,
+) -> Decision | None:
+    """None where there is nothing to choose between."""
+    figure = objective or Figure(primary(is_open))
+    ranked = _ranked(rows, arms, figure, is_open)
+    if len(ranked) < 2:
+        return None
+    first, second = ranked[:2]
+
+    def against(other: str) -> list[Contrast]:
+        judged = deciding_figures()
+        if objective is not None and objective not in judged:
+            judged.append(objective)
+        return contrasts(rows, arms, other, is_open=is_open, margin=margin, places=places, figures=judged)
+
+    return Decision(
+        first,
+        second,
+        figure,
+        objective is not None,
+        [c for c in against(second) if c.arm == first],
+        [c for c in against(reference) if c.arm == first],
+        [c for c in against(first) if c.word == "better"],
+    )
+
+
+def _ranked(rows: pd.DataFrame, arms: Sequence[str], figure: Figure, is_open: bool) -> list[str]:
+    """Arms with a value, the best first: by the median of their blocks."""
+    values: dict[str, float] = {}
+    for arm in arms:
+        blocks = [part for _, part in rows[rows["arm"] == arm].groupby("repeat")]
+        each = [v for part in blocks if (v := figure.value(part, is_open, len(blocks))) is not None]
+        if each:
+            values[arm] = float(np.median(each)) * (-1 if figure.metric.higher_is_better else 1)
+    return sorted(values, key=values.__getitem__)
+
+
+def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: float | None) -> list[str]:
+    """First what the first arm gives and costs, then how it stands to the next, then how sure that is."""
+    lead, told = made.lead, made.against_reference or made.against_next
+    other = reference if made.against_reference else made.second
+    label = made.figure.label
+    if lead.verdict is None:
+        return [f"{made.first} comes first in {label}, but too few answers stand behind it."]
+    sentences: list[str] = []
+    standing = f"{lead.text()} the {label} of the next, {made.second}."
+    trade = trade_text(told, made.first)
+    if made.winner and not made.better_elsewhere:
+        sentences.append(f"{made.first} wins: {standing}")
+        if other == reference and other != made.second:
+            sentences.append(f"Against {reference}: {trade}.")
+    else:
+        sentences.append(f"{made.first} against {other}: {trade or 'nothing is sure'}.")
+        if made.winner:
+            sentences.append(f"By {label}, which was chosen to decide, {made.first} wins: {standing}")
+        elif lead.word == "better":
+            sentences.append(f"It comes first in {label}: {standing}")
+        else:
+            sentences.append(
+                f"No winner is sure: {made.first} and {made.second} come first ({label} {lead.text()})."
+            )
+        if made.better_elsewhere:
+            sentences.append(_not_the_best(made))
+    verdict = lead.verdict
+    over = f"over {verdict.num_blocks} blocks, the same requests paired"
+    if lead.word == "better":
+        sentences.append(f"How sure: the interval holds at {verdict.confidence:.1%} {over}.")
+    else:
+        ask = _asked(made.against_next, is_open, block_s)
+        sentences.append(f"How sure: {verdict.text()} {over}{ask and f'; {ask}'}.")
+    return sentences
+
+
+def _not_the_best(made: Decision) -> str:
+    better: dict[str, list[str]] = {}
+    for contrast in made.better_elsewhere:
+        better.setdefault(contrast.figure.label, []).append(contrast.arm)
+    named = "; ".join(f"{label} ({', '.join(arms)})" for label, arms in better.items())
+    choose = "" if made.is_chosen else f" --objective {'|'.join(OBJECTIVES)} makes one of them decide."
+    return f"Others are surely better in {named}.{choose}"
+
+
+def _asked(found: Sequence[Contrast], is_open: bool, block_s: float | None) -> str:
+    missing = more_blocks(found, is_open)
+    return f"{missing} more blocks{duration_text(missing, block_s)} would tell" if missing else ""
+
+
+def duration_text(num_blocks: int, block_s: float | None) -> str:
+    """As ` (about 12 min)`; nothing where nobody knows how long a block takes."""
+    if block_s is None:
+        return ""
+    seconds = num_blocks * block_s
+    if seconds < 90:
+        return f" (about {seconds:.0f} s)"
+    return f" (about {seconds / 60:.0f} min)" if seconds < 5400 else f" (about {seconds / 3600:.1f} h)"
+
+
+def trade_text(found: Sequence[Contrast], arm: str) -> str:
+    """As: 3.69x the tokens, TTFT 77x sooner; each token 4.2x later. Of each aspect the first sure figure."""
+    gains: dict[str, str] = {}
+    costs: dict[str, str] = {}
+    for contrast in found:
+        metric = contrast.figure.metric
+        aspect = metric.aspect or metric.label
+        if contrast.arm == arm and contrast.word in ("better", "worse"):
+            side = gains if contrast.word == "better" else costs
+            side.setdefault(aspect, _phrase(contrast))
+    return "; ".join(", ".join(side.values()) for side in (gains, costs) if side)
+
+
+def _phrase(contrast: Contrast) -> str:
+    metric, verdict = contrast.figure.metric, contrast.verdict
+    assert verdict is not None
+    better, worse = metric.phrase
+    if metric.higher_is_better:
+        factor, plain = ratio_text(verdict.ratio), "{} the " + contrast.figure.label
+    else:
+        factor = factor_text(max(verdict.ratio, 1 / verdict.ratio))
+        plain = contrast.figure.label + " {} " + ("lower" if verdict.ratio < 1 else "higher")
+    template = better if verdict.word == "better" else worse
+    is_first = contrast.figure.q == metric.compared[0] if metric.compared else False
+    return (template if is_first and template else plain).format(factor)
+
+
+def factor_text(factor: float) -> str:
+    return f"{factor:.0f}x" if factor >= 10 else f"{factor:.2f}x"
+
+
+def in_words(found: Sequence[Contrast], arm: str) -> str:
+    """As: better in output tok/s (4.00x); worse in TPOT p50 (4.20x); can't tell in TTFT p95 (need 12 more
+    blocks)."""
+    order = ("better in", "worse in", "equivalent", "can't tell in", "too few samples for")
+    parts: dict[str, list[str]] = {kind: [] for kind in order}
+    for contrast in found:
+        name, verdict = contrast.figure.label, contrast.verdict
+        if contrast.arm != arm:
+            continue
+        if verdict is None:
+            parts["too few samples for"].append(name)
+        elif verdict.word == "can't tell":
+            parts["can't tell in"].append(f"{name} ({verdict.missing_text()})")
+        elif verdict.word == "equivalent":
+            first = "" if parts["equivalent"] else f"within {verdict.margin:.0%} in "
+            parts["equivalent"].append(first + name)
+        else:
+            parts[f"{verdict.word} in"].append(f"{name} ({ratio_text(verdict.ratio)})")
+    return "; ".join(f"{kind} {', '.join(names)}" for kind, names in parts.items() if names)
+
+
+def what_more_blocks_tell(found: Sequence[Contrast], is_open: bool, block_s: float | None) -> list[str]:
+    """Advice that somebody can follow: how many blocks, how long they take, and which figures they settle."""
+    missing = more_blocks(found, is_open)
+    if not missing:
+        return []
+    names = " and ".join(figure.label for figure in leading_figures(is_open))
+    return [f"{missing} more blocks{duration_text(missing, block_s)} would decide {names} (--blocks)."]
