@@ -97,7 +97,7 @@ def test_the_logits_are_those_of_transformers(case: str, tmp_path: Path) -> None
     backend.close()
 
 
-@pytest.mark.parametrize("file_format", ["f32", "bf16", "q8_0", "q4_k_m", None])
+@pytest.mark.parametrize("file_format", ["f32", "bf16", "q8_0", "q4_1", "q4_k_m", None])
 def test_a_preset_runs_in_every_format(tiny: str, file_format: str | None, tmp_path: Path) -> None:
     name = tiny if file_format is None else f"{tiny}:{file_format}"
     backend = LlamaCppBackend(config(name, tmp_path))
@@ -110,7 +110,9 @@ def test_a_preset_runs_in_every_format(tiny: str, file_format: str | None, tmp_p
 
 def test_dtype_names_a_format_too(tiny: str, tmp_path: Path) -> None:
     assert resolve_gguf(config(tiny, tmp_path, dtype="fp32")).path.name == "lab-tiny-f32.gguf"
-    with pytest.raises(ConfigError, match="DTYPE=int3: BACKEND=llama_cpp has bf16, f16, f32, q4_k_m, q8_0"):
+    with pytest.raises(
+        ConfigError, match="DTYPE=int3: BACKEND=llama_cpp has bf16, f16, f32, q4_1, q4_k_m, q8_0"
+    ):
         resolve_gguf(config(tiny, tmp_path, dtype="int3"))
 
 
