@@ -1,8 +1,7 @@
 """Random mixed load on the compiled kernels, for a process that an address sanitizer watches.
 
 `python -m tests.adapters.torch_backend.sanitized_load FOLDER SECONDS SEED` prints one line when it is done.
-Every model begins with a fresh backend, so the shapes, the dtype, the threads and the limits change as well: after
-SECONDS_A_BACKEND seconds.
+A fresh backend goes on every SECONDS_A_BACKEND seconds, with other shapes, dtype, threads and limits.
 """
 
 from __future__ import annotations
