@@ -109,7 +109,7 @@ prompts: .venv/.lab-base ## write both corpora of data/ anew
 env-example: .venv/.lab-base ## write .env.example anew from the settings
 	@.venv/bin/python -m tools.env_example
 
-.PHONY: dev test test-fast load damages check format clean
+.PHONY: dev test test-fast load damages faults check format clean
 dev: .venv/.dev ## install everything a developer needs, pre-commit hooks included
 	@.venv/bin/pre-commit install 2>/dev/null || true
 
@@ -124,6 +124,10 @@ load: .venv/.dev ## minutes of load with the figures of docs/reliability.md, on 
 
 damages: .venv/.dev ## 2,000 random damages to journals, results, manifests, step logs, ledgers and traces
 	@DAMAGES=2004 .venv/bin/python -m pytest --timeout 3600 tests/harness/test_damaged_files.py $(ARGS)
+
+faults: .venv/.dev ## 30 signals to bench and compare, and 10 minutes of the kernels under an address sanitizer
+	@SIGNALS=30 SANITIZED_S=600 .venv/bin/python -m pytest -m "load or not load" -s --timeout 7200 \
+		tests/harness/commands/test_signals.py tests/adapters/torch_backend/test_sanitized_kernels.py $(ARGS)
 
 check: .venv/.dev ## ruff, mypy, import-linter, drift of the corpus and of .env.example
 	.venv/bin/ruff check .

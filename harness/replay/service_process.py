@@ -22,6 +22,7 @@ from pathlib import Path
 
 from adapters.base import LabError
 from harness.client.control import Control
+from harness.replay.interrupts import on_interrupt
 
 STOP_TIMEOUT_S = 30.0
 POLL_S = 0.1
@@ -80,7 +81,9 @@ def running_service(
     descriptor, log_name = tempfile.mkstemp(prefix="lab-service-", suffix=".log")
     log_path = Path(log_name)
     environment = {**os.environ, **launch.env, "HOST": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
-    with os.fdopen(descriptor, "wb") as log:
+    told_to_stop: list[bool] = []
+    # Python ignores an exception in what it calls at a fork, so an interrupt raised there would be lost.
+    with os.fdopen(descriptor, "wb") as log, on_interrupt(lambda: told_to_stop.append(True)):
         process = subprocess.Popen(
             launch.argv(port),
             stdin=subprocess.DEVNULL,
@@ -93,6 +96,8 @@ def running_service(
     service = RunningService(f"http://127.0.0.1:{port}", process, log_path)
     keep_log = True
     try:
+        if told_to_stop:
+            raise KeyboardInterrupt
         _wait_until_ready(service, start_timeout_s, announce)
         yield service
         keep_log = service.problem() is not None

@@ -1,11 +1,12 @@
 """Random mixed load on the compiled kernels, for a process that an address sanitizer watches.
 
 `python -m tests.adapters.torch_backend.sanitized_load FOLDER SECONDS SEED` prints one line when it is done.
-Every model begins with a fresh backend, so the shapes, the dtype, the threads and the limits change as well.
+A fresh backend goes on every SECONDS_A_BACKEND seconds, with other shapes, dtype, threads and limits.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
@@ -20,12 +21,12 @@ from adapters.torch_backend.cpu import kernels
 from tests.adapters.configs import make_config
 from tests.adapters.torch_backend.test_backend import FAMILIES, VOCAB, make_model
 
-SECONDS_A_BACKEND = 15.0
+SECONDS_A_BACKEND = float(os.environ.get("SECONDS_A_BACKEND", "15"))
 LLAMA = FAMILIES["LlamaConfig"]
 SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("LlamaConfig", {}),
     ("LlamaConfig", {"head_dim": 64, "num_key_value_heads": 1, "vocab_size": VOCAB + 9}),
-    ("LlamaConfig", {"head_dim": 96, "num_attention_heads": 6, "intermediate_size": 100}),
+    ("LlamaConfig", {"hidden_size": 192, "head_dim": 96, "num_attention_heads": 6, "intermediate_size": 100}),
     ("LlamaConfig", {"head_dim": 128, "num_hidden_layers": 3, "intermediate_size": 176}),
     ("MistralConfig", {}),
     ("MistralConfig", {"sliding_window": 100, "num_key_value_heads": 4}),
@@ -39,7 +40,8 @@ def main(folder: Path, seconds: float, seed: int) -> None:
     # One piece of memory for each weight: the sanitizer watches the ends of allocations.
     kernels._Arena.empty = lambda _, shape, dtype: torch.empty(shape, dtype=dtype)  # type: ignore[method-assign]
     rng = random.Random(seed)
-    kernels.load_kernels(folder / "kernels", torch.float32, 1)  # builds them, which is no load
+    built = kernels.load_kernels(folder / "kernels", torch.float32, 1)
+    assert built is not None, "the kernels could not be built"
     end_s = time.monotonic() + seconds
     made: dict[int, Path] = {}
     num_steps = num_rows = num_backends = 0

@@ -102,7 +102,7 @@ def strike(
         if end_s and time.monotonic() > end_s:
             break
         started |= set(harness.children(recursive=True))
-        time.sleep(0.02)
+        time.sleep(0.1)
     kept = rows_below(out)
     if process.poll() is None:
         started |= set(harness.children(recursive=True))

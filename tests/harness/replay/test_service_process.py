@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from adapters.base import LabError
+from harness.replay.interrupts import on_interrupt, raise_interrupt
 from harness.replay.service_process import ServiceLaunch, running_service
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -130,6 +132,25 @@ def test_an_interrupt_while_it_is_stopped_ends_it_at_once(monkeypatch: pytest.Mo
         monkeypatch.setattr(service.process, "terminate", told_to_stop)
     assert service.process.returncode == -signal.SIGKILL
     assert not service.log_path.exists()
+
+
+def test_an_interrupt_while_it_is_started_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    begin = subprocess.Popen
+
+    def told_to_stop(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(begin(*words, **options))
+        signal.raise_signal(signal.SIGTERM)
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", told_to_stop)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        on_interrupt(raise_interrupt),
+        running_service(launch(FAKE_SERVICE, STATUS="ok"), start_timeout_s=30, announce=lambda _: None),
+    ):
+        pytest.fail("the service was used")
+    assert started[0].returncode is not None
 
 
 ORPHAN = """

@@ -114,7 +114,7 @@ class Run:
     [
         pytest.param(2, {"NULL_STEP_MS": 5}, id="short"),
         pytest.param(30, {"NULL_STEP_MS": 5}, id="null", marks=pytest.mark.load),
-        pytest.param(30, {"BACKEND": "torch", "MODEL": "lab-26m"}, id="lab-26m", marks=pytest.mark.load),
+        pytest.param(10, {"BACKEND": "torch", "MODEL": "lab-26m"}, id="lab-26m", marks=pytest.mark.load),
     ],
 )
 @pytest.mark.timeout(1800)
