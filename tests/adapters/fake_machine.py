@@ -24,11 +24,14 @@ def row_by_row(q: Any, k: Any, v: Any, spans: KeySpans, *rest: Any) -> Any:
     """The plain attention with every row as an entry of its own: no row's bits depend on another's."""
     starts, places, lengths = (t.tolist() for t in (spans.row_starts, spans.key_starts, spans.lengths))
     entries = [
-        (place, length - (end - 1 - row))
+        (row, place, length - (end - 1 - row))
         for start, end, place, length in zip(starts[:-1], starts[1:], places[:-1], lengths, strict=True)
         for row in range(start, end)
     ]
-    return torch.cat([_one_row(q[[row]], k, v, *entry, *rest) for row, entry in enumerate(entries)])
+    out = torch.full_like(q, torch.nan)  # what the operator leaves undefined
+    for row, *entry in entries:
+        out[row] = _one_row(q[[row]], k, v, *entry, *rest)[0]
+    return out
 
 
 def _one_row(q: Any, k: Any, v: Any, place: int, length: int, *rest: Any) -> Any:

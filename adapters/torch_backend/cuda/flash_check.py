@@ -27,6 +27,9 @@ _LENGTHS = (1, 1024, 63, 700, 129, 512)
 _TOLERANCE = 3e-2
 """Relative error of one head of one row; with weights rounded to bf16 on a CPU the worst was 0.005."""
 
+_MANY = 250
+"""Rows that only pad a large batch."""
+
 Case = tuple[Tensor, KeySpans]
 
 
@@ -88,7 +91,7 @@ def attention_error(
     cases = [
         probe.decode(*range(6)),
         probe.decode(3),
-        probe.decode(*range(6), *[0] * 250),  # a large batch, most of it rows that pad
+        probe.decode(*range(6), *[0] * _MANY),  # a large batch, most of it rows that pad
     ]
     if not decodes_alone:
         cases += [
@@ -120,7 +123,7 @@ def decode_keeps_bits(
     """True where a decode row has the same bits alone, among a few, and among many."""
     probe = _Probe(heads, kv_heads, head_dim, dtype, device)
     few, many = (
-        probe.run(op, probe.decode(*range(6), *[0] * more, max_rows=max_rows), 0) for more in (0, 250)
+        probe.run(op, probe.decode(*range(6), *[0] * more, max_rows=max_rows), 0) for more in (0, _MANY)
     )
     alone = [probe.run(op, probe.decode(entry, max_rows=max_rows), 0)[0] for entry in range(6)]
     return all(torch.equal(row, few[i]) and torch.equal(row, many[i]) for i, row in enumerate(alone))

@@ -25,9 +25,11 @@ logger = logging.getLogger(__name__)
 PART = 256
 """Keys that one program of `attend_part` reads: fixed, so that a row's sums do not depend on its batch."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_BLOCK, _WARPS, _STAGES = 32, 2, 3
-"""The fastest of 14 choices on an H200 for 64 and 256 rows (docs/performance.md)."""
+_BLOCK, _STAGES = 32, 3
+"""With two warps the fastest of 14 choices on an H200 for 64 and 256 rows (docs/performance.md)."""
 _PROGRAMS = 4096
+_SCRATCH_BYTES = 512 << 20
+"""What the sums of all parts take at most: where long slots would need more, rows are attended in turns."""
 _HEADS = 8
 """Heads that one program rotates or joins."""
 _SILU_BLOCK = 1024
@@ -79,7 +81,18 @@ class TritonOps:
             q = q.contiguous()
         if out is None:
             out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        parts, wide, group = -(-max_len // PART), power_of_two(dim), max(16, power_of_two(heads // kv_heads))
+        # A product on a GPU has 16 rows and sums of 16 numbers at least.
+        parts = -(-max_len // PART)
+        wide, group = (max(16, power_of_two(number)) for number in (dim, heads // kv_heads))
+        # By 16, so that each turn's numbers begin where those of a whole launch would be aligned.
+        turn = max(16, _SCRATCH_BYTES // (heads * parts * (dim + 2) * 4) // 16 * 16)
+        if num_rows > turn:
+            for first in range(0, num_rows, turn):
+                rows = slice(first, first + turn)
+                starts, lengths = spans.key_starts[rows], spans.lengths[rows]
+                part = KeySpans(spans.row_starts, starts, lengths, spans.max_rows)
+                self.attend(q[rows], k, v, part, max_len, scaling, window, out[rows])
+            return out
         sums = q.new_empty(num_rows, heads, parts, dim, dtype=torch.float32)
         stats = q.new_empty(num_rows, heads, parts, 2, dtype=torch.float32)
         cut = parts, PART
@@ -87,7 +100,8 @@ class TritonOps:
         programs = min(parts, max(2, _PROGRAMS // (num_rows * kv_heads)))
         self._kernels.attend_part[(num_rows, kv_heads, programs)](
             q, k, v, spans.key_starts, spans.lengths, sums, stats, scaling, q.stride(0),
-            heads, kv_heads, dim, wide, group, *cut, _BLOCK, window, num_warps=_WARPS, num_stages=_STAGES,
+            heads, kv_heads, dim, wide, group, *cut, _BLOCK, window,
+            num_warps=attend_warps(group, wide), num_stages=_STAGES,
         )  # fmt: skip
         self._kernels.join_parts[(num_rows, -(-heads // _HEADS))](
             sums, stats, spans.lengths, out, heads, dim, wide, _HEADS, *cut, window, num_warps=2
@@ -104,6 +118,11 @@ class TritonOps:
 def power_of_two(number: int) -> int:
     """The smallest one that is not below `number`."""
     return 1 << (number - 1).bit_length()
+
+
+def attend_warps(group: int, wide: int) -> int:
+    """Warps whose registers hold the `group` times `wide` sums of `attend_part`."""
+    return min(8, max(2, group * wide // 1024))
 
 
 def _warps(width: int) -> int:

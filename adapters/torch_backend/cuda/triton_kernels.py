@@ -98,19 +98,21 @@ def attend_part(  # type: ignore[no-untyped-def]
         largest = tl.full([GP], float("-inf"), tl.float32)
         total = tl.zeros([GP], tl.float32)
         acc = tl.zeros([GP, DP], tl.float32)
-        for start in range(first, tl.minimum(first + PART, length), BLOCK):
+        # Blocks that the window hides whole are passed over, so that each has a largest number to subtract.
+        begin = tl.maximum(first, low // BLOCK * BLOCK)
+        for start in range(begin, tl.minimum(first + PART, length), BLOCK):
             n = start + tl.arange(0, BLOCK)
-            seen = (n < length) & (n >= low)
+            exists = n < length
+            # Keys before the window are read too: with them in the masks of the loads, registers spill.
+            seen = exists & (n >= low)
             at = base + n[:, None].to(tl.int64) * (KV * D) + d[None, :]
-            present = seen[:, None] & (d < D)[None, :]
+            present = exists[:, None] & (d < D)[None, :]
             k = tl.load(k_cache + at, mask=present, other=0.0)
             x = tl.dot(query, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)
             x = tl.where(seen[None, :], x, float("-inf"))
             new_largest = tl.maximum(largest, tl.max(x, 1))
-            # A block that the window hides whole has no largest number to subtract.
-            shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-            alpha = tl.exp2(largest - shift)
-            p = tl.exp2(x - shift[:, None])
+            alpha = tl.exp2(largest - new_largest)
+            p = tl.exp2(x - new_largest[:, None])
             total = total * alpha + tl.sum(p, 1)
             v = tl.load(v_cache + at, mask=present, other=0.0)
             acc = acc * alpha[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")

@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from adapters.torch_backend.cuda import triton_kernels
+from adapters.torch_backend.cuda.fused import attend_warps
 
 BF16, F32, I32, I64 = "*bf16", "*fp32", "*i32", "*i64"
 LAB_8B = {"H": 32, "D": 128, "DP": 128, "PARTS": 8, "PART": 256, "WINDOW": 0}
@@ -62,6 +63,39 @@ def test_the_kernels_compile_without_spilling(
     name: str, capability: int, tmp_path: Path, record_property: Any
 ) -> None:
     arguments, constants, warps = KERNELS[name]
+    check_registers(name, arguments, constants, warps, capability, tmp_path, record_property)
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"WINDOW": 100},
+        {"D": 256, "DP": 256, "WINDOW": 512},
+        {"H": 71, "KV": 1, "GP": 128, "D": 64, "DP": 64},
+        {"H": 1, "KV": 1, "D": 8, "DP": 16},
+    ],
+    ids=["window", "large heads, window", "many heads of one key head", "one small head"],
+)
+def test_attention_of_other_shapes_compiles_without_spilling(
+    changes: dict[str, int], capability: int, tmp_path: Path, record_property: Any
+) -> None:
+    arguments, constants, _ = KERNELS["attend_part"]
+    constants = constants | changes
+    warps = attend_warps(constants["GP"], constants["DP"])
+    check_registers("attend_part", arguments, constants, warps, capability, tmp_path, record_property)
+
+
+def check_registers(
+    name: str,
+    arguments: dict[str, str],
+    constants: dict[str, int],
+    warps: int,
+    capability: int,
+    folder: Path,
+    record_property: Any,
+) -> None:
     source = ASTSource(
         fn=getattr(triton_kernels, name),
         signature={**arguments, **dict.fromkeys(constants, "constexpr")},
@@ -69,7 +103,7 @@ def test_the_kernels_compile_without_spilling(
     )
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source, target=target, options={"num_warps": warps})
-    cubin = tmp_path / f"{name}.cubin"
+    cubin = folder / f"{name}.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     usage = resource_usage(cubin)
     record_property("registers", usage["REG"])
