@@ -82,6 +82,7 @@ class SettingsFacts(Facts):
 
     seed: int
     url: str | None = None
+    processes: int = 1
     start_at: float | None = None
     ignore_eos: bool = True
 

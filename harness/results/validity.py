@@ -207,6 +207,14 @@ def _machine_doubts(manifest: RunManifest) -> list[str]:
             f"{num_threads} engine threads on {host.physical_cores} physical cores leave harness and API "
             f"no room: set N_THREADS to at most {num_free}"
         )
+    elif num_threads and host.physical_cores == 1:
+        doubts.append("engine, API and harness share the only core of this machine")
+    num_senders = manifest.settings.processes
+    if num_senders > 1 and num_threads + num_senders > host.physical_cores:
+        doubts.append(
+            f"{num_senders} processes of the harness beside {num_threads} engine threads on "
+            f"{host.physical_cores} physical cores: they take the server's time (PROCESSES)"
+        )
     uses = [entry.machine for entry in manifest.repeats]
     steal, others, harness = MAX_STEAL_SHARE, MAX_OTHER_CPU_SHARE, MAX_HARNESS_CPU_SHARE
     for values, bound, sentence in (

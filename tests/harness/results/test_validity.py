@@ -160,6 +160,8 @@ def changed(**changes: Any) -> Validity:
             lambda: judged(closed_rows(), load=Load(Arrivals.CLOSED, concurrency=31)),
             "60 requests for 31 users",
         ),
+        (lambda: with_host(physical_cores=1), "share the only core"),
+        (lambda: changed(settings={"processes": 2}), "2 processes of the harness beside 1 engine threads"),
         (lambda: with_machine(steal_share=0.02), "withheld 2.0% of the CPU time"),
         (lambda: with_machine(other_cpu_share=0.3), "other processes took 30%"),
         (lambda: with_machine(harness_cpu_share=0.9), "the harness used 90% of a core"),
