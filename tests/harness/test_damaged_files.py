@@ -123,7 +123,7 @@ def try_parquet(folder: Path, draw: random.Random) -> None:
     path.write_bytes(damage)
     status = lab("report", path)
     assert status in (0, 1, 2)
-    assert lab("gate", path, "--against", other) in (0, 2)
+    assert lab("gate", path, "--against", other) in (2, 4)  # 4: two files were not measured in turns
     recovered = folder / "run.recovered.parquet"
     found: list[str] = []
     if status == 2:
