@@ -17,6 +17,7 @@ from adapters.base import Backend, BackendConfig
 from adapters.data_files import DATA
 from adapters.registry import create_backend, load_tokenizer
 from services.strategies import VARIANTS
+from tests.adapters.chat import chat_token_ids
 from tests.adapters.smollm2 import NAME, artifacts, messages, needs_smollm2
 from tests.services.served import Served, events, serving
 from tools.engine_drive import Work, drive
@@ -48,7 +49,7 @@ def config(backend: str, file_format: str) -> BackendConfig:
 def prompts() -> list[list[int]]:
     tokenizer = load_tokenizer(config("torch", "fp32"))
     lines = (DATA / "instructions.jsonl").read_text("utf-8").splitlines()[:64]
-    return [tokenizer.apply_chat_template(messages(json.loads(line)["prompt"])) for line in lines]
+    return [chat_token_ids(tokenizer, messages(json.loads(line)["prompt"])) for line in lines]
 
 
 @cache
