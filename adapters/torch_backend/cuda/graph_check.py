@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from adapters.base import SamplingParams, ScheduledChunk, Sequence
 from adapters.torch_backend.cuda.mixed_graphs import MixedGraphs
 from adapters.torch_backend.cuda.packing import DevicePacker
-from adapters.torch_backend.cuda.step_graphs import DecodeGraphs
+from adapters.torch_backend.cuda.step_graphs import CapturedSteps, DecodeGraphs
 from adapters.torch_backend.loading import Forward
 from adapters.torch_backend.packing import RowPlan
 
@@ -63,9 +64,9 @@ def _eager(packer: DevicePacker, forward: Forward, *chunks: ScheduledChunk) -> T
     return forward(batch.input_ids, batch.layout, batch.logit_rows)[: len(batch.sampled)].float()
 
 
-def _replayed(graphs: DecodeGraphs | MixedGraphs, size: int, plan: RowPlan, want: Tensor) -> float:
+def _replayed(graphs: CapturedSteps, size: int, plan: RowPlan, want: Tensor) -> float:
     """The largest relative error of a sampled row."""
-    words = torch.tensor([word for part in graphs.padded(size, plan) for word in part])
+    words = torch.tensor([*chain(*graphs.padded(size, plan))])
     graphs.words[: len(words)].copy_(words)
     graphs.replay(size)
     assert graphs.logits is not None

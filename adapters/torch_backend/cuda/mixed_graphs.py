@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.torch_backend.cuda.machine import Machine, StepGraph
+from adapters.torch_backend.cuda.machine import Machine
 from adapters.torch_backend.cuda.packing import DevicePacker
+from adapters.torch_backend.cuda.step_graphs import CapturedSteps
 from adapters.torch_backend.loading import Forward
 from adapters.torch_backend.model.attention import StepLayout
 from adapters.torch_backend.model.flash_attention import AttentionOp, KeySpans, covers
@@ -47,8 +48,8 @@ class MixedAttention:
         return self.decodes(q, k, v, self.decode_spans, max_len, scaling, window, out)
 
 
-class MixedGraphs:
-    """All calls want inference mode."""
+class MixedGraphs(CapturedSteps):
+    """Graphs of steps in which prompt chunks and decode rows are mixed, tokens in the order of `sampled`."""
 
     def __init__(
         self,
@@ -65,36 +66,17 @@ class MixedGraphs:
         """`max_batch` rows at most are sampled; `num_extra_words` as in `DecodeGraphs`."""
         assert packer.attention is not None
         most_rows = min(max_rows, _SIZES[-1], max(_SIZES[0], int(_MAX_WORK / num_weights)))
-        self.sizes = [size for size in _SIZES if size < most_rows] + [-(-most_rows // 64) * 64]
-        self._machine = machine
+        sizes = [size for size in _SIZES if size < most_rows] + [-(-most_rows // 64) * 64]
         self._packer = packer
         self._forward = forward
         self._prompts, self._decodes = packer.attention, decodes
         self._max_logits = packer.rows.padded(max_batch)
-        device, most = machine.device, self._num_logits(self.sizes[-1])
-        num_words = self._num_words(self.sizes[-1]) + num_extra_words * most
-        self.words = torch.zeros(num_words, dtype=torch.int64, device=device)
-        self.tokens = torch.zeros(most, dtype=torch.int64, device=device)
-        """One for each row of `logits`, which come in the order of `RowPlan.sampled`."""
-        self.logits: Tensor | None = None
-        self._graphs: dict[int, StepGraph] = {}
-
-    def capture(self) -> None:
-        """Each size once as it is and once into a graph, largest first, over scratch rows."""
-        for size in reversed(self.sizes):
-            nothing = RowPlan([], [], [], 0, [], [], [], [])
-            words = torch.tensor([n for part in self.padded(size, nothing) for n in part])
-            self.words[: len(words)].copy_(words)
-            self._run(size)
-            graph = self._machine.graph()
-            graph.capture(lambda size=size: self._run(size))  # type: ignore[misc]
-            self._graphs[size] = graph
+        num_logits = self._num_logits(sizes[-1])
+        num_words = sum(self._parts(sizes[-1])) + num_extra_words * num_logits
+        super().__init__(machine, sizes, num_words, num_logits)
 
     def size_for(self, plan: RowPlan) -> int | None:
-        """The smallest size that holds the rows of `plan`, if there is one.
-
-        With a row that only pads where none is sampled: the logits that a graph computes need a row.
-        """
+        """Where no row is sampled, one that only pads is needed: logits are computed of some row."""
         if len(plan.chunk_rows) > MAX_PROMPTS:
             return None
         num_rows, num_logits = len(plan.ids), len(plan.sampled)
@@ -102,7 +84,6 @@ class MixedGraphs:
         return next((s for s in self.sizes if s >= num_rows and self._num_logits(s) >= num_logits), None)
 
     def padded(self, size: int, plan: RowPlan) -> list[list[int]]:
-        """The words of a step's rows, to be uploaded to the front of `words`."""
         cache, padding = self._packer.cache, size - len(plan.ids)
         # Rows that only pad decode the scratch slot's first token, so that no row is left undefined.
         lengths = [position + 1 for position in plan.positions[: plan.num_decodes]]
@@ -124,25 +105,20 @@ class MixedGraphs:
             [plan.positions[end - 1] + 1 for end in ends] + [0] * empty,
         ]
 
-    def replay(self, size: int) -> None:
-        """Compute the rows whose words were uploaded; `tokens` and `logits` then hold theirs in front."""
-        self._graphs[size].replay()
+    def rows_of(self, plan: RowPlan) -> Seq[int]:
+        return range(len(plan.sampled))
 
     def _num_logits(self, size: int) -> int:
         return min(size, self._max_logits)
 
-    def _parts(self, size: int) -> Seq[int]:
+    def _parts(self, size: int) -> list[int]:
         """How many words each list of `padded` has."""
-        return (*[size] * 4, self._num_logits(size), *[MAX_PROMPTS + 1] * 2, MAX_PROMPTS)
+        return [*[size] * 4, self._num_logits(size), *[MAX_PROMPTS + 1] * 2, MAX_PROMPTS]
 
-    def _num_words(self, size: int) -> int:
-        return sum(self._parts(size))
-
-    def _run(self, size: int) -> None:
-        packer, words = self._packer, self.words[: self._num_words(size)]
-        ids, slots, positions, decode_lengths, logit_rows, *spans = torch.split(
-            words, list(self._parts(size))
-        )
+    def _compute(self, size: int) -> tuple[Tensor, Tensor]:
+        packer, parts = self._packer, self._parts(size)
+        words = self.words[: sum(parts)]
+        ids, slots, positions, decode_lengths, logit_rows, *spans = torch.split(words, parts)
         row_starts, key_starts, lengths = (part.int() for part in spans)
         layout = StepLayout(packer.cache, slots, positions, size, [], size, packer.tight)
         every_row = torch.arange(size + 1, dtype=torch.int32, device=words.device)
@@ -155,9 +131,4 @@ class MixedGraphs:
         logits = self._forward(packer.table.complete(ids, slots, positions), layout, logit_rows)
         tokens = logits.argmax(-1)
         packer.table.put(slots[logit_rows], positions[logit_rows] + 1, tokens)
-        if self.logits is None:
-            self.logits = torch.zeros(
-                len(self.tokens), logits.shape[1], dtype=logits.dtype, device=words.device
-            )
-        self.logits[: len(logits)].copy_(logits)
-        self.tokens[: len(tokens)].copy_(tokens)
+        return tokens, logits

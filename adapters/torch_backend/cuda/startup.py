@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -21,9 +22,9 @@ from adapters.torch_backend.cuda.machine import Machine
 from adapters.torch_backend.cuda.mixed_graphs import MixedGraphs
 from adapters.torch_backend.cuda.packing import DevicePacker
 from adapters.torch_backend.cuda.sampling import NUM_FLOATS, NUM_INTS, working_bytes
-from adapters.torch_backend.cuda.step_graphs import DecodeGraphs, graph_sizes
+from adapters.torch_backend.cuda.step_graphs import CapturedSteps, DecodeGraphs, graph_sizes
 from adapters.torch_backend.cuda.steps import ADVICE, decode_rows
-from adapters.torch_backend.loading import LoadedModel
+from adapters.torch_backend.loading import Forward, LoadedModel
 from adapters.torch_backend.model.attention import BLOCK
 from adapters.torch_backend.model.kv_cache import SlotCache
 from adapters.torch_backend.model.linear import tile_rows
@@ -32,6 +33,8 @@ from adapters.torch_backend.model.llama_shape import llama_shape
 from adapters.torch_backend.startup import TOLERANCE, Attempt, Details
 
 logger = logging.getLogger(__name__)
+
+GraphsT = TypeVar("GraphsT", bound=CapturedSteps)
 
 _PROBE_LEN = 128  # room for the self-test
 
@@ -132,14 +135,6 @@ class CudaSetup:
             return
         multiple = batch_invariance.TILE_ROWS if self._options.batch_invariant else 1
         num_words = NUM_INTS + NUM_FLOATS
-        check = packer, loaded.forward, loaded.config.vocab_size
-        graphs = DecodeGraphs(
-            self._machine,
-            partial(decode_rows, packer, loaded.forward),
-            graph_sizes(config.max_batch_size, multiple),
-            packer.cache.scratch_slot,
-            num_words,
-        )
         if packer.attention is not None and decodes is not None:
             mixed = MixedGraphs(
                 self._machine,
@@ -151,15 +146,25 @@ class CudaSetup:
                 num_weights=loaded.num_parameters,
                 num_extra_words=num_words,
             )
-            if self._captured(mixed.capture, lambda: mixed_replay_error(mixed, *check), loaded.dtype):
-                self.mixed_graphs = mixed
-        if self._captured(graphs.capture, lambda: replay_error(graphs, *check), loaded.dtype):
-            self.graphs = graphs
+            self.mixed_graphs = self._captured(mixed, mixed_replay_error, loaded)
+        graphs = DecodeGraphs(
+            self._machine,
+            partial(decode_rows, packer, loaded.forward),
+            graph_sizes(config.max_batch_size, multiple),
+            packer.cache.scratch_slot,
+            num_words,
+        )
+        self.graphs = self._captured(graphs, replay_error, loaded)
 
-    def _captured(self, capture: Callable[[], None], error: Callable[[], float], dtype: torch.dtype) -> bool:
-        """True where the graphs were captured and give what the same rows give without them."""
+    def _captured(
+        self,
+        graphs: GraphsT,
+        replay_error: Callable[[GraphsT, DevicePacker, Forward, int], float],
+        loaded: LoadedModel,
+    ) -> GraphsT | None:
+        """`graphs` if they can be captured and give what the same rows give without them."""
         try:
-            capture()
+            graphs.capture()
         except torch.OutOfMemoryError as problem:
             raise BackendError(
                 f"out of memory while capturing CUDA graphs: {ADVICE}, or set CUDA_GRAPHS=0"
@@ -169,14 +174,14 @@ class CudaSetup:
         except Exception as problem:  # whatever the model's code does in a capture
             self._machine.wait()
             logger.warning("NO CUDA graphs, steps run operator by operator: %s", problem, exc_info=problem)
-            return False
-        off_by = error()
-        if off_by > (0.0 if self._keeps_bits else self.slack * TOLERANCE[dtype]):
+            return None
+        off_by = replay_error(graphs, self.packer, loaded.forward, loaded.config.vocab_size)
+        if off_by > (0.0 if self._keeps_bits else self.slack * TOLERANCE[loaded.dtype]):
             logger.warning(
                 "NO CUDA graphs: a row out of one is off by %.1e from the same row without", off_by
             )
-            return False
-        return True
+            return None
+        return graphs
 
     def details(self) -> Details:
         return {

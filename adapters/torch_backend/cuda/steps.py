@@ -1,7 +1,7 @@
 """Steps that are launched and read later: one copy to the device, the pass, one copy back.
 
 The host never waits while it launches, so a step may follow tokens that no one has read yet: their ids stay
-on the device, in the packer's table. Decode rows alone replay a graph, all else runs operator by operator.
+on the device, in the packer's table. Steps replay a graph where there is one of their size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from adapters.base import BackendError, Sequence, StepOutput
 from adapters.torch_backend.cuda.machine import Machine
-from adapters.torch_backend.cuda.mixed_graphs import MixedGraphs
 from adapters.torch_backend.cuda.packing import DevicePacker
 from adapters.torch_backend.cuda.sampling import (
     RowGroup,
@@ -24,7 +23,7 @@ from adapters.torch_backend.cuda.sampling import (
     sample_rows,
 )
 from adapters.torch_backend.cuda.step_buffers import BufferPool, StepBuffer
-from adapters.torch_backend.cuda.step_graphs import DecodeGraphs
+from adapters.torch_backend.cuda.step_graphs import CapturedSteps
 from adapters.torch_backend.loading import Forward
 from adapters.torch_backend.packing import RowPlan
 
@@ -53,15 +52,16 @@ class LaunchedStep:
 
 
 class StepLauncher:
-    """What neither `graphs` nor `mixed_graphs` has a size for runs operator by operator."""
+    """`graphs` serve steps in which every row decodes; what has no size among its graphs runs operator by
+    operator."""
 
     def __init__(
         self,
         machine: Machine,
         packer: DevicePacker,
         forward: Forward,
-        graphs: DecodeGraphs | None,
-        mixed_graphs: MixedGraphs | None = None,
+        graphs: CapturedSteps | None,
+        mixed_graphs: CapturedSteps | None = None,
     ) -> None:
         self.forward = forward
         self._machine = machine
@@ -75,20 +75,16 @@ class StepLauncher:
         self._machine.make_current()
         buffer = self._buffers.take()
         num_rows = len(plan.ids)
-        graphs: DecodeGraphs | MixedGraphs | None = None
-        if plan.num_decodes == num_rows:
-            graphs, size = self._graphs, self._graphs.size_for(num_rows) if self._graphs else None
-            rows = plan.logit_rows
-        else:
-            graphs = self._mixed_graphs
-            size = graphs.size_for(plan) if graphs else None
-            rows = list(range(len(plan.sampled)))
+        graphs = self._graphs if plan.num_decodes == num_rows else self._mixed_graphs
+        size = graphs.size_for(plan) if graphs else None
         try:
             with torch.inference_mode():
                 if graphs and size:
+                    rows = graphs.rows_of(plan)
                     tokens = self._replay(graphs, size, plan, rows, buffer)
                 else:
-                    tokens, rows = self._compute(plan, buffer), list(range(len(plan.sampled)))
+                    rows = range(len(plan.sampled))
+                    tokens = self._compute(plan, buffer)
                 buffer.download(tokens)
         except torch.OutOfMemoryError as error:
             raise BackendError(f"out of memory in a step of {num_rows} rows: {ADVICE}") from error
@@ -116,7 +112,7 @@ class StepLauncher:
 
     def _replay(
         self,
-        graphs: DecodeGraphs | MixedGraphs,
+        graphs: CapturedSteps,
         size: int,
         plan: RowPlan,
         rows: Seq[int],
