@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.base import UnsupportedModel
-from adapters.models.preset_tokenizer import write_json
+from adapters.models.preset_tokenizer import write_byte_level_bpe, write_json
 from adapters.models.safetensors_file import safetensors_header
 
 _LAYER_PARTS = {
@@ -96,48 +96,20 @@ def _write_tokenizer(facts: dict[str, Any], folder: Path) -> None:
     if kind != "gpt2" or words not in _DIGITS_ALONE or facts["tokenizer.ggml.add_bos_token"]:
         raise UnsupportedModel(f"a GGUF tokenizer of the kind {kind}/{words} is not unpacked")
     tokens: list[str] = facts["tokenizer.ggml.tokens"]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     control = [i for i, kind in enumerate(facts["tokenizer.ggml.token_type"]) if kind == _CONTROL]
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": i, "content": tokens[i], **special} for i in control],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
+    write_byte_level_bpe(
+        folder,
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=[merge.split(" ") for merge in facts["tokenizer.ggml.merges"]],
+        special={i: tokens[i] for i in control},
+        digits_alone=True,
+        named={
+            hf_name: tokens[facts[f"tokenizer.ggml.{name}_token_id"]]
+            for hf_name, name in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
         },
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": [merge.split(" ") for merge in facts["tokenizer.ggml.merges"]],
-        },
-    }
-    named = {
-        f"{hf_name}_token": tokens[facts[f"tokenizer.ggml.{name}_token_id"]]
-        for hf_name, name in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
-    }
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **named,
-        "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": facts["llama.context_length"],
-        "chat_template": facts["tokenizer.chat_template"],
-    }
-    write_json(folder / "tokenizer.json", tokenizer)
-    write_json(folder / "tokenizer_config.json", config)
+        max_tokens=facts["llama.context_length"],
+        chat_template=facts["tokenizer.chat_template"],
+    )
 
 
 def _name(gguf_name: str) -> str:

@@ -7,7 +7,7 @@ The merges are learned from the corpus. Where these cannot fill the vocabulary, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,45 @@ def write_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
     """Write `tokenizer.json` and `tokenizer_config.json`, both spelled the same on every machine."""
     vocab, merges = _train(texts, vocab_size)
     _fill(vocab, vocab_size)
+    write_byte_level_bpe(
+        folder,
+        vocab=vocab,
+        merges=merges,
+        special={END_OF_TEXT_ID: END_OF_TEXT},
+        digits_alone=False,
+        named={"bos": None, "eos": END_OF_TEXT, "pad": END_OF_TEXT, "unk": None},
+        max_tokens=1_000_000,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def write_byte_level_bpe(
+    folder: Path,
+    *,
+    vocab: Mapping[str, int],
+    merges: list[list[str]],
+    special: Mapping[int, str],
+    digits_alone: bool,
+    named: Mapping[str, str | None],
+    max_tokens: int,
+    chat_template: str,
+) -> None:
+    """Write both files of a tokenizer that cuts text as GPT-2 does, `digits_alone` with each digit a word.
+
+    `named`: the tokens that the configuration calls `bos_token` and the like.
+    """
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    digits = {"type": "Digits", "individual_digits": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     tokenizer = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": END_OF_TEXT_ID, "content": END_OF_TEXT, **special}],
+        "added_tokens": [{"id": i, "content": text, **flags} for i, text in special.items()],
         "normalizer": None,
-        "pre_tokenizer": byte_level,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, byte_level]}
+        if digits_alone
+        else byte_level,
         "post_processor": None,
         "decoder": byte_level,
         "model": {
@@ -53,14 +83,11 @@ def write_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None
     }
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": None,
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
-        "unk_token": None,
+        **{f"{name}_token": text for name, text in named.items()},
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": 1_000_000,
-        "chat_template": CHAT_TEMPLATE,
+        "model_max_length": max_tokens,
+        "chat_template": chat_template,
     }
     write_json(folder / "tokenizer.json", tokenizer)
     write_json(folder / "tokenizer_config.json", config)
