@@ -15,7 +15,7 @@ import llama_cpp.llama_cpp as C
 
 from adapters.base import ConfigError
 from adapters.llama_cpp_backend.loading import LlamaModel, load_model
-from adapters.text.chat_template import ChatTemplate, ChatTemplateError
+from adapters.text.chat_template import ChatTemplate, render_chat
 from adapters.text.detokenizer import PieceDetokenizer, TokenStream
 from adapters.text.unicode_text import valid_unicode
 
@@ -73,9 +73,7 @@ class GgufTokenizer:
     def render_chat(
         self, messages: Sequence[Mapping[str, object]], options: Mapping[str, object] | None = None
     ) -> str:
-        if self._chat_template is None:
-            raise ChatTemplateError("this model has no chat template; send a prompt to /v1/completions")
-        return self._chat_template.render(messages, options)
+        return render_chat(self._chat_template, messages, options)
 
     def _tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Special tokens that are spelled out in the text count as such, as they do with Hugging Face's."""

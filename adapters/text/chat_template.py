@@ -59,6 +59,17 @@ class ChatTemplate:
             raise ChatTemplateError(f"the model's chat template refuses these messages: {problem}") from error
 
 
+def render_chat(
+    template: ChatTemplate | None,
+    messages: Sequence[Mapping[str, object]],
+    options: Mapping[str, object] | None,
+) -> str:
+    """`template.render`. Raises: ChatTemplateError, also where there is no template."""
+    if template is None:
+        raise ChatTemplateError("this model has no chat template; send a prompt to /v1/completions")
+    return template.render(messages, options)
+
+
 def load_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
     """The template in `chat_template.jinja`, else in `tokenizer_config.json`, else None."""
     file = folder / "chat_template.jinja"

@@ -15,7 +15,13 @@ from typing import Any, Protocol, cast
 import tokenizers
 
 from adapters.base import ConfigError
-from adapters.text.chat_template import ChatTemplate, ChatTemplateError, load_chat_template, token_text
+from adapters.text.chat_template import (
+    ChatTemplate,
+    ChatTemplateError,
+    load_chat_template,
+    render_chat,
+    token_text,
+)
 from adapters.text.detokenizer import PieceDetokenizer, TokenStream, detokenizer_of
 from adapters.text.unicode_text import valid_unicode
 
@@ -164,9 +170,7 @@ class HFTokenizer:
     def render_chat(
         self, messages: Sequence[Mapping[str, object]], options: Mapping[str, object] | None = None
     ) -> str:
-        if self._chat_template is None:
-            raise ChatTemplateError("this model has no chat template; send a prompt to /v1/completions")
-        return self._chat_template.render(messages, options)
+        return render_chat(self._chat_template, messages, options)
 
 
 def _max_token_chars(tokenizer: tokenizers.Tokenizer) -> int | None:
