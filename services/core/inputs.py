@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from typing import TypeVar
 
 from adapters.base import BackendInfo, RequestTooLong, SamplingParams, Sequence
@@ -69,7 +69,7 @@ class InputProcessor:
         self._check_length(request.prompt, "prompt")
 
     def _check_length(self, prompts: Seq[str] | Seq[list[int]], param: str) -> None:
-        room = min(self.loaded.limits.max_model_len, self.loaded.limits.kv_capacity_tokens)
+        room = self.loaded.limits.max_sequence_tokens
         least = max(least_num_tokens(self.loaded.tokenizer, prompt) for prompt in prompts)
         if least >= room:
             problem = f"the prompt has at least {least} tokens, at most {room} fit with the answer"
@@ -92,9 +92,8 @@ class InputProcessor:
     async def detokenize(self, request: DetokenizeRequest) -> str:
         """The text of the ids, special tokens spelled out. Raises: ApiError for an id that is none."""
         self.check_model(request.model)
-        tokenizer, vocab_size = self.loaded.tokenizer, self.loaded.info.vocab_size
-        if max(request.tokens, default=0) >= vocab_size:
-            raise errors.bad_field("tokens", f"holds a token id that is not below {vocab_size}")
+        tokenizer = self.loaded.tokenizer
+        self._check_ids(request.tokens, "tokens")
         stream = SpelledStream(tokenizer.stream(), tokenizer.special_tokens)
         work = partial(stream.push, request.tokens)
         is_short = len(request.tokens) <= THREAD_ABOVE_CHARS
@@ -178,10 +177,13 @@ class InputProcessor:
         if texts:
             return await self._encode(texts, "prompt", add_special_tokens=request.add_special_tokens)
         ids = [prompt for prompt in request.prompt if not isinstance(prompt, str)]
-        vocab_size = self.loaded.info.vocab_size
-        if max(map(max, ids)) >= vocab_size:
-            raise errors.bad_field("prompt", f"holds a token id that is not below {vocab_size}")
+        self._check_ids(chain(*ids), "prompt")
         return ids
+
+    def _check_ids(self, ids: Iterable[int], param: str) -> None:
+        vocab_size = self.loaded.info.vocab_size
+        if max(ids, default=0) >= vocab_size:
+            raise errors.bad_field(param, f"holds a token id that is not below {vocab_size}")
 
     async def _encode(
         self, texts: list[str], param: str, *, add_special_tokens: bool = True
@@ -228,8 +230,7 @@ class InputProcessor:
         """Without `budget` the default budget is cut to what fits. Without `seed` or SEED it is random."""
         settings = self.settings
         if budget is None:
-            limits = self.loaded.limits
-            room = min(limits.max_model_len, limits.kv_capacity_tokens) - num_prompt_tokens
+            room = self.loaded.limits.max_sequence_tokens - num_prompt_tokens
             budget = max(1, min(settings.max_tokens, room))
         if seed is None:
             seed = random.getrandbits(62) if settings.seed is None else settings.seed

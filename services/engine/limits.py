@@ -49,13 +49,18 @@ class SchedulerLimits:
                 f"{self.max_batch + self.prefill_chunk}: raise MAX_STEP_TOKENS or lower one of the others"
             )
 
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Prompt and budget of one sequence together."""
+        return min(self.max_model_len, self.kv_capacity_tokens)
+
     def check(self, sequences: Seq[Sequence], *, together: bool = False) -> None:
         """Return if every sequence can run some day; `together` is the strategy's `takes_groups`.
 
         Raises:
             RequestTooLong: one sequence, or a slice of a group that has to run together, never fits.
         """
-        max_tokens = min(self.max_model_len, self.kv_capacity_tokens)
+        max_tokens = self.max_sequence_tokens
         for seq in sequences:
             if seq.max_total_tokens > max_tokens:
                 raise RequestTooLong(
