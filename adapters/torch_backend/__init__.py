@@ -20,8 +20,8 @@ class TorchOptions:
     )
     cuda_graphs: bool = option(
         True,
-        "On CUDA: steps in which every row decodes are replayed as graphs, captured at start for up to "
-        "256 rows. 0: operator by operator.",
+        "On CUDA: steps are replayed as graphs, captured at start: those in which every row decodes for up "
+        "to 256 rows, and those with prompts where Triton kernels run too. 0: operator by operator.",
     )
     triton_kernels: bool = option(
         True,
@@ -31,8 +31,8 @@ class TorchOptions:
     batch_invariant: bool = option(
         False,
         "On CUDA: the same tokens whatever the batch. Every linear layer then computes exactly 64 rows "
-        "at a time, and attention never splits a row's keys; checked at start, with a warning where it does "
-        "not hold. Slower. On a CPU it is always so, and this changes nothing.",
+        "at a time, and attention never splits a row's keys by the batch; checked at start, with a warning "
+        "where it does not hold. Slower. On a CPU it is always so, and this changes nothing.",
     )
 
 

@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch", reason="needs the torch extra")
 
 from torch.nn import functional as F
 
+from adapters.torch_backend.cuda.fused import rotated
 from adapters.torch_backend.model.flash_attention import KeySpans, plain_attention
-from adapters.torch_backend.model.llama_forward import rotated
 
 GIB = 1 << 30
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from adapters.torch_backend.cuda.flash_check import attention_error, decode_keeps_bits
 from adapters.torch_backend.model.flash_attention import KeySpans, covers_heads
-from adapters.torch_backend.model.llama_forward import DecodeAttention, FusedOps, rotated
+from adapters.torch_backend.model.llama_forward import DecodeAttention, FusedOps
 from adapters.torch_backend.model.llama_shape import LlamaShape
 
 logger = logging.getLogger(__name__)
@@ -183,6 +183,13 @@ def _is_right(errors: Callable[[], dict[str, float]], dtype: torch.dtype) -> boo
     if wrong:
         logger.warning("Triton kernels are WRONG here, torch's own operators instead: %s", "; ".join(wrong))
     return not wrong
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of `x (T, heads, D)` by `cos` and `sin (T, D / 2)`."""
+    a, b = x.chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 def _small_errors(

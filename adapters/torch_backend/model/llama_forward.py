@@ -67,13 +67,6 @@ class FusedOps(Protocol):
         ...
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of `x (T, heads, D)` by `cos` and `sin (T, D / 2)`."""
-    a, b = x.chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-
-
 class LlamaForward(nn.Module):
     """Logits of packed rows. Takes the weights out of `model`, which cannot be used afterwards."""
 
