@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.base import Backend, SamplingParams, Sequence
+from adapters.base import Backend, BackendConfig, SamplingParams, Sequence
 from services.engine.engine import Engine, QueueInbox
 from services.engine.limits import SchedulerLimits
 from services.engine.messages import StepReport, Stop, Submit
@@ -40,6 +40,17 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=None, help="engine threads (default: cores - 1)")
     parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16 or fp16")
     add_out_argument(parser)
+
+
+def cpu_config(args: argparse.Namespace, max_batch_size: int) -> BackendConfig:
+    """The torch backend on a CPU as the arguments of `add_common_arguments` want it."""
+    return BackendConfig(
+        model=args.model,
+        dtype=args.dtype,
+        device="cpu",
+        num_threads=args.threads,
+        max_batch_size=max_batch_size,
+    )
 
 
 def add_out_argument(parser: argparse.ArgumentParser) -> None:

@@ -22,14 +22,14 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from adapters.base import BackendConfig, SamplingParams, ScheduledChunk, Sequence
+from adapters.base import SamplingParams, ScheduledChunk, Sequence
 from adapters.registry import load_tokenizer
 from adapters.torch_backend.backend import TorchBackend
 from adapters.torch_backend.model.kernel_llama import KernelLlama
 from adapters.torch_backend.model.linear import KernelLinear, TiledLinear
 from harness.plan.corpus import default_path, load_corpus
 from harness.results.output_dir import utc_stamp
-from tools.engine_drive import Work, add_common_arguments, drive
+from tools.engine_drive import Work, add_common_arguments, cpu_config, drive
 from tools.result_file import write_rows
 from tools.transformers_runs import load_reference, run_continuous_batching, run_generate
 
@@ -48,13 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write `OUT/yardsticks/<UTC time>.parquet`."""
-    config = BackendConfig(
-        model=args.model,
-        dtype=args.dtype,
-        device="cpu",
-        num_threads=args.threads,
-        max_batch_size=max(16, *args.rows),
-    )
+    config = cpu_config(args, max(16, *args.rows))
     backend = TorchBackend(config)
     reference = load_reference(config, backend.info.dtype)
     tokenizer = load_tokenizer(config)

@@ -18,7 +18,6 @@ from typing import Any
 
 import pandas as pd
 
-from adapters.base import BackendConfig
 from adapters.torch_backend.backend import TorchBackend
 from adapters.torch_backend.cpu.kernels import CpuKernels
 from adapters.torch_backend.step_parts import STEP_PARTS
@@ -28,7 +27,7 @@ from services.engine.engine import Engine
 from services.engine.messages import StepReport
 from services.engine.scheduler import Scheduler
 from services.engine_client.wire import pack
-from tools.engine_drive import Work, add_common_arguments, drive
+from tools.engine_drive import Work, add_common_arguments, cpu_config, drive
 
 _STEP = "engine loop"
 _PARTS: list[tuple[object, str, str]] = [
@@ -88,13 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write `OUT/profile/<UTC time>.parquet`."""
-    config = BackendConfig(
-        model=args.model,
-        dtype=args.dtype,
-        device="cpu",
-        num_threads=args.threads,
-        max_batch_size=max(args.rows),
-    )
+    config = cpu_config(args, max(args.rows))
     times = SelfTimes()
     backend = TorchBackend(config)
     for owner, name, part in _PARTS:
