@@ -107,6 +107,12 @@ class Sequence:
     arrival_s: float = 0.0
     exclusive: bool = False
     """It shares no step with other sequences."""
+    client: str = ""
+    """Who asked, for orders that are fair to clients."""
+    expected_tokens: int | None = None
+    """Output tokens that the client expects, if it said so."""
+    predicted_tokens: float = 1.0
+    """Output tokens that the scheduler expects."""
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     """Tokens, from position 0 on, whose keys and values are cached, by a launched step at the latest."""

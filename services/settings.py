@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, create_model, fiel
 from adapters.base import BackendConfig, ConfigError
 from adapters.cores import default_threads
 from adapters.registry import BACKENDS, check_backend
+from services.engine.policies import Policies
 from services.engine.spec import EngineSpec
 from services.logs import LogFormat, LogLevel
 from services.strategies import VARIANTS, resolve_variant
@@ -126,8 +127,8 @@ class Settings(BaseModel):
     )
     aging_s: Seconds = Field(
         _ENGINE.aging_s,
-        description="A waiting request gains one priority level each time this many seconds pass. 0 ignores "
-        "priorities.",
+        description="fcfs, sjf: each time this many seconds pass, a waiting request gains one priority level "
+        "or 128 predicted tokens. 0: no priorities, and the shortest first whatever waits.",
     )
     schedule_tick_ms: Milliseconds = Field(
         _ENGINE.tick_s * 1000, description="Least time between the starts of two steps."
@@ -223,6 +224,11 @@ class Settings(BaseModel):
         return level.upper() if isinstance(level, str) else level
 
     @model_validator(mode="after")
+    def _known_policies(self) -> Settings:
+        Policies(**self._named_in(Policies))
+        return self
+
+    @model_validator(mode="after")
     def _step_holds_batch_and_chunk(self) -> Settings:
         least = self.max_batch + self.prefill_chunk
         if self.max_step_tokens is not None and self.max_step_tokens < least:
@@ -252,6 +258,7 @@ class Settings(BaseModel):
         own = {name: getattr(self, name) for name in option_fields(StrategyConfig)}
         engine = self._named_in(EngineSpec) | {
             "backend": BackendConfig(**backend),
+            "policies": Policies(**self._named_in(Policies)),
             "strategy_settings": {"batch_wait_s": self.batch_wait_ms / 1000, **own},
             "tick_s": self.schedule_tick_ms / 1000,
         }
@@ -284,7 +291,7 @@ def option_fields(kind: type[Any]) -> dict[str, Any]:
 
 def all_settings() -> type[Settings]:
     """The settings with the options of strategies and of every backend that is registered now."""
-    return _with_options((StrategyConfig, *(backend.options for backend in BACKENDS.values())))
+    return _with_options((StrategyConfig, Policies, *(backend.options for backend in BACKENDS.values())))
 
 
 @cache

@@ -16,6 +16,7 @@ from adapters.base import Backend, BackendConfig, SamplingParams, Sequence
 from services.engine.engine import Engine, QueueInbox
 from services.engine.limits import SchedulerLimits
 from services.engine.messages import StepReport, Stop, Submit
+from services.engine.policies import Policies
 from services.engine.scheduler import Scheduler
 from services.strategies import VARIANTS
 from services.strategies.base import StrategyConfig
@@ -29,6 +30,7 @@ class Work:
     max_tokens: int
     ignore_eos: bool = True
     """False: the model may end its answer before."""
+    client: str = ""
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +68,7 @@ def drive(
     *,
     max_batch: int = 16,
     max_step_tokens: int = 512,
+    policies: Policies = Policies(),  # noqa: B008 frozen
     publish: Callable[[StepReport], None] = lambda report: None,
 ) -> None:
     """All prompts are there from the start; returns when the last one is answered.
@@ -101,10 +104,11 @@ def drive(
                         group_id=first,
                         group_size=len(group),
                         arrival_s=arrival_s,
+                        client=item.client,
                     )
                     for i, item in enumerate(group)
                 ]
             )
         )
-    scheduler = Scheduler(strategy, limits, info.eos_token_ids)
+    scheduler = Scheduler(strategy, limits, info.eos_token_ids, policies)
     Engine(backend, scheduler, publish=watched).run(inbox)

@@ -13,6 +13,7 @@ from pathlib import Path
 from adapters.registry import BACKENDS
 from harness.results.output_dir import whole_file
 from harness.settings import HarnessSettings, ReportSettings, spelled
+from services.engine.policies import Policies
 from services.read_settings import ALIASES
 from services.settings import Settings, all_settings, option_fields
 from services.strategies.base import StrategyConfig
@@ -39,6 +40,7 @@ def text() -> str:
     for name in Settings.model_fields:
         title = SECTIONS.get(name) or list(sections)[-1]
         sections.setdefault(title, []).append(name)
+    sections["Policies beside the strategy"] = list(option_fields(Policies))
     sections["Of single strategies"] = list(option_fields(StrategyConfig))
     sections |= {f"BACKEND={name}": list(option_fields(told.options)) for name, told in BACKENDS.items()}
     of_harness = (*HarnessSettings.model_fields, *ReportSettings.model_fields)

@@ -173,6 +173,9 @@ class SamplingFields(BaseModel):
     timeout_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
 
     user: Any = None
+    """A text names the client, for the order `vtc`."""
+    expected_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS_LIMIT)] | None = None
+    """How long each answer is expected to be, for orders that predict lengths."""
     metadata: Any = None
     store: Any = None
     service_tier: Any = None

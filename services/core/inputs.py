@@ -122,6 +122,8 @@ class InputProcessor:
                 group_size=len(prompts) * request.n,
                 arrival_s=arrival_s,
                 exclusive=exclusive,
+                client=request.user if isinstance(request.user, str) else "",
+                expected_tokens=request.expected_tokens,
             )
             for prompt, budget, seed in zip(prompts, budgets, seeds, strict=True)
             for choice in range(request.n)

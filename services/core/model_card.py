@@ -36,7 +36,8 @@ def lab_version() -> str:
 
 def model_card(settings: Settings, info: BackendInfo) -> ModelCard:
     strategy = VARIANTS[settings.variant]
-    limits = settings.engine_spec().limits(info)
+    spec = settings.engine_spec()
+    limits = spec.limits(info)
     return ModelCard(
         model=info.model,
         backend=info.backend,
@@ -58,6 +59,8 @@ def model_card(settings: Settings, info: BackendInfo) -> ModelCard:
             "batch_wait_ms": settings.batch_wait_ms,
             "pad_finished": settings.pad_finished and strategy.keeps_finished_rows,
             "long_prefill_token_threshold": limits.long_prefill_token_threshold,
+            "order": spec.policies.order,
+            "step_layout": spec.policies.step_layout,
         },
         client_chunk=min(settings.max_batch, MAX_PROMPTS) if strategy.takes_groups else 1,
         max_queue=settings.max_queue,

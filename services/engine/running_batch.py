@@ -28,6 +28,10 @@ class RunningBatch:
     def num_live(self) -> int:
         return len(self.sequences) - self.num_dead
 
+    @property
+    def has_free_slot(self) -> bool:
+        return len(self.sequences) < self._max_batch
+
     def num_fitting(self, waiting: Seq[Sequence]) -> int:
         """How many sequences from the head of the queue would find a slot and KV now."""
         free_kv_tokens = self._kv_capacity_tokens - self.kv_used_tokens

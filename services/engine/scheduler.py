@@ -12,7 +12,8 @@ An exclusive sequence shares no step. It joins as others do, and while one runs 
 of them alone, in turn: were the batch to empty for it first, all would wait for the longest running answer.
 
 The scheduler is pure: no clock (`now_s` is given), no asyncio, no torch. *How many* sequences join is the
-strategy's answer, *which* is the queue's. KV is reserved on admission, so no sequence is ever preempted.
+strategy's answer, *which* is the order's, what a step carries the layout's. KV is reserved on admission, so
+no sequence is ever preempted.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 from adapters.base import FinishReason, Sequence, SequenceState, StepOutput
 from services.contract.timings import SequenceTimings
 from services.engine.limits import SchedulerLimits
 from services.engine.messages import SequenceUpdate
+from services.engine.policies import Policies
 from services.engine.running_batch import RunningBatch
 from services.engine.step_plan import StepPlan, lay_out
 from services.engine.waiting_queue import WaitingQueue
+from services.orders.base import ChangingOrder
 from services.strategies.base import BatchingStrategy
 
 __all__ = ["Outcome", "Scheduler", "SchedulerLimits", "StepPlan"]
@@ -47,12 +51,19 @@ class Outcome:
 
 class Scheduler:
     def __init__(
-        self, strategy: BatchingStrategy, limits: SchedulerLimits, eos_token_ids: Iterable[int] = ()
+        self,
+        strategy: BatchingStrategy,
+        limits: SchedulerLimits,
+        eos_token_ids: Iterable[int] = (),
+        policies: Policies = Policies(),  # noqa: B008 frozen
     ) -> None:
         self.limits = limits
         self._strategy = strategy
         self._eos_token_ids = frozenset(eos_token_ids)
-        self._waiting = WaitingQueue(limits.aging_s)
+        self._layout, self._oracle = policies.make_layout(), policies.make_oracle()
+        order = policies.make_order(limits.aging_s)
+        self._waiting = WaitingQueue(order)
+        self._note_served = order.served if isinstance(order, ChangingOrder) else None
         self._batch = RunningBatch(limits, pads=strategy.keeps_finished_rows and limits.pad_finished)
         self._ending: dict[int, Sequence] = {}  # their last token is launched and not known yet
         self._alone: deque[Sequence] = deque()  # the exclusive ones of the batch, whose turn is next first
@@ -101,6 +112,8 @@ class Scheduler:
         """
         assert all(seq.prompt_token_ids for seq in sequences), "the API refuses empty prompts"
         self.limits.check(sequences, together=self._strategy.takes_groups)
+        for seq in sequences:
+            seq.predicted_tokens = self._oracle.predict(seq)
         self._waiting.push(sequences)
 
     def drain(self) -> None:
@@ -127,16 +140,17 @@ class Scheduler:
         recheck_at_s = self._admit(now_s) if self._waiting else None
         while self._alone and self._alone[0].state is not _RUNNING:
             self._alone.popleft()
+        lay_out_step = partial(lay_out, self._layout, self.limits, recheck_at_s)
         if not self._alone:
-            return lay_out(self._batch.sequences, self._batch.num_dead, self.limits, recheck_at_s)
+            return lay_out_step(self._batch.sequences, self._batch.num_dead)
         shared = [seq for seq in self._batch.sequences if not seq.exclusive]
         has_shared = len(shared) > self._batch.num_dead
         self._was_alone = not (self._was_alone and has_shared)
         if not self._was_alone:
-            return lay_out(shared, self._batch.num_dead, self.limits, recheck_at_s, others_wait=True)
+            return lay_out_step(shared, self._batch.num_dead, others_wait=True)
         alone = self._alone[0]
         self._alone.rotate(-1)
-        return lay_out([alone], 0, self.limits, recheck_at_s, others_wait=has_shared)
+        return lay_out_step([alone], 0, others_wait=has_shared)
 
     def mark_launched(self, plan: StepPlan) -> list[int]:
         """Note that the backend has started a step, which gives one token to each row that `samples`.
@@ -194,6 +208,8 @@ class Scheduler:
 
     def _admit(self, now_s: float) -> float | None:
         """Ask the strategy, cut its answer at what fits, and note which sequences it held back."""
+        if self._batch.has_free_slot:
+            self._waiting.arrange(now_s)
         waiting, running = self._waiting.sequences, self._batch.sequences
         admission = self._strategy.admit(waiting, running, now_s=now_s, draining=self._draining)
         num_fitting = self._batch.num_fitting(waiting)
@@ -206,6 +222,9 @@ class Scheduler:
             joining = self._waiting.pop(count, keep_group_first=self._strategy.takes_groups)
             self._batch.join(joining, now_s)
             self._alone += [seq for seq in joining if seq.exclusive]
+            if self._note_served:
+                for seq in joining:
+                    self._note_served(seq, 0)
         # `waiting` is shorter by `count` now. These could have joined, so their wait is the strategy's.
         self._held_back = list(waiting[: num_fitting - count])
         return admission.recheck_at_s
@@ -225,6 +244,8 @@ class Scheduler:
             if token_id in stops_at or len(output) >= params.max_tokens:
                 reason = "stop" if token_id in stops_at else "length"
                 break
+        if self._note_served:
+            self._note_served(seq, len(output) - num_before)
         seq.num_pending_tokens -= 1
         # A step that gives several tokens has cached the keys and values of all but the last.
         seq.num_computed_tokens += len(output) - num_before - 1

@@ -14,6 +14,7 @@ from adapters.registry import BACKENDS
 from services.engine.engine import Engine
 from services.engine.limits import DEFAULTS, SchedulerLimits
 from services.engine.messages import StepReport
+from services.engine.policies import Policies
 from services.engine.scheduler import Scheduler
 from services.logs import LogFormat, LogLevel
 from services.strategies import VARIANTS
@@ -31,6 +32,7 @@ class EngineSpec:
     """What a `StrategyConfig` has beside MAX_BATCH."""
     long_prefill_token_threshold: int | None = None
     """None: what suits the backend on its device."""
+    policies: Policies = field(default_factory=Policies)
     pad_finished: bool = DEFAULTS.pad_finished
     aging_s: float = DEFAULTS.aging_s
     tick_s: float = 0.0
@@ -66,5 +68,5 @@ def build_engine(spec: EngineSpec, backend: Backend, publish: Callable[[StepRepo
     """An engine around a loaded backend."""
     info = backend.info
     strategy = VARIANTS[spec.variant](spec.strategy)
-    scheduler = Scheduler(strategy, spec.limits(info), info.eos_token_ids)
+    scheduler = Scheduler(strategy, spec.limits(info), info.eos_token_ids, spec.policies)
     return Engine(backend, scheduler, publish=publish, tick_s=spec.tick_s)

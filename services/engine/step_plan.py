@@ -1,12 +1,7 @@
 """Lays out one step: which sequence computes which positions.
 
-Decode rows go first, so a decoding sequence gets a token from every step. The time of a step is what it waits
-for that token, and prompts make steps long. Two rules bound it: a step has at most `max_step_tokens`, and
-while others decode, prompts above `long_prefill_token_threshold` get about one chunk each. Among prompts the
-shortest goes first, so that its first token does not wait for a long one.
-
-Prompts are cut at multiples of `prefill_chunk`, counted from the start of the prompt. Nothing here changes a
-sequence.
+Rows stand before prompts. What prompts a step carries, and whether the decode rows wait meanwhile, is the
+layout's answer (`services.layouts`). Nothing here changes a sequence.
 """
 
 from __future__ import annotations
@@ -16,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from adapters.base import ScheduledChunk, Sequence, SequenceState
 from services.engine.limits import SchedulerLimits
+from services.layouts.base import StepBudget, StepLayout
 
 _RUNNING = SequenceState.RUNNING
 
@@ -71,10 +67,11 @@ class StepPlan:
 
 
 def lay_out(
-    sequences: Seq[Sequence],
-    num_dead: int,
+    layout: StepLayout,
     limits: SchedulerLimits,
     recheck_at_s: float | None,
+    sequences: Seq[Sequence],
+    num_dead: int,
     *,
     others_wait: bool = False,
 ) -> StepPlan:
@@ -82,66 +79,28 @@ def lay_out(
 
     With `others_wait` it delays the next tokens of running sequences that have no row in it.
     """
-    chunks: list[ScheduledChunk] = []
+    rows: list[ScheduledChunk] = []
     prompts: list[Sequence] = []
     for seq in sequences:
         num_computed = seq.num_computed_tokens
         if seq.state is not _RUNNING:
             # It computes its last position over and over, as a finished row of a padded batch does.
-            chunks.append(ScheduledChunk(seq, num_computed - 1, 1, dead=True))
+            rows.append(ScheduledChunk(seq, num_computed - 1, 1, dead=True))
         elif num_computed < len(seq.prompt_token_ids):
-            prompts.append(seq)  # they go behind all rows
+            prompts.append(seq)
         else:
-            chunks.append(ScheduledChunk(seq, num_computed, 1))
-    num_decode_tokens = len(chunks) - num_dead
-    num_prompt_tokens = 0
-    if prompts:
-        # Where nothing decodes, a long step makes no one wait for a next token.
-        threshold = limits.long_prefill_token_threshold if num_decode_tokens or others_wait else 0
-        num_prompt_tokens = _add_prompt_chunks(chunks, prompts, limits, threshold)
+            rows.append(ScheduledChunk(seq, num_computed, 1))
+    if prompts and layout.rows_wait:
+        rows, num_dead = [], 0
+    num_decode_tokens = len(rows) - num_dead
+    if not prompts:
+        return StepPlan(rows, num_decode_tokens, num_dead, 0, num_decode_tokens, recheck_at_s)
+    # Where nothing decodes, a long step makes no one wait for a next token.
+    threshold = limits.long_prefill_token_threshold if num_decode_tokens or others_wait else 0
+    budget = StepBudget(limits.max_step_tokens - len(rows), limits.prefill_chunk, threshold)
+    added = layout.prompt_chunks(prompts, budget)
+    num_prompt_tokens = sum(chunk.num_tokens for chunk in added)
+    chunks = rows + added
     return StepPlan(
         chunks, len(chunks) - num_dead, num_dead, num_prompt_tokens, num_decode_tokens, recheck_at_s
     )
-
-
-def _add_prompt_chunks(
-    chunks: list[ScheduledChunk], prompts: list[Sequence], limits: SchedulerLimits, threshold: int
-) -> int:
-    """Fill the rest of the step with `prompts`, listed as they were admitted; returns the tokens added.
-
-    Prompts longer than `threshold` (0: none is) come last and share `prefill_chunk` tokens for each of them.
-    """
-    size, room = limits.prefill_chunk, limits.max_step_tokens - len(chunks)
-    long = [seq for seq in prompts if 0 < threshold < len(seq.prompt_token_ids)]
-    short = [seq for seq in prompts if not 0 < threshold < len(seq.prompt_token_ids)]
-    # The prompt that was admitted first moves in every step, even if it is a long one.
-    kept = min(size, _num_left(long[0])) if long and long[0] is prompts[0] else 0
-    num_tokens = _fill(chunks, short, room - kept, size)
-    return num_tokens + _fill(chunks, long, min(room - num_tokens, size * len(long)), size)
-
-
-def _fill(chunks: list[ScheduledChunk], prompts: list[Sequence], room: int, size: int) -> int:
-    """Give `room` tokens to `prompts`, fewest tokens left first; returns the tokens given.
-
-    A short prompt so does not wait for all of a long one. Up to `size` tokens are kept for the prompt that
-    was admitted first: it moves in every step, and none starves.
-    """
-    free = room
-    kept = min(size, _num_left(prompts[0])) if prompts else 0
-    for seq in sorted(prompts, key=_num_left):
-        if seq is prompts[0]:
-            kept = 0
-        num_tokens = _num_left(seq)
-        if num_tokens > free - kept:
-            num_tokens = max(free - kept, 0)
-            # Back to a multiple of `size`: what is computed together must not depend on who shares the step.
-            num_tokens -= (seq.num_computed_tokens + num_tokens) % size
-        if num_tokens > 0:
-            chunks.append(ScheduledChunk(seq, seq.num_computed_tokens, num_tokens))
-            free -= num_tokens
-    return room - free
-
-
-def _num_left(seq: Sequence) -> int:
-    """Tokens of its prompt that are still to be computed."""
-    return len(seq.prompt_token_ids) - seq.num_computed_tokens

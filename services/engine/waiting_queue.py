@@ -1,14 +1,8 @@
 """The queue of sequences that have no slot yet, in the order in which they will get one.
 
-Order is by priority with aging. At time `t` a group (the prompts of one request) has the rank
-`priority + (t - arrival_s) / aging_s`; the highest rank is first, and among equals the earliest. All ranks
-grow equally fast, so the order of two groups never changes, and the queue can sort by
-`arrival_s - priority * aging_s` without a clock.
-
-Hence the longest wait: with priorities 0 to 2, a group of priority `p` is overtaken only by groups that
-arrive less than `(2 - p) * aging_s` after it, and no one overtakes a group that has waited `2 * aging_s`.
-`aging_s == 0` ignores priorities. The one exception: a strategy that takes groups finishes a group it has
-begun before any other.
+The order is a policy (`services.orders`); the groups, the prompts of one request, stay side by side under
+each of them. The one exception from it: a strategy that takes groups finishes a group it has begun before any
+other.
 """
 
 from __future__ import annotations
@@ -16,14 +10,17 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence as Seq
 from collections.abc import Set
-from itertools import compress, takewhile
+from itertools import compress, groupby, takewhile
 
 from adapters.base import Sequence
+from services.orders.base import ChangingOrder, Group, QueueOrder
 
 
 class WaitingQueue:
-    def __init__(self, aging_s: float) -> None:
-        self._aging_s = aging_s
+    def __init__(self, order: QueueOrder) -> None:
+        # A fixed order sorts a group in when it comes, a changing one all of them when some may join.
+        self._sort_key = None if isinstance(order, ChangingOrder) else order.sort_key
+        self._arrange = order.arrange if isinstance(order, ChangingOrder) else None
         self._sequences: list[Sequence] = []
         self._sort_keys: list[float] = []
         self._begun_group_id: int | None = None
@@ -37,12 +34,22 @@ class WaitingQueue:
         return self._sequences
 
     def push(self, group: Seq[Sequence]) -> None:
-        """Insert the sequences of one request, side by side, by their priority and arrival."""
-        sort_key = group[0].arrival_s - group[0].priority * self._aging_s
-        num_begun = sum(1 for _ in takewhile(self._has_begun, self._sequences))
-        index = bisect_right(self._sort_keys, sort_key, lo=num_begun)  # behind its equals
+        """Insert the sequences of one request, side by side."""
+        sort_key = self._sort_key(group) if self._sort_key else 0.0
+        index = bisect_right(self._sort_keys, sort_key, lo=self._num_begun())  # behind its equals
         self._sequences[index:index] = group
         self._sort_keys[index:index] = [sort_key] * len(group)
+
+    def arrange(self, now_s: float) -> None:
+        """Bring the queue into the order of this moment, where the order is one that changes."""
+        if self._arrange is None or not self._sequences:
+            return
+        num_begun = self._num_begun()
+        groups: list[Group] = [
+            list(group) for _, group in groupby(self._sequences[num_begun:], lambda seq: seq.group_id)
+        ]
+        if groups:
+            self._sequences[num_begun:] = [s for group in self._arrange(groups, now_s) for s in group]
 
     def pop(self, count: int, *, keep_group_first: bool) -> list[Sequence]:
         """Take `count` sequences from the head.
@@ -67,5 +74,7 @@ class WaitingQueue:
             self._sort_keys = list(compress(self._sort_keys, kept))
         return taken
 
-    def _has_begun(self, seq: Sequence) -> bool:
-        return seq.group_id == self._begun_group_id
+    def _num_begun(self) -> int:
+        """Sequences at the head of the group that has begun."""
+        begun_id = self._begun_group_id
+        return sum(1 for _ in takewhile(lambda seq: seq.group_id == begun_id, self._sequences))

@@ -8,6 +8,7 @@ from adapters.base import SamplingParams, Sequence
 from services.engine.engine import Engine, Message
 from services.engine.limits import SchedulerLimits
 from services.engine.messages import SequenceUpdate, StepRecord, StepReport, Submit
+from services.engine.policies import Policies
 from services.engine.scheduler import Scheduler
 from services.strategies import VARIANTS
 from services.strategies.base import StrategyConfig
@@ -43,13 +44,14 @@ class OverlapLab:
         tick_s: float = 0.0,
         eos_one_in: int = 12,
         launch_s: float = 0.0,
+        policies: Policies = Policies(),  # noqa: B008 frozen
     ) -> None:
         self.clock = Clock()
         self.backend = LaunchingBackend(
             self.clock, limits.max_batch, eos_one_in=eos_one_in, launch_s=launch_s
         )
         strategy = VARIANTS[variant](StrategyConfig(limits.max_batch, batch_wait_s=0.25))
-        self.scheduler = Scheduler(strategy, limits, [EOS])
+        self.scheduler = Scheduler(strategy, limits, [EOS], policies)
         self.sequences: list[Sequence] = []
         self.reports: list[tuple[float, StepReport]] = []
         self.engine = Engine(

@@ -13,6 +13,7 @@ from dataclasses import replace
 from adapters.base import FinishReason, SamplingParams, Sequence, StepOutput
 from services.engine.limits import SchedulerLimits
 from services.engine.messages import SequenceUpdate
+from services.engine.policies import Policies
 from services.engine.scheduler import Outcome, Scheduler, StepPlan
 from services.strategies import VARIANTS
 from services.strategies.base import BatchingStrategy, StrategyConfig
@@ -37,6 +38,7 @@ class VirtualLab:
         batch_wait_s: float = 5.0,
         step_s: float = 1.0,
         model: Callable[[Sequence], list[int]] = one_word,
+        policies: Policies = Policies(),  # noqa: B008 frozen
     ) -> None:
         self.now_s = 0.0
         self.limits = limits
@@ -44,7 +46,7 @@ class VirtualLab:
         self.model = model
         make = VARIANTS[strategy] if isinstance(strategy, str) else strategy
         self.strategy = make(StrategyConfig(limits.max_batch, batch_wait_s))
-        self.scheduler = Scheduler(self.strategy, limits, eos_token_ids=[EOS])
+        self.scheduler = Scheduler(self.strategy, limits, [EOS], policies)
         self.sequences: dict[int, Sequence] = {}
         self.published: dict[int, list[SequenceUpdate]] = {}
         self.released: list[int] = []
@@ -61,6 +63,7 @@ class VirtualLab:
         params: SamplingParams | None = None,
         at_s: float | None = None,
         exclusive: bool = False,
+        client: str = "",
     ) -> list[Sequence]:
         """One request with a prompt of `prompt` tokens for each of `budgets` (their max_tokens)."""
         self._num_groups += 1
@@ -74,6 +77,7 @@ class VirtualLab:
                 group_size=len(budgets),
                 arrival_s=self.now_s if at_s is None else at_s,
                 exclusive=exclusive,
+                client=client,
             )
             for index, budget in enumerate(budgets)
         ]

@@ -13,6 +13,9 @@ from adapters.base import SamplingParams, Sequence
 from services.engine.engine import Message
 from services.engine.limits import SchedulerLimits
 from services.engine.messages import Cancel, Drain, Submit
+from services.engine.policies import Policies
+from services.layouts import LAYOUTS
+from services.orders import ORDERS
 from services.strategies import VARIANTS
 from tests.services.launching_backend import GARBAGE
 from tests.services.overlap_lab import LIMITS, OverlapLab, sequence
@@ -40,6 +43,7 @@ class Workload:
     tick_s: float
     drains_at_s: float | None
     launch_s: float
+    policies: Policies
 
     def script(self, *, cancels: bool) -> list[tuple[float, Message]]:
         script: list[tuple[float, Message]] = []
@@ -78,6 +82,7 @@ class Workload:
             overlap=overlap,
             tick_s=self.tick_s,
             launch_s=self.launch_s if overlap else 0.0,
+            policies=self.policies,
         )
         lab.backend.fails_in_launch |= fails_in_launch
         lab.backend.fails_in_result |= fails_in_result
@@ -127,6 +132,9 @@ WORKLOADS = st.builds(
     tick_s=st.sampled_from([0.0, 0.0, 0.0, 0.05, 0.25]),
     drains_at_s=st.none() | MOMENTS,
     launch_s=st.sampled_from([0.0, 0.0, 0.03, 0.2]),
+    policies=st.builds(
+        Policies, order=st.sampled_from(sorted(ORDERS)), step_layout=st.sampled_from(sorted(LAYOUTS))
+    ),
 )
 
 

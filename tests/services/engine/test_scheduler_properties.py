@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from adapters.base import SamplingParams, Sequence
 from services.engine.limits import SchedulerLimits
+from services.engine.policies import Policies
+from services.layouts import LAYOUTS
+from services.orders import ORDERS
 from services.strategies import VARIANTS
 from tests.services.virtual_lab import EOS, LIMITS, WORD, VirtualLab
 
@@ -86,8 +89,21 @@ def model(seq: Sequence) -> list[int]:
     return [EOS] if len(seq.output_token_ids) + 1 == ends_at(seq) else [WORD]
 
 
-def replay(variant: str, limits: SchedulerLimits, events: list[Event]) -> VirtualLab:
-    lab = VirtualLab(variant, limits=limits, batch_wait_s=2.0, step_s=0.5, model=model)
+POLICIES = st.builds(
+    Policies,
+    order=st.sampled_from(sorted(ORDERS)),
+    step_layout=st.sampled_from(sorted(LAYOUTS)),
+    length_oracle=st.sampled_from(["max_tokens", "1.0"]),
+)
+
+
+def replay(
+    variant: str,
+    limits: SchedulerLimits,
+    events: list[Event],
+    policies: Policies = Policies(),  # noqa: B008 frozen
+) -> VirtualLab:
+    lab = VirtualLab(variant, limits=limits, batch_wait_s=2.0, step_s=0.5, model=model, policies=policies)
     for event in events:
         match event:
             case Arrive(prompt, budgets, priority, ignore_eos, exclusive):
@@ -97,6 +113,7 @@ def replay(variant: str, limits: SchedulerLimits, events: list[Event]) -> Virtua
                     prompt=prompt,
                     priority=priority,
                     exclusive=exclusive,
+                    client=str(prompt % 3),
                     params=SamplingParams(ignore_eos=ignore_eos),
                 )
             case Pass(num_steps):
@@ -132,12 +149,12 @@ def assert_all_is_accounted_for(lab: VirtualLab) -> None:
         assert 0 <= t.mean_batch_size <= lab.limits.max_batch
 
 
-@given(st.sampled_from(sorted(VARIANTS)), LIMITS_OF_ALL_SIZES, QUIET)
+@given(st.sampled_from(sorted(VARIANTS)), LIMITS_OF_ALL_SIZES, QUIET, POLICIES)
 @settings(max_examples=150, deadline=None)
 def test_every_sequence_ends_with_exactly_its_tokens(
-    variant: str, limits: SchedulerLimits, events: list[Event]
+    variant: str, limits: SchedulerLimits, events: list[Event], policies: Policies
 ) -> None:
-    lab = replay(variant, limits, events)
+    lab = replay(variant, limits, events, policies)
     assert_all_is_accounted_for(lab)
     for seq in lab.sequences.values():
         stop, length = ends_at(seq), seq.params.max_tokens
@@ -147,12 +164,12 @@ def test_every_sequence_ends_with_exactly_its_tokens(
         assert seq.finish_reason == ("stop" if stops else "length")
 
 
-@given(st.sampled_from(sorted(VARIANTS)), LIMITS_OF_ALL_SIZES, ROUGH)
+@given(st.sampled_from(sorted(VARIANTS)), LIMITS_OF_ALL_SIZES, ROUGH, POLICIES)
 @settings(max_examples=150, deadline=None)
 def test_cancels_and_failures_leave_nothing_behind(
-    variant: str, limits: SchedulerLimits, events: list[Event]
+    variant: str, limits: SchedulerLimits, events: list[Event], policies: Policies
 ) -> None:
-    assert_all_is_accounted_for(replay(variant, limits, events))
+    assert_all_is_accounted_for(replay(variant, limits, events, policies))
 
 
 @given(LIMITS_OF_ALL_SIZES, QUIET)

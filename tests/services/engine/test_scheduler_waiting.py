@@ -8,6 +8,8 @@ from dataclasses import replace
 from adapters.base import SamplingParams, Sequence
 from services.engine.messages import SequenceTimings
 from services.engine.waiting_queue import WaitingQueue
+from services.orders.base import OrderConfig
+from services.orders.fcfs import Fcfs
 from services.strategies.base import Admission
 from services.strategies.continuous import Continuous
 from tests.services.virtual_lab import LIMITS, VirtualLab
@@ -167,7 +169,7 @@ def test_those_that_leave_the_queue_leave_the_order_of_the_rest() -> None:
             for i in range(3)
         ]
 
-    queue = WaitingQueue(aging_s=10.0)
+    queue = WaitingQueue(Fcfs(OrderConfig(aging_s=10.0)))
     for waiting in (group(1, 0.0), group(2, 1.0), group(3, 2.0)):
         queue.push(waiting)
     assert [seq.seq_id for seq in queue.take({31, 10, 12, 99})] == [10, 12, 31]

@@ -43,6 +43,8 @@ def test_model(served: Served) -> None:
         "batch_wait_ms": 50.0,
         "pad_finished": False,
         "long_prefill_token_threshold": 0,
+        "order": "fcfs",
+        "step_layout": "decode_first",
     }
     assert (card.client_chunk, card.max_queue, card.eos_token_ids) == (1, 256, [256])
     assert card.settings["max_step_tokens"] == 512
