@@ -20,8 +20,8 @@ class Policies:
     order: str = option("fcfs", f"In which order the queue stands: {', '.join(ORDERS)} (docs/policies.md).")
     length_oracle: str = option(
         "max_tokens",
-        "How sjf and hrrn know the length of an answer: max_tokens; exact (expected_tokens of the request, "
-        "else max_tokens); or a number, the spread of a log-normal error on exact.",
+        "How sjf, hrrn and multi_bin know the length of an answer: max_tokens; exact (expected_tokens of the "
+        "request, else max_tokens); or a number, the spread of a log-normal error on exact.",
     )
     edf_ttft_ms: str = option(
         "10000:2000:500", "edf: when a first token is due, in milliseconds, for priorities 0, 1 and 2."

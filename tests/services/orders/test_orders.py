@@ -56,6 +56,11 @@ def stands(order: str, sequences: list[Sequence], now_s: float = 10.0, aging_s: 
             [waiting(0, 0.0, tokens=100), waiting(1, 5.0, tokens=10), waiting(2, 9.0, tokens=1)],
             [2, 1, 0],
         ),
+        (
+            "multi_bin",
+            [waiting(0, 0.0, tokens=65), waiting(1, 1.0, tokens=63), waiting(2, 2.0, tokens=127)],
+            [0, 2, 1],
+        ),
     ],
 )
 def test_who_stands_first(order: str, sequences: list[Sequence], expected: list[int]) -> None:
@@ -168,7 +173,7 @@ def test_predictions() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"order": "lifo"}, "ORDER is 'lifo': it must be one of fcfs, sjf, hrrn, edf, vtc"),
+        ({"order": "lifo"}, "ORDER is 'lifo': it must be one of fcfs, sjf, hrrn, edf, vtc, multi_bin"),
         ({"step_layout": "none"}, "STEP_LAYOUT is 'none'"),
         ({"length_oracle": "perfect"}, "LENGTH_ORACLE is 'perfect'"),
         ({"length_oracle": "nan"}, "LENGTH_ORACLE is 'nan'"),
@@ -183,3 +188,15 @@ def test_what_cannot_work_is_named(settings: dict[str, str], words: str) -> None
 
 def _config() -> OrderConfig:
     return OrderConfig()
+
+
+def test_bins_leave_fewer_dead_rows() -> None:
+    def num_dead(order: str) -> int:
+        rng = random.Random(3)
+        lab = VirtualLab("dynamic", policies=Policies(order=order))
+        for _ in range(60):
+            lab.submit(rng.choice([2, 3, 40]))
+        lab.run()
+        return sum(len(dead) for _, dead in lab.batches)
+
+    assert num_dead("multi_bin") < 0.3 * num_dead("fcfs")
