@@ -104,7 +104,7 @@ def _served(
         return
     chosen = {"BACKEND": settings.backend, "MODEL": settings.model}
     env = {name: value for name, value in chosen.items() if value}
-    launch = ServiceLaunch(arm.variant, env, arm.settings)
+    launch = ServiceLaunch(arm.variant, env, arm.settings, source=arm.source)
     with running_service(
         launch, start_timeout_s=settings.start_timeout_s, announce=reporter.announce
     ) as service:
