@@ -83,6 +83,8 @@ def make_manifest(
             shape=load.shape,
             shard=schedule.shard,
             part_digest=schedule.part_digest,
+            salt=schedule.salt,
+            unsalted_digest=schedule.unsalted_digest,
         ),
         git=git_state(source),
         uv_lock_sha256=_sha256_of(source / "uv.lock"),

@@ -107,6 +107,14 @@ class ScheduleFacts(Facts):
     shape: dict[str, float | str] = {}
     shard: tuple[int, int] = (0, 1)
     part_digest: str | None = None
+    salt: str | None = None
+    """None: prompts were sent as they are in the corpus."""
+    unsalted_digest: str | None = None
+
+    @property
+    def plan_digest(self) -> str:
+        """Of what was planned, whatever numbers stood in front of the prompts."""
+        return self.unsalted_digest or self.digest
 
     @property
     def load(self) -> Load:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from harness.plan.schedule import Load, schedule_digest
-from harness.results.formulas import send_lag_s, throughput
+from harness.plan.schedule import Load, salted_digest, schedule_digest
+from harness.results.formulas import MIN_TTFT_FALL, send_lag_s, throughput, ttft_fall
 from harness.results.manifest import RunManifest, Validity
 from harness.results.stats import MIN_SAMPLES
 
@@ -78,7 +78,7 @@ def _undelivered(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
             problems.append(f"{where}too many requests were in flight, so some were not sent")
         if (num_missing := plan.num_requests - len(part)) > 0:
             problems.append(f"{where}{num_missing} of {plan.num_requests} requests were never finished")
-        elif _digest_of(part, load) != (plan.part_digest or plan.digest):
+        elif salted_digest(_digest_of(part, load), plan.salt) != (plan.part_digest or plan.digest):
             problems.append(f"{where}what was sent is not the schedule that was planned (digests differ)")
         if load.is_open:
             problems.extend(where + problem for problem in _open_loop_problems(part, load))
@@ -151,10 +151,25 @@ def _sampling_doubts(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
         doubts.append(manifest.damage)
     if manifest.corpus.left_out:
         doubts.append(f"{manifest.corpus.left_out}: the load is not the trace's")
-    if plan.num_requests > manifest.corpus.num_prompts:
+    if plan.salt is None:
+        doubts += _unsalted_doubts(rows, manifest)
+    return doubts
+
+
+def _unsalted_doubts(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
+    doubts: list[str] = []
+    if manifest.schedule.num_requests > manifest.corpus.num_prompts:
         doubts.append("prompts were sent more than once: a prefix cache would show")
-    if manifest.settings.url and len(manifest.planned_repeats) > 1:
+    if not manifest.settings.url:
+        return doubts
+    if len(manifest.planned_repeats) > 1:
         doubts.append("repeats met a server that had seen their prompts: a prefix cache would show")
+        parts = [part for _, part in rows.groupby("repeat")]
+        fell = max((ttft_fall(parts[0], part) for part in parts[1:]), default=1.0)
+        if fell >= MIN_TTFT_FALL:
+            doubts.append(f"TTFT fell {fell:.1f}-fold when the prompts came again: a prefix cache")
+    elif manifest.service is None:
+        doubts.append("prompts went out without a salt (SALT=0): a prefix cache that knew them would show")
     return doubts
 
 
