@@ -1,6 +1,6 @@
 """What several arms, measured in interleaved blocks, say about each other: the text of `lab compare`.
 
-The table shows the figures of the page: percentiles over all requests of an arm, rates as medians over blocks.
+The table shows the figures of the page: percentiles over all requests of an arm, rates as medians of blocks.
 Only metrics that decide get a verdict.
 """
 

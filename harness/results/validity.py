@@ -22,6 +22,8 @@ ENOUGH_REQUESTS, ENOUGH_ROUNDS = 300, 25
 MAX_STEAL_SHARE = 0.01
 MAX_OTHER_CPU_SHARE = 0.10
 MAX_HARNESS_CPU_SHARE = 0.70
+MAX_BUSY_SHARE = 0.90
+MAX_THROTTLED_SHARE = 0.01
 MAX_FLOOR_SHARE = 0.10
 """Of the median TTFT: what the harness reports of a server that answers at once."""
 
@@ -186,7 +188,9 @@ def _server_doubts(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
     short = int((counted.isna() & (done["chunk_s"].map(len) > done["num_output_tokens"])).sum())
     if short:
         doubts.append(f"{short} answers came in more pieces of text than the server counted tokens")
-    if len(done) and done["chunk_tokens"].isna().any():
+    # Where there are as many pieces as tokens, each holds one.
+    merged = counted.isna() & (done["chunk_s"].map(len) < done["num_output_tokens"])
+    if merged.any():
         doubts.append("the server sends no token ids: gaps are between chunks, which may hold several tokens")
     cached = int(done["num_cached_tokens"].fillna(0).sum()) if "num_cached_tokens" in done else 0
     if cached:
@@ -231,8 +235,21 @@ def _machine_doubts(manifest: RunManifest) -> list[str]:
             f"{host.physical_cores} physical cores: they take the server's time (PROCESSES)"
         )
     uses = [entry.machine for entry in manifest.repeats]
+    shared = max((use.busy_share or 0.0 for use in uses), default=0.0)
+    # Of a server that runs already nothing is known but that it is on this machine.
+    if shared > MAX_BUSY_SHARE and (manifest.settings.url or num_senders > 1):
+        sent = max((use.harness_total_cpu_share or 0.0 for use in uses), default=0.0)
+        doubts.append(
+            f"{shared:.0%} of the machine's CPU time were in use, {sent:.1f} cores by the harness: it and "
+            "the server took each other's time"
+        )
     steal, others, harness = MAX_STEAL_SHARE, MAX_OTHER_CPU_SHARE, MAX_HARNESS_CPU_SHARE
     for values, bound, sentence in (
+        (
+            [u.throttled_share for u in uses],
+            MAX_THROTTLED_SHARE,
+            "a CPU quota held processes back for {:.1%} of the time (cpu.max)",
+        ),
         ([u.steal_share for u in uses], steal, "the hypervisor withheld {:.1%} of the CPU time"),
         ([u.other_cpu_share for u in uses], others, "other processes took {:.0%} of the machine's CPU time"),
         ([u.harness_cpu_share for u in uses], harness, "the harness used {:.0%} of a core: stamps may lag"),
