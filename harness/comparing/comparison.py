@@ -129,10 +129,22 @@ def render_comparison(
             *what_more_blocks_tell(found, is_open, block_s),
             "",
             f"All arms gave the same output for {num_same} of {num_planned} prompts.",
+            *padding_lines(manifest),
             *manifest.validity.lines(),
             *_natural_lengths(rows, manifest, num_planned - num_same),
         ]
     )
+
+
+def padding_lines(manifest: ComparisonManifest) -> list[str]:
+    """What the arms with dead rows are, where there are any: less than the stacks they stand for."""
+    if not any(run.service and run.service.strategy.get("pad_finished") for run in manifest.runs):
+        return []
+    return [
+        "Padded arms keep finished rows until their batch is done. In the rest they are kinder than padded "
+        "generate(): prompts are not padded and run in chunks beside decode, dead rows do not grow, and "
+        "answers end singly."
+    ]
 
 
 def _natural_lengths(rows: pd.DataFrame, manifest: ComparisonManifest, num_unlike: int) -> list[str]:

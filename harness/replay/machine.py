@@ -29,8 +29,8 @@ class MachineSample:
     service_cpu_s: float
     busy_s: float
     steal_s: float | None
-    throttled_s: float | None
     pid: int | None
+    throttled_s: float | None = None
 
     @classmethod
     def take(cls, pid: int | None) -> MachineSample:

@@ -18,7 +18,7 @@ from harness.comparing.comparison import (
     render_comparison,
 )
 from harness.page.data import gather
-from harness.page.summary import arm_table
+from harness.page.summary import arm_table, setting_lines
 from harness.replay.arm_file import Arm
 from harness.results.cost import Price
 from harness.results.manifest import ComparisonManifest, Validity
@@ -148,6 +148,19 @@ def test_the_table_and_the_page_show_one_value_of_each_figure() -> None:
         for name in [n for n in names if n in on_page and in_table[n] != on_page[n]]:
             assert abs(float(in_table[name].replace(",", "")) - float(on_page[name].replace(",", ""))) <= 0.5
         assert {"TTFT p50", "TPOT p50", "mean batch", "dead rows"} <= on_page.keys() & in_table.keys()
+
+
+def test_what_padded_arms_leave_out_is_said_where_there_are_some() -> None:
+    rows, manifest = comparison(*BLOCKS)
+    assert "Padded arms" not in render_comparison(made_frame(rows), manifest)
+    service = manifest.runs[0].service
+    assert service is not None
+    service.strategy["pad_finished"] = True
+    assert "kinder than padded" in render_comparison(made_frame(rows), manifest)
+    assert any(
+        "kinder than padded" in line
+        for line in setting_lines(gather(made_frame(rows), manifest, slo=Slo(()), price=Price()))
+    )
 
 
 ARMS = [Arm(name, name) for name in "abcdef"]
