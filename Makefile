@@ -85,8 +85,8 @@ parity: .venv/.lab-llama .venv/.lab-torch $(MODEL_PACKAGE) ## torch fp32 against
 sweep: $(INSTALLED) ## one strategy over loads: VARIANT= ARGS="--rates 1 2 4 8 --slo ttft_p95_ms=500"
 	@$(LAB) sweep $(ARGS)
 
-gate: $(INSTALLED) ## hold a result file against an old one: ARGS="NEW --against OLD --max-regression 5%"
-	@$(LAB) gate $(ARGS)
+gate: $(INSTALLED) ## does this tree regress? AGAINST=REV, or for result files ARGS="FILE --against-arm ARM"
+	@$(LAB) gate $(if $(AGAINST),--against-commit $(AGAINST)) $(ARGS)
 
 report: $(INSTALLED) ## print result files again and write an HTML page: ARGS="results/..."
 	@$(LAB) report $(ARGS)

@@ -13,6 +13,7 @@ from adapters.base import ConfigError, LabError
 from harness.client.answer import Answer
 from harness.client.server import Server, find_server
 from harness.plan.corpus import Corpus
+from harness.plan.salt import choose_salt, with_salted_prompts
 from harness.plan.schedule import Schedule
 from harness.replay.arm_file import Arm, ArmFile, Measurement
 from harness.replay.floor import measure_floor
@@ -56,6 +57,7 @@ def measure(
                         if sized is not None:
                             reporter.announce("sizing the run")
                             schedule = sized(tokens_per_s(server, settings))
+                        schedule = schedule.salted(choose_salt(settings, is_foreign=server.card is None))
                         file = ArmFile(arm, server, settings, corpus, schedule, repeats)
                         file.manifest.floor = floor
                     entry = _measure_repeat(file, server, service, settings, schedule, reporter, repeat)
@@ -85,7 +87,8 @@ def _measure_repeat(
         file.add(repeat, answer)
         reporter.advance(answer)
 
-    result = replay(server, schedule, settings, reporter, label=file.label(repeat), on_complete=on_complete)
+    sent = with_salted_prompts(schedule, repeat)
+    result = replay(server, sent, settings, reporter, label=file.label(repeat), on_complete=on_complete)
     problem = service.problem() if service else None
     entry = describe_repeat(repeat, result, server.card, problem)
     file.end_repeat(entry, step_rows(result.steps, file.run_id, repeat))
@@ -104,7 +107,7 @@ def _served(
         return
     chosen = {"BACKEND": settings.backend, "MODEL": settings.model}
     env = {name: value for name, value in chosen.items() if value}
-    launch = ServiceLaunch(arm.variant, env, arm.settings)
+    launch = ServiceLaunch(arm.variant, env, arm.settings, source=arm.source)
     with running_service(
         launch, start_timeout_s=settings.start_timeout_s, announce=reporter.announce
     ) as service:

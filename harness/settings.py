@@ -90,6 +90,12 @@ class HarnessSettings(BaseSettings):
     warmup: int | None = Field(
         None, ge=0, description="warm-up prompts before the measured ones (default: concurrency, at most 16)"
     )
+    salt: str | None = Field(
+        None,
+        min_length=1,
+        description="what a number in front of each prompt is drawn from, so that no prefix cache knows it; "
+        "0 for none (default: new for every run where the server is not ours, else 0)",
+    )
     request_timeout_s: float = Field(600.0, gt=0, description="longest wait for one request")
     floor: bool = Field(
         True,

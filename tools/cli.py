@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "gate": (
         "harness.commands.gate",
-        "hold a new result file against an old one; non-zero exit on a regression",
+        "hold this tree against a commit, or a result file against an old one; exit status 1 on a regression",
     ),
     "merge": ("harness.commands.merge", "make one result file of the files of all shards"),
     "report": ("harness.commands.report", "print the table of results that were written before"),

@@ -1,4 +1,7 @@
-"""The same prompts in transformers: `generate()` one by one, and its own continuous batching."""
+"""The same prompts in transformers: `generate()`, one by one and padded, and its own continuous batching.
+
+The last is written for GPUs. On a CPU it runs without the kernels and graphs it was made for.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,26 @@ def run_generate(model: Any, work: list[Work]) -> list[list[int]]:
         out = model.generate(ids, attention_mask=mask, max_new_tokens=item.max_tokens, do_sample=False)
         answers.append(out[0, len(item.token_ids) :].tolist())
         assert len(answers[-1]) == item.max_tokens
+    return answers
+
+
+@torch.inference_mode()
+def run_padded_generate(model: Any, work: list[Work], batch_size: int = 16) -> list[list[int]]:
+    """Greedy answers in batches as they come: prompts padded on the left to the longest of their batch, which
+    runs until its longest answer is done. What a prompt gets beyond its own budget is cut off."""
+    answers: list[list[int]] = []
+    for first in range(0, len(work), batch_size):
+        batch = work[first : first + batch_size]
+        width = max(len(item.token_ids) for item in batch)
+        pads = [width - len(item.token_ids) for item in batch]
+        rows = [[0] * pad + list(item.token_ids) for pad, item in zip(pads, batch, strict=True)]
+        ids = torch.tensor(rows, device=model.device)
+        mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads], device=model.device)
+        most = max(item.max_tokens for item in batch)
+        out = model.generate(ids, attention_mask=mask, max_new_tokens=most, do_sample=False)
+        answers += [
+            row[width : width + item.max_tokens].tolist() for row, item in zip(out, batch, strict=True)
+        ]
     return answers
 
 

@@ -1,8 +1,9 @@
 """`lab yardsticks`: how far the engine is from what else could run the same weights on the same threads.
 
-Four contestants answer the same prompts: the engine one by one and continuous, `generate()` one by one, and
-transformers' own continuous batching. Then decode steps are held against their matrix products, and against
-those of plain linear layers. All of it runs in this process without HTTP, in interleaved blocks.
+Five contestants answer the same prompts: the engine one by one and continuous, `generate()` one by one and in
+padded batches, and transformers' own continuous batching. Then decode steps are held against their matrix
+products, and against those of plain linear layers. All of it runs in this process without HTTP, in
+interleaved blocks.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from harness.plan.corpus import default_path, load_corpus
 from harness.results.output_dir import utc_stamp
 from tools.engine_drive import Work, add_common_arguments, cpu_config, drive
 from tools.result_file import write_rows
-from tools.transformers_runs import load_reference, run_continuous_batching, run_generate
+from tools.transformers_runs import load_reference, run_continuous_batching, run_generate, run_padded_generate
 
 ONE_BY_ONE = "engine, one by one"
 CONTINUOUS = "engine, continuous"
 GENERATE = "generate(), one by one"
+PADDED = "generate(), padded batches of 16"
 TRANSFORMERS = "transformers continuous batching"
 _STEP_CONTEXT = 128
 
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         ONE_BY_ONE: lambda items: drive(backend, "baseline", items),
         CONTINUOUS: lambda items: drive(backend, "continuous", items),
         GENERATE: lambda items: run_generate(reference, items),
+        PADDED: lambda items: run_padded_generate(reference, items),
         TRANSFORMERS: lambda items: run_continuous_batching(reference, items),
     }
     rows: list[dict[str, Any]] = []
@@ -138,10 +141,14 @@ def _print(frame: pd.DataFrame, backend: TorchBackend) -> None:
     table = Table(title=f"{info.model}, {info.dtype}, {info.num_threads} thread(s): output tokens/s")
     for column in ("", "median", "of generate()", "of transformers' batching"):
         table.add_column(column, justify="left" if not column else "right")
-    for name in (ONE_BY_ONE, CONTINUOUS, GENERATE, TRANSFORMERS):
+    for name in (ONE_BY_ONE, CONTINUOUS, GENERATE, PADDED, TRANSFORMERS):
         ratios = [f"{(rates[name] / rates[other]).median():.2f}x" for other in (GENERATE, TRANSFORMERS)]
         table.add_row(name, f"{rates[name].median():.0f}", *ratios)
     console.print(table)
+    console.print(
+        "transformers' continuous batching is made for GPUs. On a CPU it runs without the kernels and graphs "
+        "it was written for: its rate here says nothing of its scheduling."
+    )
 
     steps = frame[frame["num_rows"].notna()].assign(ms=lambda f: f["seconds"] * 1e3)
     times = steps.pivot_table(index="num_rows", columns="name", values="ms", aggfunc="median")

@@ -1,8 +1,8 @@
 """`lab gate`: does a new result regress against an old one? For CI: the exit status says so.
 
-Only runs that were measured in turns (one file of `lab compare`, --against-arm) can pass or fail: between two
-sessions a machine changes its speed by more than a regression. 0 passed, 1 a regression, 2 files that do not
-count, 3 with --strict where the blocks cannot tell, 4 inconclusive because not measured in turns.
+Only runs that were measured in turns (--against-commit, or --against-arm of one comparison) can pass or fail:
+between two sessions a machine changes its speed by more than a regression. 0 no regression, 1 a regression,
+2 runs that do not count, 3 where the blocks cannot tell, 4 inconclusive because not measured in turns.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Literal
 
 from adapters.base import ConfigError
+from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
+from harness.commands.gate_commit import CommitRuns, measure_against
 from harness.commands.options import parse_share
 from harness.comparing.combine import Comparison, compare_files
-from harness.comparing.contrasts import Contrast, contrasts, places_of
+from harness.comparing.contrasts import Contrast, contrasts, leading_figures, places_of
 from harness.comparing.intervals import FEWEST_BLOCKS, MAX_MORE_BLOCKS
 from harness.results.manifest import RunManifest
 from harness.results.metrics import METRICS, Figure
 from harness.results.table import MISSING, render_table
+from harness.settings import add_setting_options
 
 Result = Literal["pass", "REGRESSION", "can't tell"]
 CANNOT_TELL_STATUS = 3
@@ -34,11 +37,16 @@ class Gated:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="the new result file")
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the new result file")
     against = parser.add_mutually_exclusive_group(required=True)
     against.add_argument("--against", type=Path, metavar="FILE", help="the old one")
     against.add_argument(
         "--against-arm", metavar="NAME", help="the old arm within FILE, a comparison measured in turns"
+    )
+    against.add_argument(
+        "--against-commit",
+        metavar="REV",
+        help="no FILE: measure services of this commit and of this tree in turns now",
     )
     parser.add_argument(
         "--allow-sessions",
@@ -53,8 +61,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--allow-invalid", action="store_true", help="judge files that are INVALID as well")
     parser.add_argument(
-        "--strict", action="store_true", help=f"exit {CANNOT_TELL_STATUS} where blocks can't tell"
+        "--strict", action="store_true", help=f"exit {CANNOT_TELL_STATUS} where blocks can't tell any metric"
     )
+    measuring = parser.add_argument_group("with --against-commit")
+    measuring.add_argument(
+        "--variants",
+        nargs="+",
+        default=["continuous"],
+        metavar="NAME",
+        help="strategies (default continuous)",
+    )
+    measuring.add_argument(
+        "--blocks", type=int, default=FEWEST_BLOCKS, metavar="N", help=f"default {FEWEST_BLOCKS}"
+    )
+    measuring.add_argument(
+        "--measure-on",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="while the blocks cannot tell, measure more, for at most so many seconds in all",
+    )
+    add_corpus_option(parser)
+    add_setting_options(parser, leave_out=frozenset({"variant", "repeats", "url"}))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,11 +92,14 @@ def run(args: argparse.Namespace) -> int:
         LabError: the files cannot be read or held against each other.
     """
     figures = [figure_called(name) for name in args.metrics] if args.metrics else None
+    if args.against_commit:
+        return _gate_commit(args, figures)
+    if args.file is None:
+        raise ConfigError("name the FILE to judge; --against-commit alone measures for itself")
     made = _read(args.against, args.against_arm, args.file, allow_invalid=args.allow_invalid)
-    gated = gate(made, args.against, args.against_arm, args.max_regression, figures=figures)
-    print(_table(gated))
-    print("TTFT, total and time per request are from schedule.")
-    print("\n".join(f"caution: {reason}" for reason in made.manifest.validity.caution))
+    pairs = _pairs_of(made, args.against, args.against_arm)
+    gated = gate(made, pairs, args.max_regression, figures=figures, in_turns=args.against is None)
+    _print_found(made, gated)
     if args.against and not args.allow_sessions:
         print(
             "inconclusive: the two files were not measured in turns, and what the machine did in between is "
@@ -83,6 +114,46 @@ def run(args: argparse.Namespace) -> int:
         print(_what_is_missing([g.contrast for g in gated if g.result == "can't tell"]))
         return CANNOT_TELL_STATUS if args.strict else 0
     return 0
+
+
+def _gate_commit(args: argparse.Namespace, figures: list[Figure] | None) -> int:
+    """0 says that the leading metrics (all with --strict, those of --metrics) are surely within the limit."""
+
+    def held(runs: CommitRuns) -> list[Gated]:
+        return gate(runs.made, runs.pairs, args.max_regression, figures=figures)
+
+    def undecided(gated: Sequence[Gated], runs: CommitRuns) -> list[Contrast]:
+        leading = leading_figures(runs.is_open)
+        needed = [g for g in gated if figures or args.strict or g.contrast.figure in leading]
+        return [g.contrast for g in needed if g.result == "can't tell"]
+
+    def goes_on(runs: CommitRuns) -> bool:
+        gated = held(runs)
+        missing = undecided(gated, runs)
+        within = [c for c in missing if c.verdict is None or not c.verdict.is_out_of_reach]
+        return bool(within) and all(g.result != "REGRESSION" for g in gated)
+
+    runs = measure_against(args, goes_on)
+    if runs.was_interrupted:
+        return INTERRUPTED_STATUS
+    gated = held(runs)
+    print(runs.heading)
+    _print_found(runs.made, gated)
+    print(f"rows: {runs.path}")
+    if (invalid := runs.made.manifest.validity.invalid) and not args.allow_invalid:
+        raise ConfigError(f"the runs are INVALID ({invalid[0]}); --allow-invalid judges them anyway")
+    if any(g.result == "REGRESSION" for g in gated):
+        return 1
+    if missing := undecided(gated, runs):
+        print(_what_is_missing(missing))
+        return CANNOT_TELL_STATUS
+    return 0
+
+
+def _print_found(made: Comparison, gated: list[Gated]) -> None:
+    print(_table(gated))
+    print("TTFT, total and time per request are from schedule.")
+    print("\n".join(f"caution: {reason}" for reason in made.manifest.validity.caution))
 
 
 def _read(old: Path | None, old_arm: str | None, new: Path, *, allow_invalid: bool) -> Comparison:
@@ -110,7 +181,8 @@ def _what_is_missing(contrasts: Sequence[Contrast]) -> str:
         for c in contrasts
         if c.verdict and c.verdict.is_out_of_reach
     ]
-    told = [f"measure {max(within)} more blocks (--blocks, REPEATS=)"] if within else []
+    # A difference that is sure may still lie on both sides of the limit: then no number is known.
+    told = [f"measure {max(1, *within)} more blocks (--blocks, REPEATS=)"] if within else []
     if bounds:
         told.append(f"no {MAX_MORE_BLOCKS} blocks would tell of {', '.join(bounds)} (differences, if any)")
     return "some metrics cannot be told: " + "; ".join(told)
@@ -130,29 +202,30 @@ def figure_called(name: str) -> Figure:
     raise ConfigError(f"no metric is called {name}; there are {', '.join(f.key for f in figures)}")
 
 
-def gate(
-    made: Comparison,
-    old: Path | None,
-    old_arm: str | None,
-    limit: float,
-    *,
-    figures: Sequence[Figure] | None = None,
-) -> list[Gated]:
-    """Every arm that both files have (or the only one of each), or every arm but `old_arm`, with all deciding
-    figures, or with `figures`.
+def _pairs_of(made: Comparison, old: Path | None, old_arm: str | None) -> list[tuple[str, str]]:
+    """Every arm that both files have (or the only one of each), or every arm but `old_arm`.
 
     Raises:
         ConfigError: the files share no arm.
     """
+    if old:
+        return _pairs(made.manifest.runs, old)
+    return [(old_arm or made.manifest.reference, arm) for arm in made.manifest.arms if arm != old_arm]
+
+
+def gate(
+    made: Comparison,
+    pairs: Sequence[tuple[str, str]],
+    limit: float,
+    *,
+    figures: Sequence[Figure] | None = None,
+    in_turns: bool = True,
+) -> list[Gated]:
+    """Each (old arm, new arm) with all deciding figures, or with `figures`."""
     runs = made.manifest.runs
     is_open = runs[0].schedule.load.is_open
-    pairs = (
-        _pairs(runs, old)
-        if old
-        else [(old_arm or made.manifest.reference, arm) for arm in made.manifest.arms if arm != old_arm]
-    )
     # Places in a block say something of runs made in turns only.
-    places = {} if old else places_of(runs)
+    places = places_of(runs) if in_turns else {}
     # Few runs are long enough for a p99: it is held where it can be, or where it was asked for.
     return [
         Gated(contrast, judge_regression(contrast, limit))

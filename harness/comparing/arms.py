@@ -13,6 +13,7 @@ from adapters.registry import check_backend
 from harness.client.server import find_server
 from harness.plan.schedule import derive_seed
 from harness.replay.arm_file import Arm
+from harness.replay.checkout import Checkout
 from harness.replay.progress import Reporter
 from harness.replay.service_process import ServiceLaunch, running_service
 from harness.settings import HarnessSettings
@@ -49,7 +50,13 @@ def split_names(words: Sequence[str]) -> list[str]:
     return [n for word in words for n in ([word] if "@" in word else word.replace(",", " ").split())]
 
 
-def find_arms(words: Sequence[str], pad: str, settings: HarnessSettings, reporter: Reporter) -> list[Arm]:
+def find_arms(
+    words: Sequence[str],
+    pad: str,
+    settings: HarnessSettings,
+    reporter: Reporter,
+    source: Checkout | None = None,
+) -> list[Arm]:
     """One arm for each variant; one that keeps finished rows has them on, off or both, as `pad` says.
 
     Each service is started for a moment, without a model, to learn its canonical name and whether it pads. So
@@ -66,23 +73,25 @@ def find_arms(words: Sequence[str], pad: str, settings: HarnessSettings, reporte
     arms: dict[str, Arm] = {}
     for text, name, own in asked:
         reporter.announce(f"looking at {text}")
-        card = _card_of(text, name, own, settings)
+        card = _card_of(text, name, own, settings, source)
         chosen = "".join(f" {setting}={value}" for setting, value in own.items())
-        label = f"{card.variant}{chosen}"
+        label = f"{card.variant}{chosen}" + (f" at {source.sha[:12]}" if source else "")
         if "PAD_FINISHED" in own or not card.strategy.get("pad_finished"):
-            arms[label] = Arm(card.variant, label, own)
+            arms[label] = Arm(card.variant, label, own, source)
             continue
         if pad in ("on", "both"):
-            arms[label] = Arm(card.variant, label, {**own, "PAD_FINISHED": "1"})
+            arms[label] = Arm(card.variant, label, {**own, "PAD_FINISHED": "1"}, source)
         if pad in ("off", "both"):
             unpadded = f"{label} PAD_FINISHED=0"
-            arms[unpadded] = Arm(card.variant, unpadded, {**own, "PAD_FINISHED": "0"})
+            arms[unpadded] = Arm(card.variant, unpadded, {**own, "PAD_FINISHED": "0"}, source)
     return list(arms.values())
 
 
-def _card_of(text: str, name: str, own: Mapping[str, str], settings: HarnessSettings) -> ModelCard:
+def _card_of(
+    text: str, name: str, own: Mapping[str, str], settings: HarnessSettings, source: Checkout | None
+) -> ModelCard:
     """What a service with these settings says about itself, without a model."""
-    launch = ServiceLaunch(name, {"PAD_FINISHED": "1"}, {**own, "BACKEND": "null"})
+    launch = ServiceLaunch(name, {"PAD_FINISHED": "1"}, {**own, "BACKEND": "null"}, source=source)
     try:
         with running_service(
             launch, start_timeout_s=settings.start_timeout_s, announce=lambda _: None

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from adapters.base import ConfigError
 from harness.replay.arm_file import Measurement
+from harness.results.formulas import MIN_TTFT_FALL, ttft_fall
 from harness.results.manifest import ComparisonManifest, RunManifest, Validity
 from harness.results.output_dir import utc_stamp
 from harness.results.record import read_parquet, read_table, write_parquet
@@ -24,7 +25,7 @@ from harness.results.record import read_parquet, read_table, write_parquet
 Fact = Callable[[RunManifest], Hashable]
 
 _MUST_AGREE: tuple[tuple[str, Fact], ...] = (
-    ("schedules", lambda m: m.schedule.digest),
+    ("schedules", lambda m: m.schedule.plan_digest),
     ("corpora", lambda m: m.corpus.sha256),
 )
 _SHOULD_AGREE: tuple[tuple[str, Fact], ...] = (
@@ -138,7 +139,7 @@ def join_runs(files: Sequence[ResultFile]) -> tuple[list[RunManifest], pd.DataFr
     taken: set[tuple[str, str]] = set()
     for path, manifest, rows in files:
         own_runs = manifest.runs if isinstance(manifest, ComparisonManifest) else [manifest]
-        digest = own_runs[0].schedule.digest
+        digest = own_runs[0].schedule.plan_digest
         names = {
             arm: _free_name(arm, path, own_runs[0], {name for name, load in taken if load == digest})
             for arm in dict.fromkeys(m.arm for m in own_runs)
@@ -174,10 +175,30 @@ def compare_files(
     validity = validity_of(runs, len(runs))
     if len(paths) > 1:
         note = "the files were not measured in turns: what the machine did in between is in the ratios"
-        validity = Validity(validity.invalid, (note, *validity.caution))
+        validity = Validity(validity.invalid, (note, *cache_doubts(runs, rows), *validity.caution))
     num_blocks = int(rows["repeat"].nunique())
     reference = choose_reference(arms, asked_reference)
     return Comparison(rows, comparison_manifest(runs, arms, reference, num_blocks, validity))
+
+
+def cache_doubts(runs: Sequence[RunManifest], rows: pd.DataFrame) -> list[str]:
+    """Runs that sent a foreign server the very prompts that it had got in another one."""
+    known: dict[Hashable, list[RunManifest]] = {}
+    for run in runs:
+        if run.service is None and run.settings.url:
+            known.setdefault((run.settings.url, run.schedule.digest), []).append(run)
+    doubts: list[str] = []
+    for same in known.values():
+        same.sort(key=lambda run: run.started_at)
+        parts = [rows[rows["arm"] == run.arm] for run in same]
+        for run, before, after in zip(same[1:], parts, parts[1:], strict=False):
+            fell = ttft_fall(before, after)
+            told = f": TTFT fell {fell:.1f}-fold" if fell >= MIN_TTFT_FALL else ""
+            doubts.append(
+                f"{run.arm}: its server had got the same prompts in a run before, without a new salt (SALT): "
+                f"a prefix cache would show{told}"
+            )
+    return doubts
 
 
 def _free_name(arm: str, path: Path, run: RunManifest, taken: set[str]) -> str:

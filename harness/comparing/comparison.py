@@ -1,6 +1,7 @@
 """What several arms, measured in interleaved blocks, say about each other: the text of `lab compare`.
 
-The table of figures shows medians over blocks of all compared metrics; only those that decide get a verdict.
+The table shows the figures of the page: percentiles over all requests of an arm, rates as medians of blocks.
+Only metrics that decide get a verdict.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from statistics import median
+from statistics import fmean, median
 
 import pandas as pd
 
@@ -94,7 +95,7 @@ def render_comparison(
     margin: float = DEFAULT_MARGIN,
     objective: Figure | None = None,
 ) -> str:
-    """The text of a comparison: the verdict, medians over blocks, ratios with intervals, validity.
+    """The text of a comparison: the verdict, figures, ratios with intervals, validity.
 
     `objective` decides which arm is best; without it none is that is surely worse in something.
     """
@@ -118,7 +119,7 @@ def render_comparison(
             "",
             *(decision_sentences(made, reference, is_open, block_s) if made else ()),
             "",
-            _figure_table(figures, manifest.arms, reference),
+            _figure_table(rows, is_open, figures, manifest.arms, reference),
             "",
             f"Ratios to {reference}, the same requests paired; the intervals of an arm hold together at 95%.",
             "",
@@ -128,10 +129,22 @@ def render_comparison(
             *what_more_blocks_tell(found, is_open, block_s),
             "",
             f"All arms gave the same output for {num_same} of {num_planned} prompts.",
+            *padding_lines(manifest),
             *manifest.validity.lines(),
             *_natural_lengths(rows, manifest, num_planned - num_same),
         ]
     )
+
+
+def padding_lines(manifest: ComparisonManifest) -> list[str]:
+    """What the arms with dead rows are, where there are any: less than the stacks they stand for."""
+    if not any(run.service and run.service.strategy.get("pad_finished") for run in manifest.runs):
+        return []
+    return [
+        "Padded arms keep finished rows until their batch is done. In the rest they are kinder than padded "
+        "generate(): prompts are not padded and run in chunks beside decode, dead rows do not grow, and "
+        "answers end singly."
+    ]
 
 
 def _natural_lengths(rows: pd.DataFrame, manifest: ComparisonManifest, num_unlike: int) -> list[str]:
@@ -174,29 +187,31 @@ def _heading(manifest: ComparisonManifest) -> str:
     )
 
 
-def _figure_table(figures: Sequence[BlockFigures], arms: Sequence[str], reference: str) -> str:
+def _figure_table(
+    rows: pd.DataFrame, is_open: bool, figures: Sequence[BlockFigures], arms: Sequence[str], reference: str
+) -> str:
     columns = compared_figures()
     lines: list[list[str]] = []
     for arm in arms:
         own = [f for f in figures if f.arm == arm]
-        cells = [_median_cell(figure, [f.values[figure.key] for f in own]) for figure in columns]
-        batch = number(_median([f.mean_batch_size for f in own]), 2)
+        of_arm = rows[rows["arm"] == arm]
+        cells = [_cell(figure, figure.over(of_arm, is_open)) for figure in columns]
+        batch = number(_mean([f.mean_batch_size for f in own]), 2)
         same = min((f.num_same for f in own), default=0)
         compared = max((f.num_compared for f in own), default=0)
         lines.append(
-            [arm, *cells, batch, share(_median([f.dead_row_share for f in own])), f"{same}/{compared}"]
+            [arm, *cells, batch, share(_mean([f.dead_row_share for f in own])), f"{same}/{compared}"]
         )
     names = [c.label + (" (ms)" if c.metric.unit == "ms" else "") for c in columns]
     return render_table(["arm", *names, "mean batch", "dead rows", f"same as {reference}"], lines)
 
 
-def _median(values: Sequence[float | None]) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     present = [value for value in values if value is not None]
-    return median(present) if present else None
+    return fmean(present) if present else None
 
 
-def _median_cell(figure: Figure, values: Sequence[float | None]) -> str:
-    middle = _median(values)
+def _cell(figure: Figure, value: float | None) -> str:
     # Tenths of a millisecond differ from block to block; they tell something of short times only.
-    is_coarse = figure.metric.unit == "ms" and middle is not None and middle >= 10
-    return number(middle, 0) if is_coarse else figure.text(middle)
+    is_coarse = figure.metric.unit == "ms" and value is not None and value >= 10
+    return number(value, 0) if is_coarse else figure.text(value)

@@ -52,7 +52,7 @@ def load_report(
     runs, rows = join_runs(files)
     if rows.empty:
         raise ConfigError("the result files hold no row: nothing was measured, or the rows were taken out")
-    digests = {run.schedule.digest for run in runs}
+    digests = {run.schedule.plan_digest for run in runs}
     kept = files[0].manifest if len(files) == 1 else None
     asked = kept if isinstance(kept, ComparisonManifest) else None
     # Runs stand in the order in which they were measured, arms in the one in which they were asked for.

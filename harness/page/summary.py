@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.comparing.comparison import verdict_lines
+from harness.comparing.comparison import padding_lines, verdict_lines
 from harness.comparing.contrasts import Contrast
 from harness.comparing.trade import decision_sentences
 from harness.page.data import ArmData, ReportData
@@ -128,4 +128,5 @@ def setting_lines(data: ReportData) -> list[str]:
         + (f", {host.memory_bytes / 2**30:.0f} GiB" if host.memory_bytes else "")
         + f", GPU {gpus}, governor {host.cpu_governor or 'unknown'}, {host.platform}.",
         f"Started {run.started_at}, commit {(git.sha or MISSING)[:12]}{dirty}.",
+        *padding_lines(data.manifest),
     ]

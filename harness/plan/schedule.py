@@ -52,9 +52,13 @@ class Schedule:
     """Those of this shard."""
     seeds: dict[str, int]
     digest: str
-    """Of the whole schedule, whatever part this is."""
+    """Of the whole schedule, whatever part this is, and of its salt."""
     shard: tuple[int, int] = (0, 1)
     """Which part of how many."""
+    salt: str | None = None
+    """Of the numbers in front of prompts (`harness.plan.salt`)."""
+    unsalted_digest: str | None = None
+    """Runs of one schedule have it in common, whatever their salt."""
 
     @property
     def num_users(self) -> int:
@@ -64,7 +68,19 @@ class Schedule:
 
     @property
     def part_digest(self) -> str:
-        return schedule_digest(self.load, [entry_of(request) for request in self.requests])
+        return salted_digest(
+            schedule_digest(self.load, [entry_of(request) for request in self.requests]), self.salt
+        )
+
+    def salted(self, salt: str | None) -> Schedule:
+        if salt is None:
+            return self
+        digest = salted_digest(self.digest, salt)
+        return replace(self, salt=salt, digest=digest, unsalted_digest=self.digest)
+
+    def with_prompts(self, prompts: Sequence[str | tuple[int, ...]]) -> Schedule:
+        pairs = zip(self.requests, prompts, strict=True)
+        return replace(self, requests=tuple(replace(request, prompt=prompt) for request, prompt in pairs))
 
     def part(self, index: int, of: int) -> Schedule:
         """Every `of`-th request, from number `index` on. Parts of parts are parts of the whole.
@@ -139,6 +155,10 @@ def schedule_digest(load: Load, entries: Iterable[tuple[int, str, int, int, floa
         content["shape"] = load.shape
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def salted_digest(digest: str, salt: str | None) -> str:
+    return digest if salt is None else hashlib.sha256(f"{salt}/{digest}".encode()).hexdigest()
 
 
 def _block(key: str) -> bytes:

@@ -12,14 +12,14 @@ from adapters.base import ConfigError
 from harness.plan.corpus import Corpus, Prompt
 from harness.plan.draws import Draws
 
-_LOWEST_ID, _NUM_IDS = 32, 95
+LOWEST_ID, NUM_IDS = 32, 95
 """Ids of plain characters in byte-level vocabularies, and somewhere inside every larger one."""
 
 
 def synthetic_prompt(name: str, num_prompt_tokens: int, num_output_tokens: int, seed: int) -> Prompt:
     """Token ids drawn from the name and the seed."""
     draws = Draws(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big"))
-    ids = tuple(_LOWEST_ID + int(draws.uniform() * _NUM_IDS) % _NUM_IDS for _ in range(num_prompt_tokens))
+    ids = tuple(LOWEST_ID + int(draws.uniform() * NUM_IDS) % NUM_IDS for _ in range(num_prompt_tokens))
     return Prompt(id=name, prompt=ids, max_tokens=num_output_tokens, category="synthetic")
 
 

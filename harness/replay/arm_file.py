@@ -13,8 +13,9 @@ import pandas as pd
 from adapters.base import LabError
 from harness.client.answer import Answer
 from harness.client.server import Server
-from harness.plan.corpus import Corpus
+from harness.plan.corpus import REPOSITORY, Corpus
 from harness.plan.schedule import Schedule
+from harness.replay.checkout import Checkout
 from harness.replay.provenance import make_manifest, new_run_id
 from harness.results.manifest import RepeatEntry, RunManifest, Validity
 from harness.results.output_dir import utc_stamp
@@ -41,6 +42,8 @@ class Arm:
     name: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     """Of the service, by their names in `.env.example`."""
+    source: Checkout | None = None
+    """The commit whose code serves; None for this tree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class ArmFile:
             run_id=self.run_id,
             variant=self._variant,
             arm=self._arm,
+            source=arm.source.folder if arm.source else REPOSITORY,
             settings=settings,
             corpus=corpus,
             schedule=schedule,

@@ -11,6 +11,7 @@ from time import perf_counter, process_time
 
 import psutil
 
+from adapters.cores import throttled_s
 from harness.replay.host import host_facts
 from harness.results.manifest import HostFacts, MachineUse
 
@@ -29,6 +30,7 @@ class MachineSample:
     busy_s: float
     steal_s: float | None
     pid: int | None
+    throttled_s: float | None = None
 
     @classmethod
     def take(cls, pid: int | None) -> MachineSample:
@@ -42,6 +44,7 @@ class MachineSample:
             service_cpu_s=_tree_cpu_s(pid),
             busy_s=busy_s,
             steal_s=getattr(times, "steal", None),
+            throttled_s=throttled_s(),
             pid=pid,
         )
 
@@ -56,8 +59,16 @@ class MachineSample:
         steal_share = None
         if self.steal_s is not None and earlier.steal_s is not None:
             steal_share = max(0.0, (self.steal_s - earlier.steal_s) / machine_s)
+        throttled_share = None
+        if self.throttled_s is not None and earlier.throttled_s is not None:
+            throttled_share = max(0.0, self.throttled_s - earlier.throttled_s) / wall_s
         return MachineUse(
-            steal_share=steal_share, other_cpu_share=other_share, harness_cpu_share=harness_s / wall_s
+            steal_share=steal_share,
+            other_cpu_share=other_share,
+            harness_cpu_share=harness_s / wall_s,
+            harness_total_cpu_share=harness_s / wall_s,
+            busy_share=(self.busy_s - earlier.busy_s) / machine_s,
+            throttled_share=throttled_share,
         )
 
 

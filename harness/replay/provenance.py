@@ -44,6 +44,7 @@ def make_manifest(
     run_id: str,
     variant: str,
     arm: str,
+    source: Path = REPOSITORY,
     settings: HarnessSettings,
     corpus: Corpus,
     schedule: Schedule,
@@ -52,7 +53,7 @@ def make_manifest(
     is_local: bool,
     planned_repeats: Sequence[int],
 ) -> RunManifest:
-    """The manifest before the first measured request."""
+    """The manifest before the first measured request. `source` is the tree whose code serves."""
     load = schedule.load
     return RunManifest(
         schema_version=SCHEMA_VERSION,
@@ -82,9 +83,11 @@ def make_manifest(
             shape=load.shape,
             shard=schedule.shard,
             part_digest=schedule.part_digest,
+            salt=schedule.salt,
+            unsalted_digest=schedule.unsalted_digest,
         ),
-        git=git_state(),
-        uv_lock_sha256=_sha256_of(REPOSITORY / "uv.lock"),
+        git=git_state(source),
+        uv_lock_sha256=_sha256_of(source / "uv.lock"),
         packages=_package_versions(),
         event_loop=loop_name(),
         host=describe_host(),
@@ -118,16 +121,16 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def git_state() -> GitFacts:
-    sha = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain") if sha else None
+def git_state(tree: Path = REPOSITORY) -> GitFacts:
+    sha = _git(tree, "rev-parse", "HEAD")
+    status = _git(tree, "status", "--porcelain") if sha else None
     return GitFacts(sha=sha, is_dirty=None if status is None else bool(status))
 
 
-def _git(*arguments: str) -> str | None:
+def _git(tree: Path, *arguments: str) -> str | None:
     try:
         result = subprocess.run(
-            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", str(tree), *arguments], capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

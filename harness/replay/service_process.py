@@ -22,6 +22,7 @@ from pathlib import Path
 
 from adapters.base import LabError
 from harness.client.control import Control
+from harness.replay.checkout import Checkout
 from harness.replay.interrupts import on_interrupt
 
 STOP_TIMEOUT_S = 30.0
@@ -42,12 +43,15 @@ class ServiceLaunch:
     env: Mapping[str, str]
     settings: Mapping[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = (sys.executable, "-m", "tools.cli", "serve")
+    source: Checkout | None = None
+    """The commit whose code serves; None for this tree."""
 
     def argv(self, port: int) -> list[str]:
         chosen = ["--variant", self.variant] if self.variant else []
         for name, value in self.settings.items():
             chosen += ["--set", f"{name}={value}"]
-        return [*self.command, *chosen, "--port", str(port)]
+        command = (self.source.python, *self.command[1:]) if self.source else self.command
+        return [*command, *chosen, "--port", str(port)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ def running_service(
     descriptor, log_name = tempfile.mkstemp(prefix="lab-service-", suffix=".log")
     log_path = Path(log_name)
     environment = {**os.environ, **launch.env, "HOST": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
+    environment |= launch.source.env if launch.source else {}
     told_to_stop: list[bool] = []
     # Python ignores an exception in what it calls at a fork, so an interrupt raised there would be lost.
     with os.fdopen(descriptor, "wb") as log, on_interrupt(lambda: told_to_stop.append(True)):

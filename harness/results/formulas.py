@@ -182,3 +182,16 @@ def send_lag_s(rows: pd.DataFrame) -> Floats:
 
 def _array(values: object) -> Floats:
     return np.asarray(values, dtype=float)
+
+
+MIN_TTFT_FALL = 3.0
+"""From here on a prefix cache counts as found. Machines and loads change TTFT as well, but rarely so much."""
+
+
+def ttft_fall(before: pd.DataFrame, after: pd.DataFrame) -> float:
+    """The median over the same requests of TTFT before to TTFT after, from send; 1 where none has both."""
+    first, again = (
+        part[part["error"].isna()].groupby("schedule_index")["ttft_ms"].median() for part in (before, after)
+    )
+    ratios = (first / again).dropna()
+    return float(ratios.median()) if len(ratios) else 1.0

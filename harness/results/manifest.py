@@ -107,6 +107,14 @@ class ScheduleFacts(Facts):
     shape: dict[str, float | str] = {}
     shard: tuple[int, int] = (0, 1)
     part_digest: str | None = None
+    salt: str | None = None
+    """None: prompts were sent as they are in the corpus."""
+    unsalted_digest: str | None = None
+
+    @property
+    def plan_digest(self) -> str:
+        """Of what was planned, whatever numbers stood in front of the prompts."""
+        return self.unsalted_digest or self.digest
 
     @property
     def load(self) -> Load:
@@ -145,7 +153,13 @@ class MachineUse(Facts):
     other_cpu_share: float | None
     """CPU time of processes that are neither the harness nor the service."""
     harness_cpu_share: float
-    """CPU time of the harness, of one core."""
+    """CPU time of one process of the harness, of one core."""
+    harness_total_cpu_share: float | None = None
+    """Of all its processes together."""
+    busy_share: float | None = None
+    """CPU time of whatever ran, of the machine's."""
+    throttled_share: float | None = None
+    """Time for which a CPU quota kept processes of this container waiting, of the replay."""
 
 
 class StepSummary(Facts):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from harness.plan.schedule import Load, schedule_digest
-from harness.results.formulas import send_lag_s, throughput
+from harness.plan.schedule import Load, salted_digest, schedule_digest
+from harness.results.formulas import MIN_TTFT_FALL, send_lag_s, throughput, ttft_fall
 from harness.results.manifest import RunManifest, Validity
 from harness.results.stats import MIN_SAMPLES
 
@@ -22,6 +22,8 @@ ENOUGH_REQUESTS, ENOUGH_ROUNDS = 300, 25
 MAX_STEAL_SHARE = 0.01
 MAX_OTHER_CPU_SHARE = 0.10
 MAX_HARNESS_CPU_SHARE = 0.70
+MAX_BUSY_SHARE = 0.90
+MAX_THROTTLED_SHARE = 0.01
 MAX_FLOOR_SHARE = 0.10
 """Of the median TTFT: what the harness reports of a server that answers at once."""
 
@@ -78,7 +80,7 @@ def _undelivered(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
             problems.append(f"{where}too many requests were in flight, so some were not sent")
         if (num_missing := plan.num_requests - len(part)) > 0:
             problems.append(f"{where}{num_missing} of {plan.num_requests} requests were never finished")
-        elif _digest_of(part, load) != (plan.part_digest or plan.digest):
+        elif salted_digest(_digest_of(part, load), plan.salt) != (plan.part_digest or plan.digest):
             problems.append(f"{where}what was sent is not the schedule that was planned (digests differ)")
         if load.is_open:
             problems.extend(where + problem for problem in _open_loop_problems(part, load))
@@ -151,10 +153,25 @@ def _sampling_doubts(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
         doubts.append(manifest.damage)
     if manifest.corpus.left_out:
         doubts.append(f"{manifest.corpus.left_out}: the load is not the trace's")
-    if plan.num_requests > manifest.corpus.num_prompts:
+    if plan.salt is None:
+        doubts += _unsalted_doubts(rows, manifest)
+    return doubts
+
+
+def _unsalted_doubts(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
+    doubts: list[str] = []
+    if manifest.schedule.num_requests > manifest.corpus.num_prompts:
         doubts.append("prompts were sent more than once: a prefix cache would show")
-    if manifest.settings.url and len(manifest.planned_repeats) > 1:
+    if not manifest.settings.url:
+        return doubts
+    if len(manifest.planned_repeats) > 1:
         doubts.append("repeats met a server that had seen their prompts: a prefix cache would show")
+        parts = [part for _, part in rows.groupby("repeat")]
+        fell = max((ttft_fall(parts[0], part) for part in parts[1:]), default=1.0)
+        if fell >= MIN_TTFT_FALL:
+            doubts.append(f"TTFT fell {fell:.1f}-fold when the prompts came again: a prefix cache")
+    elif manifest.service is None:
+        doubts.append("prompts went out without a salt (SALT=0): a prefix cache that knew them would show")
     return doubts
 
 
@@ -171,7 +188,9 @@ def _server_doubts(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
     short = int((counted.isna() & (done["chunk_s"].map(len) > done["num_output_tokens"])).sum())
     if short:
         doubts.append(f"{short} answers came in more pieces of text than the server counted tokens")
-    if len(done) and done["chunk_tokens"].isna().any():
+    # Where there are as many pieces as tokens, each holds one.
+    merged = counted.isna() & (done["chunk_s"].map(len) < done["num_output_tokens"])
+    if merged.any():
         doubts.append("the server sends no token ids: gaps are between chunks, which may hold several tokens")
     cached = int(done["num_cached_tokens"].fillna(0).sum()) if "num_cached_tokens" in done else 0
     if cached:
@@ -216,8 +235,21 @@ def _machine_doubts(manifest: RunManifest) -> list[str]:
             f"{host.physical_cores} physical cores: they take the server's time (PROCESSES)"
         )
     uses = [entry.machine for entry in manifest.repeats]
+    shared = max((use.busy_share or 0.0 for use in uses), default=0.0)
+    # Of a server that runs already nothing is known but that it is on this machine.
+    if shared > MAX_BUSY_SHARE and (manifest.settings.url or num_senders > 1):
+        sent = max((use.harness_total_cpu_share or 0.0 for use in uses), default=0.0)
+        doubts.append(
+            f"{shared:.0%} of the machine's CPU time were in use, {sent:.1f} cores by the harness: it and "
+            "the server took each other's time"
+        )
     steal, others, harness = MAX_STEAL_SHARE, MAX_OTHER_CPU_SHARE, MAX_HARNESS_CPU_SHARE
     for values, bound, sentence in (
+        (
+            [u.throttled_share for u in uses],
+            MAX_THROTTLED_SHARE,
+            "a CPU quota held processes back for {:.1%} of the time (cpu.max)",
+        ),
         ([u.steal_share for u in uses], steal, "the hypervisor withheld {:.1%} of the CPU time"),
         ([u.other_cpu_share for u in uses], others, "other processes took {:.0%} of the machine's CPU time"),
         ([u.harness_cpu_share for u in uses], harness, "the harness used {:.0%} of a core: stamps may lag"),

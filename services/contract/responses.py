@@ -17,7 +17,8 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 class Timings(BaseModel, SequenceTimings, frozen=True):
     """`SequenceTimings` as JSON.
 
-    `batch_wait_s`: slot and KV were free but the strategy held back; `queue_s`: the rest of the wait.
+    `batch_wait_s`: slot and KV were free, or kept by finished rows, but the strategy held back; `queue_s`:
+    the rest of the wait.
     The last three are instants on the server's monotonic clock: when the request came, when its first token
     was computed, and when that was taken to be written.
     """

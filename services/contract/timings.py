@@ -21,7 +21,7 @@ class SequenceTimings:
     queue_s: float
     """Time in the queue while slot or KV was missing."""
     batch_wait_s: float
-    """Time in the queue while slot and KV were free and the strategy held back."""
+    """Time in the queue while slot and KV were free, or kept by finished rows: the strategy held back."""
     prefill_s: float
     """From admission to the first token."""
     decode_s: float

@@ -32,11 +32,19 @@ class RunningBatch:
     def has_free_slot(self) -> bool:
         return len(self.sequences) < self._max_batch
 
-    def num_fitting(self, waiting: Seq[Sequence]) -> int:
-        """How many sequences from the head of the queue would find a slot and KV now."""
+    def num_fitting(self, waiting: Seq[Sequence], *, without_dead: bool = False) -> int:
+        """How many sequences from the head of the queue would find a slot and KV now.
+
+        `without_dead` counts what dead rows keep as free.
+        """
         free_kv_tokens = self._kv_capacity_tokens - self.kv_used_tokens
+        num_slots = self._max_batch - len(self.sequences)
+        if without_dead:
+            dead = [seq for seq in self.sequences if seq.state is not SequenceState.RUNNING]
+            free_kv_tokens += sum(seq.max_total_tokens for seq in dead)
+            num_slots += len(dead)
         count = 0
-        for seq in waiting[: self._max_batch - len(self.sequences)]:
+        for seq in waiting[:num_slots]:
             free_kv_tokens -= seq.max_total_tokens
             if free_kv_tokens < 0:
                 break  # a shorter one behind it does not slip past, or the head might never fit

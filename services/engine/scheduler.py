@@ -69,7 +69,7 @@ class Scheduler:
         self._alone: deque[Sequence] = deque()  # the exclusive ones of the batch, whose turn is next first
         self._was_alone = False  # whether the last step was for one of them
         self._draining = False
-        self._held_back: list[Sequence] = []  # slot and KV were free, but the strategy said no
+        self._held_back: list[Sequence] = []  # the strategy said no, although dead rows alone were in the way
         self._held_since_s = 0.0
 
     @property
@@ -225,8 +225,13 @@ class Scheduler:
             if self._note_served:
                 for seq in joining:
                     self._note_served(seq, 0)
-        # `waiting` is shorter by `count` now. These could have joined, so their wait is the strategy's.
-        self._held_back = list(waiting[: num_fitting - count])
+        # `waiting` is shorter by `count` now. These could have joined, so their wait is the strategy's; that
+        # finished rows keep their slots is its choice as well.
+        if self._batch.num_dead:
+            num_held_back = self._batch.num_fitting(waiting, without_dead=True)
+        else:
+            num_held_back = num_fitting - count
+        self._held_back = list(waiting[:num_held_back])
         return admission.recheck_at_s
 
     def _append(self, seq: Sequence, token_ids: list[int], now_s: float) -> SequenceUpdate:

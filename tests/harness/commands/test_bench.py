@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -16,6 +17,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from harness.comparing.combine import compare_files
 from harness.replay import service_process
 from harness.results.manifest import ComparisonManifest, RunManifest, Validity
 from harness.results.record import JOURNAL_SUFFIX, read_parquet
@@ -129,6 +131,51 @@ def test_two_runs_of_a_seed_send_and_get_the_same(tmp_path: Path) -> None:
     assert digests[0] == digests[1]
     for column in ("prompt_id", "seed", "max_tokens", "body_sha256", "output_sha256"):
         assert list(frames[0][column]) == list(frames[1][column])
+
+
+def test_a_foreign_server_gets_prompts_that_it_cannot_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[str] = set()
+    prompts: list[str] = []
+
+    async def caches(body):  # type: ignore[no-untyped-def]
+        prompt = body["prompt"]
+        if prompt not in seen:
+            await asyncio.sleep(0.2)
+        if not prompt.startswith("0 warm-up"):
+            prompts.append(prompt)
+        seen.add(prompt)
+        yield STREAM_HEAD
+        yield event({"choices": [{"index": 0, "text": " a", "finish_reason": "length"}]})
+        yield event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 1}})
+        yield event("[DONE]")
+        yield END
+
+    def measure(out: str) -> tuple[Path, RunManifest, pd.DataFrame]:
+        words = ["--requests", "4", "--concurrency", "1", "--out", str(tmp_path / out)]
+        assert main(["bench", "--url", f"{server.url}/v1", *words]) == 0
+        return only_result(tmp_path / out)
+
+    with FakeServer(caches) as server:
+        first, second = measure("first"), measure("second")
+        assert len(set(prompts)) == len(prompts) == 8
+        assert all(prompt[:9].isdecimal() and prompt[9:].startswith(" Tell me") for prompt in prompts)
+        plans = [manifest.schedule for _, manifest, _ in (first, second)]
+        assert plans[0].salt != plans[1].salt
+        assert plans[0].digest != plans[1].digest
+        assert plans[0].plan_digest == plans[1].plan_digest
+        made = compare_files([first[0], second[0]])
+        assert not any("prefix cache" in reason for reason in made.manifest.validity.caution)
+        monkeypatch.setenv("SALT", "0")
+        third, fourth = measure("third"), measure("fourth")
+    assert prompts[-1] == "Tell me about 3."
+    assert third[1].validity is not None
+    assert "prompts went out without a salt (SALT=0)" in " ".join(third[1].validity.caution)
+    # The cache makes the second of the two 40 times as fast: without a salt that is said.
+    cautions = compare_files([third[0], fourth[0]]).manifest.validity.caution
+    assert any("a prefix cache would show: TTFT fell" in reason for reason in cautions)
+    assert compare_files([first[0], third[0]]).manifest.validity.level == "CAUTION"
 
 
 def test_an_invalid_run_says_why_and_exits_non_zero(

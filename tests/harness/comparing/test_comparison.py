@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -16,9 +17,13 @@ from harness.comparing.comparison import (
     compare_arms,
     render_comparison,
 )
+from harness.page.data import gather
+from harness.page.summary import arm_table, setting_lines
 from harness.replay.arm_file import Arm
+from harness.results.cost import Price
 from harness.results.manifest import ComparisonManifest, Validity
-from harness.results.record import Row
+from harness.results.record import Row, read_parquet
+from harness.results.slo import Slo
 from tests.harness.made_rows import made_frame, made_manifest, made_repeat, made_row
 
 
@@ -125,6 +130,37 @@ def test_tables_show_ratios_and_say_when_samples_are_too_few() -> None:
     few = [run_rows("baseline", 0, 1.0, num=10), run_rows("static", 0, 1.0, num=10)]
     rows, manifest = comparison(*few)
     assert "n<60" in render_comparison(made_frame(rows), manifest)
+
+
+def test_the_table_and_the_page_show_one_value_of_each_figure() -> None:
+    published = Path(__file__).parents[3] / "docs" / "measured" / "compare-lab-26m.parquet"
+    manifest, rows = read_parquet(published)
+    assert isinstance(manifest, ComparisonManifest)
+    headers, lines = arm_table(gather(rows, manifest, slo=Slo(()), price=Price()))
+    shown = render_comparison(rows, manifest).splitlines()
+    top = next(i for i, line in enumerate(shown) if line.startswith("| arm"))
+    names = [name.strip().removesuffix(" (ms)") for name in shown[top].split("|")[1:-1]]
+    for line in lines:
+        on_page = dict(zip(headers, line, strict=True))
+        cells = next(text for text in shown[top:] if text.startswith(f"| {on_page['arm']} "))
+        in_table = dict(zip(names, (cell.strip() for cell in cells.split("|")[1:-1]), strict=True))
+        # The table drops tenths from 10 ms on.
+        for name in [n for n in names if n in on_page and in_table[n] != on_page[n]]:
+            assert abs(float(in_table[name].replace(",", "")) - float(on_page[name].replace(",", ""))) <= 0.5
+        assert {"TTFT p50", "TPOT p50", "mean batch", "dead rows"} <= on_page.keys() & in_table.keys()
+
+
+def test_what_padded_arms_leave_out_is_said_where_there_are_some() -> None:
+    rows, manifest = comparison(*BLOCKS)
+    assert "Padded arms" not in render_comparison(made_frame(rows), manifest)
+    service = manifest.runs[0].service
+    assert service is not None
+    service.strategy["pad_finished"] = True
+    assert "kinder than padded" in render_comparison(made_frame(rows), manifest)
+    assert any(
+        "kinder than padded" in line
+        for line in setting_lines(gather(made_frame(rows), manifest, slo=Slo(()), price=Price()))
+    )
 
 
 ARMS = [Arm(name, name) for name in "abcdef"]

@@ -163,6 +163,7 @@ def changed(**changes: Any) -> Validity:
         (lambda: with_host(physical_cores=1), "share the only core"),
         (lambda: changed(settings={"processes": 2}), "2 processes of the harness beside 1 engine threads"),
         (lambda: with_machine(steal_share=0.02), "withheld 2.0% of the CPU time"),
+        (lambda: with_machine(throttled_share=0.05), "a CPU quota held processes back for 5.0%"),
         (lambda: with_machine(other_cpu_share=0.3), "other processes took 30%"),
         (lambda: with_machine(harness_cpu_share=0.9), "the harness used 90% of a core"),
         (lambda: with_host(cpu_governor="powersave"), "CPU governor powersave"),
@@ -199,6 +200,22 @@ def test_what_calls_for_caution(make: Callable[[], Validity], reason: str) -> No
     verdict = make()
     assert verdict.level == "CAUTION"
     assert any(reason in sentence for sentence in verdict.caution), verdict
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_told"),
+    [({"url": "http://localhost:1"}, True), ({"processes": 2}, True), ({}, False)],
+)
+def test_client_and_server_that_fill_the_machine_are_told(settings: dict[str, Any], is_told: bool) -> None:
+    rows = closed_rows()
+    busy = made_repeat(machine={"busy_share": 0.97, "harness_total_cpu_share": 1.25})
+    manifest = made_manifest(rows, entries=[busy], settings=settings, schedule={"salt": None})
+    told = " ".join(judged(rows, manifest).caution)
+    assert ("97% of the machine's CPU time were in use, 1.2 cores by the harness" in told) is is_told
+
+
+def test_as_many_pieces_as_tokens_hold_one_each() -> None:
+    assert judged(closed_rows(chunk_tokens=None, num_output_tokens=2)).level == "VALID"
 
 
 def test_repeats_against_one_running_server_call_for_caution() -> None:
