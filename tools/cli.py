@@ -27,6 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "harness.commands.sweep",
         "measure one strategy over several loads: the knee, and what meets the SLOs",
     ),
+    "capacity": (
+        "harness.commands.capacity",
+        "find the highest rate at which the SLOs hold, for several strategies, with intervals",
+    ),
     "gate": (
         "harness.commands.gate",
         "hold this tree against a commit, or a result file against an old one; exit status 1 on a regression",

@@ -148,6 +148,7 @@ def render_report(
             _heading(manifest),
             "",
             _latency_table(done),
+            "In brackets the interval by ranks, each end at 95%; n<300: too few requests for that.",
             "",
             *_run_figures(rows, manifest, slo),
             "",

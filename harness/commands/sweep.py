@@ -1,13 +1,12 @@
 """`lab sweep`: one strategy over several loads, the knee of its curve, the highest load that meets the SLOs.
 
 A sweep ends early where the server is saturated; with limits it then searches between the last load that met
-them and the first that did not.
+them and the first that did not. One run a load gives no interval: `lab capacity` does, for several arms.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pandas as pd
 from adapters.base import ConfigError
 from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
 from harness.commands.options import add_slo_option
+from harness.comparing.capacity import next_load
 from harness.measure import measure
 from harness.plan.planner import plan
 from harness.replay.arm_file import Arm, Measurement
@@ -140,18 +140,6 @@ def is_saturated(rows: pd.DataFrame) -> bool:
     left_s = float(ordered["finish_s"].max() - ordered["scheduled_s"].iloc[-1])
     unloaded_s = float(ordered["total_sched_ms"].head(max(1, len(rows) // 5)).max()) / 1e3
     return asked_s / (asked_s + max(0.0, left_s - unloaded_s)) < SATURATED_SHARE
-
-
-def next_load(points: list[Point], *, is_open: bool) -> float | None:
-    """Between the highest load that met the limits and the lowest above it; None when settled."""
-    met = [point.load for point in points if point.met]
-    missed = [point.load for point in points if not point.met and point.load > max(met, default=0.0)]
-    if not met or not missed:
-        return None
-    low, high = max(met), min(missed)
-    if is_open:
-        return math.sqrt(low * high) if high / low > 1.05 else None
-    return float(round((low + high) / 2)) if high - low > 1 else None
 
 
 def knee(points: list[Point]) -> float | None:

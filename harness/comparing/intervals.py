@@ -20,11 +20,13 @@ FEWEST_BLOCKS = 3
 """With two, the estimate of the spread has one degree of freedom and every interval is useless."""
 MAX_MORE_BLOCKS = 100
 """Most blocks that are ever asked for: estimates from few blocks run into the thousands."""
-FEWEST_TRIMMED = 8
+FEWEST_TRIMMED = 5
+"""Of three or four blocks none can be left out: with one disturbed, t is near 1 whatever the others say."""
+FEWEST_TO_GIVE_UP = 8
 SPREAD_CONFIDENCE = 0.80
 MIN_ORDER_DEGREES = 4
 CLIPPED_AT = 3.0
-NUM_FITS = 6
+NUM_FITS = 15
 ERROR_OF_EARLY_LOOK = {3: 0.40, 4: 0.10, 5: 0.05}
 ERROR_OF_LATER_LOOK = 1 / 30
 """Parts of the allowed error, by the number of blocks. Looks at the same blocks agree mostly, so that all
@@ -102,7 +104,7 @@ def next_blocks(error: float, num_blocks: int, bound: float, confidence: float, 
     """As `blocks_missing`, but at most twice what there is, and never out of reach on the word of few blocks:
     one of them may be disturbed."""
     missing = blocks_missing(error, num_blocks, bound, confidence, lost_degrees)
-    if missing > MAX_MORE_BLOCKS and num_blocks >= FEWEST_TRIMMED:
+    if missing > MAX_MORE_BLOCKS and num_blocks >= FEWEST_TO_GIVE_UP:
         return missing
     return min(missing, 2 * num_blocks)
 

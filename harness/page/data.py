@@ -46,6 +46,8 @@ class ArmData:
     itl_is_per_token: bool
     figures: dict[str, float | None]
     """Every figure of the table of metrics by its key, as `ttft_p95_ms`; None where samples are too few."""
+    intervals: dict[str, tuple[float, float] | None]
+    """Of each percentile among `figures`, by ranks."""
     goodput_per_s: float | None
     goodput_share: float | None
     budget: Budget | None
@@ -169,6 +171,7 @@ def _arm_data(
         itl_ms=np.sort(np.repeat(gaps.values, 1 if gaps.weights is None else gaps.weights.astype(int))),
         itl_is_per_token=gaps.is_per_token,
         figures={f.key: f.over(own, is_open) for metric in METRICS for f in metric.figures},
+        intervals={f.key: f.interval(own) for metric in METRICS for f in metric.figures},
         goodput_per_s=float(np.median([g.requests_per_s for g in good])) if good else None,
         goodput_share=float(np.median([g.share for g in good])) if good else None,
         budget=latency_budget(own, next((trip for trip in round_trips if trip is not None), None)),

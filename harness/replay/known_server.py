@@ -29,19 +29,36 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding
 class Delays:
     """Before the first token and between two; `is_random` draws exponentials of these means.
 
+    `busy_s`: the server works on one request at a time, so long on each, in the order of their coming; its
+    knee is 1 / `busy_s` requests a second.
+
     `stall_after_s`, `stall_s`: once, so long after its first request, the whole server stands still.
     """
 
     ttft_s: float = 0.0
     gap_s: float = 0.0
     is_random: bool = False
+    busy_s: float = 0.0
     stall_after_s: float | None = None
     stall_s: float = 0.0
 
 
+class _Turns:
+    """When the one worker of the server is free again, by the clock and not by its sleeps."""
+
+    def __init__(self, busy_s: float) -> None:
+        self._busy_s = busy_s
+        self._free_s = 0.0
+
+    async def take(self, received_s: float) -> None:
+        self._free_s = max(self._free_s, received_s) + self._busy_s
+        await asyncio.sleep(self._free_s - perf_counter())
+
+
 class _Connection(asyncio.Protocol):
-    def __init__(self, delays: Delays, draw: random.Random) -> None:
+    def __init__(self, delays: Delays, draw: random.Random, turns: _Turns) -> None:
         self._delays = delays
+        self._turns = turns
         self._draw = draw
         self._buffer = b""
 
@@ -66,6 +83,8 @@ class _Connection(asyncio.Protocol):
 
     async def _stream(self, num_tokens: int, received_s: float) -> None:
         first_s = 0.0
+        if self._delays.busy_s:
+            await self._turns.take(received_s)
         for position in range(num_tokens):
             mean_s = self._delays.gap_s if position else self._delays.ttft_s
             if mean_s:
@@ -103,7 +122,7 @@ def _serve(pipe: Connection, delays: Delays) -> None:
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        draw = random.Random(1)
+        draw, turns = random.Random(1), _Turns(delays.busy_s)
         is_started = False
 
         def connect() -> _Connection:
@@ -111,7 +130,7 @@ def _serve(pipe: Connection, delays: Delays) -> None:
             if delays.stall_after_s is not None and not is_started:
                 loop.call_later(delays.stall_after_s, time.sleep, delays.stall_s)
             is_started = True
-            return _Connection(delays, draw)
+            return _Connection(delays, draw, turns)
 
         server = await loop.create_server(connect, "127.0.0.1", 0, backlog=4096)
         pipe.send(server.sockets[0].getsockname()[1])

@@ -94,6 +94,12 @@ class Figure:
             return self.metric.samples(rows).percentile(self.q, num_blocks).value
         return self.metric.of_run(rows, is_open) if self.metric.of_run is not None else None
 
+    def interval(self, rows: pd.DataFrame) -> tuple[float, float] | None:
+        """By ranks, of the percentile over all these requests; each end is right in 95% of cases."""
+        if self.metric.samples is None or self.q is None:
+            return None
+        return self.metric.samples(rows).percentile(self.q).interval
+
     def over(self, rows: pd.DataFrame, is_open: bool) -> float | None:
         """Of several replays: the percentile of all requests, or the median of the replays."""
         if self.q is not None:

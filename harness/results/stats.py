@@ -1,28 +1,61 @@
-"""Percentiles that say when too few samples stand behind them."""
+"""Percentiles with the interval that their ranks give, and that say when too few samples stand behind them.
+
+The interval runs between two of the ordered samples, whatever their distribution; the number of samples below
+the true percentile is binomial. It counts independent samples, and gaps of one answer are not. Source: David
+and Nagaraja (2003), Order Statistics, section 7.1.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 MIN_SAMPLES = {50: 1, 95: 60, 99: 300}
+"""Fewer have no upper end: with 299 requests all are below the true p99 in 5% of runs."""
+RANK_ERROR = 0.05
+"""Of each end of an interval, which as a whole so holds at 90%."""
 
 
 @dataclass(frozen=True, slots=True)
 class Percentile:
-    """`value` is None where fewer than `min_samples` stand behind it."""
+    """`value` is None where fewer than `min_samples` stand behind it: their ranks then give no upper end."""
 
     q: int
     value: float | None
     num_samples: int
     min_samples: int
+    interval: tuple[float, float] | None = None
+    """By ranks; None where they give no lower end (a median of less than five)."""
 
     def text(self, digits: int = 1) -> str:
         if self.value is None:
             return f"n<{self.min_samples}"
-        return f"{self.value:,.{digits}f}"
+        told = f"{self.value:,.{digits}f}"
+        if self.interval is None:
+            return told
+        return f"{told} [{self.interval[0]:,.{digits}f}-{self.interval[1]:,.{digits}f}]"
+
+
+@lru_cache(maxsize=256)
+def rank_interval(num_samples: int, q: int) -> tuple[int, int] | None:
+    """Ranks from 1 on whose values enclose the q-th percentile, each end wrong in at most `RANK_ERROR`.
+
+    None where the samples are too few to have both.
+    """
+    share, tail = q / 100, RANK_ERROR
+    log_factorials = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, num_samples + 1)))))
+    num_below = np.arange(num_samples + 1)
+    logs = log_factorials[-1] - log_factorials - log_factorials[::-1]
+    logs = logs + num_below * math.log(share) + (num_samples - num_below) * math.log1p(-share)
+    at_most = np.cumsum(np.exp(logs))
+    # The true value is below the sample of rank r where fewer than r samples are below it.
+    low = int(np.searchsorted(at_most, tail, side="right"))
+    high = int(np.searchsorted(at_most, 1 - tail)) + 1
+    return (low, high) if low >= 1 and high <= num_samples else None
 
 
 def percentile(
@@ -39,8 +72,15 @@ def percentile(
     samples = samples[~np.isnan(samples)]
     least = MIN_SAMPLES[q]
     num = len(samples) if num_samples is None else num_samples
-    value = float(np.percentile(samples, q)) if len(samples) and num >= least else None
-    return Percentile(q, value, num, least)
+    if not len(samples) or num < least:
+        return Percentile(q, None, num, least)
+    interval = None
+    if (ranks := rank_interval(num, q)) is not None:
+        # Where requests count and not their gaps, the ranks are shares of all gaps.
+        at = (np.array(ranks) * len(samples) / num).clip(1, len(samples)).round().astype(int) - 1
+        low, high = np.sort(samples)[at]
+        interval = (float(low), float(high))
+    return Percentile(q, float(np.percentile(samples, q)), num, least, interval)
 
 
 def mean_of(values: ArrayLike) -> float | None:

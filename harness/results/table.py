@@ -5,7 +5,9 @@ Cells may hold what came from outside (names of models and arms, error texts), s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from adapters.text.unicode_text import printable
 
@@ -18,6 +20,20 @@ def render_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(3, *(len(line[column]) for line in (headers, *rows))) for column in range(len(headers))]
     rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(_line(cells, widths) for cells in (headers, rule, *rows))
+
+
+def replace_section(path: Path, name: str, table: str) -> None:
+    """Put `table` between `<!-- NAME -->` and `<!-- /NAME -->` of a Markdown file.
+
+    Raises:
+        ValueError: the file has no such marks.
+    """
+    text, mark = path.read_text(encoding="utf-8"), re.escape(name)
+    pattern = rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)"
+    made, num = re.subn(pattern, lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.S)
+    if num != 1:
+        raise ValueError(f"{path} has no one place for {name}")
+    path.write_text(made, encoding="utf-8")
 
 
 def number(value: float | None, digits: int = 1) -> str:

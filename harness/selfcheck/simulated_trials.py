@@ -1,16 +1,19 @@
 """How often verdicts are right on simulated comparisons of a known slowdown.
 
-`python -m harness.selfcheck.simulated_trials` makes the tables of docs/measurement.md. All trials of one kind
-are judged at once by the functions that judge one comparison, and after every block, as people do. The noise
-is what breaks such verdicts: block noise with heavy tails, a machine that slows down steadily over the whole
-comparison, one disturbed block, and services that differ a little from one start to the next.
+`python -m harness.selfcheck.simulated_trials --write docs/measurement.md` makes its tables. All trials of one
+kind are judged at once by the functions that judge one comparison, and after every block, as people do. The
+noise is what breaks such verdicts: block noise with heavy tails, a machine that slows down steadily over the
+whole comparison, one disturbed block, and services that differ a little from one start to the next.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +32,10 @@ from harness.comparing.intervals import (
 )
 from harness.comparing.verdict import CONFIDENCE, DEFAULT_MARGIN
 from harness.results.metrics import deciding_figures
-from harness.results.table import render_table, share
+from harness.results.table import render_table, replace_section, share
 
 Bools = NDArray[np.bool_]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +140,15 @@ def look_once(num_trials: int, num_blocks: int, slowdown: float, noise: Noise, s
     """Comparisons of a planned number of blocks, in which the machine drifts, looked at in the end."""
     noise = replace(noise, drift_blocks=num_blocks)
     ratios, places = log_ratios(num_trials, num_blocks, slowdown, noise, np.random.default_rng(seed))
-    judged, true = judge(ratios, places, num_blocks), math.log1p(slowdown)
-    plain = [_interval(judged.part, figure, CONFIDENCE) for figure in range(len(FIGURES))]
-    covered = np.mean([(low <= true) & (true <= high) for low, high in plain])
-    return OneLook(float(judged.differs.any(axis=1).mean()), float(covered))
+    judged = judge(ratios, places, num_blocks)
+    covered = _covered(judged.part, math.log1p(slowdown))
+    return OneLook(float(judged.differs.any(axis=1).mean()), float(covered.mean()))
+
+
+def _covered(part: Ordered, true: float) -> Bools:
+    """Whether the plain 95% interval holds the truth: (trials, metrics)."""
+    plain = [_interval(part, figure, CONFIDENCE) for figure in range(len(FIGURES))]
+    return np.stack([(low <= true) & (true <= high) for low, high in plain], axis=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +159,8 @@ class AsAsked:
     """Any metric, at any look."""
     found: tuple[float, ...]
     """Of each leading figure: slower, when nothing more is asked for."""
+    coverage: float
+    """Of the plain 95% interval of one metric, after the last block: the mean over metrics."""
     blocks: tuple[float, float]
     """Median and 90th percentile of what was measured."""
 
@@ -160,6 +171,7 @@ def go_on_as_asked(num_trials: int, slowdown: float, noise: Noise, max_blocks: i
     asked = np.full(num_trials, FEWEST_BLOCKS)
     ever = np.zeros(num_trials, dtype=bool)
     found = np.zeros((num_trials, len(LEADING)), dtype=bool)
+    covered = np.zeros((num_trials, len(FIGURES)), dtype=bool)
     still = np.arange(num_trials)
     for num_blocks in range(FEWEST_BLOCKS, max_blocks + 1):
         judged = judge(ratios[still], places, num_blocks)
@@ -170,11 +182,12 @@ def go_on_as_asked(num_trials: int, slowdown: float, noise: Noise, max_blocks: i
                 asked[trial] = min(max_blocks, num_blocks + max(missing))
         done = asked[still] == num_blocks
         found[still[done]] = judged.low[done][:, LEADING] > 0
+        covered[still[done]] = _covered(judged.part, math.log1p(slowdown))[done]
         still = still[~done]
         if not still.size:
             break
     blocks = float(np.median(asked)), float(np.quantile(asked, 0.9))
-    return AsAsked(float(ever.mean()), tuple(map(float, found.mean(axis=0))), blocks)
+    return AsAsked(float(ever.mean()), tuple(map(float, found.mean(axis=0))), float(covered.mean()), blocks)
 
 
 def _missing(judged: Judged, trial: int, figure: int) -> int:
@@ -188,34 +201,68 @@ def _missing(judged: Judged, trial: int, figure: int) -> int:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="how often the verdicts are right, on simulated runs")
-    parser.add_argument("--trials", type=int, default=2000)
-    parser.add_argument("--max-blocks", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
+def planned_table(num_trials: int, seeds: Sequence[int]) -> str:
     lines: list[list[str]] = []
-    for num_arms in (2, 6):
+    for num_arms, drift in ((2, 0.20), (6, 0.20), (6, 0.50)):
         for num_blocks in (3, 5, 10, 30):
-            noise = Noise(num_arms=num_arms)
-            results = [look_once(args.trials, num_blocks, s, noise, args.seed) for s in (0.0, 0.05)]
-            shares = [results[0].any_differs, results[0].coverage, results[1].coverage]
-            lines.append([str(num_arms), str(num_blocks), *map(share, shares)])
-    headers = ["arms", "blocks", "A/A: any metric differs", "A/A: coverage", "5% slower: coverage"]
-    print(render_table(headers, lines), end="\n\n")
-    lines = []
+            noise = Noise(num_arms=num_arms, drift=drift)
+            quiet = replace(noise, disturbance=0.0)
+            same, slower, undisturbed = (
+                [look_once(num_trials, num_blocks, s, n, seed) for seed in seeds]
+                for s, n in ((0.0, noise), (0.05, noise), (0.0, quiet))
+            )
+            shares = [
+                _mean(same, lambda r: r.any_differs),
+                *(_mean(results, lambda r: r.coverage) for results in (same, slower, undisturbed)),
+            ]
+            lines.append([str(num_arms), f"{drift:.0%}", str(num_blocks), *map(share, shares)])
+    headers = ["arms", "drift", "blocks", "A/A: any metric differs", "A/A: coverage", "5% slower: coverage"]
+    return render_table([*headers, "A/A, no block disturbed: coverage"], lines)
+
+
+def as_asked_table(num_trials: int, max_blocks: int, seeds: Sequence[int]) -> str:
+    lines: list[list[str]] = []
     for num_arms in (2, 6):
         for run in (0.005, 0.010, 0.020):
             noise = Noise(num_arms=num_arms, run=run, metric=run / 2)
             same, slower = (
-                go_on_as_asked(args.trials, s, noise, args.max_blocks, args.seed) for s in (0.0, 0.05)
+                [go_on_as_asked(num_trials, s, noise, max_blocks, seed) for seed in seeds]
+                for s in (0.0, 0.05)
             )
-            shares = [same.ever_differs, *slower.found]
-            blocks = [f"{r.blocks[0]:g} ({r.blocks[1]:g})" for r in (same, slower)]
+            shares = [
+                _mean(same, lambda r: r.ever_differs),
+                *map(float, np.mean([r.found for r in slower], axis=0)),
+                *(_mean(results, lambda r: r.coverage) for results in (same, slower)),
+            ]
+            blocks = [
+                f"{_mean(results, lambda r: r.blocks[0]):.0f} ({_mean(results, lambda r: r.blocks[1]):.0f})"
+                for results in (same, slower)
+            ]
             lines.append([str(num_arms), f"{run:.1%}", *map(share, shares), *blocks])
     headers = ["arms", "noise of a run", "A/A: any metric ever differs"]
     headers += [f"5% slower: {FIGURES[figure].label} found" for figure in LEADING]
-    print(render_table([*headers, "A/A: blocks", "5% slower: blocks"], lines))
+    headers += ["A/A: coverage at the end", "5% slower: coverage at the end"]
+    return render_table([*headers, "A/A: blocks (90%)", "5% slower: blocks (90%)"], lines)
+
+
+def _mean(results: Sequence[Result], of: Callable[[Result], float]) -> float:
+    return float(np.mean([of(result) for result in results]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="how often the verdicts are right, on simulated runs")
+    parser.add_argument("--trials", type=int, default=2000, help="for each seed (default 2000)")
+    parser.add_argument("--max-blocks", type=int, default=60)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4], help="default 2 3 4")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this Markdown file")
+    args = parser.parse_args()
+    planned = planned_table(args.trials, args.seeds)
+    print(planned, end="\n\n", flush=True)
+    as_asked = as_asked_table(args.trials, args.max_blocks, args.seeds)
+    print(as_asked)
+    if args.write:
+        replace_section(args.write, "trials-planned", planned)
+        replace_section(args.write, "trials-as-asked", as_asked)
 
 
 if __name__ == "__main__":

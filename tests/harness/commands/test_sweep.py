@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.commands.sweep import Point, is_saturated, knee, next_load
+from harness.commands.sweep import Point, is_saturated, knee
+from harness.comparing.capacity import next_load
 from harness.replay.arm_file import Measurement
 from harness.results.manifest import Validity
 from tests.harness.commands.test_bench import _plain_environment  # noqa: F401

@@ -92,7 +92,7 @@ def without_places(values: np.ndarray, places: np.ndarray, reference: int) -> tu
         design[cell, [arm, num_arms + block]] = 1
     design[:, -1] = places.ravel()
     target = values.ravel().astype(float)
-    for _ in range(6):
+    for _ in range(15):
         fit = np.linalg.lstsq(design, target, rcond=None)[0]
         rest = target - design @ fit
         edge = 3 * np.median(np.abs(rest))

@@ -71,7 +71,7 @@ def test_a_report_shows_it_and_holds_it_against_limits() -> None:
     frame, manifest = made_frame(ROWS), made_manifest(ROWS)
     text = render_report(frame, manifest, judge(frame, manifest), Path("x"), slo(LIMITS))
     (row,) = (line for line in text.splitlines() if line.startswith("| stall"))
-    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["500.0", "500.0", "n<300", "500.0"]
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["500.0 [500.0-500.0]"] * 2 + ["n<300", "500.0"]
     assert "words/s          60.0" in text
     assert "goodput          0.00 requests/s (0.0 % met all)" in text
     assert "limit            stall_p95_ms=600: met (500.0)" in text

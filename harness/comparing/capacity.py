@@ -1,0 +1,191 @@
+"""Capacity: the highest rate at which the limits hold, found anew in each block, so that it has an interval.
+
+All arms of a block replay the same prompts with the same arrivals, stretched to each rate. So within a block
+whether the limits hold depends on the rate alone, and ratios of two arms are paired. Each block starts its
+search elsewhere: the stop of the search then is an error that blocks average out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from harness.comparing.arms import arm_order
+from harness.comparing.contrasts import ratio_text
+from harness.comparing.intervals import FEWEST_BLOCKS, log_interval, middle_and_error
+from harness.plan.schedule import derive_seed
+from harness.replay.arm_file import Arm
+from harness.results.table import MISSING, render_table
+
+CONFIDENCE = 0.95
+FIRST_FACTOR, LATER_FACTOR = 2.0, 1.25
+"""By how much rates grow until the limits do not hold: at first, and near the answer of another block."""
+MAX_TRIED = 16
+
+
+class Tried(Protocol):
+    """A load, and whether the limits held there (None without limits)."""
+
+    @property
+    def load(self) -> float: ...
+    @property
+    def met(self) -> bool | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    load: float
+    met: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A rate or a ratio, with its interval at 95% where there are enough blocks."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+    def text(self) -> str:
+        return f"{self.value:.3g}" + (f" [{_range(self.interval)}]" if self.interval else "")
+
+
+def next_load(tried: Sequence[Tried], *, is_open: bool, closest: float = 0.05) -> float | None:
+    """Between the highest load that met the limits and the lowest above it; None when these are `closest`
+    (or, of users, neighbours)."""
+    met = [point.load for point in tried if point.met]
+    missed = [point.load for point in tried if not point.met and point.load > max(met, default=0.0)]
+    if not met or not missed:
+        return None
+    low, high = max(met), min(missed)
+    if is_open:
+        return math.sqrt(low * high) if high / low > 1 + closest else None
+    return float(round((low + high) / 2)) if high - low > 1 else None
+
+
+def search(holds: Callable[[float], bool], start: float, factor: float, closest: float) -> float | None:
+    """The rate in the middle of two that are `closest`, of which the limits hold at the lower alone.
+
+    None where no such two were found in `MAX_TRIED` rates.
+    """
+    tried: list[Probe] = []
+    rate: float | None = start
+    while rate is not None and len(tried) < MAX_TRIED:
+        tried.append(Probe(rate, holds(rate)))
+        met = [probe.load for probe in tried if probe.met]
+        if not met:
+            rate = min(probe.load for probe in tried) / factor
+        elif len(met) == len(tried):
+            rate = max(met) * factor
+        else:
+            rate = next_load(tried, is_open=True, closest=closest)
+    if rate is not None:
+        return None
+    low = max(probe.load for probe in tried if probe.met)
+    return math.sqrt(low * min(probe.load for probe in tried if probe.load > low))
+
+
+def start_of_block(before: Sequence[float], first: float, seed: int, arm: str) -> tuple[float, float]:
+    """Where the search of the next block starts, and the factor of its steps."""
+    middle, factor = (float(np.median(before)), LATER_FACTOR) if before else (first, FIRST_FACTOR)
+    offset = derive_seed(seed, f"capacity/{arm}") / (1 << 63) - 0.5
+    return float(middle * factor**offset), factor
+
+
+def find_capacities(
+    arms: Sequence[Arm],
+    num_blocks: int,
+    from_rate: float,
+    closest: float,
+    seed: int,
+    holds_at: Callable[[Arm, int], Callable[[float], bool]],
+) -> dict[str, list[float | None]]:
+    """Every arm once in every block, in the order of a comparison."""
+    found: dict[str, list[float | None]] = {str(arm.name): [] for arm in arms}
+    for block in range(num_blocks):
+        for arm in arm_order(arms, block, seed):
+            own = found[str(arm.name)]
+            known = [rate for rate in own if rate is not None]
+            start, factor = start_of_block(known, from_rate, derive_seed(seed, f"{block}"), str(arm.name))
+            own.append(search(holds_at(arm, block), start, factor, closest))
+    return found
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Of one positive value a block; geometric (trimmed) mean and Student's interval of the logarithms."""
+    logs = np.log(np.asarray(values, dtype=float))
+    if len(logs) < FEWEST_BLOCKS:
+        return Estimate(float(np.exp(logs.mean())), None)
+    low, high = log_interval(logs, CONFIDENCE)
+    return Estimate(float(np.exp(middle_and_error(logs)[0])), (float(np.exp(low)), float(np.exp(high))))
+
+
+@dataclass(frozen=True, slots=True)
+class Capacities:
+    """Requests a second of each arm in each block; None where a search found no end."""
+
+    of_block: Mapping[str, Sequence[float | None]]
+    reference: str
+    limits: str
+    closest: float
+
+    def capacity(self, arm: str) -> Estimate | None:
+        values = [value for value in self.of_block[arm] if value is not None]
+        return estimate(values) if values and len(values) == len(self.of_block[arm]) else None
+
+    def ratio(self, arm: str) -> Estimate | None:
+        """To the reference, block by block."""
+        pairs = list(zip(self.of_block[arm], self.of_block[self.reference], strict=False))
+        ratios = [ours / theirs for ours, theirs in pairs if ours is not None and theirs is not None]
+        return estimate(ratios) if ratios and len(ratios) == len(pairs) else None
+
+    def table(self) -> str:
+        lines: list[list[str]] = []
+        for arm in self.of_block:
+            own, ratio = self.capacity(arm), self.ratio(arm) if arm != self.reference else None
+            told = "no end found" if own is None else own.text()
+            against = MISSING if ratio is None else _ratio(ratio)
+            lines.append([arm, told, against, str(len(self.of_block[arm]))])
+        return render_table(["arm", "capacity (requests/s)", f"ratio to {self.reference}", "blocks"], lines)
+
+    def text(self) -> str:
+        return "\n".join(
+            [
+                self.table(),
+                f"Capacity: the highest rate at which {self.limits} holds. Each search stops when two rates "
+                f"are within {self.closest:.0%}; each interval holds at {CONFIDENCE:.0%}, over blocks of "
+                f"other arrivals. Below {FEWEST_BLOCKS} blocks there is none.",
+            ]
+        )
+
+    def facts(self) -> dict[str, object]:
+        """As JSON has it."""
+        return {
+            "limits": self.limits,
+            "closest": self.closest,
+            "confidence": CONFIDENCE,
+            "reference": self.reference,
+            "arms": {
+                arm: {
+                    "blocks": list(self.of_block[arm]),
+                    "requests_per_s": _facts(self.capacity(arm)),
+                    "ratio": _facts(self.ratio(arm)),
+                }
+                for arm in self.of_block
+            },
+        }
+
+
+def _facts(found: Estimate | None) -> dict[str, object] | None:
+    return None if found is None else {"value": found.value, "interval": found.interval}
+
+
+def _ratio(found: Estimate) -> str:
+    return ratio_text(found.value) + (f" [{_range(found.interval)}]" if found.interval else "")
+
+
+def _range(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.3g}-{interval[1]:.3g}"
