@@ -29,6 +29,8 @@ class Work:
     max_tokens: int
     ignore_eos: bool = True
     """False: the model may end its answer before."""
+    temperature: float = 0.0
+    top_p: float = 1.0
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +99,13 @@ def drive(
                     Sequence(
                         first + i,
                         item.token_ids,
-                        SamplingParams(max_tokens=item.max_tokens, ignore_eos=item.ignore_eos),
+                        SamplingParams(
+                            max_tokens=item.max_tokens,
+                            temperature=item.temperature,
+                            top_p=item.top_p,
+                            seed=first + i,
+                            ignore_eos=item.ignore_eos,
+                        ),
                         group_id=first,
                         group_size=len(group),
                         arrival_s=arrival_s,
