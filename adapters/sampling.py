@@ -7,12 +7,13 @@ a step is repeated, or on which device it runs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 import numpy as np
 import numpy.typing as npt
 
-from adapters.base import LEAST_TEMPERATURE, SamplingParams, Sequence
+from adapters.base import LEAST_TEMPERATURE, SamplingParams, Sequence, StepOutput, TokenLogprobs
 
 _MASK = (1 << 64) - 1
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
@@ -139,6 +140,27 @@ def choose_token(logits: npt.NDArray[np.float32], seq: Sequence) -> int:
         prompt_token_ids=seq.prompt_token_ids,
         output_token_ids=seq.output_token_ids,
     )
+
+
+def step_outputs(
+    sequences: Seq[Sequence], tokens: Seq[int], logits_of: Callable[[int], npt.NDArray[np.float32]]
+) -> list[StepOutput]:
+    """The chosen token of each row; `logits_of` a row are asked for only where a sequence wants logprobs."""
+    outputs = [StepOutput(seq.seq_id, [token]) for seq, token in zip(sequences, tokens, strict=True)]
+    for row, seq in enumerate(sequences):
+        if seq.params.num_logprobs is not None:
+            outputs[row].logprobs = [token_logprobs(logits_of(row), tokens[row], seq.params.num_logprobs)]
+    return outputs
+
+
+def token_logprobs(logits: npt.NDArray[np.float32], token_id: int, count: int) -> TokenLogprobs:
+    """Of one chosen token and of the `count` likeliest, before penalties, temperature and filters."""
+    scores = logits.astype(np.float64)
+    scores -= scores.max()
+    scores -= np.log(np.exp(scores).sum())
+    likeliest = _top_k(scores, min(count, len(scores))) if count else np.empty(0, dtype=np.intp)
+    ranked = likeliest[np.argsort(-scores[likeliest], kind="stable")]
+    return float(scores[token_id]), [(int(i), float(scores[i])) for i in ranked]
 
 
 def penalize(

@@ -10,7 +10,15 @@ import numpy.typing as npt
 import pytest
 
 from adapters.base import SamplingParams, Sequence
-from adapters.sampling import choose_token, mix64, penalize, sample_token, uniform_draw, uniform_draws
+from adapters.sampling import (
+    choose_token,
+    mix64,
+    penalize,
+    sample_token,
+    token_logprobs,
+    uniform_draw,
+    uniform_draws,
+)
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], dtype=np.float32))
 
@@ -185,6 +193,14 @@ def test_scores_that_are_no_numbers_raise_nothing() -> None:
     broken = np.full(64, np.nan, dtype=np.float32)
     for params in (SamplingParams(temperature=1.0, top_k=5, top_p=0.5, min_p=0.1), SamplingParams()):
         assert 0 <= sample_token(broken, params, 0) < 64
+
+
+def test_logprobs_by_hand() -> None:
+    own, top = token_logprobs(LOGITS, 2, 2)
+    assert own == pytest.approx(np.log(0.2))
+    assert [(i, pytest.approx(p)) for i, p in top] == [(1, np.log(0.4)), (3, np.log(0.3))]
+    assert token_logprobs(LOGITS, 0, 0)[1] == []
+    assert len(token_logprobs(LOGITS, 0, 20)[1]) == 4
 
 
 def test_rows_of_a_torch_batch_are_chosen_one_by_one() -> None:
