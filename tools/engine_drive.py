@@ -31,6 +31,7 @@ class Work:
     """False: the model may end its answer before."""
     temperature: float = 0.0
     top_p: float = 1.0
+    seed: int = 0
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +104,7 @@ def drive(
                             max_tokens=item.max_tokens,
                             temperature=item.temperature,
                             top_p=item.top_p,
-                            seed=first + i,
+                            seed=item.seed,
                             ignore_eos=item.ignore_eos,
                         ),
                         group_id=first,
