@@ -101,8 +101,11 @@ def test_logprobs_are_the_model_s_own_and_given_only_where_asked(driver: Driver)
         assert own == dict(top).get(output.token_ids[0], own)
     assert told[0].logprobs is not None
     assert told[0].logprobs[0][1][0][0] == told[0].token_ids[0] == first.token_ids[0]
-    # The same prompt: penalties, temperature and filters do not change what the model says.
-    assert len({str(output.logprobs[0][1]) for output in told if output.logprobs}) == 1
+    # The same prompt: penalties, temperature and filters do not change what the model says. llama.cpp's
+    # shared cache rounds each row in another way.
+    tops = [output.logprobs[0][1] for output in told if output.logprobs]
+    for top in tops[1:]:
+        assert dict(top) == pytest.approx(dict(tops[0]), abs=1e-4)
 
 
 def test_joining_and_leaving_change_nothing(driver: Driver) -> None:
