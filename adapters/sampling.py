@@ -7,17 +7,22 @@ a step is repeated, or on which device it runs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 import numpy as np
 import numpy.typing as npt
 
-from adapters.base import LEAST_TEMPERATURE, SamplingParams, Sequence
+from adapters.base import LEAST_TEMPERATURE, SamplingParams, Sequence, StepOutput, TokenLogprobs
 
 _MASK = (1 << 64) - 1
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _FEWEST_AT_ONCE = 32
 """Below this, NumPy's calls take longer than the draws one by one."""
+_BOUNDS = tuple(2.0**-bits for bits in (4, 8, 12, 16, 24))
+"""Weights, as shares of the largest, above which those that `top_p` keeps are looked for."""
+_ROUNDING = 1e-9
+"""More than the sums of a vocabulary can be off."""
 
 
 def mix64(value: int) -> int:
@@ -78,19 +83,52 @@ def sample_token(
         return int(scores.argmax())
     scores /= params.temperature
     if 0 < params.top_k < len(scores):
-        scores[np.argsort(-scores, kind="stable")[params.top_k :]] = -np.inf
+        token_ids = _top_k(scores, params.top_k)
+        scores = scores[token_ids]
+    else:
+        token_ids = np.arange(len(scores))
     weights = np.exp(scores - scores.max())
     if params.top_p < 1.0:
-        order = np.argsort(-weights, kind="stable")
-        ranked = weights[order] / weights.sum()
-        before = np.cumsum(ranked) - ranked
-        weights[order[before >= params.top_p]] = 0.0
+        kept = _nucleus(weights, params.top_p)
+        token_ids, weights = token_ids[kept], weights[kept]
     if params.min_p > 0.0:
-        weights[weights < params.min_p] = 0.0  # the likeliest one weighs 1
+        kept = np.flatnonzero(~(weights < params.min_p))  # the likeliest one weighs 1
+        token_ids, weights = token_ids[kept], weights[kept]
     cumulative = np.cumsum(weights)
     drawn = np.searchsorted(cumulative, uniform_draw(params.seed, index) * cumulative[-1], side="right")
-    # Rounding can put the draw at the very end; the last token that has any weight is meant then.
-    return int(min(drawn, np.flatnonzero(weights)[-1]))
+    if drawn == len(weights):
+        # Rounding can put the draw at the very end; the last token that has any weight is meant then.
+        drawn = np.flatnonzero(weights)[-1]
+    return int(token_ids[drawn])
+
+
+def _top_k(scores: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.intp]:
+    """Where the `count` largest scores stand, in rising order; of equal ones the first count."""
+    least = np.partition(scores, -count)[-count]
+    kept = np.flatnonzero(~(scores < least))  # so that NaN, which no model should give, raises nothing
+    if len(kept) > count:
+        equal = np.flatnonzero(scores[kept] == least)
+        kept = np.delete(kept, equal[count - len(kept) :])
+    return kept
+
+
+def _nucleus(weights: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.intp]:
+    """Where the fewest of the largest weights that make up `top_p` of all stand, in rising order.
+
+    Sorting a whole vocabulary takes milliseconds. So only the weights above a bound are sorted, once they are
+    sure to hold all that is wanted. The sort is stable: it gives them the order that they have among all.
+    """
+    total = weights.sum()
+    candidates = np.arange(len(weights))
+    for least in _BOUNDS:
+        likely = np.flatnonzero(weights >= least)
+        if weights[likely].sum() >= (top_p + _ROUNDING) * total:
+            candidates = likely
+            break
+    ranks = np.argsort(-weights[candidates], kind="stable")
+    ranked = weights[candidates[ranks]] / total
+    before = np.cumsum(ranked) - ranked
+    return np.sort(candidates[ranks[~(before >= top_p)]])
 
 
 def choose_token(logits: npt.NDArray[np.float32], seq: Sequence) -> int:
@@ -102,6 +140,27 @@ def choose_token(logits: npt.NDArray[np.float32], seq: Sequence) -> int:
         prompt_token_ids=seq.prompt_token_ids,
         output_token_ids=seq.output_token_ids,
     )
+
+
+def step_outputs(
+    sequences: Seq[Sequence], tokens: Seq[int], logits_of: Callable[[int], npt.NDArray[np.float32]]
+) -> list[StepOutput]:
+    """The chosen token of each row; `logits_of` a row are asked for only where a sequence wants logprobs."""
+    outputs = [StepOutput(seq.seq_id, [token]) for seq, token in zip(sequences, tokens, strict=True)]
+    for row, seq in enumerate(sequences):
+        if seq.params.num_logprobs is not None:
+            outputs[row].logprobs = [token_logprobs(logits_of(row), tokens[row], seq.params.num_logprobs)]
+    return outputs
+
+
+def token_logprobs(logits: npt.NDArray[np.float32], token_id: int, count: int) -> TokenLogprobs:
+    """Of one chosen token and of the `count` likeliest, before penalties, temperature and filters."""
+    scores = logits.astype(np.float64)
+    scores -= scores.max()
+    scores -= np.log(np.exp(scores).sum())
+    likeliest = _top_k(scores, min(count, len(scores))) if count else np.empty(0, dtype=np.intp)
+    ranked = likeliest[np.argsort(-scores[likeliest], kind="stable")]
+    return float(scores[token_id]), [(int(i), float(scores[i])) for i in ranked]
 
 
 def penalize(

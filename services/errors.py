@@ -92,6 +92,11 @@ def bad_field(param: str, problem: str) -> ApiError:
     return ApiError(422, f"{param} {problem}.", code="invalid_value", param=param)
 
 
+def unsupported_field(param: str, problem: str) -> ApiError:
+    """As `bad_field`, for what this service, or its backend, cannot do."""
+    return ApiError(422, f"{param} {problem}.", code="unsupported_field", param=param)
+
+
 def too_long(problem: str, param: str) -> ApiError:
     return ApiError(400, f"This can never fit: {problem}.", code="context_length_exceeded", param=param)
 

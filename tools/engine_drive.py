@@ -31,6 +31,9 @@ class Work:
     ignore_eos: bool = True
     """False: the model may end its answer before."""
     client: str = ""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +103,13 @@ def drive(
                     Sequence(
                         first + i,
                         item.token_ids,
-                        SamplingParams(max_tokens=item.max_tokens, ignore_eos=item.ignore_eos),
+                        SamplingParams(
+                            max_tokens=item.max_tokens,
+                            temperature=item.temperature,
+                            top_p=item.top_p,
+                            seed=item.seed,
+                            ignore_eos=item.ignore_eos,
+                        ),
                         group_id=first,
                         group_size=len(group),
                         arrival_s=arrival_s,

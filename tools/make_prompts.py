@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from adapters.base import ConfigError
+from adapters.base import ConfigError, LabError
 from adapters.data_files import DATA
 from harness.results.output_dir import whole_file
+from services.engine.messages import StepReport
 from tools.corpus.instructions import MAX_TOKENS, write_instruction
 from tools.corpus.lengths import OUTPUT_TOKENS, PROMPT_TOKENS, Draws, stratified_lengths
 from tools.corpus.texts import write_prompt
@@ -121,38 +122,38 @@ def _digest_line(path: Path, digest: str) -> bytes:
 def extend_prompts(
     prompts: list[Prompt], model: str, artifacts_dir: str, num_tokens: int, seed: int
 ) -> list[Prompt]:
-    """Let a causal language model go on with each prompt for up to `num_tokens`, sampled from `seed`."""
-    continue_text = _load_writer(model, artifacts_dir, num_tokens, seed)
-    extended: list[Prompt] = []
-    for number, prompt in enumerate(prompts, 1):
-        extended.append(replace(prompt, prompt=prompt.prompt + continue_text(prompt.prompt)))
-        print(f"\rextended {number} of {len(prompts)} prompts", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    return extended
+    """Let a causal language model go on with each prompt for up to `num_tokens`, sampled from `seed`.
 
-
-def _load_writer(model: str, artifacts_dir: str, num_tokens: int, seed: int) -> Callable[[str], str]:
-    """Load the model. A call gives the text that follows a prompt, which ends with a whole character."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
+    The lab's own engine batches them. What is added ends with a whole character.
+    """
     from adapters.base import BackendConfig
-    from adapters.models.store import resolve_model
-    from adapters.text.tokenizer import HFTokenizer
+    from adapters.registry import create_backend, load_tokenizer
+    from adapters.sampling import mix64
+    from tools.engine_drive import Work, drive
 
-    folder = resolve_model(BackendConfig(model=model, artifacts_dir=artifacts_dir)).folder
-    tokenizer = HFTokenizer.from_folder(folder)
-    network = AutoModelForCausalLM.from_pretrained(folder)
-    torch.manual_seed(seed)
+    config = BackendConfig(model=model, artifacts_dir=artifacts_dir)
+    tokenizer = load_tokenizer(config)
+    backend = create_backend(config)
+    streams = [tokenizer.stream() for _ in prompts]
+    texts = [prompt.prompt for prompt in prompts]
+    num_done = 0
 
-    def continue_text(text: str) -> str:
-        prompt_ids = torch.tensor([tokenizer.encode(text)])
-        output = network.generate(
-            prompt_ids, attention_mask=torch.ones_like(prompt_ids), max_new_tokens=num_tokens, do_sample=True
-        )
-        return tokenizer.stream().push(output[0, prompt_ids.shape[1] :].tolist())
+    def publish(report: StepReport) -> None:
+        nonlocal num_done
+        for update in report.updates:
+            texts[update.seq_id] += streams[update.seq_id].push(update.token_ids)
+            if update.finish_reason == "error":
+                raise LabError(f"{model} cannot extend {prompts[update.seq_id].id}: {update.error}")
+            num_done += update.finish_reason is not None
+        print(f"\rextended {num_done} of {len(prompts)} prompts", end="", file=sys.stderr, flush=True)
 
-    return continue_text
+    work = [
+        Work(ids, num_tokens, ignore_eos=False, temperature=1.0, seed=mix64(seed << 32 | number) >> 1)
+        for number, ids in enumerate(tokenizer.encode_batch(texts))
+    ]
+    drive(backend, "continuous", work, publish=publish)
+    print(file=sys.stderr)
+    return [replace(prompt, prompt=text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

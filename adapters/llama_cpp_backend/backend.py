@@ -28,7 +28,7 @@ from adapters.llama_cpp_backend.context import open_context, plan_context
 from adapters.llama_cpp_backend.loading import LlamaModel, device_name, load_model, pick_gpu_layers
 from adapters.llama_cpp_backend.slots import SlotTable, StepRows
 from adapters.models.gguf.store import GgufFile, resolve_gguf
-from adapters.sampling import choose_token
+from adapters.sampling import choose_token, step_outputs
 from adapters.text.tokenizer import HFTokenizer
 
 _NO_ROOM = 1
@@ -93,6 +93,7 @@ class LlamaCppBackend:
                 "n_ubatch": C.llama_n_ubatch(self.context),
                 "n_gpu_layers": self._model.num_gpu_layers,
             },
+            has_logprobs=True,
         )
 
     @property
@@ -115,8 +116,8 @@ class LlamaCppBackend:
         if not rows.wanted:
             C.llama_synchronize(self.context)
             return []
-        tokens = _choose_tokens(self.logits(len(rows.wanted)), rows)
-        return [StepOutput(seq.seq_id, [token]) for seq, token in zip(rows.sampled, tokens, strict=True)]
+        logits = self.logits(len(rows.wanted))
+        return step_outputs(rows.sampled, _choose_tokens(logits, rows), lambda row: logits[row])
 
     def logits(self, num_rows: int) -> NDArray[np.float32]:
         """A view of the last step's logits `(num_rows, vocabulary)`; the next step overwrites them."""

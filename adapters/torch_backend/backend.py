@@ -9,15 +9,17 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from adapters.base import BackendConfig, BackendError, ScheduledChunk, StepOutput
+from adapters.sampling import step_outputs
 from adapters.torch_backend.model.attention import joined_rows
 from adapters.torch_backend.model.kernel_llama import KernelLlama
 from adapters.torch_backend.packing import RowPlan
-from adapters.torch_backend.sampling import choose_tokens, find_likeliest
+from adapters.torch_backend.sampling import choose_tokens, find_likeliest, numbers_of
 from adapters.torch_backend.startup import PlainSetup, make_ready
 
 
@@ -27,7 +29,8 @@ class TorchBackend:
     def __init__(self, config: BackendConfig) -> None:
         """Raises: as `make_ready`."""
         setup = PlainSetup(config)
-        loaded, self.info = make_ready(config, setup)
+        loaded, info = make_ready(config, setup)
+        self.info = replace(info, has_logprobs=True)
         self.module = loaded.module
         self._forward = loaded.forward
         self._packer = setup.packer
@@ -44,11 +47,12 @@ class TorchBackend:
             if self.on_logits is not None:
                 self.on_logits(logits)
             tokens = choose_tokens(logits, plan.sampled, likeliest)
+            outputs = step_outputs(plan.sampled, tokens, lambda row: numbers_of(logits[row]))
         except torch.OutOfMemoryError as error:
             raise BackendError(f"out of memory in a step of {len(chunks)} rows: lower MAX_BATCH") from error
         except RuntimeError as error:
             raise BackendError(f"the forward pass failed: {error}") from error
-        return [StepOutput(seq.seq_id, [token]) for seq, token in zip(plan.sampled, tokens, strict=True)]
+        return outputs
 
     def _run_kernels(self, model: KernelLlama, plan: RowPlan) -> tuple[Tensor, list[int]]:
         rows = plan.ids, plan.slots, plan.positions

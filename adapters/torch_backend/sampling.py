@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.base import Sequence
@@ -22,8 +24,14 @@ def choose_tokens(logits: Tensor, sequences: Seq[Sequence], likeliest: list[int]
     """
     for row, seq in enumerate(sequences):
         if not seq.params.is_plain_greedy:
-            likeliest[row] = choose_token(logits[row].float().cpu().numpy(), seq)
+            likeliest[row] = choose_token(numbers_of(logits[row]), seq)
     return likeliest
+
+
+def numbers_of(logits: Tensor) -> NDArray[np.float32]:
+    """`logits (vocabulary,)` of one row on the host."""
+    numbers: NDArray[np.float32] = logits.float().cpu().numpy()
+    return numbers
 
 
 def find_likeliest(logits: Tensor, kernels: CpuKernels | None) -> list[int]:

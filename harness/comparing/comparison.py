@@ -21,7 +21,7 @@ from harness.comparing.trade import (
     what_more_blocks_tell,
 )
 from harness.comparing.verdict import DEFAULT_MARGIN
-from harness.results.lengths import lengths_in_words
+from harness.results.lengths import length_table, lengths_in_words, lengths_of
 from harness.results.manifest import ComparisonManifest
 from harness.results.metrics import Figure, compared_figures
 from harness.results.table import number, render_table, share
@@ -148,16 +148,21 @@ def padding_lines(manifest: ComparisonManifest) -> list[str]:
 
 
 def _natural_lengths(rows: pd.DataFrame, manifest: ComparisonManifest, num_unlike: int) -> list[str]:
-    """Where the model ends its answers, arms that differ in their tokens differ in their work as well."""
     if all(run.settings.ignore_eos for run in manifest.runs):
         return []
     lines = [f"Lengths are the model's own: {lengths_in_words(rows)}."]
     if num_unlike:
-        lines.append(
-            f"  caution: {num_unlike} prompts did not get the same tokens in every arm, so the arms' answers "
-            "differ in length: throughput and time per request compare unlike work"
-        )
-    return lines
+        lines.append(f"  caution: {unlike_work(num_unlike)}")
+    own = {arm: lengths_of(rows[rows["arm"] == arm]) for arm in manifest.arms}
+    return [*lines, "", render_table(*length_table(own))]
+
+
+def unlike_work(num_unlike: int) -> str:
+    """Where the model ends its answers, arms that differ in their tokens differ in their work as well."""
+    return (
+        f"{num_unlike} prompts did not get the same tokens in every arm, so the arms' answers "
+        "differ in length: throughput and time per request compare unlike work"
+    )
 
 
 def verdict_lines(found: Sequence[Contrast]) -> list[str]:

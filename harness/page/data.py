@@ -22,6 +22,7 @@ from harness.page.timeline import Timeline, batch_timeline
 from harness.results.cost import Price
 from harness.results.formulas import Floats, throughput, token_gaps
 from harness.results.latency_budget import Budget, latency_budget
+from harness.results.lengths import Lengths, lengths_of
 from harness.results.manifest import ComparisonManifest, RunManifest
 from harness.results.metrics import METRICS, Figure
 from harness.results.slo import Limit, Slo, goodput
@@ -56,6 +57,8 @@ class ArmData:
     dead_row_share: float | None
     usd_per_million_tokens: float | None
     num_failed: int
+    lengths: Lengths | None = None
+    """Of the answers, where the model ends them; None where all have their budget's length."""
 
     @property
     def middle_tokens_per_s(self) -> float:
@@ -182,6 +185,7 @@ def _arm_data(
         if tokens_per_s
         else None,
         num_failed=int(own["error"].notna().sum()),
+        lengths=None if all(run.settings.ignore_eos for run in runs) else lengths_of(own),
     )
 
 

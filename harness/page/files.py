@@ -24,6 +24,7 @@ from harness.page.summary import (
     arm_table,
     budget_table,
     contrast_sentences,
+    length_lines,
     setting_lines,
     verdict_sentences,
 )
@@ -113,6 +114,7 @@ def to_markdown(data: ReportData) -> str:
         parts.append(f"Latencies from schedule. Ratios to {data.reference}; intervals hold together at 95%.")
         parts.append(render_table(*contrast_table(data.found)))
         parts.append("\n".join(f"- {sentence}" for sentence in contrast_sentences(data.found)))
+    parts += length_lines(data)
     headers, lines = budget_table(data)
     if lines:
         parts.append(render_table(headers, lines))

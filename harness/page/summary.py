@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.comparing.comparison import padding_lines, verdict_lines
+from harness.comparing.comparison import padding_lines, unlike_work, verdict_lines
 from harness.comparing.contrasts import Contrast
 from harness.comparing.trade import decision_sentences
 from harness.page.data import ArmData, ReportData
 from harness.results.latency_budget import TERMS
+from harness.results.lengths import length_table
 from harness.results.metrics import compared_figures
-from harness.results.table import MISSING, number, share
+from harness.results.table import MISSING, number, render_table, share
 
 
 def verdict_sentences(data: ReportData) -> list[str]:
@@ -88,6 +89,18 @@ def arm_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
         cells.append(number(arm.usd_per_million_tokens, 2))
         lines.append(cells)
     return headers, lines
+
+
+def length_lines(data: ReportData) -> list[str]:
+    """Where the model ends answers: their lengths, and whether the arms did like work."""
+    lengths = {f"{arm.name}, {arm.load}": arm.lengths for arm in data.arms if arm.lengths is not None}
+    if not lengths:
+        return []
+    num_same, num_planned = data.num_same
+    lines = [render_table(*length_table(lengths))]
+    if num_same < num_planned:
+        lines.append(f"- caution: {unlike_work(num_planned - num_same)}")
+    return lines
 
 
 def contrast_sentences(found: Sequence[Contrast]) -> list[str]:

@@ -218,6 +218,13 @@ class SamplingFields(BaseModel):
         return plain
 
 
+MAX_LOGPROBS = 20
+
+
+def _false_is_off(value: Any) -> Any:
+    return None if value is False else value
+
+
 class GenerateRequest(SamplingFields):
     """`POST /generate` and `POST /v1/completions`. Lists in `max_tokens` and `seed` go by prompt.
 
@@ -238,9 +245,13 @@ class GenerateRequest(SamplingFields):
     echo: bool = False
     add_special_tokens: bool = True
     """False: the prompt does not begin with the token that the model wants first."""
-    logprobs: Annotated[Any, _only(False)] = None
-    """0 asks for the chosen tokens' logarithms, which are not kept, so it is refused as 1 is."""
+    logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS), BeforeValidator(_false_is_off)] = None
+    """The logprob of each token, and so many of the likeliest beside it."""
     suffix: Annotated[Any, _only("")] = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
 
 def _join_text_parts(value: Any) -> Any:
@@ -290,9 +301,13 @@ class ChatRequest(SamplingFields):
     add_generation_prompt: Annotated[Any, _only(True)] = None
     continue_final_message: Annotated[Any, _only(False)] = None
     add_special_tokens: Annotated[Any, _only(False)] = None
-    logprobs: Annotated[Any, _only(False)] = None
-    top_logprobs: Annotated[Any, _only(0)] = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] = 0
     tools: Annotated[Any, _only([])] = None
     tool_choice: Annotated[Any, _only("none")] = None
     parallel_tool_calls: Any = None
     modalities: Annotated[Any, _only(["text"])] = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.top_logprobs if self.logprobs else None

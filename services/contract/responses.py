@@ -24,6 +24,31 @@ class Timings(BaseModel, SequenceTimings, frozen=True):
     """
 
 
+class Logprobs(BaseModel):
+    """Of the tokens of a completion. `text_offset` counts the characters of the tokens before each."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TokenLogprob(BaseModel):
+    """`bytes` is null for a part of a character, whose text is U+FFFD."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatTokenLogprob(TokenLogprob):
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[ChatTokenLogprob]
+
+
 class StreamChoice(BaseModel):
     """What one choice gained. Its last entry alone carries the counts and the timings, its first the prompt's
     ids where `return_token_ids` asks for them."""
@@ -36,6 +61,7 @@ class StreamChoice(BaseModel):
     num_prompt_tokens: int | None = None
     num_output_tokens: int | None = None
     timings: Timings | None = None
+    logprobs: Logprobs | None = None
 
 
 class CompletionChoice(BaseModel):
@@ -49,6 +75,7 @@ class CompletionChoice(BaseModel):
     num_prompt_tokens: int
     num_output_tokens: int
     timings: Timings
+    logprobs: Logprobs | None = None
 
 
 class Usage(BaseModel):
@@ -91,6 +118,7 @@ class ChatChoice(BaseModel):
     num_prompt_tokens: int
     num_output_tokens: int
     timings: Timings
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatCompletion(BaseModel):

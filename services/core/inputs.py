@@ -21,7 +21,7 @@ from adapters.sampling import mix64
 from adapters.text.detokenizer import SpelledStream
 from adapters.text.tokenizer import ChatTemplateError, Tokenizer, least_num_tokens
 from services import errors
-from services.contract.requests import MAX_PROMPTS, ChatRequest, GenerateRequest, SamplingFields
+from services.contract.requests import MAX_PROMPTS, ChatRequest, GenerateRequest
 from services.contract.tokens import DetokenizeRequest
 from services.core.byte_limit import ByteLimit
 from services.core.outputs import RequestState
@@ -62,11 +62,23 @@ class InputProcessor:
             ApiError: 404 for another model, 422 for a field, 400 for what surely never fits.
         """
         self.check_model(request.model)
+        self._check_logprobs(request)
         if isinstance(request, ChatRequest):
             return
         if len(request.prompt) * request.n > MAX_PROMPTS:
             raise errors.bad_field("n", f"times the number of prompts must not exceed {MAX_PROMPTS}")
         self._check_length(request.prompt, "prompt")
+
+    def _check_logprobs(self, request: GenerateRequest | ChatRequest) -> None:
+        if isinstance(request, ChatRequest) and request.top_logprobs and not request.logprobs:
+            raise errors.bad_field("top_logprobs", "needs logprobs: true")
+        if request.num_logprobs is None:
+            return
+        info = self.loaded.info
+        if not info.has_logprobs:
+            raise errors.unsupported_field("logprobs", f"is not supported by the backend {info.backend}")
+        if isinstance(request, GenerateRequest) and request.echo:
+            raise errors.bad_field("logprobs", "is not given for a prompt: leave out echo")
 
     def _check_length(self, prompts: Seq[str] | Seq[list[int]], param: str) -> None:
         room = self.loaded.limits.max_sequence_tokens
@@ -161,6 +173,7 @@ class InputProcessor:
             keeps_prompts=request.return_token_ids,
             echoes=echoes,
             max_unread_tokens=self.settings.max_unread_tokens,
+            spelled=None if request.num_logprobs is None else speller(tokenizer),
         )
 
     async def _token_ids(self, request: GenerateRequest | ChatRequest) -> list[list[int]]:
@@ -227,7 +240,11 @@ class InputProcessor:
         return await self._encode(texts, param, add_special_tokens=False)  # the template has them
 
     def _sampling(
-        self, request: SamplingFields, budget: int | None, seed: int | None, num_prompt_tokens: int
+        self,
+        request: GenerateRequest | ChatRequest,
+        budget: int | None,
+        seed: int | None,
+        num_prompt_tokens: int,
     ) -> SamplingParams:
         """Without `budget` the default budget is cut to what fits. Without `seed` or SEED it is random."""
         settings = self.settings
@@ -257,7 +274,14 @@ class InputProcessor:
             stop_token_ids=request.stop_token_ids,
             min_tokens=request.min_tokens if endings or request.stop else 0,
             ending_token_ids=endings if request.min_tokens else (),
+            num_logprobs=request.num_logprobs,
         )
+
+
+def speller(tokenizer: Tokenizer) -> Callable[[int], str]:
+    """The text of one token, that of a special one as it is spelled; U+FFFD for a part of a character."""
+    special = tokenizer.special_tokens
+    return lambda token_id: special.get(token_id) or tokenizer.decode([token_id])
 
 
 def _seed_of(seed: int | None, choice: int) -> int | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol
 
-from adapters.base import FinishReason, Sequence
+from adapters.base import FinishReason, Sequence, TokenLogprobs
 from services.contract.timings import SequenceTimings
 from services.core.special_text import without_marks
 from services.engine.messages import SequenceUpdate
@@ -25,7 +25,7 @@ NO_TIMINGS = SequenceTimings(0.0, 0.0, 0.0, 0.0, 0, 0.0)
 
 @dataclass(slots=True)
 class ChoiceOutput:
-    """What one choice gained since the last frame. All but the first three come with its last output."""
+    """What one choice gained since the last frame. Reason, counts and timings come with its last output."""
 
     index: int
     text: str = ""
@@ -34,6 +34,8 @@ class ChoiceOutput:
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     timings: SequenceTimings = NO_TIMINGS
+    logprobs: list[TokenLogprobs] | None = None
+    """One for each of `token_ids`, where they were asked for."""
 
 
 RequestOutput = list[ChoiceOutput]
@@ -158,10 +160,14 @@ class ChoiceState:
         if not self.is_stopped and token_ids:
             # The token that ends an answer has no text of its own.
             shown = token_ids[:-1] if update.finish_reason == "stop" else token_ids
+            num_before = self._num_output_tokens
             if self._stop is None:
                 self._add(token_ids, self._stream.push(shown))
             else:
                 self._add_until_stop(self._stop, token_ids, len(shown))
+            if update.logprobs is not None and self._output is not None:
+                kept = update.logprobs[: self._num_output_tokens - num_before]
+                self._output.logprobs = (self._output.logprobs or []) + kept
         if update.finish_reason is not None:
             self._finish(update.finish_reason, update.timings or NO_TIMINGS)
 
@@ -230,11 +236,13 @@ class RequestState:
         keeps_prompts: bool = False,
         echoes: Seq[str] = (),
         max_unread_tokens: int = 0,
+        spelled: Callable[[int], str] | None = None,
     ) -> None:
         """With `has_marks`, `streams` give the marks of `services.core.special_text`. `echoes` are the texts
         to echo, one a choice. A reader who leaves more than `max_unread_tokens` unread is cut off (0: any
-        number may wait)."""
+        number may wait). `spelled` gives the text of a token, for an answer with logprobs."""
         self.request_id = request_id
+        self.spelled = spelled
         self.arrival_s = sequences[0].arrival_s
         self.prompt_token_ids = [seq.prompt_token_ids for seq in sequences] if keeps_prompts else []
         """One list a choice, where the answer is to repeat them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from adapters.base import BackendInfo, FinishReason, Sequence
+from adapters.base import BackendInfo, FinishReason, Sequence, TokenLogprobs
 from services.contract.timings import SequenceTimings, StepRecord
 
 
@@ -64,6 +64,8 @@ class SequenceUpdate:
     timings: SequenceTimings | None = None
     error: str | None = None
     """Why, where `finish_reason` is "error"."""
+    logprobs: list[TokenLogprobs] | None = None
+    """One for each token, where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)

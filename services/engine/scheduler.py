@@ -180,7 +180,7 @@ class Scheduler:
 
         `plan` is that step `with_ended_rows_dead`.
         """
-        tokens_of = {output.seq_id: output.token_ids for output in outputs}
+        output_of = {output.seq_id: output for output in outputs}
         num_rows = plan.num_rows
         updates = []
         for chunk in plan.chunks:
@@ -189,9 +189,12 @@ class Scheduler:
             seq = chunk.seq
             seq.num_steps += 1
             seq.sum_batch_rows += num_rows
-            token_ids = tokens_of.get(seq.seq_id)
-            if token_ids:
-                updates.append(self._append(seq, token_ids, now_s))
+            output = output_of.get(seq.seq_id)
+            if output is not None and output.token_ids:
+                update = self._append(seq, output.token_ids, now_s)
+                if output.logprobs is not None:
+                    update.logprobs = output.logprobs[: len(update.token_ids)]
+                updates.append(update)
             elif chunk.start + chunk.num_tokens >= len(seq.prompt_token_ids) + len(seq.output_token_ids):
                 updates.append(self._fail(seq, "the backend computed this sequence but gave no token", now_s))
         return Outcome(updates, self._batch.sweep())

@@ -18,8 +18,15 @@ def pack(message: ToApi) -> bytes:
         return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     updates = [
         (update.seq_id, update.token_ids)
-        if update.finish_reason is None
-        else (update.seq_id, update.token_ids, update.finish_reason, update.timings, update.error)
+        if update.finish_reason is None and update.logprobs is None
+        else (
+            update.seq_id,
+            update.token_ids,
+            update.finish_reason,
+            update.timings,
+            update.error,
+            update.logprobs,
+        )
         for update in message.updates
     ]
     counts = (message.num_running, message.queue_depth, message.kv_used_tokens)

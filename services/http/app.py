@@ -61,6 +61,7 @@ def _add_generation(app: FastAPI, service: Service, handler: RequestHandler) -> 
             with_usage=with_usage,
             usage_prompt_tokens=state.num_prompt_tokens // request.n if is_continuous else None,
             prompt_token_ids=state.prompt_token_ids,
+            spelled=state.spelled,
         )
 
     @app.post(**post("/generate", Completion, GenerateRequest))

@@ -41,6 +41,8 @@ class CompatRequest(GenerateRequest):
     @classmethod
     def _keep_what_was_sent(cls, data: Any, check: ModelWrapValidatorHandler[CompatRequest]) -> CompatRequest:
         request = check(data)
+        if request.logprobs is not None:
+            raise bad_field("logprobs", "has no place in this path's answer: use /v1/completions")
         request._sent.update((name, value) for name, value in data.items() if value is not None)
         return request
 

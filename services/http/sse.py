@@ -8,8 +8,9 @@ splits a frame at a Unicode line separator.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from itertools import accumulate
 from operator import attrgetter
 from typing import Literal, Protocol
 
@@ -59,6 +60,8 @@ class FrameWriter:
         "_num_output_tokens",
         "_prompts",
         "_shape",
+        "_spelled",
+        "_text_lengths",
         "_usage_prompt_tokens",
         "_whole_head",
         "_with_usage",
@@ -75,14 +78,18 @@ class FrameWriter:
         with_usage: bool = False,
         usage_prompt_tokens: int | None = None,
         prompt_token_ids: Sequence[list[int]] = (),
+        spelled: Callable[[int], str] | None = None,
     ) -> None:
-        """`usage_prompt_tokens`, those of all prompts, puts the usage so far on every chunk."""
+        """`usage_prompt_tokens`, those of all prompts, puts the usage so far on every chunk. `spelled` gives
+        the text of a token, for logprobs."""
         self._shape = shape
         self._num_choices = num_choices
         self._with_usage = with_usage
         self._usage_prompt_tokens = usage_prompt_tokens
         self._num_output_tokens = 0
         self._prompts = dict(enumerate(prompt_token_ids))
+        self._spelled = spelled
+        self._text_lengths: dict[int, int] = {}
         self._has_sent_role = shape != "chat"
         whole, chunk = (
             f'{{"id":{_quote(request_id)},"object":"{name}","created":{created},"model":{_quote(model)},"choices":['
@@ -134,13 +141,46 @@ class FrameWriter:
             content = f'"text":{text}'
         if self._prompts:
             content += self._own_prompt(choice)
+        if self._spelled is not None:
+            content += self._logprobs(choice, self._spelled)
         return _choice(choice, content)
 
     def _whole_entry(self, choice: ChoiceOutput) -> str:
         text = _quote(choice.text)
         is_chat = self._shape == "chat"
         content = f'"message":{{"role":"assistant","content":{text}}}' if is_chat else f'"text":{text}'
+        if self._spelled is not None:
+            content += self._logprobs(choice, self._spelled)
         return _choice(choice, content + self._own_prompt(choice))
+
+    def _logprobs(self, choice: ChoiceOutput, spelled: Callable[[int], str]) -> str:
+        """The field that both shapes have; `text_offset` counts the characters of the tokens before."""
+        entries = list(zip(choice.token_ids, choice.logprobs or (), strict=True))
+        if self._shape == "chat":
+            content = [
+                {
+                    **_one_logprob(spelled(i), own),
+                    "top_logprobs": [_one_logprob(spelled(j), p) for j, p in top],
+                }
+                for i, (own, top) in entries
+            ]
+            return f',"logprobs":{_quote({"content": content})}'
+        texts = [spelled(token_id) for token_id in choice.token_ids]
+        start = self._text_lengths.get(choice.index, 0)
+        ends = list(accumulate(map(len, texts), initial=start))
+        self._text_lengths[choice.index] = ends[-1]
+        told = {
+            "tokens": texts,
+            "token_logprobs": [own for _, (own, _) in entries],
+            "top_logprobs": [{spelled(j): p for j, p in top} for _, (_, top) in entries],
+            "text_offset": ends[:-1],
+        }
+        return f',"logprobs":{_quote(told)}'
+
+
+def _one_logprob(text: str, logprob: float) -> dict[str, object]:
+    """`bytes` is null for a part of a character, whose text is U+FFFD."""
+    return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
 
 
 def _choice(choice: ChoiceOutput, content: str) -> str:

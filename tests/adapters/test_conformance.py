@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from adapters.base import Backend, BackendError, CapacityError, SamplingParams, SequenceState
+from adapters.base import Backend, BackendError, CapacityError, SamplingParams, ScheduledChunk, SequenceState
 from tests.adapters.conformance import (
     CUT,
     FACTORIES,
@@ -82,6 +82,30 @@ def test_prompt_chunks_change_nothing(driver: Driver, params: SamplingParams, cu
     assert len(seq.output_token_ids) == 5
     for one in (seq, *mates):
         assert one.output_token_ids == driver.alone(one)
+
+
+def test_logprobs_are_the_model_s_own_and_given_only_where_asked(driver: Driver) -> None:
+    if not driver.backend.info.has_logprobs:
+        pytest.skip("this backend has none, and says so")
+    plain = driver.start(9)
+    asked = [driver.start(9, replace(params, num_logprobs=3)) for params in (GREEDY, PENALIZED, SAMPLED)]
+    chunks = [ScheduledChunk(seq, 0, seq.num_tokens) for seq in (plain, *asked)]
+    first, *told = driver.backend.step(chunks)
+    assert first.logprobs is None
+    for output in told:
+        assert output.logprobs is not None
+        ((own, top),) = output.logprobs
+        assert own <= top[0][1] <= 0
+        assert [p for _, p in top] == sorted((p for _, p in top), reverse=True)
+        assert len(top) == 3
+        assert own == dict(top).get(output.token_ids[0], own)
+    assert told[0].logprobs is not None
+    assert told[0].logprobs[0][1][0][0] == told[0].token_ids[0] == first.token_ids[0]
+    # The same prompt: penalties, temperature and filters do not change what the model says. llama.cpp's
+    # shared cache rounds each row in another way.
+    tops = [output.logprobs[0][1] for output in told if output.logprobs]
+    for top in tops[1:]:
+        assert dict(top) == pytest.approx(dict(tops[0]), abs=1e-4)
 
 
 def test_joining_and_leaving_change_nothing(driver: Driver) -> None:

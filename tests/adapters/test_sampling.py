@@ -6,10 +6,19 @@ import statistics
 from collections import Counter
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from adapters.base import SamplingParams, Sequence
-from adapters.sampling import choose_token, mix64, penalize, sample_token, uniform_draw, uniform_draws
+from adapters.sampling import (
+    choose_token,
+    mix64,
+    penalize,
+    sample_token,
+    token_logprobs,
+    uniform_draw,
+    uniform_draws,
+)
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], dtype=np.float32))
 
@@ -131,6 +140,67 @@ def test_without_penalties_the_tokens_so_far_change_nothing() -> None:
     for index in range(200):
         plain = sample_token(LOGITS, params, index)
         assert plain == sample_token(LOGITS, params, index, prompt_token_ids=[1], output_token_ids=[0, 3])
+
+
+def sorted_choice(logits: npt.NDArray[np.float32], params: SamplingParams, index: int) -> int:
+    """The rule of `sample_token` as it reads, with a sort of the whole vocabulary."""
+    scores = logits.astype(np.float64) / params.temperature
+    if params.top_k:
+        scores[np.argsort(-scores, kind="stable")[params.top_k :]] = -np.inf
+    weights = np.exp(scores - scores.max())
+    order = np.argsort(-weights, kind="stable")
+    ranked = weights[order] / weights.sum()
+    weights[order[np.cumsum(ranked) - ranked >= params.top_p]] = 0.0
+    weights[weights < params.min_p] = 0.0
+    cumulative = np.cumsum(weights)
+    return int(np.searchsorted(cumulative, uniform_draw(params.seed, index) * cumulative[-1], side="right"))
+
+
+@pytest.mark.parametrize("kind", ["peaked", "even", "with equals", "alone"])
+def test_a_real_vocabulary_is_not_sorted_and_gives_the_tokens_of_a_sort(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(5)
+    logits = rng.normal(0, 1 if kind == "even" else 3, 49_152).astype(np.float32)
+    logits[rng.integers(0, len(logits), 30)] += 0 if kind == "even" else 9
+    if kind == "with equals":
+        logits = np.round(logits)
+    if kind == "alone":
+        logits[:] = -np.inf
+        logits[7] = 0
+    sizes: list[int] = []
+    sort = np.argsort
+    monkeypatch.setattr(
+        "adapters.sampling.np.argsort", lambda a, **how: (sizes.append(len(a)), sort(a, **how))[1]
+    )
+    for index in range(40):
+        params = SamplingParams(
+            temperature=float(rng.choice([0.3, 0.8, 1.5])),
+            top_k=int(rng.choice([0, 1, 50, 5000])),
+            top_p=float(rng.choice([0.1, 0.9, 0.999, 1.0])),
+            min_p=float(rng.choice([0.0, 0.02, 0.3])),
+            seed=index,
+        )
+        chosen = sample_token(logits, params, index)
+        num_sorted = max(sizes, default=0)
+        assert chosen == sorted_choice(logits, params, index), params
+        sizes.clear()
+        if kind == "peaked" and params.temperature < 1 and params.top_p < 0.99:
+            assert num_sorted < 2_000
+
+
+def test_scores_that_are_no_numbers_raise_nothing() -> None:
+    broken = np.full(64, np.nan, dtype=np.float32)
+    for params in (SamplingParams(temperature=1.0, top_k=5, top_p=0.5, min_p=0.1), SamplingParams()):
+        assert 0 <= sample_token(broken, params, 0) < 64
+
+
+def test_logprobs_by_hand() -> None:
+    own, top = token_logprobs(LOGITS, 2, 2)
+    assert own == pytest.approx(np.log(0.2))
+    assert [(i, pytest.approx(p)) for i, p in top] == [(1, np.log(0.4)), (3, np.log(0.3))]
+    assert token_logprobs(LOGITS, 0, 0)[1] == []
+    assert len(token_logprobs(LOGITS, 0, 20)[1]) == 4
 
 
 def test_rows_of_a_torch_batch_are_chosen_one_by_one() -> None:

@@ -83,6 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context", type=int, default=128, help="tokens that each row has behind it, on average"
     )
     parser.add_argument("--steps", type=int, default=64, help="steps to measure (default 64)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="of all rows (default 0: the likeliest token)"
+    )
+    parser.add_argument("--top-p", type=float, default=1.0, help="of all rows (default 1: no limit)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -96,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     frames = []
     for num_rows in args.rows:
         print(f"{num_rows} rows ...", file=sys.stderr, flush=True)
-        frames.append(_profile(backend, times, num_rows, args.context, args.steps).assign(num_rows=num_rows))
+        frames.append(_profile(backend, times, num_rows, args).assign(num_rows=num_rows))
     frame = pd.concat(frames, ignore_index=True)
     path = args.out / "profile" / f"{utc_stamp()}.parquet"
     with whole_file(path) as file:
@@ -111,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _profile(
-    backend: TorchBackend, times: SelfTimes, num_rows: int, context: int, num_steps: int
+    backend: TorchBackend, times: SelfTimes, num_rows: int, args: argparse.Namespace
 ) -> pd.DataFrame:
     """One row a step and part, for the steps in which all rows decode."""
     reader, writer = multiprocessing.Pipe(duplex=False)
@@ -132,8 +136,12 @@ def _profile(
         if record and record.num_decode_tokens == num_rows:
             rows.extend({"step": record.step, "part": part, "seconds": s} for part, s in took.items())
 
-    begin = max(context - num_steps // 2, 1)
-    work = [Work([(7 * row + 13 * j) % 251 for j in range(begin)], num_steps + 2) for row in range(num_rows)]
+    begin = max(args.context - args.steps // 2, 1)
+    how = {"temperature": args.temperature, "top_p": args.top_p}
+    work = [
+        Work([(7 * row + 13 * j) % 251 for j in range(begin)], args.steps + 2, **how)
+        for row in range(num_rows)
+    ]
     drive(backend, "continuous", work, max_batch=num_rows, max_step_tokens=1024, publish=publish)
     process.terminate()
     process.join()

@@ -218,7 +218,7 @@ def attend_prompt(
 def linear_kernels(folder: Path, num_threads: int = 1) -> CpuKernels:
     lab = kernels(folder, torch.bfloat16, num_threads)
     if not lab.has_linear:
-        pytest.skip("this CPU has no pairwise bf16 products, or a matrix unit that is faster")
+        pytest.skip("this CPU has no vectors of 16 numbers, or a matrix unit that is faster")
     return lab
 
 

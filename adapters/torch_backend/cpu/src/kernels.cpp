@@ -1,5 +1,5 @@
 // A step on the CPU: norm, rotary embedding with cache write, attention of single rows; and, where the CPU
-// multiplies pairs of bf16, linear layers, the attention of prompt rows, and all of a Llama-shaped model. The
+// has vectors of 16 numbers, in bf16 linear layers, the attention of prompt rows, and all of a Llama-shaped model. The
 // first would be half a dozen torch operators each, or attention padded to the longest row.
 //
 // A row's result depends on that row alone: its loops run over its own length in a fixed order, and threads
@@ -8,7 +8,7 @@
 
 #include "model.h"
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BW__)
 extern "C" void lab_linear_bfloat16(const Linear* l, const bf16* x, int64_t rows, bf16* out) {
     product(*l, x, rows, nullptr, out, kNone);
 }

@@ -5,7 +5,7 @@
 
 #include "prompts.h"
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BW__)
 
 struct Layer {  // mirrors `KernelLayer` in kernels.py
     const bf16 *input_norm, *mlp_norm;

@@ -1,4 +1,4 @@
-// Linear layers in bf16, where the CPU multiplies pairs of bf16 and has no matrix unit for it.
+// Linear layers in bf16, where the CPU has vectors of kLanes numbers and no matrix unit.
 //
 // One sum per output, over the inputs in their order, however many rows there are: a row's bits are the same
 // in every batch, and one row costs one pass over the weights. The weights lie in panels of kLanes outputs,
@@ -16,10 +16,41 @@ struct Linear {  // mirrors `KernelWeight` in kernels.py
 
 enum Epilogue { kNone, kSwish, kPlus, kTimes };
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BW__)
 
 // Sums of kTile rows and kPanels panels fill the registers; these panels stay in the cache for all rows.
-constexpr int kTile = 6, kPanels = 4;
+constexpr int kPanels = 4;
+
+// kLanes pairs of bf16: one register where the CPU multiplies pairs, else the even and the odd numbers in fp32.
+#if defined(__AVX512BF16__)
+
+constexpr int kTile = 6;
+using Pairs = __m512bh;
+
+static inline Pairs load_pairs(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+
+static inline Pairs repeat_pair(const bf16* p) { return (__m512bh)_mm512_set1_epi32(load_as<int32_t>(p)); }
+
+static inline f32v plus_products(f32v sum, Pairs a, Pairs b) { return (f32v)_mm512_dpbf16_ps((__m512)sum, a, b); }
+
+#else
+
+constexpr int kTile = 4;  // a panel's numbers take two registers
+using Pairs = Pair;
+
+static inline Pairs load_pairs(const bf16* p) { return load_pair(p); }
+
+static inline Pairs repeat_pair(const bf16* p) {
+    u32v both = u32v{} + load_as<uint32_t>(p);
+    return {(f32v)(both << 16), (f32v)(both & 0xffff0000u)};
+}
+
+static inline f32v plus_products(f32v sum, Pairs a, Pairs b) {
+    __m512 even = _mm512_fmadd_ps((__m512)a.a, (__m512)b.a, (__m512)sum);
+    return (f32v)_mm512_fmadd_ps((__m512)a.b, (__m512)b.b, even);
+}
+
+#endif
 
 static inline f32v swish(f32v x) {
     f32v e = exp_of(larger(x < 0.0f ? x : -x, f32v{} - 200.0f));
@@ -39,13 +70,13 @@ static inline void add_products(
     Fetch fetch = {nullptr, 0}
 ) {
     for (int64_t k = 0; k < pairs; k++) {
-        __m512bh w[V];
-        for (int v = 0; v < V; v++) w[v] = (__m512bh)_mm512_loadu_si512(panels + v * panel_size + k * 2 * kLanes);
+        Pairs w[V];
+        for (int v = 0; v < V; v++) w[v] = load_pairs(panels + v * panel_size + k * 2 * kLanes);
         for (int64_t f = 0; f < fetch.count; f++)
             __builtin_prefetch(fetch.panels + f * panel_size + k * 2 * kLanes, 0, 2);
         for (int m = 0; m < M; m++) {
-            auto pair = (__m512bh)_mm512_set1_epi32(load_as<int32_t>(x + m * stride + 2 * k));
-            for (int v = 0; v < V; v++) acc[m][v] = (f32v)_mm512_dpbf16_ps((__m512)acc[m][v], w[v], pair);
+            Pairs pair = repeat_pair(x + m * stride + 2 * k);
+            for (int v = 0; v < V; v++) acc[m][v] = plus_products(acc[m][v], w[v], pair);
         }
     }
 }

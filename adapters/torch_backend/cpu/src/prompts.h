@@ -1,4 +1,4 @@
-// Attention of prompt rows in bf16, where the CPU multiplies pairs of bf16.
+// Attention of prompt rows in bf16, where the CPU has vectors of kLanes numbers.
 //
 // The queries of one key head are the rows of two products a block of kBlock positions: with the keys, and, once
 // softened, with the values; both are packed into panels first. The softmax goes along with the blocks: its
@@ -9,7 +9,7 @@
 #include "products.h"
 #include "rows.h"
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BW__)
 
 constexpr int kBlock = kPanels * kLanes;
 
@@ -94,8 +94,7 @@ static inline float soften_block(
     for (int v = 0; v < kPanels; v++) {
         f32v weight = exp_of(larger(scores[v] - highest, f32v{} - 200.0f));
         softmax.totals += weight;
-        auto half = _mm512_cvtneps_pbh((__m512)weight);
-        std::memcpy(weights + v * kLanes, &half, sizeof(half));
+        store(weights + v * kLanes, weight);
     }
     return factor;
 }

@@ -1,7 +1,7 @@
 // Vectors of 16 numbers in fp32, loaded from and stored to fp32 and bf16; sums in one order; the exponential.
 #pragma once
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BW__)
 #include <immintrin.h>
 #endif
 
