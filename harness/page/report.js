@@ -1,0 +1,50 @@
+// A click on a heading sorts the table by that column.
+for (const table of document.querySelectorAll("table")) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => head.addEventListener("click", () => {
+    const down = head.getAttribute("aria-sort") === "ascending";
+    heads.forEach(other => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const value = row => row.cells[column].textContent.trim();
+    const number = text => parseFloat(text.replace(/,/g, ""));
+    const rows = [...table.tBodies[0].rows].sort((a, b) => {
+      const [x, y] = [value(a), value(b)], [m, n] = [number(x), number(y)];
+      const order = isNaN(m) || isNaN(n) ? x.localeCompare(y) : m - n;
+      return down ? -order : order;
+    });
+    table.tBodies[0].append(...rows);
+  }));
+}
+
+// Charts follow the page's width and the system's light or dark; the arms' boxes hide arms in all of them.
+const {specs, themes} = JSON.parse(document.getElementById("charts").textContent);
+const boxes = [...document.querySelectorAll(".arms input")];
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const views = {};
+const shown = () => boxes.filter(box => box.checked).map(box => box.value);
+async function draw(holder) {
+  const name = holder.dataset.chart;
+  views[name]?.finalize();
+  const config = {...themes[dark.matches ? 1 : 0], background: null};
+  const options = {actions: false, renderer: "svg", config, tooltip: {theme: dark.matches ? "dark" : "light"}};
+  views[name] = (await vegaEmbed(holder, specs[name], options)).view;
+  if (boxes.length && name !== "verdict" && name !== "lengths") views[name].signal("shown", shown()).run();
+}
+const seen = new IntersectionObserver(entries => entries.filter(entry => entry.isIntersecting).forEach(entry => {
+  seen.unobserve(entry.target);
+  draw(entry.target);
+}), {rootMargin: "600px"});
+const holders = [...document.querySelectorAll("[data-chart]")];
+holders.forEach(holder => seen.observe(holder));
+const redraw = () => holders.filter(holder => views[holder.dataset.chart]).forEach(draw);
+dark.addEventListener("change", redraw);
+addEventListener("beforeprint", () => holders.forEach(draw));
+boxes.forEach(box => box.addEventListener("change", () => {
+  for (const view of Object.values(views)) view.signal("shown", shown()).runAsync();
+}));
+for (const button of document.querySelectorAll("[data-zoom]")) button.addEventListener("click", () => {
+  const view = views.slots, by = Number(button.dataset.zoom);
+  const [low, high] = view.scale("x").domain();
+  const middle = (low + high) / 2, half = (high - low) / 2 * by;
+  view.signal("zoom_from", by ? [middle - half, middle + half] : null).runAsync();
+});
