@@ -25,7 +25,7 @@ from harness.commands.options import (
 from harness.comparing.combine import ResultFile, read_result
 from harness.comparing.comparison import render_comparison
 from harness.comparing.verdict import DEFAULT_MARGIN
-from harness.page.files import load_report, to_markdown, write_charts, write_html, write_slide
+from harness.page.files import CHART_KINDS, load_report, to_markdown, write_charts, write_html, write_slide
 from harness.page.summary import as_json
 from harness.results.cost import read_price
 from harness.results.formulas import throughput
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     printed = parser.add_mutually_exclusive_group()
     printed.add_argument("--markdown", action="store_true", help="print Markdown for a pull request, no page")
     printed.add_argument("--json", action="store_true", help="print the report's numbers as JSON, no page")
-    for kind in ("png", "svg"):
+    for kind in CHART_KINDS:
         parser.add_argument(
             f"--{kind}", type=Path, metavar="FOLDER", help=f"write every chart as {kind.upper()} as well"
         )
@@ -133,8 +133,8 @@ def _write_report(files: list[ResultFile], slo: Slo, args: argparse.Namespace) -
         page = args.html or files[0].path.with_suffix(".html")
         write_html(data, page)
         print(f"report: {page}")
-    for kind, folder in (("png", args.png), ("svg", args.svg)):
-        if folder:
+    for kind in CHART_KINDS:
+        if folder := getattr(args, kind):
             print(f"{len(write_charts(data, folder, kind))} charts: {folder}", file=sys.stderr)
     if args.slide:
         write_slide(data, args.slide)

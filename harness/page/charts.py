@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import numpy as np
@@ -46,7 +46,7 @@ class Picture:
 
     title: str
     caption: str
-    chart: alt.Chart | alt.LayerChart
+    chart: alt.Chart | alt.LayerChart | alt.FacetChart
 
 
 def theme(*, is_dark: bool = False) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def _lines(
     shown = [
         dict(zip(keys, point, strict=True))
         for point in points
-        if np.isfinite(point[1:3]).all() and all(point[1 + "xy".index(axis)] > 0 for axis in log)
+        if np.isfinite(point[1:3]).all() and (point[1:3]["xy".index(log)] > 0 if log else True)
     ]  # fmt: skip
     if not shown:
         return None
@@ -276,11 +276,15 @@ def _verdict(data: ReportData) -> Picture | None:
     found = [(c, c.verdict) for c in told if c.verdict]
     if not found or made is None:
         return None
-    values = []
+    values: list[dict[str, Any]] = []
     for contrast, verdict in found:
         low, high = verdict.interval or (verdict.ratio, verdict.ratio)
         ends = [_times_better(contrast, value) for value in (verdict.ratio, low, high)]
-        row = {"figure": contrast.figure.label, "word": verdict.word, "ratio": contrast.text()}
+        row: dict[str, Any] = {
+            "figure": contrast.figure.label,
+            "word": verdict.word,
+            "ratio": contrast.text(),
+        }
         row |= {"x": ends[0], "low": min(ends[1:]), "high": max(ends[1:])}
         row["said"] = phrase_of(contrast) if verdict.word in ("better", "worse") else verdict.text()
         values.append(row)
@@ -303,6 +307,7 @@ def _verdict(data: ReportData) -> Picture | None:
     shapes = dict(zip(WORD_COLOURS, _SHAPE_OF_WORD, strict=True))
     shape = alt.Shape("word:N", title=None, scale=alt.Scale(domain=words, range=[shapes[w] for w in words]))
     # Words near an end would run out of the picture.
+    sides: dict[Literal["left", "center", "right"], tuple[float, float]]
     sides = {"left": (0, far**-0.3), "center": (far**-0.3, far**0.3), "right": (far**0.3, far)}
     said = [
         base.mark_text(dy=-11, align=side, fontWeight=600)
@@ -330,7 +335,7 @@ def _times_better(contrast: Contrast, ratio: float) -> float:
 
 def _budget(arms: Sequence[ArmData]) -> Picture | None:
     labels = [*TERMS, ("residual_ms", "residual")]
-    values = [
+    values: list[dict[str, Any]] = [
         {"arm": arm.name, "term": words, "ms": max(0.0, means[name]), "order": place}
         for arm in arms
         if arm.budget and (means := arm.budget.means())
@@ -371,7 +376,12 @@ def _slots(data: ReportData, arms: Sequence[ArmData]) -> Picture | None:
     for name, line in lines:
         top += 30 / lane_px
         shares = f"{line.live_share:.0%} live, {line.dead_share:.0%} dead rows, {line.idle_share:.0%} empty"
-        head = {"arm": name, "words": f"{name}: {shares}", "from": 0, "to": min(line.span_s, until_s)}
+        head: dict[str, Any] = {
+            "arm": name,
+            "words": f"{name}: {shares}",
+            "from": 0,
+            "to": min(line.span_s, until_s),
+        }
         heads.append({**head, "top": top, "bottom": top + line.num_lanes})
         for bar in line.bars[:MAX_BARS]:
             for start, end, phase in (

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import Literal
+from typing import Literal, get_args
 
 import vl_convert
 from markupsafe import Markup
@@ -42,6 +42,8 @@ from harness.results.output_dir import make_folder, whole_file
 from harness.results.slo import Slo
 from harness.results.table import render_table
 
+ChartKind = Literal["png", "svg"]
+CHART_KINDS: tuple[ChartKind, ...] = get_args(ChartKind)
 CHART_WIDTH = 560
 
 
@@ -93,7 +95,7 @@ def write_html(data: ReportData, path: Path) -> None:
         file.write(page)
 
 
-def write_charts(data: ReportData, folder: Path, kind: Literal["png", "svg"]) -> list[Path]:
+def write_charts(data: ReportData, folder: Path, kind: ChartKind) -> list[Path]:
     """Every chart as a file of its own, on white, with its title and legend."""
     make_folder(folder)
     written: list[Path] = []
@@ -116,7 +118,9 @@ def write_slide(data: ReportData, path: Path) -> None:
     names = [name for name in ("verdict", "slots", "throughput-latency", "ttft-cdf") if name in charts][:2]
     pictures: list[Markup] = []
     for name in names:
-        spec = description(charts[name], data.names, has_legend=True, width=520)
+        spec = description(charts[name], data.names, has_legend=True, width=540)
+        if name == "slots":
+            spec["height"] = 300
         drawn = vl_convert.vegalite_to_svg(spec, config=theme())
         pictures.append(Markup(re.sub(r' width="[\d.]+" height="[\d.]+"', "", drawn, count=1)))
     answer = verdict_sentences(data)

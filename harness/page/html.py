@@ -71,7 +71,7 @@ def render_page(data: ReportData, title: str) -> str:
 @cache
 def _library() -> Markup:
     """Vega, Vega-Lite and Vega-Embed; 0.9 MB."""
-    bundle = vl_convert.javascript_bundle()
+    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]
     return Markup(re.sub("</(?=script)", r"<\\/", bundle, flags=re.IGNORECASE))
 
 

@@ -25,20 +25,19 @@ const shown = () => boxes.filter(box => box.checked).map(box => box.value);
 async function draw(holder) {
   const name = holder.dataset.chart;
   views[name]?.finalize();
-  const config = {...themes[dark.matches ? 1 : 0], background: null};
+  const config = structuredClone(themes[dark.matches ? 1 : 0]);
+  config.background = null;
+  if (holder.clientWidth < 500) [config.legend.columns, config.text.fontSize] = [1, 10];
   const options = {actions: false, renderer: "svg", config, tooltip: {theme: dark.matches ? "dark" : "light"}};
   views[name] = (await vegaEmbed(holder, specs[name], options)).view;
+  // The holder is one picture with a text; its parts would be read out one by one.
+  holder.querySelectorAll("[role]").forEach(part => part.removeAttribute("role"));
   if (boxes.length && name !== "verdict" && name !== "lengths") views[name].signal("shown", shown()).run();
 }
-const seen = new IntersectionObserver(entries => entries.filter(entry => entry.isIntersecting).forEach(entry => {
-  seen.unobserve(entry.target);
-  draw(entry.target);
-}), {rootMargin: "600px"});
 const holders = [...document.querySelectorAll("[data-chart]")];
-holders.forEach(holder => seen.observe(holder));
-const redraw = () => holders.filter(holder => views[holder.dataset.chart]).forEach(draw);
-dark.addEventListener("change", redraw);
-addEventListener("beforeprint", () => holders.forEach(draw));
+const drawAll = () => holders.forEach(draw);
+drawAll();
+dark.addEventListener("change", drawAll);
 boxes.forEach(box => box.addEventListener("change", () => {
   for (const view of Object.values(views)) view.signal("shown", shown()).runAsync();
 }));
