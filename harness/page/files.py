@@ -24,9 +24,10 @@ from harness.comparing.combine import (
 )
 from harness.comparing.comparison import agreement_of_all
 from harness.comparing.contrasts import contrast_table
-from harness.page.charts import description, make_charts, theme
+from harness.page.charts import make_charts
 from harness.page.data import ReportData, gather
 from harness.page.html import TEMPLATES, render_page
+from harness.page.picture import description, theme
 from harness.page.summary import (
     arm_table,
     budget_table,

@@ -15,8 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.comparing.contrasts import contrast_table
-from harness.page.charts import ARM_COLOURS, description, make_charts, theme
+from harness.page.charts import make_charts
 from harness.page.data import ReportData
+from harness.page.picture import ARM_COLOURS, description, theme
 from harness.page.summary import (
     arm_table,
     as_json,

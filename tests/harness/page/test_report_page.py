@@ -15,10 +15,11 @@ from markupsafe import escape
 
 from harness.comparing.combine import read_result
 from harness.comparing.verdict import DEFAULT_MARGIN
-from harness.page.charts import description, make_charts, theme
+from harness.page.charts import make_charts
 from harness.page.data import ReportData
 from harness.page.files import load_report, write_charts
 from harness.page.html import render_page
+from harness.page.picture import description, theme
 from harness.page.summary import as_json, command, figure_table, question, verdict_sentences
 from harness.results.cost import Price, read_price
 from harness.results.manifest import GitFacts, HostFacts, Validity
