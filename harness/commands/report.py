@@ -1,4 +1,4 @@
-"""`lab report`: prints what result files say, and writes one HTML page that opens offline.
+"""`lab report`: prints what result files say, and writes an HTML page that opens offline, charts or a slide.
 
 A file is parquet, or the journal that a killed run left behind; `--recover` turns a journal into the
 parquet it would have become, and a damaged parquet file into one of its whole rows. A journal is in no page.
@@ -8,6 +8,7 @@ Step logs, which a glob finds beside the rows, are passed over.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from harness.commands.options import (
 from harness.comparing.combine import ResultFile, read_result
 from harness.comparing.comparison import render_comparison
 from harness.comparing.verdict import DEFAULT_MARGIN
-from harness.page.files import load_report, to_markdown, write_charts, write_html
+from harness.page.files import CHART_KINDS, load_report, to_markdown, write_charts, write_html, write_slide
+from harness.page.summary import as_json
 from harness.results.cost import read_price
 from harness.results.formulas import throughput
 from harness.results.lengths import lengths_in_words
@@ -52,8 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html", type=Path, metavar="PATH", help="where the page goes (default: beside FILE)"
     )
-    parser.add_argument("--markdown", action="store_true", help="print Markdown for a pull request, no page")
-    parser.add_argument("--png", type=Path, metavar="FOLDER", help="write every chart as PNG as well")
+    printed = parser.add_mutually_exclusive_group()
+    printed.add_argument("--markdown", action="store_true", help="print Markdown for a pull request, no page")
+    printed.add_argument("--json", action="store_true", help="print the report's numbers as JSON, no page")
+    for kind in CHART_KINDS:
+        parser.add_argument(
+            f"--{kind}", type=Path, metavar="FOLDER", help=f"write every chart as {kind.upper()} as well"
+        )
+    parser.add_argument(
+        "--slide", type=Path, metavar="PATH", help="write a summary of one slide, a PNG of 1,200 x 675"
+    )
     parser.add_argument("--baseline", metavar="NAME", help="arm that ratios refer to")
     parser.add_argument(
         "--margin", type=parse_share, default=DEFAULT_MARGIN, metavar="SHARE", help="default 5%%"
@@ -84,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         if not file.path.name.endswith(JOURNAL_SUFFIX):
             readable.append(file)
-        if not args.markdown:
+        if not (args.markdown or args.json):
             print(_text_of(file, slo, args.margin, chosen_objective(args)), end="\n\n")
         validity = file.manifest.validity
         if isinstance(file.manifest, RunManifest) and validity is None:
@@ -117,13 +127,18 @@ def _write_report(files: list[ResultFile], slo: Slo, args: argparse.Namespace) -
         return
     if args.markdown:
         print(to_markdown(data))
+    elif args.json:
+        print(json.dumps(as_json(data), indent=2))
     else:
         page = args.html or files[0].path.with_suffix(".html")
         write_html(data, page)
         print(f"report: {page}")
-    if args.png:
-        charts = write_charts(data, args.png)
-        print(f"{len(charts)} charts: {args.png}", file=sys.stderr)
+    for kind in CHART_KINDS:
+        if folder := getattr(args, kind):
+            print(f"{len(write_charts(data, folder, kind))} charts: {folder}", file=sys.stderr)
+    if args.slide:
+        write_slide(data, args.slide)
+        print(f"slide: {args.slide}", file=sys.stderr)
 
 
 def read_rows(path: Path) -> ResultFile:

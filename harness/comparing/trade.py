@@ -195,11 +195,12 @@ def trade_text(found: Sequence[Contrast], arm: str) -> str:
         aspect = metric.aspect or metric.label
         if contrast.arm == arm and contrast.word in ("better", "worse"):
             side = gains if contrast.word == "better" else costs
-            side.setdefault(aspect, _phrase(contrast))
+            side.setdefault(aspect, phrase_of(contrast))
     return "; ".join(", ".join(side.values()) for side in (gains, costs) if side)
 
 
-def _phrase(contrast: Contrast) -> str:
+def phrase_of(contrast: Contrast) -> str:
+    """Of a contrast with a verdict, as: TTFT 77x sooner."""
     metric, verdict = contrast.figure.metric, contrast.verdict
     assert verdict is not None
     better, worse = metric.phrase

@@ -1,159 +1,182 @@
-"""Lines and points over two axes, as SVG that is readable on a phone and without colour.
+"""Every chart of a report as a Vega-Lite description: the page, PNG and SVG are drawn from the same one.
 
-Series differ by colour (Okabe and Ito's set, which the colour-blind tell apart), by dash and by marker.
+Here are the charts of two axes; those that explain are in `explanations`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from markupsafe import Markup
+import altair as alt
+import numpy as np
+from altair.utils.schemapi import debug_mode
 
-from harness.page.svg import GRID, drawing, element, text
+from harness.page.data import ReportData
+from harness.page.explanations import budget_chart, slots_chart, verdict_chart
+from harness.page.picture import Picture, arm_scales, of_arms
+from harness.results.formulas import Floats
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5A5A5A", "#8B6F00")
-DASHES = ("", "7 4", "2 3", "9 3 2 3", "4 2", "12 4", "1 4", "6 2 1 2")
-MARKERS = ("circle", "square", "triangle", "diamond", "cross", "circle", "square", "triangle")
-WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 14, 46
-_SIZE = 5.0
-_SHAPES: dict[str, list[tuple[float, float]]] = {
-    "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
-    "triangle": [(0, -1.2), (1.1, 1), (-1.1, 1)],
-    "diamond": [(0, -1.4), (1.2, 0), (0, 1.4), (-1.2, 0)],
-    "cross": [(-1, -1), (0, -0.3), (1, -1), (0.3, 0), (1, 1), (0, 0.3), (-1, 1), (-0.3, 0)],
-}
-"""Corners of a marker, in halves of its size."""
+MAX_CURVE_POINTS = 120
+_NUMBER = ",.4~r"
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """`style` picks colour, dash and marker, so that an arm looks alike in every chart."""
-
-    name: str
-    points: Sequence[tuple[float, float]]
-    style: int
-    has_line: bool = True
-    has_markers: bool = False
+def make_charts(data: ReportData) -> dict[str, Picture]:
+    """All charts by file name, in the order of the page."""
+    with debug_mode(False):  # altair checks every part against the schema: seconds a page
+        return {name: picture for name, picture in _all_charts(data).items() if picture}
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    low: float
-    high: float
-    is_log: bool
-    from_px: float
-    to_px: float
-
-    def __call__(self, value: float) -> float:
-        low, high, value = (math.log10(v) if self.is_log else v for v in (self.low, self.high, value))
-        return self.from_px + (value - low) / (high - low) * (self.to_px - self.from_px)
-
-    def ticks(self) -> list[float]:
-        if not self.is_log:
-            step = _nice_step((self.high - self.low) / 5)
-            first = math.ceil(self.low / step - 1e-9)
-            return [i * step for i in range(first, int(self.high / step + 1e-9) + 1)]
-        exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        factors = (1, 2, 5) if self.high / self.low < 300 else (1,)
-        ticks = [f * 10.0**e for e in exponents for f in factors]
-        return [t for t in ticks if self.low * 0.999 <= t <= self.high * 1.001]
-
-
-def _nice_step(rough: float) -> float:
-    power: float = 10.0 ** math.floor(math.log10(rough))
-    return next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= rough * 0.999)
-
-
-def scale_of(values: Sequence[float], *, is_log: bool, from_px: float, to_px: float) -> Scale:
-    """Covers all values with a little room; a linear scale begins at 0."""
-    usable = [v for v in values if math.isfinite(v) and (v > 0 or not is_log)] or [1.0]
-    if is_log:
-        return Scale(min(usable) / 1.12, max(usable) * 1.12, True, from_px, to_px)
-    high = max(*usable, 1e-9) * 1.05
-    return Scale(0.0, high, False, from_px, to_px)
-
-
-def tick_text(value: float) -> str:
-    if value >= 10_000:
-        return f"{value / 1000:g}k"
-    return f"{value:.3g}" if value < 1 else f"{value:,.6g}"
-
-
-def chart(
-    title: str,
-    series: Sequence[Series],
-    x_label: str,
-    y_label: str,
-    *,
-    log_x: bool = False,
-    log_y: bool = False,
-    y_high: float | None = None,
-) -> Markup:
-    """The legend stands under the axes, two names a line."""
-    xs = [x for s in series for x, _ in s.points]
-    ys = [y for s in series for _, y in s.points] + ([y_high / 1.05] if y_high else [])
-    x = scale_of(xs, is_log=log_x, from_px=LEFT, to_px=WIDTH - RIGHT)
-    y = scale_of(ys, is_log=log_y, from_px=HEIGHT - BOTTOM, to_px=TOP)
-    parts = _axes(x, y, x_label, y_label)
-    parts += [_drawn(s, x, y) for s in series]
-    for index, s in enumerate(series):
-        parts += _legend(s, 14 + index % 2 * WIDTH // 2, HEIGHT + 22 + index // 2 * 20)
-    return drawing(WIDTH, HEIGHT + 10 + 20 * math.ceil(len(series) / 2), title, parts)
-
-
-def _axes(x: Scale, y: Scale, x_label: str, y_label: str) -> list[Markup]:
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    parts: list[Markup] = []
-    for value in y.ticks():
-        at = y(value)
-        parts.append(element("line", x1=LEFT, x2=right, y1=at, y2=at, stroke=GRID))
-        parts.append(text(LEFT - 6, at + 4, tick_text(value), anchor="end"))
-    last = -math.inf
-    for value in x.ticks():
-        at = x(value)
-        parts.append(element("line", x1=at, x2=at, y1=TOP, y2=bottom, stroke=GRID))
-        if at - last >= 34:  # narrower, and the numbers would run into each other
-            parts.append(text(at, bottom + 17, tick_text(value), anchor="middle"))
-            last = at
-    middle = f"translate(14 {(TOP + bottom) / 2:.0f}) rotate(-90)"
-    parts.append(text((LEFT + right) / 2, HEIGHT - 8, x_label, anchor="middle", weight=600))
-    parts.append(text(0, 0, y_label, anchor="middle", weight=600, transform=middle))
-    return parts
+def _all_charts(data: ReportData) -> dict[str, Picture | None]:
+    arms = [arm for arm in data.arms if arm.load == data.arms[0].load]
+    kind = f"Gaps between {'tokens' if all(arm.itl_is_per_token for arm in arms) else 'chunks'}"
+    right_up = "Up and to the right is better."
+    blocks = "One point a load." if len(data.loads) > 1 else "One point a block; the lines span them."
+    made: dict[str, Picture | None] = {
+        "verdict": verdict_chart(data),
+        "slots": slots_chart(data, arms),
+        "budget": budget_chart(arms),
+        "pareto": _lines(
+            data, "Speed of one user over speed of the server", f"{blocks} {right_up}",
+            _each_block(data, "user_tokens_per_s", "tokens_per_s"),
+            "tokens/s a user (1000 / TPOT p50)", "output tokens/s", has_points=True,
+        ),
+        "throughput-latency": _lines(
+            data, "Throughput and latency", f"{blocks} Down and to the right is better.",
+            _each_block(data, "tokens_per_s", "ttft_p50_ms"),
+            "output tokens/s", "TTFT p50, from schedule (ms)", log="y", has_points=True,
+        ),
+    }  # fmt: skip
+    if data.slo is not None and len(data.loads) > 1:
+        good = ((a.name, a.offered, a.goodput_per_s) for a in data.arms)
+        made["goodput"] = _lines(
+            data, "Goodput over load", f"Requests a second that met {data.slo.text()}.",
+            [(name, load, rate, load) for name, load, rate in good if rate is not None],
+            "requests/s asked for" if data.is_open else "users", "goodput (requests/s)", has_points=True,
+        )  # fmt: skip
+    for name, title, values in (
+        ("ttft-cdf", "Time to first token, from schedule", [arm.ttft_ms for arm in arms]),
+        ("itl-cdf", kind, [arm.itl_ms for arm in arms]),
+        ("total-cdf", "Whole answer, from schedule", [arm.total_ms for arm in arms]),
+    ):  # fmt: skip
+        points = [point for arm, ms in zip(arms, values, strict=True) for point in _cdf(arm.name, ms)]
+        caption = "Share of requests that had no longer time." if name != "itl-cdf" else "Share of gaps."
+        made[name] = _lines(
+            data, title, f"{caption} Left is better.", points, "ms", "share", log="x", is_step=True
+        )
+    over = [(arm, arm.over_time) for arm in arms if arm.over_time]
+    for name, title, unit in (
+        ("tokens-over-time", "Throughput over time", "output tokens/s"),
+        ("batch-over-time", "Batch size over time", "live rows a step"),
+    ):
+        columns = [(a.name, o.at_s, o.tokens_per_s if unit[0] == "o" else o.batch_size) for a, o in over]
+        points = [(name, t, y, t) for name, at, ys in columns for t, y in zip(at, ys, strict=False)]
+        made[name] = _lines(
+            data, title, "The first block of each arm.", points, "s since the first request", unit
+        )
+    sizes = [(a.name, float(n), part, n) for a, o in over for n, part in sorted(o.time_at_size.items())]
+    made["batch-sizes"] = _lines(
+        data, "How large the batch was", "Share of the steps' time at each size, first block.",
+        sizes, "live rows a step", "share of time", has_points=True,
+    )  # fmt: skip
+    drift = [
+        (arm.name, block + 1.0, rate / arm.middle_tokens_per_s, block)
+        for arm in arms if len(arm.tokens_per_s) > 1 and arm.middle_tokens_per_s
+        for block, rate in enumerate(arm.tokens_per_s)
+    ]  # fmt: skip
+    made["drift"] = _lines(
+        data, "Drift from block to block", "Throughput of each block by the arm's median: flat is steady.",
+        drift, "block", "output tokens/s by median", has_points=True, y_from_zero=False,
+    )  # fmt: skip
+    lengths = [(kind, x, y, x) for kind, values in data.lengths.items() for x, y in _bins(values)]
+    made["lengths"] = _lines(
+        data, "Lengths of prompts and answers", "Requests of each length, in all blocks.",
+        lengths, "tokens", "requests", is_step=True, series=list(data.lengths),
+    )  # fmt: skip
+    return made
 
 
-def _drawn(series: Series, x: Scale, y: Scale) -> Markup:
-    points = [(x(a), y(b)) for a, b in series.points if (a > 0 or not x.is_log) and (b > 0 or not y.is_log)]
-    parts = [element("title", series.name)]
-    if series.has_line and len(points) > 1:
-        parts.append(element("polyline", points=_joined(points), fill="none", **_stroke(series.style)))
-    if series.has_markers:
-        parts += [marker(series.style, *point) for point in points]
-    return element("g", *parts)
+Point = tuple[str, float, float, float]
+"""Arm, x, y, and what orders the points of a line."""
 
 
-def _legend(series: Series, left: int, at: int) -> Iterator[Markup]:
-    if series.has_line:
-        yield element("line", x1=left, x2=left + 30, y1=at - 4, y2=at - 4, **_stroke(series.style))
-    if series.has_markers:
-        yield marker(series.style, left + 15, at - 4)
-    yield text(left + 38, at, series.name)
+def _each_block(data: ReportData, x: str, y: str) -> list[Point]:
+    """One point a block, or the medians of each load where there are several."""
+    points: list[Point] = []
+    for arm in data.arms:
+        pairs = list(zip(getattr(arm, x), getattr(arm, y), strict=False))
+        if len(data.loads) > 1 and pairs:
+            pairs = [tuple(np.median(np.array(pairs), axis=0).tolist())]
+        points += [(arm.name, a, b, arm.offered) for a, b in pairs]
+    return points
 
 
-def _stroke(style: int) -> dict[str, float | str]:
-    dash = DASHES[style % len(DASHES)]
-    return {"stroke": COLOURS[style % len(COLOURS)], "stroke_width": 2.2, "stroke_dasharray": dash}
+def _cdf(name: str, values: Floats) -> Iterable[Point]:
+    indices = np.unique(np.linspace(0, len(values) - 1, min(len(values), MAX_CURVE_POINTS)).astype(int))
+    return [(name, float(values[i]), (int(i) + 1) / len(values), int(i)) for i in indices]
 
 
-def marker(style: int, x: float, y: float) -> Markup:
-    colour, kind = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
-    if kind == "circle":
-        return element("circle", cx=x, cy=y, r=_SIZE, fill=colour)
-    points = [(x + dx * _SIZE, y + dy * _SIZE) for dx, dy in _SHAPES[kind]]
-    return element("polygon", points=_joined(points), fill=colour)
+def _bins(values: Floats) -> list[tuple[float, float]]:
+    if not len(values):
+        return []
+    counts, edges = np.histogram(values, bins=min(40, max(1, len(np.unique(values)))))
+    return [(float(edge), float(count)) for edge, count in zip(edges, (*counts, counts[-1]), strict=True)]
 
 
-def _joined(points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+def _lines(
+    data: ReportData, title: str, caption: str, points: Sequence[Point], x: str, y: str, *,
+    log: str = "", is_step: bool = False, has_points: bool = False, y_from_zero: bool = True,
+    series: Sequence[str] | None = None,
+) -> Picture | None:  # fmt: skip
+    """Series over two axes. Hover finds the nearest point; where a point is a block, a cross spans them."""
+    keys = ("arm", "x", "y", "at")
+    shown = [
+        dict(zip(keys, point, strict=True))
+        for point in points
+        if np.isfinite(point[1:3]).all() and (point[1:3]["xy".index(log)] > 0 if log else True)
+    ]  # fmt: skip
+    if not shown:
+        return None
+    colour, shape = arm_scales(series or data.names)
+    base = of_arms(shown, [] if series else data.names).encode(
+        x=alt.X("x:Q", title=x, scale=_scale("x" in log, True)),
+        y=alt.Y("y:Q", title=y, scale=_scale("y" in log, y_from_zero)),
+        color=colour,
+        tooltip=[
+            alt.Tooltip("arm:N", title="arm"),
+            alt.Tooltip("x:Q", title=x, format=_NUMBER),
+            alt.Tooltip("y:Q", title=y, format=_NUMBER),
+        ],
+    )
+    layers: list[alt.Chart] = []
+    if "One point a block" in caption:
+        crosses = of_arms(_crosses(shown), data.names).mark_rule(strokeWidth=1.5)
+        layers.append(crosses.encode(x="x:Q", x2="x2:Q", y="y:Q", y2="y2:Q", color=colour))
+    else:
+        line = base.mark_line(strokeWidth=2, interpolate="step-after" if is_step else "linear")
+        layers.append(line.encode(order="at:Q", strokeDash=_dashes(series or data.names)))
+    dots = base.mark_point(filled=True, size=70, opacity=0.95 if has_points else 0)
+    layers.append(dots.encode(shape=shape))
+    return Picture(title, caption, alt.layer(*layers).properties(width="container", height=250))
+
+
+def _crosses(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """From the lowest to the highest block in both directions, through the medians."""
+    crosses: list[dict[str, Any]] = []
+    for arm in dict.fromkeys(point["arm"] for point in points):
+        xs, ys = (np.array([point[key] for point in points if point["arm"] == arm]) for key in "xy")
+        across = (xs.min(), xs.max(), np.median(ys), np.median(ys))
+        upright = (np.median(xs), np.median(xs), ys.min(), ys.max())
+        ends = [dict(zip(("x", "x2", "y", "y2"), map(float, of), strict=True)) for of in (across, upright)]
+        crosses += [{"arm": arm, **end} for end in ends]
+    return crosses
+
+
+def _dashes(names: Sequence[str]) -> alt.StrokeDash:
+    dashes = ([1, 0], [7, 4], [2, 3], [9, 3, 2, 3], [4, 2], [12, 4], [1, 4], [6, 2, 1, 2])
+    cycled = [dashes[i % len(dashes)] for i in range(len(names))]
+    return alt.StrokeDash("arm:N", scale=alt.Scale(domain=list(names), range=cycled), legend=None)
+
+
+def _scale(is_log: bool, from_zero: bool) -> alt.Scale:
+    return alt.Scale(type="log", nice=False) if is_log else alt.Scale(zero=from_zero)

@@ -18,13 +18,13 @@ from harness.comparing.comparison import block_seconds
 from harness.comparing.contrasts import Contrast, contrasts, places_of
 from harness.comparing.trade import Decision, decide
 from harness.comparing.verdict import DEFAULT_MARGIN
-from harness.page.timeline import Timeline, batch_timeline
+from harness.page.timeline import OverTime, Timeline, batch_timeline, load_over_time
 from harness.results.cost import Price
-from harness.results.formulas import Floats, throughput, token_gaps
+from harness.results.formulas import Floats, Throughput, throughput, token_gaps
 from harness.results.latency_budget import Budget, latency_budget
 from harness.results.lengths import Lengths, lengths_of
 from harness.results.manifest import ComparisonManifest, RunManifest
-from harness.results.metrics import METRICS, Figure
+from harness.results.metrics import METRICS, TPOT, TTFT, Figure
 from harness.results.slo import Limit, Slo, goodput
 from harness.results.steps import STEPS_SUFFIX, read_steps
 
@@ -39,6 +39,8 @@ class ArmData:
     """Requests a second, or users of a closed loop."""
     tokens_per_s: list[float]
     """One a block."""
+    user_tokens_per_s: list[float]
+    """One a block: 1000 / TPOT p50; NaN where too few answers stand behind it, as in `ttft_p50_ms`."""
     ttft_p50_ms: list[float]
     """One a block, from schedule."""
     ttft_ms: Floats
@@ -53,6 +55,7 @@ class ArmData:
     goodput_share: float | None
     budget: Budget | None
     timeline: Timeline | None
+    over_time: OverTime | None
     mean_batch_size: float | None
     dead_row_share: float | None
     usd_per_million_tokens: float | None
@@ -81,6 +84,8 @@ class ReportData:
     run_limits: tuple[Limit, ...]
     price: Price
     manifest: ComparisonManifest
+    lengths: dict[str, Floats]
+    """Tokens of each prompt and of each answer."""
 
     @property
     def loads(self) -> list[str]:
@@ -132,13 +137,17 @@ def gather(
         run_limits=slo.on_the_run,
         price=price,
         manifest=manifest,
+        lengths={
+            words: _sorted(rows[column])
+            for words, column in (("prompts", "num_prompt_tokens"), ("answers", "num_output_tokens"))
+        },
     )
 
 
 def load_text(run: RunManifest) -> str:
     plan = run.schedule
     if plan.rate is None and plan.concurrency is not None:
-        return f"{plan.concurrency} users"
+        return f"{plan.concurrency} user{'s' * (plan.concurrency != 1)}"
     rate = f" {plan.rate:g}/s" if plan.rate is not None else ""
     return f"{plan.arrivals}{rate}"
 
@@ -162,13 +171,15 @@ def _arm_data(
     gaps = token_gaps(done)
     steps = [entry.steps for run in runs for entry in run.repeats if entry.steps]
     ttft_ms, total_ms = (_sorted(done[column]) for column in ("ttft_sched_ms", "total_sched_ms"))
+    timeline, over_time = _over_time(runs[0], own)
     round_trips = [entry.round_trip_s for run in runs for entry in run.repeats]
     return ArmData(
         name=name,
         load=load,
         offered=_offered(runs[0]),
         tokens_per_s=tokens_per_s,
-        ttft_p50_ms=[float(part["ttft_sched_ms"].median()) for part, _ in rates],
+        user_tokens_per_s=[1e3 / ms for ms in _each(Figure(TPOT, 50), rates, is_open)],
+        ttft_p50_ms=_each(Figure(TTFT, 50), rates, is_open),
         ttft_ms=ttft_ms,
         total_ms=total_ms,
         itl_ms=np.sort(np.repeat(gaps.values, 1 if gaps.weights is None else gaps.weights.astype(int))),
@@ -178,7 +189,8 @@ def _arm_data(
         goodput_per_s=float(np.median([g.requests_per_s for g in good])) if good else None,
         goodput_share=float(np.median([g.share for g in good])) if good else None,
         budget=latency_budget(own, next((trip for trip in round_trips if trip is not None), None)),
-        timeline=_timeline(runs[0], own),
+        timeline=timeline,
+        over_time=over_time,
         mean_batch_size=_mean([entry.mean_batch_size for entry in steps]),
         dead_row_share=_mean([entry.dead_row_share for entry in steps]),
         usd_per_million_tokens=price.per_million_tokens(float(np.median(tokens_per_s)))
@@ -189,20 +201,26 @@ def _arm_data(
     )
 
 
-def _timeline(run: RunManifest, own: pd.DataFrame) -> Timeline | None:
+def _each(figure: Figure, rates: Sequence[tuple[pd.DataFrame, Throughput]], is_open: bool) -> list[float]:
+    values = [figure.value(part, is_open, len(rates)) for part, _ in rates]
+    return [value or float("nan") for value in values]
+
+
+def _over_time(run: RunManifest, own: pd.DataFrame) -> tuple[Timeline | None, OverTime | None]:
     """Of the first replay; the step log lies beside the rows of its run."""
+    first = min(run.planned_repeats, default=0)
+    rows = own[(own["run_id"] == run.run_id) & (own["repeat"] == first)]
     rows_path = Path(run.path or "")
     if not rows_path.name or not (path := rows_path.with_suffix(STEPS_SUFFIX)).is_file():
-        return None
-    first = min(run.planned_repeats, default=0)
+        return None, load_over_time(rows, None)
     try:
         steps = read_steps(path)
     except LabError as error:
         print(f"no timeline: {error}", file=sys.stderr)
-        return None
-    rows = own[(own["run_id"] == run.run_id) & (own["repeat"] == first)]
+        return None, load_over_time(rows, None)
+    steps = steps[steps["repeat"] == first]
     slots = run.service.strategy.get("max_batch", 0) if run.service else 0
-    return batch_timeline(rows, steps[steps["repeat"] == first], int(slots))
+    return batch_timeline(rows, steps, int(slots)), load_over_time(rows, steps)
 
 
 def _sorted(values: pd.Series[float]) -> Floats:

@@ -1,12 +1,18 @@
-"""Result files as one report: HTML, Markdown or single charts.
+"""Result files as one report: HTML, Markdown, JSON, single charts, or one slide.
 
 One schedule in all files makes a comparison with a reference, several make curves over load.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
+from typing import Literal, get_args
+
+import vl_convert
+from markupsafe import Markup
 
 from adapters.base import ConfigError
 from harness.comparing.combine import (
@@ -18,13 +24,16 @@ from harness.comparing.combine import (
 )
 from harness.comparing.comparison import agreement_of_all
 from harness.comparing.contrasts import contrast_table
+from harness.page.charts import make_charts
 from harness.page.data import ReportData, gather
-from harness.page.html import make_charts, render_page
+from harness.page.html import TEMPLATES, render_page
+from harness.page.picture import description, theme
 from harness.page.summary import (
     arm_table,
     budget_table,
     contrast_sentences,
     length_lines,
+    question,
     setting_lines,
     verdict_sentences,
 )
@@ -34,6 +43,10 @@ from harness.results.metrics import Figure
 from harness.results.output_dir import make_folder, whole_file
 from harness.results.slo import Slo
 from harness.results.table import render_table
+
+ChartKind = Literal["png", "svg"]
+CHART_KINDS: tuple[ChartKind, ...] = get_args(ChartKind)
+CHART_WIDTH = 560
 
 
 def load_report(
@@ -84,25 +97,51 @@ def write_html(data: ReportData, path: Path) -> None:
         file.write(page)
 
 
-def write_charts(data: ReportData, folder: Path) -> list[Path]:
-    """Every chart as PNG, 2 pixels a unit.
-
-    Raises:
-        ConfigError: the package that draws them is not installed.
-    """
-    try:
-        import resvg_py
-    except ImportError as error:
-        raise ConfigError("--png needs one more package: uv sync --inexact --extra png") from error
+def write_charts(data: ReportData, folder: Path, kind: ChartKind) -> list[Path]:
+    """Every chart as a file of its own, on white, with its title and legend."""
     make_folder(folder)
     written: list[Path] = []
-    for name, svg in make_charts(data).items():
-        path = folder / f"{name}.png"
-        drawn = bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=2))
+    for name, drawn in make_charts(data).items():
+        width = 1000 if name == "slots" else CHART_WIDTH
+        spec = description(drawn, data.names, has_legend=True, width=width)
+        path = folder / f"{name}.{kind}"
         with whole_file(path) as file:
-            file.write(drawn)
+            if kind == "png":
+                file.write(vl_convert.vegalite_to_png(spec, config=theme(), scale=2))
+            else:
+                file.write(vl_convert.vegalite_to_svg(spec, config=theme()).encode())
         written.append(path)
     return written
+
+
+def write_slide(data: ReportData, path: Path) -> None:
+    """One picture of 1,200 x 675 that stands alone: the question, the answer, how sure, one chart or two."""
+    charts = make_charts(data)
+    names = [name for name in ("verdict", "slots", "throughput-latency", "ttft-cdf") if name in charts][:2]
+    pictures: list[Markup] = []
+    for name in names:
+        spec = description(charts[name], data.names, has_legend=True, width=540)
+        if name == "slots":
+            spec["height"] = 300
+        drawn = vl_convert.vegalite_to_svg(spec, config=theme())
+        pictures.append(Markup(re.sub(r' width="[\d.]+" height="[\d.]+"', "", drawn, count=1)))
+    answer = verdict_sentences(data)
+    sure = [s for s in answer[1:] if s.startswith(("Against", "No winner", "How sure"))]
+    validity = data.manifest.validity
+    doubts = (*validity.invalid, *validity.caution)
+    svg = TEMPLATES.get_template("slide.svg.j2").render(
+        question=wrap(question(data), 110)[:2],
+        answer=wrap(answer[0], 72)[:4],
+        sure=wrap(" ".join(sure), 125)[:3],
+        level=validity.level,
+        doubts=wrap("; ".join(doubts), 125)[:1],
+        pictures=pictures,
+        setting=[
+            " ".join(line) if (line := wrap(words, 170)[:1]) else "" for words in setting_lines(data)[:3]
+        ],
+    )
+    with whole_file(path) as file:
+        file.write(vl_convert.svg_to_png(svg, scale=1))
 
 
 def to_markdown(data: ReportData) -> str:

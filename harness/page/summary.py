@@ -4,7 +4,10 @@ sure that is, and why. Every claim names its figure.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
 
 from harness.comparing.comparison import padding_lines, unlike_work, verdict_lines
 from harness.comparing.contrasts import Contrast
@@ -12,8 +15,23 @@ from harness.comparing.trade import decision_sentences
 from harness.page.data import ArmData, ReportData
 from harness.results.latency_budget import TERMS
 from harness.results.lengths import length_table
-from harness.results.metrics import compared_figures
+from harness.results.metrics import METRICS, compared_figures
 from harness.results.table import MISSING, number, render_table, share
+from harness.settings import HarnessSettings, spelled
+
+
+def question(data: ReportData) -> str:
+    model = data.manifest.runs[0].model
+    load = f" at {data.loads[0]}" if len(data.loads) == 1 else f" over {len(data.loads)} loads"
+    names = data.names
+    if len(names) == 1:
+        return f"How does {names[0]} serve {model}{load}?"
+    listed = ", ".join(names[:-1]) + f" or {names[-1]}" if len(names) < 5 else f"{len(names)} arms"
+    return (
+        f"What serves {model} best{load}: {listed}?"
+        if len(names) < 5
+        else f"Which of {listed} serves {model} best{load}?"
+    )
 
 
 def verdict_sentences(data: ReportData) -> list[str]:
@@ -53,7 +71,7 @@ def why(data: ReportData) -> list[str]:
     if spent:
         batches = ", ".join(f"{arm.name} {number(arm.mean_batch_size, 1)}" for arm in shown)
         sentences.append(
-            f"Why: time of the batch's slots was spent so: {'; '.join(spent)} (live rows a step: {batches})."
+            f"Time of the batch's slots was spent so: {'; '.join(spent)} (live rows a step: {batches})."
         )
     waits = [f"{arm.name} {_largest_term(arm)}" for arm in shown if arm.budget]
     if waits:
@@ -103,6 +121,96 @@ def length_lines(data: ReportData) -> list[str]:
     return lines
 
 
+def figure_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
+    """Every figure of the table of metrics; a column an arm, and what each figure means as the last one."""
+    headers = [
+        "figure",
+        *(arm.name if len(data.loads) == 1 else f"{arm.name}, {arm.load}" for arm in data.arms),
+    ]
+    lines = [
+        [
+            f"{f.label} (ms)" if m.unit == "ms" else f.label,
+            *(f.text(arm.figures[f.key]) for arm in data.arms),
+            m.description,
+        ]
+        for m in METRICS
+        for f in m.figures
+    ]
+    return headers, lines
+
+
+def as_json(data: ReportData) -> dict[str, Any]:
+    """The same numbers for programs: `lab report --json`, the page, and the API of `lab results`."""
+    return {
+        "question": question(data),
+        "answer": verdict_sentences(data),
+        "validity": data.manifest.validity.as_dict(),
+        "arms": [
+            {
+                "arm": arm.name,
+                "load": arm.load,
+                "figures": arm.figures,
+                "mean_batch_size": arm.mean_batch_size,
+                "dead_row_share": arm.dead_row_share,
+                "goodput_per_s": arm.goodput_per_s,
+                "usd_per_million_tokens": arm.usd_per_million_tokens,
+                "num_failed": arm.num_failed,
+            }
+            for arm in data.arms
+        ],
+        "ratios": [
+            {
+                "arm": c.arm,
+                "reference": c.reference,
+                "figure": c.figure.key,
+                "verdict": c.word,
+                "ratio": c.verdict and c.verdict.ratio,
+                "interval": c.verdict and c.verdict.interval,
+            }
+            for c in data.found
+        ],
+        "command": command(data),
+        "settings": setting_lines(data),
+    }
+
+
+def command(data: ReportData) -> str:
+    """What measures this again: the settings that are not the default, and the model that was served."""
+    run = data.manifest.runs[0]
+    words = ["lab", "bench", "--variant", run.variant]
+    if len(data.names) > 1:
+        arms = [(m.own_arm or m.arm).split() for m in data.manifest.runs]
+        spelled_arms = dict.fromkeys("@".join(filter(None, (arm[0], ",".join(arm[1:])))) for arm in arms)
+        words = [
+            "lab",
+            "compare",
+            "--pad",
+            "on",
+            "--blocks",
+            str(data.num_blocks),
+            "--variants",
+            *spelled_arms,
+        ]
+    given = run.settings.model_dump(mode="json")
+    if run.service:
+        given |= {"backend": run.service.backend, "model": run.model}
+    given |= {"requests": run.schedule.num_requests, "variant": None, "out": None, "start_at": None}
+    for name, field in HarnessSettings.model_fields.items():
+        value = given.get(name)
+        if value is not None and (value != field.default or name == "requests"):
+            words += [f"--{name.replace('_', '-')}", spelled(value)]
+    return shlex.join(words)
+
+
+def human_time(iso: str) -> str:
+    """As 21 Nov 2026, 18:39 UTC."""
+    return f"{datetime.fromisoformat(iso):%d %b %Y, %H:%M %Z}".lstrip("0")
+
+
+def num_of(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def contrast_sentences(found: Sequence[Contrast]) -> list[str]:
     return [f"{line}." for line in verdict_lines(found)]
 
@@ -136,10 +244,10 @@ def setting_lines(data: ReportData) -> list[str]:
     return [
         f"Model: {run.model}; {run.engine_text}.",
         f"Load: {', '.join(data.loads)}; {run.schedule.num_requests} requests a run, "
-        f"{data.num_blocks} block(s), seed {run.settings.seed}, corpus {run.corpus.sha256[:12]}.",
+        f"{num_of(data.num_blocks, 'block')}, seed {run.settings.seed}, corpus {run.corpus.sha256[:12]}.",
         f"Machine: {host.cpu_model or 'unknown CPU'}, {host.physical_cores} cores"
         + (f", {host.memory_bytes / 2**30:.0f} GiB" if host.memory_bytes else "")
         + f", GPU {gpus}, governor {host.cpu_governor or 'unknown'}, {host.platform}.",
-        f"Started {run.started_at}, commit {(git.sha or MISSING)[:12]}{dirty}.",
+        f"Started {human_time(run.started_at)}, commit {(git.sha or MISSING)[:12]}{dirty}.",
         *padding_lines(data.manifest),
     ]

@@ -10,9 +10,13 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
+from harness.results.formulas import Floats
+
 _SAME_S = 1e-6
+_NUM_BINS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,48 @@ class Timeline:
     idle_share: float
     between_steps_share: float
     """Of the span: no step was being computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverTime:
+    """One replay in `_NUM_BINS` equal parts: `at_s` is the middle of each."""
+
+    at_s: list[float]
+    """Since the first request was sent."""
+    tokens_per_s: list[float]
+    batch_size: list[float]
+    """Mean live rows of the steps of a part, by their time; NaN without steps, empty without a step log."""
+    time_at_size: dict[int, float]
+    """Share of the steps' time, by live rows."""
+
+
+def load_over_time(rows: pd.DataFrame, steps: pd.DataFrame | None) -> OverTime | None:
+    """None where nothing was answered, or without stamps of its chunks."""
+    done = rows[rows["error"].isna() & (rows["num_output_tokens"] > 0)]
+    each = [np.asarray(stamps, dtype=float) for stamps in done["chunk_s"] if len(stamps)]
+    if len(each) < max(1, len(done)):
+        return None
+    all_stamps = np.concatenate(each)
+    num_chunks = np.array([max(1, len(stamps)) for stamps in each])
+    tokens = np.repeat(done["num_output_tokens"].to_numpy(float) / num_chunks, [len(s) for s in each])
+    start_s = float(rows["sent_s"].min())
+    edges = np.linspace(start_s, max(float(all_stamps.max()), start_s + _SAME_S), _NUM_BINS + 1)
+    width_s = float(edges[1] - edges[0])
+    at_s = (edges[:-1] + edges[1:]) / 2 - start_s
+    sums = np.histogram(all_stamps, edges, weights=tokens)[0]
+    sizes: Floats = np.empty(0)
+    time_at_size: dict[int, float] = {}
+    if steps is not None and not steps.empty:
+        spent_s = steps["duration_s"].to_numpy(float)
+        live = steps["num_rows"].to_numpy(float)
+        middles = steps["start_s"].to_numpy(float) + spent_s / 2
+        edges = edges - start_s + float(steps["start_s"].min())  # the server may have a clock of its own
+        in_bin = np.histogram(middles, edges, weights=spent_s)[0]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            sizes = np.histogram(middles, edges, weights=spent_s * live)[0] / in_bin
+        shares = steps["duration_s"].groupby(steps["num_rows"]).sum() / max(spent_s.sum(), _SAME_S)
+        time_at_size = {int(str(size)): float(share) for size, share in shares.items()}
+    return OverTime(at_s.tolist(), (sums / width_s).tolist(), sizes.tolist(), time_at_size)
 
 
 def batch_timeline(rows: pd.DataFrame, steps: pd.DataFrame, num_slots: int) -> Timeline | None:

@@ -1,4 +1,4 @@
-"""The report as a file: words first, nothing fetched, every chart drawn, also as Markdown and PNG."""
+"""The report as a file: words first, nothing fetched, every chart drawn; also Markdown, JSON and pictures."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import vl_convert
+from markupsafe import escape
 
 from harness.comparing.combine import read_result
 from harness.comparing.verdict import DEFAULT_MARGIN
+from harness.page.charts import make_charts
+from harness.page.data import ReportData
 from harness.page.files import load_report, write_charts
-from harness.page.html import make_charts, render_page
-from harness.page.summary import verdict_sentences
+from harness.page.html import render_page
+from harness.page.picture import description, theme
+from harness.page.summary import as_json, command, figure_table, question, verdict_sentences
 from harness.results.cost import Price, read_price
 from harness.results.manifest import GitFacts, HostFacts, Validity
+from harness.results.metrics import METRICS, compared_figures
 from harness.results.record import make_table, write_parquet
 from harness.results.slo import Slo
 from harness.results.steps import step_rows, write_steps
@@ -57,7 +64,7 @@ def write_comparison(folder: Path, *arms: str, prompt: str = "p") -> Path:
     path = folder / "comparison.parquet"
     line = StepLine(
         step=0, start_s=0.0, duration_s=9.0, num_rows=1, num_prompt_tokens=1, num_decode_tokens=0,
-        num_dead_rows=0, queue_depth=0,
+        num_dead_rows=1, queue_depth=0,
     )  # fmt: skip
     for run in manifest.runs[:2]:
         run.path = str(folder / f"{run.run_id}.parquet")
@@ -92,7 +99,9 @@ def test_the_page_needs_nothing_but_itself(result: Path, capsys: pytest.CaptureF
     assert "a &lt;CPU&gt;" in page
     assert len(page) < 3_000_000
     words = re.sub(r"<[^>]+>", " ", page)
-    assert words.index("continuous wins: 2.00x") < words.index("Throughput and latency")
+    assert words.index("continuous wins: 2.00x") < words.index("Everything")
+    assert "3 blocks" in words
+    assert words.index("VALID") < words.index("Everything")
 
 
 def test_what_comes_from_outside_is_shown_and_never_run(tmp_path: Path) -> None:
@@ -102,17 +111,29 @@ def test_what_comes_from_outside_is_shown_and_never_run(tmp_path: Path) -> None:
     page = render_page(data, HOSTILE)
     tags = Tags()
     tags.feed(page)
-    assert [tag for tag, _ in tags.found].count("script") == 2  # the manifest's and the table's own
+    assert [tag for tag, _ in tags.found].count("script") == 5  # three of data, the library, the page's own
     assert "alert('1'" not in page
     assert not any(name.startswith("on") for _, attributes in tags.found for name in attributes)
-    items = [item for drawn in make_charts(data).values() for item in ElementTree.fromstring(drawn).iter()]
-    words = [item.text for item in items if item.text]
-    assert HOSTILE in words
-    assert any(text.startswith(f"{HOSTILE}0: prompt") for text in words)
-    assert len(write_charts(data, tmp_path / "charts")) == len(make_charts(data))
-    manifest = re.search(r'id="manifest">(.*?)</script>', page)
-    assert manifest is not None
-    assert json.loads(manifest[1])[0]["arm"] == HOSTILE
+    charts = embedded(page, "charts")["specs"]
+    assert HOSTILE in charts["pareto"]["params"][0]["value"]
+    assert f"{HOSTILE}0" in {value.get("request") for value in values_of(charts["slots"], 1)}
+    assert len(write_charts(data, tmp_path / "charts", "svg")) == len(make_charts(data))
+    assert embedded(page, "manifest")[0]["arm"] == HOSTILE
+
+
+def embedded(page: str, name: str) -> Any:
+    found = re.search(rf'id="{name}">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def values_of(spec: dict[str, Any], layer: int) -> list[dict[str, Any]]:
+    values: list[dict[str, Any]] = spec["datasets"][spec["layer"][layer]["data"]["name"]]
+    return values
+
+
+def loaded(path: Path) -> ReportData:
+    return load_report([read_result(path)], slo=Slo(), price=Price(), reference=None, margin=DEFAULT_MARGIN)
 
 
 def test_the_answer_names_winner_size_and_certainty(result: Path) -> None:
@@ -124,14 +145,85 @@ def test_the_answer_names_winner_size_and_certainty(result: Path) -> None:
     assert any("Where the first token waited longest" in sentence for sentence in sentences)
 
 
-def test_every_chart_is_well_formed(result: Path) -> None:
-    data = load_report([read_result(result)], slo=Slo(), price=Price(), reference=None, margin=DEFAULT_MARGIN)
+def test_every_chart_is_drawn(result: Path) -> None:
+    data = loaded(result)
     charts = make_charts(data)
-    curves = {"throughput-latency", "ttft-cdf", "itl-cdf", "total-cdf"}
-    assert set(charts) == {*curves, "budget", "timeline-baseline", "timeline-static"}
-    for drawn in charts.values():
-        root = ElementTree.fromstring(drawn)
-        assert not any("nan" in str(value) for item in root.iter() for value in item.attrib.values())
+    curves = {"pareto", "throughput-latency", "ttft-cdf", "itl-cdf", "total-cdf", "drift", "lengths"}
+    over_time = {"tokens-over-time", "batch-over-time", "batch-sizes"}
+    assert set(charts) == {*curves, *over_time, "verdict", "budget", "slots"}
+    for picture in charts.values():
+        spec = description(picture, data.names, has_legend=True, width=500)
+        root = ElementTree.fromstring(vl_convert.vegalite_to_svg(spec, config=theme()))
+        assert not any("nan" in str(v).lower() for item in root.iter() for v in item.attrib.values())
+        assert picture.title in "".join(root.itertext())
+
+
+def test_arms_are_switched_off_in_every_chart_that_has_them(result: Path) -> None:
+    data = loaded(result)
+    for name, picture in make_charts(data).items():
+        spec = description(picture, data.names, has_legend=True, width=500)
+        assert spec["params"][0] == {"name": "shown", "value": data.names}
+        if name not in ("verdict", "lengths"):
+            spec["params"][0]["value"] = ["static"]
+            drawn = vl_convert.vegalite_to_svg(spec, config=theme())
+            assert drawn != vl_convert.vegalite_to_svg(
+                description(picture, data.names, has_legend=True, width=500), config=theme()
+            ), name
+
+
+def test_live_dead_and_empty_slots_differ_by_more_than_colour(result: Path) -> None:
+    spec = make_charts(loaded(result))["slots"].chart.to_dict()
+    heights = {v["phase"]: round(v["bottom"] - v["top"], 2) for v in values_of(spec, 1)}
+    assert heights["tokens"] > 1.4 * heights["dead row"]
+    lanes, bars = (layer["encoding"] for layer in spec["layer"][:2])
+    assert lanes["x"]["scale"] == bars["x"]["scale"]
+    assert [v["words"].partition(":")[0] for v in values_of(spec, 2)] == ["baseline", "static"]
+
+
+def test_page_markdown_and_json_show_one_number(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = loaded(result)
+    assert main(["report", str(result), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    page = render_page(data, "t")
+    assert embedded(page, "report") == told == json.loads(json.dumps(as_json(data)))
+    assert main(["report", str(result), "--markdown"]) == 0
+    markdown = capsys.readouterr().out
+    headers, lines = figure_table(data)
+    figures = [figure for metric in METRICS for figure in metric.figures]
+    for figure, line in zip(figures, lines, strict=True):
+        for arm, cell in zip(told["arms"], line[1 : len(headers)], strict=True):
+            assert cell == figure.text(arm["figures"][figure.key])
+            assert f"<td>{escape(cell)}</td>" in page
+            if figure in compared_figures():
+                row = next(r for r in markdown.splitlines() if r.startswith(f"| {arm['arm']} "))
+                assert f" {cell} |" in row
+    for ratio, contrast in zip(told["ratios"], data.found, strict=True):
+        value = contrast.verdict and contrast.verdict.ratio
+        assert (ratio["figure"], ratio["ratio"]) == (contrast.figure.key, value)
+        assert f"<td>{contrast.text()}</td>" in page
+
+
+def test_the_reason_of_a_doubt_stands_before_every_chart(result: Path) -> None:
+    data = loaded(result)
+    data.manifest.validity = Validity(invalid=("3 of 9 requests failed",))
+    page = render_page(data, "t")
+    assert page.index("INVALID: 3 of 9 requests failed") < page.index('class="chart"')
+    assert "so this does not count" in page
+
+
+def test_question_and_command(result: Path) -> None:
+    data = loaded(result)
+    assert question(data) == "What serves m best at 1 user: baseline, static or continuous?"
+    assert command(data) == (
+        "lab compare --pad on --blocks 3 --variants baseline static continuous "
+        "--backend null --model m --requests 60"
+    )
+
+
+def test_a_slide_stands_alone(result: Path, tmp_path: Path) -> None:
+    assert main(["report", str(result), "--markdown", "--slide", str(tmp_path / "slide.png")]) == 0
+    header = (tmp_path / "slide.png").read_bytes()[:24]
+    assert (int.from_bytes(header[16:20]), int.from_bytes(header[20:24])) == (1200, 675)
 
 
 def test_cost_follows_from_the_price(result: Path) -> None:
@@ -152,5 +244,5 @@ def test_markdown_and_png(result: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "| continuous |" in shown
     assert not result.with_suffix(".html").exists()
     charts = sorted(tmp_path.glob("charts/*.png"))
-    assert len(charts) == 7
+    assert len(charts) == len(make_charts(loaded(result)))
     assert all(chart.read_bytes().startswith(b"\x89PNG") for chart in charts)

@@ -1,0 +1,28 @@
+"""`lab results`: a page over all results of a folder, on this machine alone, until it is interrupted."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import uvicorn
+
+from adapters.base import ConfigError
+from harness.results_page.app import make_app
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("results"), help="default results")
+    parser.add_argument("--port", type=int, default=8790, help="on 127.0.0.1 (default 8790)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if not args.folder.is_dir():
+        raise ConfigError(f"{args.folder} is no folder: measure something first, or name the folder")
+    print(f"results: http://127.0.0.1:{args.port}/ (Ctrl-C ends it)", flush=True)
+    uvicorn.run(make_app(args.folder), host="127.0.0.1", port=args.port, log_level="warning")
+    return 0

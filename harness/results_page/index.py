@@ -1,0 +1,117 @@
+"""What is in a folder of results: one line a file, from its manifest alone, kept until the file changes.
+
+Nothing in a file is trusted: what cannot be read is listed with its error, and a link is passed over,
+wherever it leads. A file is named to the outside by a digest of its place, never by a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow.parquet as pq
+from pydantic_core import from_json
+
+from adapters.text.unicode_text import printable
+from harness.results.parquet_file import MANIFEST_KEY, READ_ERRORS
+from harness.results.steps import STEPS_SUFFIX
+
+COLUMNS = (
+    "id", "file", "kind", "started_at", "level", "arms", "model", "backend", "machine", "load",
+    "requests", "blocks", "commit", "problem",
+)  # fmt: skip
+MAX_CELL_CHARS = 500
+_FILTERED = """
+    select * from lines
+    where contains(lower(concat_ws(' ', file, started_at, arms, model, backend, machine, "load", "commit")),
+                   lower($text))
+      and ($level = '' or level = $level) and ($model = '' or model = $model)
+    order by started_at desc, file
+"""
+Identity = tuple[str, int, int, int]
+
+
+class ResultIndex:
+    """The files below one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._root = folder.resolve()
+        self._known: dict[Identity, dict[str, str]] = {}
+        self._paths: dict[str, Path] = {}
+        self._lines = pd.DataFrame(columns=list(COLUMNS), dtype=str)
+
+    def refresh(self) -> None:
+        """Read what is new or has changed."""
+        known: dict[Identity, dict[str, str]] = {}
+        paths: dict[str, Path] = {}
+        for path in sorted(_files(self._root)):
+            try:
+                told = path.lstat()
+            except OSError:
+                continue
+            if not stat.S_ISREG(told.st_mode):
+                continue
+            place = str(path.relative_to(self._root))
+            identity = (place, told.st_ino, told.st_size, told.st_mtime_ns)
+            line = self._known.get(identity) or _line(path, place)
+            known[identity] = line
+            paths[line["id"]] = path
+        if known.keys() != self._known.keys():
+            self._lines = pd.DataFrame(list(known.values()), columns=list(COLUMNS), dtype=str)
+        self._known, self._paths = known, paths
+
+    def search(self, text: str = "", level: str = "", model: str = "") -> list[dict[str, str]]:
+        """The lines that hold `text`, the newest first."""
+        with duckdb.connect(config={"enable_external_access": "false"}) as database:
+            database.register("lines", self._lines)
+            found = database.execute(_FILTERED, {"text": text, "level": level, "model": model})
+            return [dict(zip(COLUMNS, map(str, row), strict=True)) for row in found.fetchall()]
+
+    def path_of(self, file_id: str) -> Path | None:
+        """None where no file that was listed has this id."""
+        return self._paths.get(file_id)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if name.endswith(".parquet") and not name.endswith(STEPS_SUFFIX):
+                yield Path(folder, name)
+
+
+def _line(path: Path, place: str) -> dict[str, str]:
+    line = dict.fromkeys(COLUMNS, "")
+    encoded = place.encode(errors="surrogateescape")
+    line |= {"id": hashlib.sha256(encoded).hexdigest()[:16], "file": place}
+    try:
+        raw = (pq.read_schema(path).metadata or {}).get(MANIFEST_KEY)
+        line |= _facts(from_json(raw)) if raw is not None else {"problem": "no result of this harness"}
+    except (*READ_ERRORS, RecursionError, TypeError, AttributeError, IndexError) as error:
+        line["problem"] = f"cannot be read: {str(error).partition(chr(10))[0]}"
+    return {name: printable(value)[:MAX_CELL_CHARS] for name, value in line.items()}
+
+
+def _facts(told: Mapping[str, Any]) -> dict[str, str]:
+    is_comparison = told.get("kind") == "comparison"
+    run = told["runs"][0] if is_comparison else told
+    plan, service = run["schedule"], run.get("service") or {}
+    rate, users = plan.get("rate"), plan.get("concurrency")
+    return {
+        "kind": "comparison" if is_comparison else "run",
+        "started_at": str(told["started_at"]),
+        "level": str((told.get("validity") or {}).get("level", "unfinished")),
+        "arms": ", ".join(map(str, told["arms"])) if is_comparison else str(run["arm"]),
+        "model": str(run["model"]),
+        "backend": str(service.get("backend", "a server")),
+        "machine": str(run["host"].get("cpu_model") or ""),
+        "load": f"{users} users" if rate is None else f"{rate} requests/s, {plan['arrivals']}",
+        "requests": str(plan["num_requests"]),
+        "blocks": str(told["num_blocks"] if is_comparison else len(run["planned_repeats"])),
+        "commit": str((run.get("git") or {}).get("sha") or "")[:12],
+    }
