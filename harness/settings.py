@@ -41,7 +41,7 @@ class HarnessSettings(BaseSettings):
         description="preset, hub id, folder or file that the service loads; with --url the name to ask for",
     )
     requests: int = Field(
-        64, ge=1, description="prompts to send; where not given, `bench` sizes a closed loop to about 15 s"
+        64, ge=1, description="prompts to send; where not given, `bench` sizes a closed loop to 15 to 25 s"
     )
     concurrency: int = Field(16, ge=1, description="virtual users of the closed loop")
     rate: float | None = Field(None, description="requests a second; makes the loop open")

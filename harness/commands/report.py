@@ -172,7 +172,9 @@ def _heading(manifest: RunManifest) -> str:
     times = f" x {repeats} repeats" if repeats > 1 else ""
     machine = f"{manifest.host.cpu_model}, {manifest.host.physical_cores} cores"
     seed = manifest.settings.seed
-    return f"{what}\n{plan.num_requests} requests{times}, {load}, seed {seed} - {machine}"
+    held, sent = manifest.corpus.num_prompts, plan.num_requests
+    cycled = f" ({held} prompts, over again)" if sent > held else ""
+    return f"{what}\n{sent} requests{cycled}{times}, {load}, seed {seed} - {machine}"
 
 
 def _latency_table(done: pd.DataFrame) -> str:

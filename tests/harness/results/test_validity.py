@@ -186,7 +186,11 @@ def changed(**changes: Any) -> Validity:
             "the corpus has no recorded digest",
         ),
         (
-            lambda: changed(corpus={"sha256": "a", "recorded_sha256": "a", "num_prompts": 59}),
+            lambda: changed(corpus=RECORDED | {"num_prompts": 59}, service={"scheduling": "engine"}),
+            "prompts were sent more than once",
+        ),
+        (
+            lambda: changed(corpus=RECORDED | {"num_prompts": 59}, service=None),
             "prompts were sent more than once",
         ),
         (
@@ -199,6 +203,10 @@ def test_what_calls_for_caution(make: Callable[[], Validity], reason: str) -> No
     verdict = make()
     assert verdict.level == "CAUTION"
     assert any(reason in sentence for sentence in verdict.caution), verdict
+
+
+def test_a_corpus_may_be_replayed_again_where_nothing_caches() -> None:
+    assert changed(corpus=RECORDED | {"num_prompts": 59}).level == "VALID"
 
 
 def test_repeats_against_one_running_server_call_for_caution() -> None:
