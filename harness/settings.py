@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 from pydantic import Field, SecretStr, ValidationError
@@ -70,6 +70,11 @@ class HarnessSettings(BaseSettings):
         None, ge=2, description="trace: leave out rows of more tokens than this"
     )
     seed: int = Field(0, ge=0, description="seed of arrival times and sampling")
+    draws: Literal["new", "same"] = Field(
+        "new",
+        description="of `compare`: new gives each block another sample of the corpus and other arrivals, "
+        "shared by its arms; same replays one list in all",
+    )
     repeats: int = Field(1, ge=1, description="replays of the same schedule, each against a fresh service")
     out: Path = Field(Path("results"), description="folder of the results")
     url: str | None = Field(

@@ -26,7 +26,7 @@ INTERRUPTED_STATUS = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_setting_options(parser)
+    add_setting_options(parser, leave_out=frozenset({"draws"}))
     add_corpus_option(parser)
     add_slo_option(parser)
 

@@ -1,7 +1,8 @@
 """`lab compare`: several arms in interleaved blocks, or result files, side by side.
 
 Every block measures every arm once, in an order that is balanced over blocks, one fresh service at a time.
-Each run has a file of its own, and one more file holds all rows.
+All arms of a block get the same requests; each block draws its own, unless DRAWS=same. Each run has a file
+of its own, and one more file holds all rows of a load.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from harness.comparing.combine import (
     validity_of,
     write_comparison,
 )
-from harness.comparing.compare_runs import Ledger, measure_blocks, plan_digest
+from harness.comparing.compare_runs import Ledger, LoadPlan, measure_blocks, plan_digest
 from harness.comparing.comparison import render_comparison
 from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.plan.planner import plan
@@ -95,19 +96,27 @@ def run(args: argparse.Namespace) -> int:
     if args.blocks < 1:
         raise ConfigError(f"--blocks must be at least 1, not {args.blocks}")
     settings = read_settings(args).model_copy(update={"variant": None, "url": None, "repeats": 1})
-    corpus, schedule = plan(settings, allow_changed_corpus=args.allow_changed_corpus)
+    planned = [
+        plan(
+            settings,
+            allow_changed_corpus=args.allow_changed_corpus,
+            draw=block if settings.draws == "new" else None,
+        )
+        for block in range(args.blocks)
+    ]
+    corpus, schedules = planned[0][0], [schedule for _, schedule in planned]
     folder = settings.out / "compare"
     make_folder(folder)
     with make_reporter() as reporter:
         arms = find_arms(args.variants, args.pad, settings, reporter)
         reference = choose_reference([str(arm.name) for arm in arms], args.baseline)
-        ledger = Ledger(folder, plan_digest(arms, settings, corpus, schedule), resume=args.resume)
+        ledger = Ledger(folder, plan_digest(arms, settings, corpus, schedules[0]), resume=args.resume)
         if len(ledger):
             reporter.announce(f"{len(ledger)} runs of this plan are there already")
         if ledger.num_damaged:
             print(f"{ledger.num_damaged} damaged lines of {ledger.path} passed over", file=sys.stderr)
         with _told_to_resume(ledger):
-            measurements = measure_blocks(arms, args.blocks, settings, corpus, schedule, reporter, ledger)
+            (measurements,) = measure_blocks([LoadPlan(arms, settings, corpus, schedules, ledger)], reporter)
     for measurement in measurements:
         measurement.manifest.path = str(measurement.path)
     runs = [measurement.manifest for measurement in measurements]

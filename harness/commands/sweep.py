@@ -45,7 +45,7 @@ class Point:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_setting_options(
-        parser, leave_out=frozenset({"concurrency", "rate", "repeats", "trace", "time_scale"})
+        parser, leave_out=frozenset({"concurrency", "rate", "repeats", "trace", "time_scale", "draws"})
     )
     add_corpus_option(parser)
     loads = parser.add_mutually_exclusive_group(required=True)

@@ -12,6 +12,7 @@ from statistics import median
 
 import pandas as pd
 
+from harness.comparing.combine import draws_text
 from harness.comparing.contrasts import Contrast, contrast_table, contrasts, places_of
 from harness.comparing.trade import (
     decide,
@@ -82,8 +83,12 @@ def agreement(part: pd.DataFrame, reference: pd.DataFrame) -> tuple[int, int]:
 def agreement_of_all(rows: pd.DataFrame) -> tuple[int, int]:
     """How many planned requests got one and the same answer in every run, and how many were planned."""
     column = "output_sha256" if rows["output_sha256"].notna().any() else "text_sha256"
-    num_runs = rows.groupby(["arm", "repeat"]).ngroups
-    per_request = rows.groupby("schedule_index")[column]
+    # Under one number, blocks with draws of their own planned other requests.
+    planned = ["schedule_index", "prompt_id", "seed"]
+    num_arms = rows.groupby("repeat")["arm"].nunique()
+    blocks = rows[[*planned, "repeat"]].drop_duplicates()
+    num_runs = blocks.assign(num=blocks["repeat"].map(num_arms)).groupby(planned)["num"].sum()
+    per_request = rows.groupby(planned)[column]
     same = (per_request.nunique() == 1) & (per_request.count() == num_runs)
     return int(same.sum()), len(same)
 
@@ -117,6 +122,7 @@ def render_comparison(
             _heading(manifest),
             "",
             *(decision_sentences(made, reference, is_open, block_s) if made else ()),
+            *([draws_text(manifest.runs)] if manifest.num_blocks > 1 else ()),
             "",
             _figure_table(figures, manifest.arms, reference),
             "",

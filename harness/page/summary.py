@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harness.comparing.combine import draws_text
 from harness.comparing.comparison import verdict_lines
 from harness.comparing.contrasts import Contrast
 from harness.comparing.trade import decision_sentences
@@ -20,6 +21,8 @@ def verdict_sentences(data: ReportData) -> list[str]:
     if data.decision is None or data.reference is None:
         return [_only_arm(arm) for arm in data.arms]
     told = decision_sentences(data.decision, data.reference, data.is_open, data.block_s)
+    if data.num_blocks > 1:
+        told.append(draws_text(data.manifest.runs))
     standing = {
         "VALID": "Nothing speaks against the runs.",
         "CAUTION": "There are reasons for caution (below).",

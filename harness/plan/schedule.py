@@ -1,8 +1,9 @@
 """The schedule of a run, made in full before its first request, with a digest over all of it.
 
 Prompts come in the order of the corpus, from its first line on, so every run of n requests replays the same n
-prompts. Arrival times and sampling draw from seeds of their own, both derived from the one given: another
-rate leaves the sampling as it is.
+prompts; a numbered draw takes another sample of the corpus and other arrivals instead. Arrival times and
+sampling draw from seeds of their own, both derived from the one given: another rate leaves the sampling as
+it is.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Schedule:
     """Of the whole schedule, whatever part this is."""
     shard: tuple[int, int] = (0, 1)
     """Which part of how many."""
+    draw: int | None = None
+    """Which sample of the corpus and which arrivals; None for the corpus in its order."""
 
     @property
     def num_users(self) -> int:
@@ -96,17 +99,24 @@ def make_schedule(
     seed: int,
     *,
     offsets_s: Sequence[float] | None = None,
+    draw: int | None = None,
 ) -> Schedule:
     """Plan every request. More requests than prompts go over the corpus again.
 
-    `offsets_s` are the arrival times of a trace; other loads make theirs from the seed.
+    `offsets_s` are the arrival times of a trace; other loads make theirs from the seed. Draws of one seed are
+    samples without replacement of the corpus, independent of each other.
 
     Raises:
         ConfigError: `num_requests` is below 1.
     """
     if num_requests < 1:
         raise ConfigError(f"REQUESTS must be at least 1, not {num_requests}")
-    seeds = {name: derive_seed(seed, name) for name in ("arrivals", "sampling")}
+    of_draw = "" if draw is None else f"/{draw}"
+    seeds = {name: derive_seed(seed, f"{name}{of_draw}") for name in ("arrivals", "sampling")}
+    if draw is not None:
+        seeds["sample"] = derive_seed(seed, f"sample{of_draw}")
+        order = sorted(range(len(prompts)), key=lambda line: _block(f"{seeds['sample']}/{line}"))
+        prompts = [prompts[line] for line in order]
     offsets: Sequence[float | None] = [None] * num_requests
     if load.is_open:
         offsets = offsets_s or arrival_times(num_requests, load, seeds["arrivals"])
@@ -124,7 +134,7 @@ def make_schedule(
         for index, prompt in enumerate(islice(cycle(prompts), num_requests))
     )
     entries = [entry_of(request) for request in requests]
-    return Schedule(load=load, requests=requests, seeds=seeds, digest=schedule_digest(load, entries))
+    return Schedule(load, requests, seeds, schedule_digest(load, entries), draw=draw)
 
 
 def schedule_digest(load: Load, entries: Iterable[tuple[int, str, int, int, float | None]]) -> str:

@@ -82,6 +82,7 @@ def make_manifest(
             shape=load.shape,
             shard=schedule.shard,
             part_digest=schedule.part_digest,
+            draw=schedule.draw,
         ),
         git=git_state(),
         uv_lock_sha256=_sha256_of(REPOSITORY / "uv.lock"),

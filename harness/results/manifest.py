@@ -107,6 +107,8 @@ class ScheduleFacts(Facts):
     shape: dict[str, float | str] = {}
     shard: tuple[int, int] = (0, 1)
     part_digest: str | None = None
+    draw: int | None = None
+    """Which sample of the corpus and which arrivals; None for the corpus in its order."""
 
     @property
     def load(self) -> Load:

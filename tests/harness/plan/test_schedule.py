@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,31 @@ def test_prompts_come_in_the_order_of_the_corpus() -> None:
     ids = [prompt.id for prompt in PROMPTS]
     for seed in (3, 4):
         assert [r.prompt_id for r in make_schedule(PROMPTS, 120, CLOSED, seed).requests] == (3 * ids)[:120]
+
+
+GOLDEN_DRAW = "232ea31f411de3a863574d9c5e633d8c4554adae6063daf0942ce20ccdcc5f8b"
+
+
+def test_draws_of_one_seed_are_repeatable_samples_of_the_corpus() -> None:
+    drawn = [make_schedule(PROMPTS, 20, OPEN, 7, draw=draw) for draw in range(3)]
+    again = [make_schedule(PROMPTS, 20, OPEN, 7, draw=draw) for draw in range(3)]
+    assert drawn == again
+    assert drawn[0].digest == GOLDEN_DRAW
+    plain = make_schedule(PROMPTS, 20, OPEN, 7)
+    assert len({schedule.digest for schedule in [plain, *drawn]}) == 4
+    for one, two in combinations([plain, *drawn], 2):
+        assert {r.prompt_id for r in one.requests} != {r.prompt_id for r in two.requests}
+        assert offsets(one) != offsets(two)
+        assert {r.seed for r in one.requests}.isdisjoint({r.seed for r in two.requests})
+    for schedule in drawn:
+        assert len({r.prompt_id for r in schedule.requests}) == 20, "without replacement"
+        assert np.mean(np.diff([0.0, *offsets(schedule)])) == pytest.approx(0.05, rel=0.6)
+
+
+def test_a_draw_as_long_as_the_corpus_holds_each_prompt_once() -> None:
+    ids = [r.prompt_id for r in make_schedule(PROMPTS, 100, CLOSED, 7, draw=1).requests]
+    assert sorted(ids[:50]) == sorted(prompt.id for prompt in PROMPTS)
+    assert ids[:50] == ids[50:] != [prompt.id for prompt in PROMPTS]
 
 
 def test_poisson_gaps_have_the_mean_and_the_spread_of_an_exponential() -> None:
