@@ -70,6 +70,21 @@ class HarnessSettings(BaseSettings):
         None, ge=2, description="trace: leave out rows of more tokens than this"
     )
     seed: int = Field(0, ge=0, description="seed of arrival times and sampling")
+    loads: str | None = Field(
+        None,
+        description="of `compare`: closed, and open loops at shares of the reference arm's capacity "
+        "(default: closed 0.75, or the one load that RATE, ARRIVALS or TRACE names)",
+    )
+    capacity: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="requests a second that LOADS are shares of; where not given, measured briefly and told, "
+        "so that it can be given to have the same schedules again",
+    )
+    quick: bool = Field(
+        False, description="1: `compare` does one block of 32 requests: a first look, without intervals"
+    )
     draws: Literal["new", "same"] = Field(
         "new",
         description="of `compare`: new gives each block another sample of the corpus and other arrivals, "

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from adapters.base import ConfigError
-from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
+from harness.commands.bench import INTERRUPTED_STATUS, OF_COMPARE, add_corpus_option
 from harness.commands.options import add_slo_option
 from harness.measure import measure
 from harness.plan.planner import plan
@@ -45,7 +45,7 @@ class Point:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_setting_options(
-        parser, leave_out=frozenset({"concurrency", "rate", "repeats", "trace", "time_scale", "draws"})
+        parser, leave_out=OF_COMPARE | {"concurrency", "rate", "repeats", "trace", "time_scale"}
     )
     add_corpus_option(parser)
     loads = parser.add_mutually_exclusive_group(required=True)

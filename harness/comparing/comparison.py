@@ -173,6 +173,9 @@ def _heading(manifest: ComparisonManifest) -> str:
     first = manifest.runs[0]
     plan, host = first.schedule, first.host
     users = f"{plan.concurrency} users" if plan.rate is None else f"{plan.rate:g} requests/s"
+    capacity = first.settings.capacity
+    if plan.rate and capacity:
+        users += f" ({plan.rate / capacity:.0%} of {manifest.reference}'s capacity of {capacity:g})"
     return (
         f"{manifest.num_blocks} blocks of {plan.num_requests} requests, {users}, "
         f"seed {first.settings.seed} - {first.model}, {first.engine_text}\n"

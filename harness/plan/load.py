@@ -39,6 +39,33 @@ def make_load(
     return Load(kind, concurrency=concurrency, rate=rate, **chosen)
 
 
+def parse_loads(text: str) -> list[float | None]:
+    """`closed 0.5 0.8` -> None for a closed loop, and shares of a capacity.
+
+    Raises:
+        ConfigError: there is none, one twice, or one is neither.
+    """
+    loads: list[float | None] = []
+    for word in text.replace(",", " ").split():
+        try:
+            share = None if word == Arrivals.CLOSED else float(word)
+        except ValueError:
+            share = -1.0
+        if share is not None and not 0 < share <= 10:
+            raise ConfigError(f"LOADS: {word!r} is neither closed nor a share of the capacity such as 0.75")
+        if share in loads:
+            raise ConfigError(f"LOADS: {word} stands there twice")
+        loads.append(share)
+    if not loads:
+        raise ConfigError("LOADS names no load")
+    return loads
+
+
+def rate_of_share(share: float, capacity: float) -> float:
+    """To three digits, so that the rate is the same wherever it is computed."""
+    return float(f"{share * capacity:.3g}")
+
+
 def refuse_parameters(given: Mapping[str, float | None]) -> None:
     """For a load that takes none of these options.
 

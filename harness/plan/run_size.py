@@ -34,10 +34,14 @@ def sizes_itself(settings: HarnessSettings) -> bool:
     return is_plain and not (is_given or is_split or made_up)
 
 
+def mean_budget(corpus: Corpus) -> float:
+    """Tokens of an answer."""
+    return sum(prompt.max_tokens for prompt in corpus.prompts) / len(corpus.prompts)
+
+
 def num_requests(tokens_per_s: float, corpus: Corpus, settings: HarnessSettings) -> int:
     """At least the default and four a user; at most the corpus once, or `enough_requests` if that is more."""
-    mean_tokens = sum(prompt.max_tokens for prompt in corpus.prompts) / len(corpus.prompts)
-    requests_per_s = tokens_per_s / mean_tokens
+    requests_per_s = tokens_per_s / mean_budget(corpus)
     enough = enough_requests(settings.concurrency)
     wanted = math.ceil(TARGET_S * requests_per_s / ROUND_TO) * ROUND_TO
     if enough <= LONGEST_S * requests_per_s:

@@ -85,6 +85,8 @@ class SettingsFacts(Facts):
     processes: int = 1
     start_at: float | None = None
     ignore_eos: bool = True
+    capacity: float | None = None
+    """Requests a second that the rate of an open loop is a share of."""
 
 
 class CorpusFacts(Facts):
