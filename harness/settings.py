@@ -44,6 +44,21 @@ class HarnessSettings(BaseSettings):
         64, ge=1, description="prompts to send; where not given, `bench` sizes a closed loop to 15 to 25 s"
     )
     concurrency: int = Field(16, ge=1, description="virtual users of the closed loop")
+    think_ms: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="closed loop: mean time that a user thinks between an answer and the next request",
+    )
+    think: Literal["exponential", "fixed"] | None = Field(
+        None, description="how think times are spread: exponential (default) or fixed"
+    )
+    ramp_s: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="closed loop: users begin one after the other within so many seconds, not all at once",
+    )
     rate: float | None = Field(None, description="requests a second; makes the loop open")
     arrivals: str | None = Field(
         None,

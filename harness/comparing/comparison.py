@@ -24,7 +24,9 @@ from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.results.lengths import lengths_in_words
 from harness.results.manifest import ComparisonManifest
 from harness.results.metrics import Figure, compared_figures
-from harness.results.table import number, render_table, share
+from harness.results.steady import FIGURES as STEADY_FIGURES
+from harness.results.steady import steady_figures
+from harness.results.table import MISSING, number, render_table, share
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,10 @@ def render_comparison(
             "",
             _figure_table(figures, manifest.arms, reference),
             "",
+            "Where load is as asked, without start-up and end (medians over blocks):",
+            "",
+            _steady_table(rows, manifest),
+            "",
             f"Ratios to {reference}, the same requests paired; the intervals of an arm hold together at 95%.",
             "",
             render_table(*contrast_table(found)),
@@ -197,6 +203,26 @@ def _figure_table(figures: Sequence[BlockFigures], arms: Sequence[str], referenc
         )
     names = [c.label + (" (ms)" if c.metric.unit == "ms" else "") for c in columns]
     return render_table(["arm", *names, "mean batch", "dead rows", f"same as {reference}"], lines)
+
+
+def _steady_table(rows: pd.DataFrame, manifest: ComparisonManifest) -> str:
+    load = manifest.runs[0].schedule.load
+    found = {arm: steady_figures(rows[rows["arm"] == arm], load) for arm in manifest.arms}
+    reference = found.get(manifest.reference)
+    lines: list[list[str]] = []
+    for arm, of in found.items():
+        if of is None:
+            lines.append([arm, "none", *[MISSING] * (3 + len(STEADY_FIGURES))])
+            continue
+        ratio = of.output_tokens_per_s / reference.output_tokens_per_s if reference else None
+        latencies = (
+            _median_cell(figure, [v]) for figure, v in zip(STEADY_FIGURES, of.latencies, strict=True)
+        )
+        rate = number(of.output_tokens_per_s, 1)
+        lines.append([arm, share(of.share), str(of.num_requests), rate, number(ratio, 2), *latencies])
+    names = [f"{figure.label} (ms)" for figure in STEADY_FIGURES]
+    headers = ["steady window", "of the time", "answers", "output tok/s", f"to {manifest.reference}", *names]
+    return render_table(headers, lines)
 
 
 def _median(values: Sequence[float | None]) -> float | None:

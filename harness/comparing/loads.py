@@ -90,7 +90,8 @@ def plan_load(
     """
     if share is not None:
         assert settings.capacity is not None, "measured before"
-        settings = settings.model_copy(update={"rate": rate_of_share(share, settings.capacity)})
+        of_closed: dict[str, None] = {"think_ms": None, "think": None, "ramp_s": None}
+        settings = settings.model_copy(update={"rate": rate_of_share(share, settings.capacity), **of_closed})
     planned = [
         plan(
             settings,

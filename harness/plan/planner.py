@@ -8,7 +8,7 @@ from __future__ import annotations
 from adapters.base import ConfigError
 from harness.plan.arrival_times import KIND_OF, Arrivals, Load
 from harness.plan.corpus import Corpus, default_path, load_corpus
-from harness.plan.load import make_load, refuse_parameters
+from harness.plan.load import make_load, refuse_of_closed, refuse_parameters
 from harness.plan.schedule import Schedule, derive_seed, make_schedule
 from harness.plan.synthetic import synthetic_corpus
 from harness.plan.traces import load_trace, trace_corpus
@@ -53,6 +53,9 @@ def _plan_whole(
         concurrency=settings.concurrency,
         rate=settings.rate,
         arrivals=settings.arrivals,
+        think_ms=settings.think_ms,
+        think=settings.think,
+        ramp_s=settings.ramp_s,
         **_parameters(settings),
     )
     asked = str(settings.corpus or "")
@@ -71,6 +74,7 @@ def _plan_trace(settings: HarnessSettings) -> tuple[Corpus, Schedule]:
     if settings.rate is not None or settings.corpus is not None or settings.arrivals not in (None, "trace"):
         raise ConfigError("TRACE brings arrivals and lengths of its own: leave out RATE, ARRIVALS and CORPUS")
     refuse_parameters(_parameters(settings))
+    refuse_of_closed(think_ms=settings.think_ms, think=settings.think, ramp_s=settings.ramp_s)
     time_scale = 1.0 if settings.time_scale is None else settings.time_scale
     trace = load_trace(
         settings.trace,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 from adapters.base import ConfigError
-from harness.plan.arrival_times import Arrivals, Load, arrival_times
+from harness.plan.arrival_times import Arrivals, Load, arrival_times, think_times
 from harness.plan.corpus import Prompt
 from harness.plan.load import make_load
 
@@ -42,6 +42,8 @@ class PlannedRequest:
     max_tokens: int
     seed: int
     offset_s: float | None = None
+    think_s: float = 0.0
+    """Closed loop: from the end of this user's last answer to this request."""
     is_chat: bool = False
     """Sent as the message of a user, which the server puts into the model's chat template."""
 
@@ -120,6 +122,11 @@ def make_schedule(
     offsets: Sequence[float | None] = [None] * num_requests
     if load.is_open:
         offsets = offsets_s or arrival_times(num_requests, load, seeds["arrivals"])
+    # From a seed of its own: thinking changes neither prompts nor sampling.
+    think_s = [0.0] * num_requests
+    if load.think_ms is not None:
+        seeds["think"] = derive_seed(seed, f"think{of_draw}")
+        think_s = think_times(num_requests, load, seeds["think"])
     requests = tuple(
         PlannedRequest(
             index=index,
@@ -129,6 +136,7 @@ def make_schedule(
             # 31 bits: the widest seed that every server of this API takes.
             seed=int.from_bytes(_block(f"{seeds['sampling']}/{index}")[:4], "big") >> 1,
             offset_s=offsets[index],
+            think_s=think_s[index],
             is_chat=prompt.chat,
         )
         for index, prompt in enumerate(islice(cycle(prompts), num_requests))

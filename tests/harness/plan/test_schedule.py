@@ -93,6 +93,39 @@ def test_draws_of_one_seed_are_repeatable_samples_of_the_corpus() -> None:
         assert np.mean(np.diff([0.0, *offsets(schedule)])) == pytest.approx(0.05, rel=0.6)
 
 
+def test_think_times_have_a_seed_of_their_own_and_the_mean_asked_for() -> None:
+    fixed = make_load(concurrency=4, rate=None, arrivals=None, think_ms=250.0, think="fixed")
+    spread = make_load(concurrency=4, rate=None, arrivals=None, think_ms=250.0)
+    plain = make_schedule(PROMPTS, 4000, CLOSED, 7)
+    assert {r.think_s for r in make_schedule(PROMPTS, 40, fixed, 7).requests} == {0.25}
+    thought = make_schedule(PROMPTS, 4000, spread, 7)
+    assert thought == make_schedule(PROMPTS, 4000, spread, 7)
+    times = np.array([r.think_s for r in thought.requests])
+    assert times.mean() == pytest.approx(0.25, rel=0.05)
+    assert times.std() == pytest.approx(0.25, rel=0.05)
+    assert [(r.prompt_id, r.seed) for r in thought.requests] == [
+        (r.prompt_id, r.seed) for r in plain.requests
+    ]
+    ramped = make_schedule(PROMPTS, 40, replace(CLOSED, ramp_s=2.0), 7)
+    assert (
+        len(
+            {
+                s.digest
+                for s in (ramped, *(make_schedule(PROMPTS, 40, load, 7) for load in (CLOSED, fixed, spread)))
+            }
+        )
+        == 4
+    )
+
+
+@pytest.mark.parametrize("given", [{"think_ms": 5.0}, {"ramp_s": 1.0}])
+def test_users_of_an_open_loop_neither_think_nor_ramp(given: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="needs a closed loop"):
+        make_load(concurrency=4, rate=2.0, arrivals=None, **given)
+    with pytest.raises(ConfigError, match="THINK=fixed needs THINK_MS"):
+        make_load(concurrency=4, rate=None, arrivals=None, think="fixed")
+
+
 def test_a_draw_as_long_as_the_corpus_holds_each_prompt_once() -> None:
     ids = [r.prompt_id for r in make_schedule(PROMPTS, 100, CLOSED, 7, draw=1).requests]
     assert sorted(ids[:50]) == sorted(prompt.id for prompt in PROMPTS)
