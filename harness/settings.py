@@ -98,7 +98,8 @@ class HarnessSettings(BaseSettings):
         "so that it can be given to have the same schedules again",
     )
     quick: bool = Field(
-        False, description="1: `compare` does one block of 32 requests: a first look, without intervals"
+        False,
+        description="1: `compare` does one block of 48 requests, padding on: a first look, without intervals",
     )
     draws: Literal["new", "same"] = Field(
         "new",

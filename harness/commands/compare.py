@@ -69,8 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pad",
         choices=("on", "off", "both"),
-        help="PAD_FINISHED of the strategies that keep finished rows (default both; on for the default "
-        "arms of open loops)",
+        help="PAD_FINISHED of the strategies that keep finished rows (default both; on with QUICK=1 and for "
+        "the default arms of open loops)",
     )
     parser.add_argument(
         "--baseline", metavar="NAME", help="arm that ratios refer to (default baseline, else the first)"
@@ -111,9 +111,8 @@ def run(args: argparse.Namespace) -> int:
     folder = settings.out / "compare"
     make_folder(folder)
     with make_reporter() as reporter:
-        arms = find_arms(
-            args.variants or [*DEFAULT_VARIANTS, NO_WAIT], args.pad or "both", settings, reporter
-        )
+        pad = args.pad or ("on" if settings.quick else "both")
+        arms = find_arms(args.variants or [*DEFAULT_VARIANTS, NO_WAIT], pad, settings, reporter)
         reference = choose_reference([str(arm.name) for arm in arms], args.baseline)
         if settings.capacity is None and any(share is not None for share in loads):
             told = next(arm for arm in arms if arm.name == reference)

@@ -24,7 +24,7 @@ NO_WAIT = "dynamic@BATCH_WAIT_MS=0"
 DEFAULT_LOADS = "closed 0.75"
 DEFAULT_USERS = 24
 """Of a closed loop: half as many again as the service has slots by default."""
-QUICK_REQUESTS = 32
+QUICK_REQUESTS = 48
 
 
 def find_loads(settings: HarnessSettings) -> list[float | None]:

@@ -403,7 +403,9 @@ def test_compare_measures_two_loads_and_repeats_their_schedules(
     def digests(out: str) -> list[list[list[str]]]:
         words = ["--variants", "baseline", "continuous", "--blocks", "2", "--out", str(tmp_path / out)]
         main(["compare", *words])
-        made = [read_parquet(path)[0] for path in sorted((tmp_path / out / "compare").glob("*.parquet"))]
+        # Two files of one second sort otherwise by name.
+        paths = sorted((tmp_path / out / "compare").glob("*.parquet"), key=lambda p: p.stat().st_mtime_ns)
+        made = [read_parquet(path)[0] for path in paths]
         assert [made[0].runs[0].schedule.concurrency, made[1].runs[0].schedule.rate] == [24, 37.5]
         return [
             [sorted({r.schedule.digest for r in m.runs if r.planned_repeats == [b]}) for b in (0, 1)]

@@ -54,7 +54,7 @@ def test_loads_that_make_no_sense(text: str) -> None:
 
 def test_more_users_than_slots_and_few_requests_where_it_is_quick() -> None:
     plain, quick = with_defaults(settings()), with_defaults(settings(quick=True))
-    assert (plain.concurrency, plain.requests, quick.requests) == (24, 64, 32)
+    assert (plain.concurrency, plain.requests, quick.requests) == (24, 64, 48)
     given = with_defaults(settings(quick=True, requests=9, concurrency=3))
     assert (given.concurrency, given.requests) == (3, 9)
 
