@@ -4,7 +4,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-VARIANTS ?= baseline static dynamic continuous
 BACKEND ?= torch
 SERVICE ?= continuous
 ARGS ?=
@@ -59,8 +58,8 @@ INSTALLED := .venv/.lab-$(or $(EXTRA),base) $(MODEL_PACKAGE)
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
-compare: $(sort $(INSTALLED) $(ARM_EXTRAS:%=.venv/.lab-%)) ## measure VARIANTS in interleaved blocks and print ratios to the baseline
-	@$(LAB) compare --variants $(VARIANTS) $(ARGS)
+compare: $(sort $(INSTALLED) $(ARM_EXTRAS:%=.venv/.lab-%)) ## strategies in interleaved blocks under two loads: VARIANTS= LOADS= QUICK=1 ARGS="--blocks 6"
+	@$(LAB) compare $(if $(VARIANTS),--variants $(VARIANTS)) $(ARGS)
 
 yardsticks: .venv/.lab-torch $(MODEL_PACKAGE) ## the engine against generate(), transformers' batching and bare matrix products
 	@$(LAB) yardsticks $(ARGS)

@@ -13,6 +13,7 @@ from adapters.base import ConfigError, LabError
 from harness.client.answer import Answer
 from harness.client.server import Server, find_server
 from harness.plan.corpus import Corpus
+from harness.plan.run_size import mean_budget
 from harness.plan.salt import choose_salt, with_salted_prompts
 from harness.plan.schedule import Schedule
 from harness.replay.arm_file import Arm, ArmFile, Measurement
@@ -72,6 +73,19 @@ def measure(
         raise
     assert file is not None, "at least one repeat"
     return file.finish()
+
+
+def measure_capacity(arm: Arm, settings: HarnessSettings, corpus: Corpus, reporter: Reporter) -> float:
+    """Requests of this corpus that the arm can answer in a second, to three digits: a guess of seconds, from
+    the rate of its tokens alone.
+
+    Raises:
+        LabError: as `measure`.
+        KeyboardInterrupt: told to stop.
+    """
+    with on_interrupt(raise_interrupt), _served(arm, settings, reporter) as (server, _):
+        reporter.announce("measuring the capacity")
+        return float(f"{tokens_per_s(server, settings) / mean_budget(corpus):.3g}")
 
 
 def _measure_repeat(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 from pydantic import Field, SecretStr, ValidationError
@@ -41,9 +41,24 @@ class HarnessSettings(BaseSettings):
         description="preset, hub id, folder or file that the service loads; with --url the name to ask for",
     )
     requests: int = Field(
-        64, ge=1, description="prompts to send; where not given, `bench` sizes a closed loop to about 15 s"
+        64, ge=1, description="prompts to send; where not given, `bench` sizes a closed loop to 15 to 25 s"
     )
     concurrency: int = Field(16, ge=1, description="virtual users of the closed loop")
+    think_ms: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="closed loop: mean time that a user thinks between an answer and the next request",
+    )
+    think: Literal["exponential", "fixed"] | None = Field(
+        None, description="how think times are spread: exponential (default) or fixed"
+    )
+    ramp_s: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="closed loop: users begin one after the other within so many seconds, not all at once",
+    )
     rate: float | None = Field(None, description="requests a second; makes the loop open")
     arrivals: str | None = Field(
         None,
@@ -70,6 +85,27 @@ class HarnessSettings(BaseSettings):
         None, ge=2, description="trace: leave out rows of more tokens than this"
     )
     seed: int = Field(0, ge=0, description="seed of arrival times and sampling")
+    loads: str | None = Field(
+        None,
+        description="of `compare`: closed, and open loops at shares of the reference arm's capacity "
+        "(default: closed 0.75, or the one load that RATE, ARRIVALS or TRACE names)",
+    )
+    capacity: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="requests a second that LOADS are shares of; where not given, measured briefly and told, "
+        "so that it can be given to have the same schedules again",
+    )
+    quick: bool = Field(
+        False,
+        description="1: `compare` does one block of 48 requests, padding on: a first look, without intervals",
+    )
+    draws: Literal["new", "same"] = Field(
+        "new",
+        description="of `compare`: new gives each block another sample of the corpus and other arrivals, "
+        "shared by its arms; same replays one list in all",
+    )
     repeats: int = Field(1, ge=1, description="replays of the same schedule, each against a fresh service")
     out: Path = Field(Path("results"), description="folder of the results")
     url: str | None = Field(

@@ -23,10 +23,12 @@ from harness.results.slo import Slo
 from harness.settings import add_setting_options, read_settings
 
 INTERRUPTED_STATUS = 130
+OF_COMPARE = frozenset({"draws", "loads", "capacity", "quick"})
+"""Settings that `lab compare` alone reads."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_setting_options(parser)
+    add_setting_options(parser, leave_out=OF_COMPARE)
     add_corpus_option(parser)
     add_slo_option(parser)
 

@@ -1,14 +1,15 @@
 """`lab compare`: several arms in interleaved blocks, or result files, side by side.
 
 Every block measures every arm once, in an order that is balanced over blocks, one fresh service at a time.
-Each run has a file of its own, and one more file holds all rows.
+All arms of a block get the same requests; each block draws its own, unless DRAWS=same. Each run has a file
+of its own, and one more file holds all rows of a load.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,16 +30,27 @@ from harness.comparing.combine import (
     validity_of,
     write_comparison,
 )
-from harness.comparing.compare_runs import Ledger, measure_blocks, plan_digest
+from harness.comparing.compare_runs import LoadPlan, measure_blocks, plan_digest
 from harness.comparing.comparison import render_comparison
+from harness.comparing.loads import (
+    DEFAULT_VARIANTS,
+    NO_WAIT,
+    default_arms,
+    find_loads,
+    known_capacity,
+    plan_load,
+    with_defaults,
+)
 from harness.comparing.verdict import DEFAULT_MARGIN
+from harness.measure import measure_capacity
 from harness.plan.planner import plan
+from harness.replay.arm_file import Measurement
 from harness.replay.progress import make_reporter
+from harness.results.manifest import ComparisonManifest
 from harness.results.output_dir import make_folder
 from harness.results.record import read_parquet
 from harness.settings import add_setting_options, read_settings
 
-DEFAULT_VARIANTS = ("baseline", "static", "dynamic", "continuous")
 DEFAULT_BLOCKS = 3
 
 
@@ -49,19 +61,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
         nargs="+",
-        default=list(DEFAULT_VARIANTS),
         metavar="NAME",
         help="strategies, each with settings of its own if wanted: continuous@MAX_BATCH=8,MODEL=lab-110m "
-        f"(default: {' '.join(DEFAULT_VARIANTS)})",
+        f"(default: {' '.join(DEFAULT_VARIANTS)}; in open loops {NO_WAIT} beside them and no static)",
     )
-    parser.add_argument(
-        "--blocks", type=int, default=DEFAULT_BLOCKS, metavar="N", help=f"default {DEFAULT_BLOCKS}"
-    )
+    parser.add_argument("--blocks", type=int, metavar="N", help=f"default {DEFAULT_BLOCKS}, with QUICK=1 1")
     parser.add_argument(
         "--pad",
         choices=("on", "off", "both"),
-        default="both",
-        help="PAD_FINISHED of the strategies that keep finished rows (default both)",
+        help="PAD_FINISHED of the strategies that keep finished rows (default both; on with QUICK=1 and for "
+        "the default arms of open loops)",
     )
     parser.add_argument(
         "--baseline", metavar="NAME", help="arm that ratios refer to (default baseline, else the first)"
@@ -92,49 +101,85 @@ def run(args: argparse.Namespace) -> int:
         made = compare_files(files, asked_reference=args.baseline, allow_invalid=args.allow_invalid)
         print(render_comparison(made.rows, made.manifest, args.margin, objective))
         return 1 if made.manifest.validity.level == "INVALID" else 0
-    if args.blocks < 1:
-        raise ConfigError(f"--blocks must be at least 1, not {args.blocks}")
-    settings = read_settings(args).model_copy(update={"variant": None, "url": None, "repeats": 1})
+    read = with_defaults(read_settings(args))
+    num_blocks = args.blocks if args.blocks is not None else 1 if read.quick else DEFAULT_BLOCKS
+    if num_blocks < 1:
+        raise ConfigError(f"--blocks must be at least 1, not {num_blocks}")
+    settings = read.model_copy(update={"variant": None, "url": None, "repeats": 1})
+    loads = find_loads(settings)
     corpus, schedule = plan(settings, allow_changed_corpus=args.allow_changed_corpus)
     folder = settings.out / "compare"
     make_folder(folder)
     with make_reporter() as reporter:
-        arms = find_arms(args.variants, args.pad, settings, reporter)
+        pad = args.pad or ("on" if settings.quick else "both")
+        arms = find_arms(args.variants or [*DEFAULT_VARIANTS, NO_WAIT], pad, settings, reporter)
         reference = choose_reference([str(arm.name) for arm in arms], args.baseline)
-        ledger = Ledger(folder, plan_digest(arms, settings, corpus, schedule), resume=args.resume)
-        if len(ledger):
-            reporter.announce(f"{len(ledger)} runs of this plan are there already")
-        if ledger.num_damaged:
-            print(f"{ledger.num_damaged} damaged lines of {ledger.path} passed over", file=sys.stderr)
-        with _told_to_resume(ledger):
-            measurements = measure_blocks(arms, args.blocks, settings, corpus, schedule, reporter, ledger)
+        if settings.capacity is None and any(share is not None for share in loads):
+            told = next(arm for arm in arms if arm.name == reference)
+            note = folder / f"{plan_digest(arms, settings, corpus, schedule)[:12]}.capacity"
+            found = known_capacity(
+                note, lambda: measure_capacity(told, settings, corpus, reporter), resume=args.resume
+            )
+            settings = settings.model_copy(update={"capacity": found})
+            reporter.announce(f"capacity of {reference}: CAPACITY={found:g} gives these schedules again")
+        plans = [
+            plan_load(
+                share,
+                arms if args.variants else default_arms(arms, share, pad_was_given=args.pad is not None),
+                settings,
+                num_blocks,
+                folder,
+                resume=args.resume,
+                allow_changed_corpus=args.allow_changed_corpus,
+            )
+            for share in loads
+        ]
+        if num_kept := sum(len(of.ledger) for of in plans):
+            reporter.announce(f"{num_kept} runs of this plan are there already")
+        for of in plans:
+            if of.ledger.num_damaged:
+                print(
+                    f"{of.ledger.num_damaged} damaged lines of {of.ledger.path} passed over", file=sys.stderr
+                )
+        with _told_to_resume(plans):
+            measured = measure_blocks(plans, reporter)
+    is_invalid = False
+    for of, measurements in zip(plans, measured, strict=True):
+        if not measurements:
+            continue
+        with _told_to_resume(plans):
+            path, manifest = _write(folder, of, measurements, reference)
+        print(render_comparison(read_parquet(path)[1], manifest, args.margin, objective))
+        print(f"rows: {path}\n")
+        is_invalid |= manifest.validity.level == "INVALID"
+    if any(measurement.was_interrupted for of_load in measured for measurement in of_load):
+        print("--resume goes on where this stopped")
+        return INTERRUPTED_STATUS
+    return 1 if is_invalid else 0
+
+
+def _write(
+    folder: Path, of: LoadPlan, measurements: Sequence[Measurement], reference: str
+) -> tuple[Path, ComparisonManifest]:
+    """One file for each load."""
     for measurement in measurements:
         measurement.manifest.path = str(measurement.path)
     runs = [measurement.manifest for measurement in measurements]
     measured = {run.arm for run in runs}
-    manifest = comparison_manifest(
-        runs,
-        [str(arm.name) for arm in arms if arm.name in measured],
-        reference,
-        args.blocks,
-        validity_of(runs, len(arms) * args.blocks),
-    )
-    with _told_to_resume(ledger):
-        path = write_comparison(folder, measurements, manifest)
-    print(render_comparison(read_parquet(path)[1], manifest, args.margin, objective))
-    print(f"rows: {path}")
-    if any(measurement.was_interrupted for measurement in measurements):
-        print("--resume goes on where this stopped")
-        return INTERRUPTED_STATUS
-    return 1 if manifest.validity.level == "INVALID" else 0
+    num_blocks = len(of.schedules)
+    arms = [str(arm.name) for arm in of.arms if arm.name in measured]
+    validity = validity_of(runs, len(of.arms) * num_blocks)
+    manifest = comparison_manifest(runs, arms, reference, num_blocks, validity)
+    return write_comparison(folder, measurements, manifest), manifest
 
 
 @contextmanager
-def _told_to_resume(ledger: Ledger) -> Iterator[None]:
+def _told_to_resume(plans: Sequence[LoadPlan]) -> Iterator[None]:
     try:
         yield
     except LabError as error:
-        if not len(ledger):
+        num_kept = sum(len(of.ledger) for of in plans)
+        if not num_kept:
             raise
-        kept = f"{len(ledger)} runs have files of their own, and --resume goes on after them"
+        kept = f"{num_kept} runs have files of their own, and --resume goes on after them"
         raise LabError(f"{error}; {kept}") from error

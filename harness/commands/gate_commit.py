@@ -17,8 +17,8 @@ from adapters.models.packaged import PACKAGED
 from adapters.registry import BACKENDS
 from harness.comparing.arms import find_arms
 from harness.comparing.combine import Comparison, comparison_manifest, validity_of, write_comparison
-from harness.comparing.compare_runs import Ledger, measure_blocks, plan_digest
-from harness.plan.planner import plan
+from harness.comparing.compare_runs import measure_blocks
+from harness.comparing.loads import plan_load
 from harness.replay.arm_file import Measurement
 from harness.replay.checkout import Checkout, checked_out
 from harness.replay.progress import make_reporter
@@ -53,7 +53,6 @@ def measure_against(args: argparse.Namespace, goes_on: Callable[[CommitRuns], bo
     if args.blocks < 1:
         raise ConfigError(f"--blocks must be at least 1, not {args.blocks}")
     settings = read_settings(args).model_copy(update={"variant": None, "url": None, "repeats": 1})
-    corpus, schedule = plan(settings, allow_changed_corpus=args.allow_changed_corpus)
     folder = settings.out / "compare"
     make_folder(folder)
     with make_reporter() as reporter, checked_out(args.against_commit, _extras(settings)) as commit:
@@ -61,10 +60,18 @@ def measure_against(args: argparse.Namespace, goes_on: Callable[[CommitRuns], bo
         theirs = find_arms(args.variants, "on", settings, reporter, commit)
         arms = [*theirs, *ours]
         pairs = [(str(old.name), str(new.name)) for old, new in zip(theirs, ours, strict=True)]
-        ledger = Ledger(folder, plan_digest(arms, settings, corpus, schedule), resume=False)
         started_s, num_blocks = time.monotonic(), args.blocks
         while True:
-            measured = measure_blocks(arms, num_blocks, settings, corpus, schedule, reporter, ledger)
+            blocks = plan_load(
+                None,
+                arms,
+                settings,
+                num_blocks,
+                folder,
+                resume=num_blocks > args.blocks,  # the runs of the round before are kept
+                allow_changed_corpus=args.allow_changed_corpus,
+            )
+            (measured,) = measure_blocks([blocks], reporter)
             runs = _put_together(measured, folder, pairs, num_blocks, _heading(args.against_commit, commit))
             took_s = time.monotonic() - started_s
             is_over = runs.was_interrupted or bool(runs.made.manifest.validity.invalid)

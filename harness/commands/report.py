@@ -36,6 +36,8 @@ from harness.results.record import JOURNAL_SUFFIX, read_journal, to_frame
 from harness.results.recovery import known_damage, recover, recover_damaged
 from harness.results.slo import Slo, goodput
 from harness.results.stats import MIN_SAMPLES, mean_of
+from harness.results.steady import FIGURES as STEADY_FIGURES
+from harness.results.steady import steady_figures
 from harness.results.table import MISSING, number, render_table, share, spread
 from harness.results.validity import judge
 
@@ -181,14 +183,17 @@ def _heading(manifest: RunManifest) -> str:
     else:
         what = f"{manifest.arm} - {manifest.model} at {manifest.settings.url}"
     if plan.rate is None:
-        load = f"closed loop, {plan.concurrency} users"
+        shape = "".join(f", {name} {value}" for name, value in plan.shape.items())
+        load = f"closed loop, {plan.concurrency} users{shape}"
     else:
         load = f"open loop, {plan.rate:g} requests/s, {plan.arrivals}"
     repeats = len(manifest.planned_repeats)
     times = f" x {repeats} repeats" if repeats > 1 else ""
     machine = f"{manifest.host.cpu_model}, {manifest.host.physical_cores} cores"
     seed = manifest.settings.seed
-    return f"{what}\n{plan.num_requests} requests{times}, {load}, seed {seed} - {machine}"
+    held, sent = manifest.corpus.num_prompts, plan.num_requests
+    cycled = f" ({held} prompts, over again)" if sent > held else ""
+    return f"{what}\n{sent} requests{cycled}{times}, {load}, seed {seed} - {machine}"
 
 
 def _latency_table(done: pd.DataFrame) -> str:
@@ -218,6 +223,7 @@ def _run_figures(rows: pd.DataFrame, manifest: RunManifest, slo: Slo) -> list[st
         f"mean batch size  {mean_batch_size(rows, manifest)}",
         f"dead-row share   {dead_row_share(manifest)}",
     ]
+    lines += _steady_lines(rows, manifest)
     if not manifest.settings.ignore_eos:
         lines.append(f"answer lengths   {lengths_in_words(rows)}")
     floor = manifest.floor
@@ -235,6 +241,20 @@ def _run_figures(rows: pd.DataFrame, manifest: RunManifest, slo: Slo) -> list[st
         state = "met" if limit.is_met_by(value) else "missed"
         lines.append(f"limit            {limit.text()}: {state} ({limit.figure.text(value)})")
     return lines
+
+
+def _steady_lines(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
+    found = steady_figures(rows, manifest.schedule.load)
+    if found is None:
+        return ["steady window    none: load was never as asked"]
+    told = [
+        f"{figure.label} {figure.text(value)}"
+        for figure, value in zip(STEADY_FIGURES, found.latencies, strict=True)
+    ]
+    return [
+        f"steady window    {share(found.share)} of the time, {found.num_requests} answers: "
+        f"{found.output_tokens_per_s:,.1f} tok/s; in ms: {', '.join(told)}"
+    ]
 
 
 def _window_name(is_open: bool) -> str:

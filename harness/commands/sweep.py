@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from adapters.base import ConfigError
-from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
+from harness.commands.bench import INTERRUPTED_STATUS, OF_COMPARE, add_corpus_option
 from harness.commands.options import add_slo_option
 from harness.comparing.capacity import next_load
 from harness.measure import measure
@@ -45,7 +45,7 @@ class Point:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_setting_options(
-        parser, leave_out=frozenset({"concurrency", "rate", "repeats", "trace", "time_scale"})
+        parser, leave_out=OF_COMPARE | {"concurrency", "rate", "repeats", "trace", "time_scale"}
     )
     add_corpus_option(parser)
     loads = parser.add_mutually_exclusive_group(required=True)

@@ -24,10 +24,7 @@ from harness.results.record import read_parquet, read_table, write_parquet
 
 Fact = Callable[[RunManifest], Hashable]
 
-_MUST_AGREE: tuple[tuple[str, Fact], ...] = (
-    ("schedules", lambda m: m.schedule.plan_digest),
-    ("corpora", lambda m: m.corpus.sha256),
-)
+_MUST_AGREE: tuple[tuple[str, Fact], ...] = (("corpora", lambda m: m.corpus.sha256),)
 _SHOULD_AGREE: tuple[tuple[str, Fact], ...] = (
     ("models", lambda m: m.model_digest),
     ("kinds of scheduling (lab, engine)", lambda m: m.service and m.service.scheduling),
@@ -80,15 +77,34 @@ def validity_of(runs: Sequence[RunManifest], num_planned: int) -> Validity:
     invalid: list[str] = []
     if len(runs) < num_planned:
         invalid.append(f"{len(runs)} of {num_planned} runs were made")
-    invalid += [
-        f"the runs had different {name}: they cannot be compared" for name in _differing(_MUST_AGREE, runs)
-    ]
+    differing = [*(["schedules"] if schedules_differ(runs) else []), *_differing(_MUST_AGREE, runs)]
+    invalid += [f"the runs had different {name}: they cannot be compared" for name in differing]
     caution = [f"the runs had different {name}" for name in _differing(_SHOULD_AGREE, runs)]
     told = [(m.arm, m.validity) for m in runs if m.validity]
     return Validity(
         (*invalid, *merged_reasons([(arm, v.invalid) for arm, v in told])),
         (*caution, *merged_reasons([(arm, v.caution) for arm, v in told])),
     )
+
+
+def schedules_differ(runs: Sequence[RunManifest]) -> bool:
+    """Whether the runs of any one block replayed different requests. Blocks may differ from each other."""
+    planned: dict[int, str] = {}
+    return any(
+        planned.setdefault(repeat, run.schedule.plan_digest) != run.schedule.plan_digest
+        for run in runs
+        for repeat in run.planned_repeats
+    )
+
+
+def draws_text(runs: Sequence[RunManifest]) -> str:
+    """What the intervals of several blocks speak about."""
+    if len({run.schedule.plan_digest for run in runs}) > 1:
+        return (
+            "Each block drew other prompts and arrivals, the same for all its arms: the intervals speak of "
+            "traffic like this."
+        )
+    return "All blocks replayed one list of requests: the intervals speak of this list alone."
 
 
 def _differing(facts: Sequence[tuple[str, Fact]], runs: Sequence[RunManifest]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.base import LabError
@@ -86,34 +87,47 @@ def plan_digest(arms: Sequence[Arm], settings: HarnessSettings, corpus: Corpus, 
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def measure_blocks(
-    arms: Sequence[Arm],
-    num_blocks: int,
-    settings: HarnessSettings,
-    corpus: Corpus,
-    schedule: Schedule,
-    reporter: Reporter,
-    ledger: Ledger,
-) -> list[Measurement]:
-    """Every arm once in every block; what was measured until an interrupt is returned.
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """What is measured under one load, and where it is noted."""
+
+    arms: Sequence[Arm]
+    settings: HarnessSettings
+    corpus: Corpus
+    schedules: Sequence[Schedule]
+    """One a block."""
+    ledger: Ledger
+
+
+def measure_blocks(plans: Sequence[LoadPlan], reporter: Reporter) -> list[list[Measurement]]:
+    """Every arm of every load once in every block; what was measured until an interrupt is returned.
+
+    All loads have the same number of blocks. A block does one load after the other, so that what the machine
+    does in the long run meets all of them.
 
     Raises:
         KeyboardInterrupt: told to stop before the first run.
     """
-    measurements: list[Measurement] = []
-    for block in range(num_blocks):
-        for arm in arm_order(arms, block, settings.seed):
-            if (kept := ledger.read(block, arm)) is not None:
-                measurements.append(kept)
+    measured: list[list[Measurement]] = [[] for _ in plans]
+    num_blocks = len(plans[0].schedules)
+    turns = [
+        (block, plan, made) for block in range(num_blocks) for plan, made in zip(plans, measured, strict=True)
+    ]
+    for block, plan, made in turns:
+        for arm in arm_order(plan.arms, block, plan.settings.seed):
+            if (kept := plan.ledger.read(block, arm)) is not None:
+                made.append(kept)
                 continue
             reporter.announce(f"block {block + 1} of {num_blocks}: {arm.name}")
             try:
-                measurements.append(measure(arm, settings, corpus, schedule, reporter, [block]))
+                made.append(
+                    measure(arm, plan.settings, plan.corpus, plan.schedules[block], reporter, [block])
+                )
             except KeyboardInterrupt:
-                if not measurements:
+                if not any(measured):
                     raise
-                return measurements
-            if measurements[-1].was_interrupted:
-                return measurements
-            ledger.add(block, measurements[-1])
-    return measurements
+                return measured
+            if made[-1].was_interrupted:
+                return measured
+            plan.ledger.add(block, made[-1])
+    return measured

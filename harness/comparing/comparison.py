@@ -13,6 +13,7 @@ from statistics import fmean, median
 
 import pandas as pd
 
+from harness.comparing.combine import draws_text
 from harness.comparing.contrasts import Contrast, contrast_table, contrasts, places_of
 from harness.comparing.trade import (
     decide,
@@ -24,7 +25,9 @@ from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.results.lengths import length_table, lengths_in_words, lengths_of
 from harness.results.manifest import ComparisonManifest
 from harness.results.metrics import Figure, compared_figures
-from harness.results.table import number, render_table, share
+from harness.results.steady import FIGURES as STEADY_FIGURES
+from harness.results.steady import steady_figures
+from harness.results.table import MISSING, number, render_table, share
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,12 @@ def agreement(part: pd.DataFrame, reference: pd.DataFrame) -> tuple[int, int]:
 def agreement_of_all(rows: pd.DataFrame) -> tuple[int, int]:
     """How many planned requests got one and the same answer in every run, and how many were planned."""
     column = "output_sha256" if rows["output_sha256"].notna().any() else "text_sha256"
-    num_runs = rows.groupby(["arm", "repeat"]).ngroups
-    per_request = rows.groupby("schedule_index")[column]
+    # Under one number, blocks with draws of their own planned other requests.
+    planned = ["schedule_index", "prompt_id", "seed"]
+    num_arms = rows.groupby("repeat")["arm"].nunique()
+    blocks = rows[[*planned, "repeat"]].drop_duplicates()
+    num_runs = blocks.assign(num=blocks["repeat"].map(num_arms)).groupby(planned)["num"].sum()
+    per_request = rows.groupby(planned)[column]
     same = (per_request.nunique() == 1) & (per_request.count() == num_runs)
     return int(same.sum()), len(same)
 
@@ -118,8 +125,13 @@ def render_comparison(
             _heading(manifest),
             "",
             *(decision_sentences(made, reference, is_open, block_s) if made else ()),
+            *([draws_text(manifest.runs)] if manifest.num_blocks > 1 else ()),
             "",
             _figure_table(rows, is_open, figures, manifest.arms, reference),
+            "",
+            "Where load is as asked, without start-up and end (medians over blocks):",
+            "",
+            _steady_table(rows, manifest),
             "",
             f"Ratios to {reference}, the same requests paired; the intervals of an arm hold together at 95%.",
             "",
@@ -185,6 +197,9 @@ def _heading(manifest: ComparisonManifest) -> str:
     first = manifest.runs[0]
     plan, host = first.schedule, first.host
     users = f"{plan.concurrency} users" if plan.rate is None else f"{plan.rate:g} requests/s"
+    capacity = first.settings.capacity
+    if plan.rate and capacity:
+        users += f" ({plan.rate / capacity:.0%} of {manifest.reference}'s capacity of {capacity:g})"
     return (
         f"{manifest.num_blocks} blocks of {plan.num_requests} requests, {users}, "
         f"seed {first.settings.seed} - {first.model}, {first.engine_text}\n"
@@ -209,6 +224,24 @@ def _figure_table(
         )
     names = [c.label + (" (ms)" if c.metric.unit == "ms" else "") for c in columns]
     return render_table(["arm", *names, "mean batch", "dead rows", f"same as {reference}"], lines)
+
+
+def _steady_table(rows: pd.DataFrame, manifest: ComparisonManifest) -> str:
+    load = manifest.runs[0].schedule.load
+    found = {arm: steady_figures(rows[rows["arm"] == arm], load) for arm in manifest.arms}
+    reference = found.get(manifest.reference)
+    lines: list[list[str]] = []
+    for arm, of in found.items():
+        if of is None:
+            lines.append([arm, "none", *[MISSING] * (3 + len(STEADY_FIGURES))])
+            continue
+        ratio = of.output_tokens_per_s / reference.output_tokens_per_s if reference else None
+        latencies = (_cell(figure, v) for figure, v in zip(STEADY_FIGURES, of.latencies, strict=True))
+        rate = number(of.output_tokens_per_s, 1)
+        lines.append([arm, share(of.share), str(of.num_requests), rate, number(ratio, 2), *latencies])
+    names = [f"{figure.label} (ms)" for figure in STEADY_FIGURES]
+    headers = ["steady window", "of the time", "answers", "output tok/s", f"to {manifest.reference}", *names]
+    return render_table(headers, lines)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -20,6 +20,7 @@ from harness.comparing.combine import (
     choose_reference,
     comparison_manifest,
     join_runs,
+    schedules_differ,
     validity_of,
 )
 from harness.comparing.comparison import agreement_of_all
@@ -66,7 +67,7 @@ def load_report(
     runs, rows = join_runs(files)
     if rows.empty:
         raise ConfigError("the result files hold no row: nothing was measured, or the rows were taken out")
-    digests = {run.schedule.plan_digest for run in runs}
+    has_loads = schedules_differ(runs)
     kept = files[0].manifest if len(files) == 1 else None
     asked = kept if isinstance(kept, ComparisonManifest) else None
     # Runs stand in the order in which they were measured, arms in the one in which they were asked for.
@@ -76,14 +77,14 @@ def load_report(
     kept_reference = asked.reference if asked and asked.reference in arms else None
     chosen = choose_reference(arms, reference or kept_reference)
     validity = validity_of(runs, len(runs))
-    if len(digests) > 1:
+    if has_loads:
         different = "the runs had different schedules"
         validity = Validity(
             tuple(r for r in validity.invalid if not r.startswith(different)), validity.caution
         )
     num_blocks = int(rows.groupby("arm")["repeat"].nunique().max())
     manifest = comparison_manifest(runs, arms, chosen, num_blocks, validity)
-    same = agreement_of_all(rows) if len(digests) == 1 else (0, 0)
+    same = (0, 0) if has_loads else agreement_of_all(rows)
     return gather(rows, manifest, slo=slo, price=price, margin=margin, num_same=same, objective=objective)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from harness.comparing.combine import draws_text
 from harness.comparing.comparison import padding_lines, unlike_work, verdict_lines
 from harness.comparing.contrasts import Contrast
 from harness.comparing.trade import decision_sentences
@@ -39,6 +40,8 @@ def verdict_sentences(data: ReportData) -> list[str]:
     if data.decision is None or data.reference is None:
         return [_only_arm(arm) for arm in data.arms]
     told = decision_sentences(data.decision, data.reference, data.is_open, data.block_s)
+    if data.num_blocks > 1:
+        told.append(draws_text(data.manifest.runs))
     standing = {
         "VALID": "Nothing speaks against the runs.",
         "CAUTION": "There are reasons for caution (below).",

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import Literal
 
 from adapters.base import ConfigError
 from harness.plan.draws import Draws
@@ -32,7 +33,9 @@ class Load:
 
     `cv`: coefficient of variation of gaps between gamma arrivals. `on_s`, `off_s`: bursts of Poisson
     arrivals and the silence between them. `rate_from`: where a ramp begins that ends so that its mean is
-    `rate`. `trace_sha256`, `time_scale`: which trace, and by what its times were multiplied.
+    `rate`. `trace_sha256`, `time_scale`: which trace, and by what its times were multiplied. A closed loop
+    has `think_ms`, the mean of what a user thinks before each request but the first, `think`, how that is
+    spread, and `ramp_s`, within which the users begin.
     """
 
     arrivals: Arrivals
@@ -44,6 +47,9 @@ class Load:
     rate_from: float | None = None
     trace_sha256: str | None = None
     time_scale: float | None = None
+    think_ms: float | None = None
+    think: Literal["exponential", "fixed"] | None = None
+    ramp_s: float | None = None
 
     @property
     def is_open(self) -> bool:
@@ -54,6 +60,14 @@ class Load:
         """What this kind of load has beyond a rate; empty for the plain ones."""
         names = [each.name for each in fields(self)[3:]]
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def think_times(num_requests: int, load: Load, seed: int) -> list[float]:
+    """What the user of each request thinks before it, in s, kept to whole nanoseconds."""
+    mean_s = (load.think_ms or 0.0) / 1e3
+    draws = Draws(seed)
+    is_fixed = load.think == "fixed" or not mean_s
+    return [round(mean_s * (1.0 if is_fixed else draws.exponential()), 9) for _ in range(num_requests)]
 
 
 Check = Callable[[str, float | None, float], float]

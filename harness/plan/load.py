@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from adapters.base import ConfigError
 from harness.plan.arrival_times import KIND_OF, PROCESSES, Arrivals, Load, above_zero
 
 
 def make_load(
-    *, concurrency: int, rate: float | None, arrivals: str | None, **parameters: float | None
+    *,
+    concurrency: int,
+    rate: float | None,
+    arrivals: str | None,
+    think_ms: float | None = None,
+    think: Literal["exponential", "fixed"] | None = None,
+    ramp_s: float | None = None,
+    **parameters: float | None,
 ) -> Load:
     """A rate means an open loop, its absence a closed one. `parameters` are those of `KIND_OF`.
 
@@ -23,7 +30,11 @@ def make_load(
         if concurrency < 1:
             raise ConfigError(f"CONCURRENCY must be at least 1, not {concurrency}")
         refuse_parameters(parameters)
-        return Load(Arrivals.CLOSED, concurrency=concurrency)
+        if think is not None and think_ms is None:
+            raise ConfigError(f"THINK={think} needs THINK_MS, the mean")
+        spread = (think or "exponential") if think_ms is not None else None
+        return Load(Arrivals.CLOSED, concurrency=concurrency, think_ms=think_ms, think=spread, ramp_s=ramp_s)
+    refuse_of_closed(think_ms=think_ms, think=think, ramp_s=ramp_s)
     above_zero("requests a second")("RATE", rate, rate)
     name = arrivals or Arrivals.POISSON
     kind = next((known for known in PROCESSES if known == name), None)
@@ -37,6 +48,43 @@ def make_load(
     checks = PROCESSES[kind].parameters
     chosen: dict[str, Any] = {name: check(name, parameters.get(name), rate) for name, check in checks.items()}
     return Load(kind, concurrency=concurrency, rate=rate, **chosen)
+
+
+def refuse_of_closed(**given: object) -> None:
+    """
+    Raises:
+        ConfigError: one is given for a load that is no closed loop.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{name.upper()}={value} needs a closed loop: arrivals do not wait for answers")
+
+
+def parse_loads(text: str) -> list[float | None]:
+    """`closed 0.5 0.8` -> None for a closed loop, and shares of a capacity.
+
+    Raises:
+        ConfigError: there is none, one twice, or one is neither.
+    """
+    loads: list[float | None] = []
+    for word in text.replace(",", " ").split():
+        try:
+            share = None if word == Arrivals.CLOSED else float(word)
+        except ValueError:
+            share = -1.0
+        if share is not None and not 0 < share <= 10:
+            raise ConfigError(f"LOADS: {word!r} is neither closed nor a share of the capacity such as 0.75")
+        if share in loads:
+            raise ConfigError(f"LOADS: {word} stands there twice")
+        loads.append(share)
+    if not loads:
+        raise ConfigError("LOADS names no load")
+    return loads
+
+
+def rate_of_share(share: float, capacity: float) -> float:
+    """To three digits, so that the rate is the same wherever it is computed."""
+    return float(f"{share * capacity:.3g}")
 
 
 def refuse_parameters(given: Mapping[str, float | None]) -> None:

@@ -25,14 +25,16 @@ class Decision:
 
     send: tuple[TimedRequest, ...] = ()
     drop: tuple[TimedRequest, ...] = ()
+    later: tuple[TimedRequest, ...] = ()
+    """Whose users are not ready yet: `wake` is due for each at its instant or later."""
 
 
 class LoadGenerator:
     """Walks through a schedule once.
 
-    Closed loop: each user asks at the start and at the end of each own answer. Open loop: each request comes
-    at its planned offset, whatever became of the others. Prompts wait until `client_chunk` of them leave
-    as one request, or until no further prompt can join them.
+    Closed loop: each user asks at the start, or within the ramp, and after each own answer, once it has
+    thought. Open loop: each request comes at its planned offset, whatever became of the others. Prompts wait
+    until `client_chunk` of them leave as one request, or until no further prompt can join them.
     """
 
     def __init__(self, schedule: Schedule, *, client_chunk: int = 1, max_in_flight: int = 1024) -> None:
@@ -40,6 +42,13 @@ class LoadGenerator:
         self.hit_in_flight_cap = False
         self._requests = schedule.requests
         self._num_users = 0 if self.is_open else min(schedule.num_users, len(schedule.requests))
+        index, of = schedule.shard
+        ramp_s = schedule.load.ramp_s or 0.0
+        # Users of all shards begin evenly spread, each shard's among them.
+        self._begins_s = [
+            ramp_s * (index + of * user) / schedule.load.concurrency for user in range(self._num_users)
+        ]
+        self._num_later = 0
         self._client_chunk = client_chunk
         self._max_in_flight = max_in_flight
         self._start_s = 0.0
@@ -53,9 +62,9 @@ class LoadGenerator:
         return [planned.offset_s or 0.0 for planned in self._requests] if self.is_open else []
 
     def start(self, start_s: float) -> list[Decision]:
-        """The replay begins: all users of a closed loop ask."""
+        """The replay begins: all users of a closed loop ask, or will within the ramp."""
         self._start_s = start_s
-        return [self._ask(start_s) for _ in range(self._num_users) if not self._is_exhausted]
+        return [self._ask_after(start_s, begin_s) for begin_s in self._begins_s if not self._is_exhausted]
 
     def arrive(self) -> Decision:
         """The next request of an open loop is due. Above `max_in_flight` it is dropped."""
@@ -63,21 +72,31 @@ class LoadGenerator:
             return Decision()
         scheduled_s = self._start_s + (self._requests[self._next].offset_s or 0.0)
         if self._num_in_flight < self._max_in_flight:
-            return self._ask(scheduled_s)
+            return self._ask(self._take(), scheduled_s)
         self.hit_in_flight_cap = True
         dropped = TimedRequest(self._take(), scheduled_s)
         return Decision(self._leaving(), (dropped,))
 
     def end(self, ended_s: float) -> Decision:
-        """An answer ended, or failed. In a closed loop its user asks again."""
+        """An answer ended, or failed. In a closed loop its user asks again, once it has thought."""
         self._num_in_flight -= 1
-        return Decision() if self.is_open or self._is_exhausted else self._ask(ended_s)
+        if self.is_open or self._is_exhausted:
+            return Decision()
+        return self._ask_after(ended_s, self._requests[self._next].think_s)
+
+    def wake(self, request: TimedRequest, now_s: float) -> Decision:
+        """A user is ready. It waits from `now_s` on: one that is woken late has thought longer."""
+        if not self._num_later:
+            return Decision()
+        self._num_later -= 1
+        return self._ask(request.planned, now_s)
 
     def stop(self) -> Decision:
         """No request is asked for any more, and none that waits is sent."""
         self._next = len(self._requests)
         dropped, self._pending = tuple(self._pending), []
         self._num_in_flight -= len(dropped)
+        self._num_later = 0
         return Decision(drop=dropped)
 
     @property
@@ -88,16 +107,24 @@ class LoadGenerator:
         self._next += 1
         return self._requests[self._next - 1]
 
-    def _ask(self, scheduled_s: float) -> Decision:
+    def _ask_after(self, now_s: float, delay_s: float) -> Decision:
+        planned = self._take()
+        if not delay_s:
+            return self._ask(planned, now_s)
+        self._num_later += 1
+        return Decision(later=(TimedRequest(planned, now_s + delay_s),))
+
+    def _ask(self, planned: PlannedRequest, scheduled_s: float) -> Decision:
         self._num_in_flight += 1
-        self._pending.append(TimedRequest(self._take(), scheduled_s))
+        self._pending.append(TimedRequest(planned, scheduled_s))
         return Decision(self._leaving())
 
     def _leaving(self) -> tuple[TimedRequest, ...]:
         """All that wait, once they fill a chunk or nobody is left who could join them."""
         num_pending = len(self._pending)
         # When all users wait, none is left to fill the chunk. In an open loop the clock fills it.
-        nobody_can_join = self._is_exhausted or (not self.is_open and num_pending == self._num_users)
+        is_last = self._is_exhausted and not self._num_later
+        nobody_can_join = is_last or (not self.is_open and num_pending == self._num_users)
         if num_pending < self._client_chunk and not nobody_can_join:
             return ()
         leaving, self._pending = tuple(self._pending), []

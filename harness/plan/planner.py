@@ -8,7 +8,7 @@ from __future__ import annotations
 from adapters.base import ConfigError
 from harness.plan.arrival_times import KIND_OF, Arrivals, Load
 from harness.plan.corpus import Corpus, default_path, load_corpus
-from harness.plan.load import make_load, refuse_parameters
+from harness.plan.load import make_load, refuse_of_closed, refuse_parameters
 from harness.plan.schedule import Schedule, derive_seed, make_schedule
 from harness.plan.synthetic import synthetic_corpus
 from harness.plan.traces import load_trace, trace_corpus
@@ -18,13 +18,17 @@ _SYNTHETIC = "synthetic:"
 _INSTRUCTIONS = "instructions"
 
 
-def plan(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tuple[Corpus, Schedule]:
+def plan(
+    settings: HarnessSettings, *, allow_changed_corpus: bool, draw: int | None = None
+) -> tuple[Corpus, Schedule]:
     """The corpus and the schedule, or the part of it, that the settings ask for.
+
+    `draw` takes another sample of the corpus and other arrivals; a trace has those that it has.
 
     Raises:
         ConfigError: they cannot be had, or contradict each other.
     """
-    corpus, schedule = _plan_whole(settings, allow_changed_corpus=allow_changed_corpus)
+    corpus, schedule = _plan_whole(settings, allow_changed_corpus, draw)
     index, of = settings.which_shard()
     if settings.start_at is not None and settings.repeats > 1:
         raise ConfigError("START_AT is one instant: with REPEATS above 1 the second replay would be late")
@@ -37,7 +41,9 @@ def plan(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tuple[Corp
     return corpus, part
 
 
-def _plan_whole(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tuple[Corpus, Schedule]:
+def _plan_whole(
+    settings: HarnessSettings, allow_changed_corpus: bool, draw: int | None
+) -> tuple[Corpus, Schedule]:
     if settings.trace is not None:
         return _plan_trace(settings)
     for name in ("time_scale", "trace_max_tokens"):
@@ -47,6 +53,9 @@ def _plan_whole(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tup
         concurrency=settings.concurrency,
         rate=settings.rate,
         arrivals=settings.arrivals,
+        think_ms=settings.think_ms,
+        think=settings.think,
+        ramp_s=settings.ramp_s,
         **_parameters(settings),
     )
     asked = str(settings.corpus or "")
@@ -56,7 +65,7 @@ def _plan_whole(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tup
     else:
         path = default_path(_INSTRUCTIONS) if asked == _INSTRUCTIONS else settings.corpus or default_path()
         corpus = load_corpus(path, allow_changed=allow_changed_corpus)
-    return corpus, make_schedule(corpus.prompts, settings.requests, load, settings.seed)
+    return corpus, make_schedule(corpus.prompts, settings.requests, load, settings.seed, draw=draw)
 
 
 def _plan_trace(settings: HarnessSettings) -> tuple[Corpus, Schedule]:
@@ -65,6 +74,7 @@ def _plan_trace(settings: HarnessSettings) -> tuple[Corpus, Schedule]:
     if settings.rate is not None or settings.corpus is not None or settings.arrivals not in (None, "trace"):
         raise ConfigError("TRACE brings arrivals and lengths of its own: leave out RATE, ARRIVALS and CORPUS")
     refuse_parameters(_parameters(settings))
+    refuse_of_closed(think_ms=settings.think_ms, think=settings.think, ramp_s=settings.ramp_s)
     time_scale = 1.0 if settings.time_scale is None else settings.time_scale
     trace = load_trace(
         settings.trace,

@@ -1,6 +1,8 @@
-"""How many requests a run has that nobody gave a number: enough for about 15 s, planned before it starts.
+"""How many requests a run has that nobody gave a number: enough to count, planned before it starts.
 
-The schedule's digest covers the number, so that such a run is repeated with the REQUESTS that its file names.
+A slow machine measures for about 15 s. On a fast one requests count instead of seconds, and the corpus is
+replayed again where it holds too few. The schedule's digest covers the number, so that such a run is repeated
+with the REQUESTS that its file names.
 """
 
 from __future__ import annotations
@@ -11,7 +13,15 @@ from harness.plan.corpus import Corpus
 from harness.settings import HarnessSettings
 
 TARGET_S = 15.0
+LONGEST_S = 25.0
+"""A run is made long enough in requests where that takes no longer than this."""
 ROUND_TO = 64
+ENOUGH_REQUESTS, ENOUGH_ROUNDS = 300, 25
+
+
+def enough_requests(users: int) -> int:
+    """A closed loop of so many requests is no short run, however soon a fast machine is done with it."""
+    return max(ENOUGH_REQUESTS, ENOUGH_ROUNDS * users)
 
 
 def sizes_itself(settings: HarnessSettings) -> bool:
@@ -24,8 +34,17 @@ def sizes_itself(settings: HarnessSettings) -> bool:
     return is_plain and not (is_given or is_split or made_up)
 
 
+def mean_budget(corpus: Corpus) -> float:
+    """Tokens of an answer."""
+    return sum(prompt.max_tokens for prompt in corpus.prompts) / len(corpus.prompts)
+
+
 def num_requests(tokens_per_s: float, corpus: Corpus, settings: HarnessSettings) -> int:
-    """At most the corpus once, so that nothing is sent twice; at least the default, and four a user."""
-    mean_tokens = sum(prompt.max_tokens for prompt in corpus.prompts) / len(corpus.prompts)
-    wanted = math.ceil(TARGET_S * tokens_per_s / mean_tokens / ROUND_TO) * ROUND_TO
-    return max(settings.requests, 4 * settings.concurrency, min(wanted, len(corpus.prompts)))
+    """At least the default and four a user; at most the corpus once, or `enough_requests` if that is more."""
+    requests_per_s = tokens_per_s / mean_budget(corpus)
+    enough = enough_requests(settings.concurrency)
+    wanted = math.ceil(TARGET_S * requests_per_s / ROUND_TO) * ROUND_TO
+    if enough <= LONGEST_S * requests_per_s:
+        wanted = max(wanted, enough)
+    most = max(enough, len(corpus.prompts))
+    return max(settings.requests, 4 * settings.concurrency, min(wanted, most))

@@ -1,8 +1,9 @@
 """The schedule of a run, made in full before its first request, with a digest over all of it.
 
 Prompts come in the order of the corpus, from its first line on, so every run of n requests replays the same n
-prompts. Arrival times and sampling draw from seeds of their own, both derived from the one given: another
-rate leaves the sampling as it is.
+prompts; a numbered draw takes another sample of the corpus and other arrivals instead. Arrival times and
+sampling draw from seeds of their own, both derived from the one given: another rate leaves the sampling as
+it is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 from adapters.base import ConfigError
-from harness.plan.arrival_times import Arrivals, Load, arrival_times
+from harness.plan.arrival_times import Arrivals, Load, arrival_times, think_times
 from harness.plan.corpus import Prompt
 from harness.plan.load import make_load
 
@@ -41,6 +42,8 @@ class PlannedRequest:
     max_tokens: int
     seed: int
     offset_s: float | None = None
+    think_s: float = 0.0
+    """Closed loop: from the end of this user's last answer to this request."""
     is_chat: bool = False
     """Sent as the message of a user, which the server puts into the model's chat template."""
 
@@ -59,6 +62,8 @@ class Schedule:
     """Of the numbers in front of prompts (`harness.plan.salt`)."""
     unsalted_digest: str | None = None
     """Runs of one schedule have it in common, whatever their salt."""
+    draw: int | None = None
+    """Which sample of the corpus and which arrivals; None for the corpus in its order."""
 
     @property
     def num_users(self) -> int:
@@ -112,20 +117,32 @@ def make_schedule(
     seed: int,
     *,
     offsets_s: Sequence[float] | None = None,
+    draw: int | None = None,
 ) -> Schedule:
     """Plan every request. More requests than prompts go over the corpus again.
 
-    `offsets_s` are the arrival times of a trace; other loads make theirs from the seed.
+    `offsets_s` are the arrival times of a trace; other loads make theirs from the seed. Draws of one seed are
+    samples without replacement of the corpus, independent of each other.
 
     Raises:
         ConfigError: `num_requests` is below 1.
     """
     if num_requests < 1:
         raise ConfigError(f"REQUESTS must be at least 1, not {num_requests}")
-    seeds = {name: derive_seed(seed, name) for name in ("arrivals", "sampling")}
+    of_draw = "" if draw is None else f"/{draw}"
+    seeds = {name: derive_seed(seed, f"{name}{of_draw}") for name in ("arrivals", "sampling")}
+    if draw is not None:
+        seeds["sample"] = derive_seed(seed, f"sample{of_draw}")
+        order = sorted(range(len(prompts)), key=lambda line: _block(f"{seeds['sample']}/{line}"))
+        prompts = [prompts[line] for line in order]
     offsets: Sequence[float | None] = [None] * num_requests
     if load.is_open:
         offsets = offsets_s or arrival_times(num_requests, load, seeds["arrivals"])
+    # From a seed of its own: thinking changes neither prompts nor sampling.
+    think_s = [0.0] * num_requests
+    if load.think_ms is not None:
+        seeds["think"] = derive_seed(seed, f"think{of_draw}")
+        think_s = think_times(num_requests, load, seeds["think"])
     requests = tuple(
         PlannedRequest(
             index=index,
@@ -135,12 +152,13 @@ def make_schedule(
             # 31 bits: the widest seed that every server of this API takes.
             seed=int.from_bytes(_block(f"{seeds['sampling']}/{index}")[:4], "big") >> 1,
             offset_s=offsets[index],
+            think_s=think_s[index],
             is_chat=prompt.chat,
         )
         for index, prompt in enumerate(islice(cycle(prompts), num_requests))
     )
     entries = [entry_of(request) for request in requests]
-    return Schedule(load=load, requests=requests, seeds=seeds, digest=schedule_digest(load, entries))
+    return Schedule(load, requests, seeds, schedule_digest(load, entries), draw=draw)
 
 
 def schedule_digest(load: Load, entries: Iterable[tuple[int, str, int, int, float | None]]) -> str:

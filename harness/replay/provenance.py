@@ -85,6 +85,7 @@ def make_manifest(
             part_digest=schedule.part_digest,
             salt=schedule.salt,
             unsalted_digest=schedule.unsalted_digest,
+            draw=schedule.draw,
         ),
         git=git_state(source),
         uv_lock_sha256=_sha256_of(source / "uv.lock"),

@@ -56,6 +56,7 @@ class Replay:
         self._on_complete = on_complete
         self._group_ids = group_ids or count()
         self._requests: set[asyncio.Task[None]] = set()
+        self._thinking: set[asyncio.Task[None]] = set()
         self._was_interrupted = False
         self._not_kept: LabError | None = None
 
@@ -77,8 +78,8 @@ class Replay:
                 self._follow(decision)
             if self._load.is_open:
                 await pace(self._load.offsets_s, started_s, self._arrive, lambda: self._was_interrupted)
-            while self._requests:
-                await asyncio.wait(tuple(self._requests))
+            while waiting := self._requests | self._thinking:
+                await asyncio.wait(waiting)
             # Completed answers are handed over by callbacks that the loop still has to call.
             await asyncio.sleep(0)
         if self._not_kept is not None:
@@ -91,6 +92,8 @@ class Replay:
             return
         self._was_interrupted = True
         self._drop(self._load.stop().drop, reason)
+        for user in self._thinking:
+            user.cancel()
         self._client.abort_all(reason)
 
     def _arrive(self) -> None:
@@ -104,6 +107,16 @@ class Replay:
         self._drop(decision.drop, self._too_many)
         if decision.send:
             self._send(decision.send)
+        for request in decision.later:
+            user = asyncio.get_running_loop().create_task(self._think(request))
+            self._thinking.add(user)
+            user.add_done_callback(self._thinking.discard)
+
+    async def _think(self, request: TimedRequest) -> None:
+        # Timers round to a millisecond, and may come early by it.
+        while (remaining_s := request.scheduled_s - perf_counter()) > 0:  # noqa: ASYNC110 - a clock, no event
+            await asyncio.sleep(remaining_s)
+        self._follow(self._load.wake(request, perf_counter()))
 
     def _drop(self, requests: Sequence[TimedRequest], reason: str) -> None:
         for request in requests:

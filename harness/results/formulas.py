@@ -85,14 +85,14 @@ def throughput(rows: pd.DataFrame, *, is_open: bool) -> Throughput | None:
         start_s = float((rows["scheduled_s"] - rows["offset_s"]).min())
         end_s = float(rows["scheduled_s"].max())
         window_s = end_s - start_s
-        num_tokens = sum((_tokens_until(row, end_s) for row in done.to_dict("records")), 0.0)
+        num_tokens = sum((tokens_until(row, end_s) for row in done.to_dict("records")), 0.0)
         num_requests = int((done["finish_s"] <= end_s).sum())
     if window_s <= 0:
         return None
     return Throughput(num_tokens / window_s, num_requests / window_s, window_s)
 
 
-def _tokens_until(row: Mapping[Hashable, Any], end_s: float) -> float:
+def tokens_until(row: Mapping[Hashable, Any], end_s: float) -> float:
     """Tokens of one answer stamped up to `end_s`; without token ids, spread evenly over its chunks."""
     stamps = _array(row["chunk_s"])
     if not len(stamps):

@@ -85,6 +85,8 @@ class SettingsFacts(Facts):
     processes: int = 1
     start_at: float | None = None
     ignore_eos: bool = True
+    capacity: float | None = None
+    """Requests a second that the rate of an open loop is a share of."""
 
 
 class CorpusFacts(Facts):
@@ -115,6 +117,9 @@ class ScheduleFacts(Facts):
     def plan_digest(self) -> str:
         """Of what was planned, whatever numbers stood in front of the prompts."""
         return self.unsalted_digest or self.digest
+
+    draw: int | None = None
+    """Which sample of the corpus and which arrivals; None for the corpus in its order."""
 
     @property
     def load(self) -> Load:

@@ -59,7 +59,8 @@ def made_manifest(
 ) -> RunManifest:
     """The manifest of a quiet run that planned exactly these rows. `entries` are its repeats."""
     load = load or Load(Arrivals.CLOSED, concurrency=1)
-    first = [row for row in rows if row["repeat"] == 0]
+    own = min((row["repeat"] for row in rows), default=0)
+    first = [row for row in rows if row["repeat"] == own]
     planned = [
         (r["schedule_index"], r["prompt_id"], r["max_tokens"], r["seed"], r["offset_s"])
         for r in sorted(first, key=lambda r: r["schedule_index"])
@@ -87,7 +88,7 @@ def made_manifest(
             "rate": load.rate,
         },
         "host": {"cpu_model": "a CPU", "cpu_governor": None, "physical_cores": 2},
-        "planned_repeats": list(range(repeats)),
+        "planned_repeats": list(range(own, own + repeats)),
         "repeats": [made_repeat(repeat) for repeat in range(repeats)] if entries is None else entries,
         "validity": None,
     }  # fmt: skip

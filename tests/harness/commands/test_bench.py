@@ -418,6 +418,8 @@ def test_compare_measures_every_arm_in_every_block(
         "8",
         "--concurrency",
         "4",
+        "--loads",
+        "closed",
     ]
     assert main(["compare", *words]) == 0
     (path,) = (tmp_path / "out" / "compare").glob("*.parquet")
@@ -437,6 +439,35 @@ def test_compare_measures_every_arm_in_every_block(
     assert "All arms gave the same output for 8 of 8 prompts." in shown
     assert main(["report", str(path)]) == 0
     assert "Ratios to baseline" in capsys.readouterr().out
+
+
+def test_compare_measures_two_loads_and_repeats_their_schedules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {**NULL, "CAPACITY": "50", "REQUESTS": "6"}.items():
+        monkeypatch.setenv(name, value)
+
+    def digests(out: str) -> list[list[list[str]]]:
+        words = ["--variants", "baseline", "continuous", "--blocks", "2", "--out", str(tmp_path / out)]
+        main(["compare", *words])
+        # Two files of one second sort otherwise by name.
+        paths = sorted((tmp_path / out / "compare").glob("*.parquet"), key=lambda p: p.stat().st_mtime_ns)
+        made = [read_parquet(path)[0] for path in paths]
+        assert [made[0].runs[0].schedule.concurrency, made[1].runs[0].schedule.rate] == [24, 37.5]
+        return [
+            [sorted({r.schedule.digest for r in m.runs if r.planned_repeats == [b]}) for b in (0, 1)]
+            for m in made
+        ]
+
+    first = digests("one")
+    # The arms of a block share a schedule, which no other block and no other load has.
+    assert [[len(block) for block in load] for load in first] == [[1, 1], [1, 1]]
+    assert len({block[0] for load in first for block in load}) == 4
+    shown = capsys.readouterr().out
+    assert "2 blocks of 6 requests, 24 users" in shown
+    assert "37.5 requests/s (75% of baseline's capacity of 50)" in shown
+    assert shown.count("Ratios to baseline") == 2
+    assert digests("two") == first
 
 
 def test_a_mistyped_setting_of_an_arm_fails_before_anything_is_measured(

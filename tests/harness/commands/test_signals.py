@@ -29,7 +29,18 @@ END_S = 60.0
 NUM_REQUESTS = 60
 CASES = [
     ["bench", "--concurrency", "4", "--repeats", "2"],
-    ["compare", "--concurrency", "4", "--variants", "baseline", "continuous", "--blocks", "1"],
+    [
+        "compare",
+        "--loads",
+        "closed",
+        "--concurrency",
+        "4",
+        "--variants",
+        "baseline",
+        "continuous",
+        "--blocks",
+        "1",
+    ],
     ["bench", "--rate", "60", "--processes", "2"],
     ["compare", "--rate", "60", "--variants", "static@PAD_FINISHED=0", "continuous", "--blocks", "1"],
 ]

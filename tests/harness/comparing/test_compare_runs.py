@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.comparing import compare_runs
-from harness.comparing.compare_runs import Ledger, measure_blocks, plan_digest
+from harness.comparing.compare_runs import Ledger, LoadPlan, measure_blocks, plan_digest
 from harness.plan.corpus import Corpus, Prompt
 from harness.plan.schedule import Arrivals, Load, Schedule, make_schedule
 from harness.replay.arm_file import Arm, Measurement
@@ -55,7 +55,10 @@ def compare(
     monkeypatch.setattr(compare_runs, "measure", bench.measure)
     settings = HarnessSettings()
     ledger = Ledger(folder, plan_digest(ARMS, settings, CORPUS, SCHEDULE), resume=resume)
-    return measure_blocks(ARMS, blocks, settings, CORPUS, SCHEDULE, PlainReporter(), ledger)
+    (measured,) = measure_blocks(
+        [LoadPlan(ARMS, settings, CORPUS, [SCHEDULE] * blocks, ledger)], PlainReporter()
+    )
+    return measured
 
 
 def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

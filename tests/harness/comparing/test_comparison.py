@@ -10,7 +10,7 @@ import pytest
 
 from adapters.base import ConfigError
 from harness.comparing.arms import arm_order, parse_arm, split_names
-from harness.comparing.combine import merged_reasons
+from harness.comparing.combine import merged_reasons, validity_of
 from harness.comparing.comparison import (
     agreement,
     agreement_of_all,
@@ -101,6 +101,27 @@ def test_agreement_counts_equal_outputs_of_the_same_block() -> None:
     figures = compare_arms(made_frame(rows), manifest)
     assert [(f.num_same, f.num_compared) for f in figures] == [(60, 60), (60, 60), (60, 60), (59, 60)]
     assert agreement_of_all(made_frame(rows)) == (59, 60)
+
+
+def test_blocks_that_drew_other_requests_are_counted_and_told_apart() -> None:
+    drawn = [[row | {"seed": row["seed"] + 1000 * row["repeat"]} for row in run] for run in BLOCKS]
+    rows, manifest = comparison(*drawn)
+    assert agreement_of_all(made_frame(rows)) == (119, 120)
+    assert validity_of(manifest.runs, 4).invalid == ()
+    text = render_comparison(made_frame(rows), manifest)
+    assert "Each block drew other prompts and arrivals" in text
+    assert "same output for 119 of 120 prompts" in text
+
+
+def test_blocks_of_one_list_say_so() -> None:
+    rows, manifest = comparison(*BLOCKS)
+    assert "the intervals speak of this list alone" in render_comparison(made_frame(rows), manifest)
+
+
+def test_arms_of_one_block_replay_the_same_requests() -> None:
+    other = [row | {"seed": row["seed"] + 1} for row in BLOCKS[1]]
+    _, manifest = comparison(BLOCKS[0], other)
+    assert "different schedules" in validity_of(manifest.runs, 2).invalid[0]
 
 
 def test_a_failed_or_missing_answer_does_not_agree() -> None:

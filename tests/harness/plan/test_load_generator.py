@@ -92,6 +92,45 @@ def test_what_leaves(load: LoadGenerator, at_start: list[str], script: str, leav
     assert events(load, script) == leaving
 
 
+def thinking(
+    num_requests: int, users: int, client_chunk: int = 1, shard: tuple[int, int] = (0, 1), **how: float | str
+) -> LoadGenerator:
+    load = Load(Arrivals.CLOSED, users, **how)  # type: ignore[arg-type]
+    schedule = make_schedule(PROMPTS, num_requests, load, seed=1)
+    return LoadGenerator(schedule.part(*shard), client_chunk=client_chunk)
+
+
+def ready(decision: Decision) -> list[float]:
+    return [request.scheduled_s for request in decision.later]
+
+
+def test_a_user_thinks_before_each_request_but_the_first() -> None:
+    load = thinking(3, users=1, think_ms=500.0, think="fixed")
+    assert [drawn(decision) for decision in load.start(10.0)] == ["0@10"]
+    thinks = load.end(11.0)
+    assert (drawn(thinks), ready(thinks)) == ("", [11.5])
+    # Woken late, it has thought longer: its wait counts from then.
+    assert drawn(load.wake(thinks.later[0], 11.6)) == "1@11.6"
+    stopped = load.end(12.0)
+    load.stop()
+    assert drawn(load.wake(stopped.later[0], 12.5)) == ""
+
+
+def test_a_chunk_waits_for_those_who_still_think_and_leaves_with_the_last() -> None:
+    load = thinking(4, users=2, client_chunk=3, think_ms=1000.0, think="fixed")
+    assert [drawn(decision) for decision in load.start(0.0)] == ["", "0@0 1@0"]
+    first, second = load.end(1.0), load.end(1.5)
+    assert drawn(load.wake(first.later[0], 2.0)) == "", "the other user may join"
+    assert drawn(load.wake(second.later[0], 2.5)) == "2@2 3@2.5"
+
+
+def test_users_begin_within_the_ramp_those_of_shards_between_each_other() -> None:
+    begins = [ready(decision) for decision in thinking(8, users=4, ramp_s=2.0).start(10.0)]
+    assert begins == [[], [10.5], [11.0], [11.5]]
+    second = thinking(8, users=4, shard=(1, 2), ramp_s=2.0).start(10.0)
+    assert [ready(decision) for decision in second] == [[10.5], [11.5]]
+
+
 def test_a_cap_that_was_hit_shows() -> None:
     load = opened(3, max_in_flight=1)
     load.start(0.0)

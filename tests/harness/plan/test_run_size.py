@@ -1,4 +1,4 @@
-"""A run that nobody gave a number of requests lasts about 15 s on slow and fast machines."""
+"""A run that nobody gave a number of requests is long enough to count on slow and fast machines."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ from pathlib import Path
 import pytest
 
 from harness.plan.corpus import Corpus, Prompt
-from harness.plan.run_size import num_requests, sizes_itself
+from harness.plan.run_size import enough_requests, num_requests, sizes_itself
 from harness.settings import HarnessSettings
 
 CORPUS = Corpus(tuple(Prompt(id=str(i), prompt="x", max_tokens=80) for i in range(500)), Path("c"), "s", "s")
 
 
 @pytest.mark.parametrize(
-    ("tokens_per_s", "expected"), [(1, 64), (300, 64), (434, 128), (1544, 320), (50_000, 500)]
+    ("tokens_per_s", "expected"), [(1, 64), (300, 64), (434, 128), (1279, 256), (1281, 400), (50_000, 500)]
 )
-def test_about_15_seconds_and_the_corpus_once(tokens_per_s: float, expected: int) -> None:
+def test_about_15_seconds_or_enough_requests_and_the_corpus_once(tokens_per_s: float, expected: int) -> None:
     assert num_requests(tokens_per_s, CORPUS, HarnessSettings(concurrency=16)) == expected
+
+
+@pytest.mark.parametrize("users", [1, 16, 24, 64])
+def test_a_fast_machine_answers_enough_a_user_and_replays_the_corpus_again_for_it(users: int) -> None:
+    found = num_requests(1e6, CORPUS, HarnessSettings(concurrency=users))
+    assert found == max(500, 25 * users)
+    assert found >= enough_requests(users)
 
 
 def test_many_users_ask_four_times_each() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,64 @@ def test_prompts_come_in_the_order_of_the_corpus() -> None:
     ids = [prompt.id for prompt in PROMPTS]
     for seed in (3, 4):
         assert [r.prompt_id for r in make_schedule(PROMPTS, 120, CLOSED, seed).requests] == (3 * ids)[:120]
+
+
+GOLDEN_DRAW = "232ea31f411de3a863574d9c5e633d8c4554adae6063daf0942ce20ccdcc5f8b"
+
+
+def test_draws_of_one_seed_are_repeatable_samples_of_the_corpus() -> None:
+    drawn = [make_schedule(PROMPTS, 20, OPEN, 7, draw=draw) for draw in range(3)]
+    again = [make_schedule(PROMPTS, 20, OPEN, 7, draw=draw) for draw in range(3)]
+    assert drawn == again
+    assert drawn[0].digest == GOLDEN_DRAW
+    plain = make_schedule(PROMPTS, 20, OPEN, 7)
+    assert len({schedule.digest for schedule in [plain, *drawn]}) == 4
+    for one, two in combinations([plain, *drawn], 2):
+        assert {r.prompt_id for r in one.requests} != {r.prompt_id for r in two.requests}
+        assert offsets(one) != offsets(two)
+        assert {r.seed for r in one.requests}.isdisjoint({r.seed for r in two.requests})
+    for schedule in drawn:
+        assert len({r.prompt_id for r in schedule.requests}) == 20, "without replacement"
+        assert np.mean(np.diff([0.0, *offsets(schedule)])) == pytest.approx(0.05, rel=0.6)
+
+
+def test_think_times_have_a_seed_of_their_own_and_the_mean_asked_for() -> None:
+    fixed = make_load(concurrency=4, rate=None, arrivals=None, think_ms=250.0, think="fixed")
+    spread = make_load(concurrency=4, rate=None, arrivals=None, think_ms=250.0)
+    plain = make_schedule(PROMPTS, 4000, CLOSED, 7)
+    assert {r.think_s for r in make_schedule(PROMPTS, 40, fixed, 7).requests} == {0.25}
+    thought = make_schedule(PROMPTS, 4000, spread, 7)
+    assert thought == make_schedule(PROMPTS, 4000, spread, 7)
+    times = np.array([r.think_s for r in thought.requests])
+    assert times.mean() == pytest.approx(0.25, rel=0.05)
+    assert times.std() == pytest.approx(0.25, rel=0.05)
+    assert [(r.prompt_id, r.seed) for r in thought.requests] == [
+        (r.prompt_id, r.seed) for r in plain.requests
+    ]
+    ramped = make_schedule(PROMPTS, 40, replace(CLOSED, ramp_s=2.0), 7)
+    assert (
+        len(
+            {
+                s.digest
+                for s in (ramped, *(make_schedule(PROMPTS, 40, load, 7) for load in (CLOSED, fixed, spread)))
+            }
+        )
+        == 4
+    )
+
+
+@pytest.mark.parametrize("given", [{"think_ms": 5.0}, {"ramp_s": 1.0}])
+def test_users_of_an_open_loop_neither_think_nor_ramp(given: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="needs a closed loop"):
+        make_load(concurrency=4, rate=2.0, arrivals=None, **given)
+    with pytest.raises(ConfigError, match="THINK=fixed needs THINK_MS"):
+        make_load(concurrency=4, rate=None, arrivals=None, think="fixed")
+
+
+def test_a_draw_as_long_as_the_corpus_holds_each_prompt_once() -> None:
+    ids = [r.prompt_id for r in make_schedule(PROMPTS, 100, CLOSED, 7, draw=1).requests]
+    assert sorted(ids[:50]) == sorted(prompt.id for prompt in PROMPTS)
+    assert ids[:50] == ids[50:] != [prompt.id for prompt in PROMPTS]
 
 
 def test_poisson_gaps_have_the_mean_and_the_spread_of_an_exponential() -> None:

@@ -39,13 +39,16 @@ def play(
     answer: Answering = answer_all,
     concurrency: int = 4,
     rate: float | None = None,
+    think_ms: float | None = None,
+    ramp_s: float | None = None,
     client_chunk: int = 1,
     max_in_flight: int = 1024,
     answers: list[Answer] | None = None,
     interrupt_when: Callable[[FakeServer], bool] | None = None,
 ) -> tuple[list[Answer], ReplayEnd, FakeServer]:
     arrivals = Arrivals.CLOSED if rate is None else Arrivals.CONSTANT
-    schedule = make_schedule(PROMPTS, num_requests, Load(arrivals, concurrency, rate), seed=1)
+    load = Load(arrivals, concurrency, rate, think_ms=think_ms, ramp_s=ramp_s)
+    schedule = make_schedule(PROMPTS, num_requests, load, seed=1)
     answers = [] if answers is None else answers
 
     async def main() -> ReplayEnd:
@@ -85,6 +88,25 @@ def test_a_user_asks_again_the_moment_its_answer_ended() -> None:
         assert answer.scheduled_s == end.started_s or answer.scheduled_s in ends
         assert answer.sent_s >= answer.scheduled_s
     assert sum(answer.scheduled_s == end.started_s for answer in answers) == 3
+
+
+def test_users_who_think_and_ramp_are_all_answered_and_none_asks_early() -> None:
+    answers, end, _ = play(12, concurrency=3, think_ms=20.0, ramp_s=0.06)
+    assert sorted(answer.planned.index for answer in answers) == list(range(12))
+    assert [answer.error for answer in answers] == [None] * 12
+    ends = sorted(answer.finish_s or 0.0 for answer in answers)
+    for answer in answers:
+        begins = [end.started_s + user * 0.02 for user in range(3)] if answer.planned.index < 3 else []
+        since = begins or [ended + answer.planned.think_s for ended in ends]
+        assert answer.scheduled_s >= min(since)
+
+
+def test_an_interrupt_ends_those_who_think() -> None:
+    answers, end, _ = play(
+        9, concurrency=2, think_ms=60_000.0, interrupt_when=lambda server: len(server.bodies) == 2
+    )
+    assert end.was_interrupted
+    assert len(answers) == 2
 
 
 def test_no_more_users_ask_than_there_are() -> None:

@@ -187,7 +187,11 @@ def changed(**changes: Any) -> Validity:
             "the corpus has no recorded digest",
         ),
         (
-            lambda: changed(corpus={"sha256": "a", "recorded_sha256": "a", "num_prompts": 59}),
+            lambda: changed(corpus=RECORDED | {"num_prompts": 59}, service={"scheduling": "engine"}),
+            "prompts were sent more than once",
+        ),
+        (
+            lambda: changed(corpus=RECORDED | {"num_prompts": 59}, service=None),
             "prompts were sent more than once",
         ),
         (
@@ -216,6 +220,10 @@ def test_client_and_server_that_fill_the_machine_are_told(settings: dict[str, An
 
 def test_as_many_pieces_as_tokens_hold_one_each() -> None:
     assert judged(closed_rows(chunk_tokens=None, num_output_tokens=2)).level == "VALID"
+
+
+def test_a_corpus_may_be_replayed_again_where_nothing_caches() -> None:
+    assert changed(corpus=RECORDED | {"num_prompts": 59}).level == "VALID"
 
 
 def test_repeats_against_one_running_server_call_for_caution() -> None:
