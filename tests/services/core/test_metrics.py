@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
-import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
 
 from services import errors
-from services.contract.timings import StepRecord
 from services.core.exposition import page_of
 from services.core.metrics import LABELS, Metrics
-from services.core.step_log import StepLog
+from services.core.service import Service
 from services.engine.messages import SequenceUpdate, StepReport
 from services.errors import REASONS
+from services.http.app import create_app
+from services.read_settings import read_settings
 from tests.services.http.test_app import Background
 from tests.services.scripted_engine import TIMINGS, ScriptedEngine, last
 from tests.services.served import CLIENT, Served, serving, until
@@ -341,34 +339,9 @@ def test_refusals_before_any_route_are_counted() -> None:
         assert line.endswith(" 1.0")
 
 
-def test_a_crash_is_counted() -> None:
-    with serving() as served:
-        served.service.model_card = lambda: 1 / 0  # type: ignore[assignment, method-assign, return-value]
-        with contextlib.suppress(httpx.TransportError):  # the connection may be closed behind the answer
-            assert served.get("/model").status_code == 500
-        assert values(served)["lab_requests_rejected_total/internal_error"] == 1
-
-
-def test_the_step_log_counts_what_it_dropped() -> None:
-    log = StepLog(max_steps=3)
-    for _ in range(5):
-        log.add(StepRecord(0, 1.0, 0.5, 1, 0, 1, 0, 0))
-    assert log.page(0).startswith(b'{"steps":[{"step":2,')
-    assert log.page(0).endswith(b'"next":5,"num_dropped":2}')
-    assert log.page(1).endswith(b'"num_dropped":1}')
-    assert log.page(4).count(b'"step":') == 1
-    assert log.page(9) == b'{"steps":[],"next":5,"num_dropped":0}'
-
-
-def test_the_step_log_comes_in_pages_that_lose_nothing() -> None:
-    log = StepLog(max_steps=10, page_steps=4)
-    records = [StepRecord(i, 0.1 * i, 1 / (i + 3), i, 2 * i, 3 * i, 4 * i, 5 * i) for i in range(13)]
-    for record in records:
-        log.add(record)
-    seen, after = [], 0
-    while (page := json.loads(log.page(after)))["steps"]:
-        assert page["num_dropped"] == (3 if after == 0 else 0)
-        seen += page["steps"]
-        after = page["next"]
-    assert seen == [asdict(record) for record in records[3:]]
-    assert page["next"] == 13
+def test_a_crash_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(read_settings({"BACKEND": "null"}, env_file=None))
+    monkeypatch.setattr(service, "model_card", lambda: 1 / 0)
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+        assert client.get("/model").status_code == 500
+    assert b'reason="internal_error"} 1.0' in service.metrics.text()
