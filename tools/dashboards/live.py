@@ -43,7 +43,6 @@ def _bands(series: str) -> str:
 
 
 def _state() -> Sequence[Json]:
-    restarts = f"lab_worker_restarts_total{{{_CHOSEN}}}"
     return (
         stat(
             "Ready",
