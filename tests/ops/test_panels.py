@@ -118,7 +118,7 @@ def test_variables_and_annotations_have_answers(watched: Any) -> None:
     scraping, at_s, _ = watched
     for dashboard in (LIVE, RESULTS):
         for variable in dashboard["templating"]["list"][1:]:
-            series, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["definition"]).groups()
+            series, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"]).groups()
             assert scraping.api(f"label/{label}/values", **{"match[]": series})
         for annotation in dashboard["annotations"]["list"]:
             scraping.values(filled(annotation["expr"], FILLED), at_s=at_s)  # raises where it is no query

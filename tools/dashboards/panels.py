@@ -119,7 +119,7 @@ def heatmap(title: str, description: str, unit: str, expr: str) -> Json:
 def table(title: str, description: str, unit: str, targets: Iterable[Json]) -> Json:
     instant = [{**one, "range": False, "instant": True, "format": "table"} for one in targets]
     panel = _panel("table", title, description, unit, instant)
-    panel["options"] = {"showHeader": True, "cellHeight": "sm"}
+    panel["options"] = {"showHeader": True, "cellHeight": "sm", "frameIndex": 0}
     panel["transformations"] = [{"id": "merge", "options": {}}]
     return panel
 
@@ -132,13 +132,12 @@ def variable(name: str, label: str, query: str, *, one: bool = False) -> Json:
         "label": label,
         "datasource": DATA_SOURCE,
         "query": {"qryType": 1, "query": query, "refId": name},
-        "definition": query,
         "refresh": 2,
         "sort": 1,
         "multi": not one,
         "includeAll": not one,
         "allValue": ".*",
-        "current": {} if one else {"text": ["All"], "value": ["$__all"]},
+        "current": {"text": "", "value": ""} if one else {"text": ["All"], "value": ["$__all"]},
         "options": [],
     }
 
@@ -174,7 +173,7 @@ def dashboard(
         "query": "prometheus",
         "refresh": 1,
         "regex": "",
-        "current": {},
+        "current": {"text": "", "value": ""},
         "options": [],
     }
     return {
