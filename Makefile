@@ -153,6 +153,9 @@ test-ops: .venv/.dev .ops/.npm ## dashboards and alerts on a real Prometheus; in
 	@$(SYNC) --extra torch --group ops
 	@.venv/bin/python -m pytest -m ops tests/ops $(ARGS)
 
+dash: .venv/.lab-base ## Prometheus over running services, Grafana where Docker is: ARGS="--targets localhost:8000"
+	@.venv/bin/python -m tools.dash $(ARGS)
+
 dashboards: .venv/.lab-base ## write the Grafana dashboards anew from tools/dashboards
 	@.venv/bin/python -m tools.dashboards
 
