@@ -22,7 +22,7 @@ from tests.services.served import lab_serve
 from tools.dashboards.live import LIVE
 from tools.dashboards.results import ENDS, FIGURES, RESULTS
 
-pytestmark = pytest.mark.ops
+pytestmark = [pytest.mark.ops, pytest.mark.timeout(600)]
 
 FILLED = {
     "$__rate_interval": "10s",
@@ -90,7 +90,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Promethe
             lab_serve(VARIANT="continuous", BACKEND="torch", MODEL="lab-26m") as third,
         ):
             for service in (first, second, third):
-                service.wait_ready(120)
+                service.wait_ready(300)
             urls = [first.url, second.url, third.url]
             targets = {url: url.removeprefix("http://") for url in urls}
             with prometheus(folder, targets) as scraping:
