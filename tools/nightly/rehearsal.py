@@ -47,10 +47,12 @@ _ACTIONS = {
     "checkout": "true",
     "cache": "true",
     # The environment of this machine stands for the packages that make would install.
-    "setup-python": 'mkdir -p .venv && for f in bin lib pyvenv.cfg; do ln -sfn "$LAB_VENV/$f" .venv/$f; done; '
+    "setup-python": "mkdir -p .venv; "
+    'for f in bin lib pyvenv.cfg; do ln -sfn "$LAB_VENV/$f" .venv/$f; done; '
     "for s in base torch llama smollm2; do touch .venv/.lab-$s; done; touch .venv/.dev .venv/.ops; "
     'echo "PYTHONPATH=$PWD" >> "$GITHUB_ENV"',
-    "upload-artifact": 'mkdir -p "$LAB_ARTIFACTS/$NAME"; [ ! -d "$WHAT" ] || cp -r "$WHAT." "$LAB_ARTIFACTS/$NAME"',
+    "upload-artifact": 'mkdir -p "$LAB_ARTIFACTS/$NAME"; '
+    '[ ! -d "$WHAT" ] || cp -r "$WHAT." "$LAB_ARTIFACTS/$NAME"',
 }
 _GH = """#!/usr/bin/env bash
 printf '%s\\n' "$*" >> "$LAB_ARTIFACTS/gh.log"
@@ -58,7 +60,7 @@ case "$1 $2" in
 "run download") mkdir -p "$7" && cp -r "$LAB_ARTIFACTS/$5/." "$7" ;;
 "issue list") echo '[]' ;;
 "api repos"*comments*) echo '[]' ;;
-"api repos"*pulls) echo "[{\\"number\\": 7, \\"state\\": \\"open\\", \\"head\\": {\\"sha\\": \\"$HEAD_SHA\\"}}]" ;;
+"api repos"*pulls) printf '[{"number": 7, "state": "open", "head": {"sha": "%s"}}]' "$HEAD_SHA" ;;
 esac
 """
 
@@ -102,7 +104,7 @@ class Stage:
             **LOAD,
             "LAB_VENV": sys.prefix,
             "LAB_ARTIFACTS": str(self.artifacts),
-            "PATH": f"{self.root / 'bin'}:{os.environ['PATH']}",
+            "PATH": f"{self.root / 'bin'}:{os.environ['PATH']}:{REPOSITORY / '.uv' / 'bin'}",
             "UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR", str(Path.home() / ".cache" / "uv")),
             **env,
         }
@@ -126,7 +128,10 @@ class Stage:
         for path in (self.clone / ".github" / "workflows").glob("*.yml"):
             lines = path.read_text().splitlines()
             used |= {line.split()[2] for line in lines if line.strip().startswith("- uses: ")}
-        return [f"{use}={self.root / use.partition('@')[0].rpartition('/')[2]}" for use in sorted(used)]
+        return [
+            f"{use}={self.root / 'actions' / use.partition('@')[0].rpartition('/')[2]}"
+            for use in sorted(used)
+        ]
 
 
 def make_stage(root: Path, source: Path = REPOSITORY) -> Stage:
@@ -134,8 +139,8 @@ def make_stage(root: Path, source: Path = REPOSITORY) -> Stage:
     subprocess.run(["git", "clone", "--quiet", "--bare", str(source), str(root / "origin.git")], check=True)
     subprocess.run(["git", "clone", "--quiet", str(root / "origin.git"), str(stage.clone)], check=True)
     for name, words in _ACTIONS.items():
-        (root / name).mkdir()
-        (root / name / "action.yml").write_text(_STAND_IN % json.dumps(words))
+        (root / "actions" / name).mkdir(parents=True)
+        (root / "actions" / name / "action.yml").write_text(_STAND_IN % json.dumps(words))
     gh = root / "bin" / "gh"
     gh.parent.mkdir()
     gh.write_text(_GH)
