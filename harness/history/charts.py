@@ -32,7 +32,7 @@ def trend_chart(rows: pd.DataFrame, found: Sequence[Mark], strategies: Sequence[
         "started_at", "strategy", "value", "low", "high", "commit", "validity", "reason", "machine",
         "num_requests", "num_blocks",
     ]  # fmt: skip
-    data = rows[shown].assign(strategy=rows["strategy"].astype(str))
+    data = rows[shown].assign(night=rows["started_at"].dt.floor("D"))
     colours = [COLOURS[index % len(COLOURS)] for index in range(len(strategies))]
     colour = alt.Color(
         "strategy:N",
@@ -40,9 +40,8 @@ def trend_chart(rows: pd.DataFrame, found: Sequence[Mark], strategies: Sequence[
         legend=alt.Legend(title=None, symbolOpacity=1),
     )
     picked = alt.selection_point(fields=["strategy"], bind="legend")
-    night = alt.X(
-        "started_at:T", title=None, axis=alt.Axis(format="%b %d", labelOverlap=True, tickCount="week")
-    )
+    # The arms of one night stand above one another.
+    night = alt.X("night:T", title=None, axis=alt.Axis(format="%b %d", labelOverlap=True, tickCount="week"))
     scale = alt.Scale(zero=False, nice=True)
     base = alt.Chart(data).encode(x=night, color=colour)
     faint = alt.condition(picked, alt.value(1.0), alt.value(0.1))
@@ -72,11 +71,13 @@ def trend_chart(rows: pd.DataFrame, found: Sequence[Mark], strategies: Sequence[
         ],
     )
     layers: list[alt.Chart] = [band, line, points.add_params(picked)]
+    if data["night"].nunique() < 2:  # a band of one night has no width
+        layers.append(base.mark_rule().encode(y=alt.Y("low:Q", title=None, scale=scale), y2="high:Q"))
     if found:
         marked = alt.Chart(
             pd.DataFrame(
                 {
-                    "started_at": [mark.at for mark in found],
+                    "night": [mark.at.floor("D") for mark in found],
                     "strategy": [mark.strategy for mark in found],
                     "change": [f"{mark.ratio - 1:+.1%}" for mark in found],
                     "commit": [mark.commit for mark in found],

@@ -101,7 +101,7 @@ class Stage:
         payload = self.root / "event.json"
         payload.write_text(json.dumps(facts or {}))
         kept = {
-            **LOAD,
+            **(LOAD if workflow.startswith("bench") else {}),
             "LAB_VENV": sys.prefix,
             "LAB_ARTIFACTS": str(self.artifacts),
             "PATH": f"{self.root / 'bin'}:{os.environ['PATH']}:{REPOSITORY / '.uv' / 'bin'}",
