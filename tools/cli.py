@@ -38,6 +38,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "merge": ("harness.commands.merge", "make one result file of the files of all shards"),
     "report": ("harness.commands.report", "print the table of results that were written before"),
     "results": ("harness.commands.results", "browse, filter and compare all results on a local page"),
+    "history": (
+        "harness.commands.history",
+        "keep results of many commits, and draw their trend with its changes",
+    ),
     "model": ("tools.make_model", "make a model, or stage it into a folder of its own"),
     "prompts": ("tools.make_prompts", "make the prompt corpus"),
     "import-prompts": (

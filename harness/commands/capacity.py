@@ -120,9 +120,8 @@ def _probe(
     tried: list[dict[str, object]],
 ) -> bool:
     """Whether the limits hold; not where the server was saturated or the run does not count."""
-    own = {"rate": rate, "seed": settings.seed + block}
-    at_rate = settings.model_copy(update=own)
-    corpus, schedule = plan(at_rate, allow_changed_corpus=allow_changed)
+    at_rate = settings.model_copy(update={"rate": rate})
+    corpus, schedule = plan(at_rate, allow_changed_corpus=allow_changed, draw=block)
     reporter.announce(f"block {block + 1}: {arm.name} at {rate:.3g} requests/s")
     measured = measure(arm, at_rate, corpus, schedule, reporter, [block])
     if measured.was_interrupted:

@@ -160,13 +160,13 @@ class ChoiceState:
         if not self.is_stopped and token_ids:
             # The token that ends an answer has no text of its own.
             shown = token_ids[:-1] if update.finish_reason == "stop" else token_ids
-            num_before = self._num_output_tokens
+            num_before = self.num_output_tokens
             if self._stop is None:
                 self._add(token_ids, self._stream.push(shown))
             else:
                 self._add_until_stop(self._stop, token_ids, len(shown))
             if update.logprobs is not None and self._output is not None:
-                kept = update.logprobs[: self._num_output_tokens - num_before]
+                kept = update.logprobs[: self.num_output_tokens - num_before]
                 self._output.logprobs = (self._output.logprobs or []) + kept
         if update.finish_reason is not None:
             self._finish(update.finish_reason, update.timings or NO_TIMINGS)

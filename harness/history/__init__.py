@@ -1,0 +1,1 @@
+"""Results of many commits in one folder: the store, its change points, its page and its series."""

@@ -1,0 +1,72 @@
+"""Histories of made-up nights, written as the result files that a nightly would leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from harness.results.manifest import Validity
+from harness.results.record import make_table, write_parquet
+from tests.harness.made_rows import made_manifest, made_row
+
+FIRST_NIGHT = datetime(2026, 9, 1, 2, tzinfo=UTC)
+
+
+def made_night(
+    folder: Path,
+    night: int,
+    step_s: float,
+    *,
+    arm: str = "continuous",
+    num_rows: int = 8,
+    backend: str = "null",
+) -> Path:
+    """The file of one night: answers of five tokens, one every `step_s` (a little more with each request)."""
+    steps = [step_s * (1 + 0.01 * index) for index in range(num_rows)]
+    rows = [
+        made_row(
+            index, arm=arm, scheduled_s=0.0, sent_s=0.0, chunk_tokens=(1,) * 5,
+            chunk_s=tuple(step * (position + 2) for position in range(5)),
+        )
+        for index, step in enumerate(steps)
+    ]  # fmt: skip
+    run_id = f"run-{arm}-{night}"
+    rows = [{**row, "run_id": run_id} for row in rows]
+    manifest = made_manifest(
+        rows,
+        run_id=run_id,
+        arm=arm,
+        variant=arm.split()[0],
+        started_at=(FIRST_NIGHT + timedelta(days=night)).isoformat(),
+        git={"sha": f"{night:040x}"[::-1], "is_dirty": False},
+        service={"backend": backend},
+        validity=Validity(),
+    )
+    path = folder / f"{arm}-{night:03}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_parquet(path, make_table(rows), manifest)
+    return path
+
+
+def made_nights(
+    folder: Path,
+    num: int,
+    *,
+    step_at: int | None = None,
+    change: float = 0.05,
+    noise: float = 0.01,
+    seed: int = 0,
+) -> Sequence[Path]:
+    """`num` nights of noise; from night `step_at` on each step takes `change` longer."""
+    spread = np.random.default_rng(seed).normal(size=num) * noise
+    return [
+        made_night(
+            folder,
+            night,
+            0.01 * float(np.exp(spread[night])) * (1 + change * (step_at is not None and night >= step_at)),
+        )
+        for night in range(num)
+    ]

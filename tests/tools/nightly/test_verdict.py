@@ -1,0 +1,160 @@
+"""What a pair of commits says: exit status, summary, and nothing that a pull request could smuggle in."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from adapters.base import ConfigError, LabError
+from tools.nightly import github, history_branch, measure
+from tools.nightly.verdict import Line, Pair, Verdict, Word, read_verdict, to_markdown, write_verdict
+
+
+def verdict(*words: Word) -> Verdict:
+    line = Line(label="TPOT p50", ratio=1.2, low=1.1, high=1.3, higher_is_better=False)
+    facts = {"backend": "null", "num_blocks": 3, "lines": (line,)}
+    pairs = tuple(Pair(variant=f"v{i}", word=w, **facts) for i, w in enumerate(words))
+    return Verdict(old="a" * 40, new="b" * 40, limit=0.05, took_s=60.0, pairs=pairs)
+
+
+@pytest.mark.parametrize(
+    ("words", "worst"),
+    [
+        (["pass", "pass"], "pass"),
+        (["pass", "can't tell"], "can't tell"),
+        (["FAILED", "can't tell"], "FAILED"),
+        (["REGRESSION", "FAILED"], "REGRESSION"),
+        ([], "FAILED"),
+    ],
+)
+def test_a_run_is_as_bad_as_its_worst_pair(words: list[Word], worst: Word) -> None:
+    assert verdict(*words).word == worst
+
+
+def test_the_summary_shows_each_interval() -> None:
+    text = to_markdown(verdict("REGRESSION"))
+    assert text.startswith("### A regression: bbbbbbbbbbbb against aaaaaaaaaaaa")
+    (bar,) = (line for line in text.splitlines() if "TPOT p50" in line)
+    assert bar.index("|") < bar.index("---o")
+    assert bar.endswith("1.200x [1.1-1.3]")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"new": "<img src=x>"},
+        {"extra": 1},
+        {"limit": "x"},
+        {
+            "pairs": [
+                {"backend": "[a](http://b)", "variant": "v", "word": "pass", "num_blocks": 1, "lines": []}
+            ]
+        },
+        {"pairs": [{"backend": "a\nb", "variant": "v", "word": "pass", "num_blocks": 1, "lines": []}]},
+        {"pairs": [{"backend": "a", "variant": "v", "word": "<b>", "num_blocks": 1, "lines": []}]},
+    ],
+)
+def test_a_verdict_with_anything_else_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "verdict.json"
+    write_verdict(verdict("pass"), path)
+    assert read_verdict(path) == verdict("pass")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(LabError, match="is no verdict"):
+        read_verdict(path)
+
+
+@pytest.mark.parametrize(
+    ("status", "word", "exit_status"),
+    [(0, "pass", 0), (1, "regression", 1), (2, "failed", 2), (3, "cant-tell", 0), (130, "failed", 2)],
+)
+def test_outcomes_of_the_gate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    status: int, word: str, exit_status: int,
+) -> None:  # fmt: skip
+    """Can't tell is not red, and not silent."""
+    gate = tmp_path / "gate"
+    gate.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/words\nexit {status}\n')
+    gate.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(gate))
+    for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    out, history = tmp_path / "out", tmp_path / "history"
+    words = ["--out", str(out), "--history", str(history), "--variants", "static", "continuous"]
+    made = measure.main([*words, "--backends", "null", "--budget-s", "100", "--against", "HEAD"])
+    assert made == exit_status
+    assert (tmp_path / "GITHUB_OUTPUT").read_text() == f"verdict={word}\n"
+    assert (tmp_path / "GITHUB_STEP_SUMMARY").read_text().startswith("### ")
+    assert (history / measure.LAST_GOOD).exists() == (word == "pass")
+    level = {"pass": None, "cant-tell": "::warning title=Can't tell"}.get(word, "::error title=")
+    assert level is None or level in capsys.readouterr().out
+    calls = (tmp_path / "words").read_text().splitlines()
+    # What the first leaves of its time goes to the second.
+    assert "--measure-on 50 " in calls[0]
+    assert "--measure-on 9" in calls[1] or "--measure-on 100 " in calls[1]
+
+
+def test_the_old_commit(tmp_path: Path) -> None:
+    head = measure.find_old("HEAD", tmp_path)
+    (tmp_path / measure.LAST_GOOD).write_text(head + "\n")
+    assert measure.find_old(None, tmp_path) == head
+    (tmp_path / measure.LAST_GOOD).write_text("f" * 40)
+    assert measure.find_old(None, tmp_path) != "f" * 40
+    with pytest.raises(ConfigError, match="no commit"):
+        measure.find_old("f" * 40, tmp_path)
+
+
+def test_a_known_issue_gets_a_comment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, ...]] = []
+
+    def gh(*words: str) -> str:
+        calls.append(words)
+        return json.dumps([{"number": 5, "title": "Nightly: A regression"}]) if words[1] == "list" else ""
+
+    monkeypatch.setattr(github, "_gh", gh)
+    for word in ("REGRESSION", "can't tell", "pass"):
+        write_verdict(verdict(word), tmp_path / "verdict.json")
+        assert github.main(["issue", "--verdict", str(tmp_path / "verdict.json"), "--run", "1"]) == 0
+    assert [call[:3] for call in calls if call[1] != "list"] == [
+        ("issue", "comment", "5"),
+        ("issue", "create", "--title"),
+    ]
+
+
+def test_the_pull_request_is_asked_of_github(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_verdict(verdict("pass"), tmp_path / "verdict.json")
+    calls: list[tuple[str, ...]] = []
+
+    def gh(*words: str) -> str:
+        calls.append(words)
+        pull = {"number": 9, "state": "open", "head": {"sha": "b" * 40}}
+        return json.dumps([pull] if words[1].endswith("/pulls") else [])
+
+    monkeypatch.setattr(github, "_gh", gh)
+    args = ["comment", "--verdict", str(tmp_path / "verdict.json"), "--run", "1"]
+    assert github.main([*args, "--head", "c" * 40]) == 0
+    assert len(calls) == 1
+    assert github.main([*args, "--head", "b" * 40]) == 0
+    assert calls[-1][:3] == ("api", "--method", "POST")
+    assert github.main([*args, "--head", "../x"]) == 2
+
+
+def test_pull_and_push_keep_both_histories(tmp_path: Path) -> None:
+    origin, one, two = tmp_path / "origin.git", tmp_path / "one", tmp_path / "two"
+    history_branch._git("init", "--quiet", "--bare", str(origin))
+    for folder in (one, two):
+        folder.mkdir()
+        (folder / f"{folder.name}.parquet").write_text(folder.name)
+    with pytest.MonkeyPatch.context() as patch:
+        work = tmp_path / "work"
+        history_branch._git("init", "--quiet", str(work))
+        patch.chdir(work)
+        history_branch._git("remote", "add", "origin", str(origin))
+        assert history_branch.main(["pull", "--folder", str(tmp_path / "new")]) == 0
+        for folder in (one, two, two):
+            assert history_branch.main(["push", "--folder", str(folder)]) == 0
+        assert history_branch.main(["pull", "--folder", str(tmp_path / "all")]) == 0
+    assert sorted(p.name for p in (tmp_path / "all").iterdir()) == ["one.parquet", "two.parquet"]

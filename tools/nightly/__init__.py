@@ -1,0 +1,1 @@
+"""What the workflows run: two commits measured in turns, the branch of the history, issues and comments."""
