@@ -90,6 +90,7 @@ class Service:
         loaded = LoadedModel(info, tokenizer, self._spec.limits(info), self._strategy.takes_groups)
         self.metrics = Metrics(self.settings.variant, info.backend, info.model, info.kv_capacity_tokens)
         self._inputs = InputProcessor(self.settings, loaded, self.byte_limit)
+        self._inputs.warm_up()
 
     async def accept(
         self,
