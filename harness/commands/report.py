@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from adapters.base import LabError
+from adapters.text.unicode_text import printable
 from harness.commands.options import (
     add_objective_option,
     add_slo_option,
@@ -172,7 +173,9 @@ def _heading(manifest: RunManifest) -> str:
     times = f" x {repeats} repeats" if repeats > 1 else ""
     machine = f"{manifest.host.cpu_model}, {manifest.host.physical_cores} cores"
     seed = manifest.settings.seed
-    return f"{what}\n{plan.num_requests} requests{times}, {load}, seed {seed} - {machine}"
+    return (
+        f"{printable(what)}\n{plan.num_requests} requests{times}, {load}, seed {seed} - {printable(machine)}"
+    )
 
 
 def _latency_table(done: pd.DataFrame) -> str:

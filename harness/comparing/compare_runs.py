@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from adapters.base import LabError
@@ -17,6 +18,7 @@ from harness.measure import measure
 from harness.plan.corpus import Corpus
 from harness.plan.schedule import Schedule
 from harness.replay.arm_file import Arm, Measurement
+from harness.replay.interrupts import on_interrupt
 from harness.replay.progress import Reporter
 from harness.replay.provenance import git_state
 from harness.results.line_file import LineFile, read_records
@@ -101,19 +103,28 @@ def measure_blocks(
         KeyboardInterrupt: told to stop before the first run.
     """
     measurements: list[Measurement] = []
-    for block in range(num_blocks):
-        for arm in arm_order(arms, block, settings.seed):
+    told: list[bool] = []
+    plan = [(block, arm) for block in range(num_blocks) for arm in arm_order(arms, block, settings.seed)]
+    # A signal between two runs waits until the first is in the ledger; `measure` has its own handler.
+    with on_interrupt(lambda: told.append(True)):
+        for block, arm in plan:
             if (kept := ledger.read(block, arm)) is not None:
                 measurements.append(kept)
                 continue
+            if told and not measurements:
+                raise KeyboardInterrupt
+            if told:
+                measurements[-1] = replace(measurements[-1], stopped_after=True)
+                break
             reporter.announce(f"block {block + 1} of {num_blocks}: {arm.name}")
             try:
                 measurements.append(measure(arm, settings, corpus, schedule, reporter, [block]))
             except KeyboardInterrupt:
                 if not measurements:
                     raise
-                return measurements
+                break
+            if not measurements[-1].was_cut:
+                ledger.add(block, measurements[-1])
             if measurements[-1].was_interrupted:
-                return measurements
-            ledger.add(block, measurements[-1])
+                break
     return measurements

@@ -119,7 +119,8 @@ def _now() -> str:
 
 
 def git_state() -> GitFacts:
-    sha = _git("rev-parse", "HEAD")
+    """Of the repository whose own files these are: an installed wheel may lie inside somebody else's."""
+    sha = _git("rev-parse", "HEAD") if (REPOSITORY / ".git").exists() else None
     status = _git("status", "--porcelain") if sha else None
     return GitFacts(sha=sha, is_dirty=None if status is None else bool(status))
 

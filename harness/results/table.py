@@ -5,11 +5,13 @@ Cells may hold what came from outside (names of models and arms, error texts), s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from adapters.text.unicode_text import printable
 
 MISSING = "-"
+_MARKUP = re.compile(r"[\\`*\[\]<>]")
 
 
 def render_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -18,6 +20,11 @@ def render_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(3, *(len(line[column]) for line in (headers, *rows))) for column in range(len(headers))]
     rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(_line(cells, widths) for cells in (headers, rule, *rows))
+
+
+def markdown_text(text: str) -> str:
+    """Words that may hold names from outside, as one line of Markdown: no link, picture or tag of theirs."""
+    return _MARKUP.sub(lambda match: "\\" + match[0], printable(text))
 
 
 def number(value: float | None, digits: int = 1) -> str:
