@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from adapters.base import ConfigError, LabError
 from harness.client.answer import Answer
@@ -65,6 +66,8 @@ def measure(
                 if entry.was_interrupted:
                     break
     except BaseException as error:
+        if file is not None and file.is_complete and isinstance(error, KeyboardInterrupt):
+            return replace(file.finish(), stopped_after=True)  # only its service was still to be ended
         if file is not None:
             kept = file.keep()
             if isinstance(error, LabError):

@@ -134,6 +134,11 @@ def too_many_bytes() -> ApiError:
     return ApiError(429, message, code="queue_full", retry_after_s=1)
 
 
+def chats_wait() -> ApiError:
+    message = "Too many chats wait for the model's chat template; try again in 1 s."
+    return ApiError(429, message, code="queue_full", retry_after_s=1)
+
+
 def starting() -> ApiError:
     return ApiError(503, "The model is still loading; try again soon.", code="starting", retry_after_s=1)
 

@@ -29,6 +29,7 @@ from services.core.service import Service
 from services.http.app import create_app
 from services.http.connection import Connection, ConnectionLimit, max_connections
 from services.logs import set_up_logs
+from services.memory import keep_trimmed
 from services.read_settings import read_settings
 from services.settings import Settings
 from services.strategies import VARIANTS
@@ -103,9 +104,11 @@ async def _serve(service: Service, server: uvicorn.Server, listener: socket.sock
     listeners = [listener, *(listener.dup() for _ in range(_MORE_LISTENERS))]
     serving = asyncio.create_task(server.serve(sockets=listeners))
     serving.add_done_callback(lambda _: signals.first.set())  # without a server there is nothing to wait for
+    trimming = asyncio.create_task(keep_trimmed())
     try:
         return await _live(service, signals, url)
     finally:
+        trimming.cancel()
         server.should_exit = True
         await serving
         await service.close()

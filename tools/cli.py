@@ -7,6 +7,7 @@ answers at once. Errors of ours are told in one sentence.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -78,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     asked = next((word for word in argv if not word.startswith("-")), None)
     try:
-        return _run(argv, asked)
+        status = _run(argv, asked)
+        sys.stdout.flush()
+        return status
     except LabError as error:
         print("\n".join(map(printable, f"lab {asked}: {error}".split("\n"))), file=sys.stderr)
     except ModuleNotFoundError as error:
@@ -94,6 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # as in `lab report FILE | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"lab {asked}: standard output takes no more: {error.strerror}", file=sys.stderr)
         return 1
     return 2
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from adapters.base import LabError
+from adapters.text.unicode_text import printable
 from harness.commands.options import (
     add_objective_option,
     add_slo_option,
@@ -193,7 +194,7 @@ def _heading(manifest: RunManifest) -> str:
     seed = manifest.settings.seed
     held, sent = manifest.corpus.num_prompts, plan.num_requests
     cycled = f" ({held} prompts, over again)" if sent > held else ""
-    return f"{what}\n{sent} requests{cycled}{times}, {load}, seed {seed} - {machine}"
+    return f"{printable(what)}\n{sent} requests{cycled}{times}, {load}, seed {seed} - {printable(machine)}"
 
 
 def _latency_table(done: pd.DataFrame) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.base import LabError
@@ -18,6 +18,7 @@ from harness.measure import measure
 from harness.plan.corpus import Corpus
 from harness.plan.schedule import Schedule
 from harness.replay.arm_file import Arm, Measurement
+from harness.replay.interrupts import on_interrupt
 from harness.replay.progress import Reporter
 from harness.replay.provenance import git_state
 from harness.results.line_file import LineFile, read_records
@@ -111,23 +112,37 @@ def measure_blocks(plans: Sequence[LoadPlan], reporter: Reporter) -> list[list[M
     measured: list[list[Measurement]] = [[] for _ in plans]
     num_blocks = len(plans[0].schedules)
     turns = [
-        (block, plan, made) for block in range(num_blocks) for plan, made in zip(plans, measured, strict=True)
+        (block, plan, made, arm)
+        for block in range(num_blocks)
+        for plan, made in zip(plans, measured, strict=True)
+        for arm in arm_order(plan.arms, block, plan.settings.seed)
     ]
-    for block, plan, made in turns:
-        for arm in arm_order(plan.arms, block, plan.settings.seed):
+    told: list[bool] = []
+    last: list[Measurement] = []  # where the newest run stands
+    # A signal between two runs waits until the first is in the ledger; `measure` has its own handler.
+    with on_interrupt(lambda: told.append(True)):
+        for block, plan, made, arm in turns:
             if (kept := plan.ledger.read(block, arm)) is not None:
                 made.append(kept)
+                last = made
                 continue
+            if told:
+                if not last:
+                    raise KeyboardInterrupt
+                last[-1] = replace(last[-1], stopped_after=True)
+                break
             reporter.announce(f"block {block + 1} of {num_blocks}: {arm.name}")
             try:
                 made.append(
                     measure(arm, plan.settings, plan.corpus, plan.schedules[block], reporter, [block])
                 )
             except KeyboardInterrupt:
-                if not any(measured):
+                if not last:
                     raise
-                return measured
+                break
+            last = made
+            if not made[-1].was_cut:
+                plan.ledger.add(block, made[-1])
             if made[-1].was_interrupted:
-                return measured
-            plan.ledger.add(block, made[-1])
+                break
     return measured

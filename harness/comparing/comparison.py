@@ -13,6 +13,7 @@ from statistics import fmean, median
 
 import pandas as pd
 
+from adapters.text.unicode_text import printable
 from harness.comparing.combine import draws_text
 from harness.comparing.contrasts import Contrast, contrast_table, contrasts, places_of
 from harness.comparing.trade import (
@@ -202,8 +203,8 @@ def _heading(manifest: ComparisonManifest) -> str:
         users += f" ({plan.rate / capacity:.0%} of {manifest.reference}'s capacity of {capacity:g})"
     return (
         f"{manifest.num_blocks} blocks of {plan.num_requests} requests, {users}, "
-        f"seed {first.settings.seed} - {first.model}, {first.engine_text}\n"
-        f"{host.cpu_model}, {host.physical_cores} cores. TTFT and total are from schedule."
+        f"seed {first.settings.seed} - {printable(f'{first.model}, {first.engine_text}')}\n"
+        f"{printable(str(host.cpu_model))}, {host.physical_cores} cores. TTFT and total are from schedule."
     )
 
 

@@ -43,7 +43,7 @@ from harness.results.manifest import ComparisonManifest, Validity
 from harness.results.metrics import Figure
 from harness.results.output_dir import make_folder, whole_file
 from harness.results.slo import Slo
-from harness.results.table import render_table
+from harness.results.table import markdown_text, render_table
 
 ChartKind = Literal["png", "svg"]
 CHART_KINDS: tuple[ChartKind, ...] = get_args(ChartKind)
@@ -148,17 +148,21 @@ def write_slide(data: ReportData, path: Path) -> None:
 def to_markdown(data: ReportData) -> str:
     """For a pull request: the answer, the tables, the doubts."""
     validity = data.manifest.validity
-    parts = [f"### {_title(data)}", f"**{validity.level}.** " + " ".join(verdict_sentences(data))]
-    parts.append(render_table(*arm_table(data)))
+    parts = [
+        f"### {markdown_text(_title(data))}",
+        f"**{validity.level}.** " + markdown_text(" ".join(verdict_sentences(data))),
+    ]
+    parts.append(_table(*arm_table(data)))
     if data.found:
-        parts.append(f"Latencies from schedule. Ratios to {data.reference}; intervals hold together at 95%.")
-        parts.append(render_table(*contrast_table(data.found)))
-        parts.append("\n".join(f"- {sentence}" for sentence in contrast_sentences(data.found)))
+        reference = markdown_text(str(data.reference))
+        parts.append(f"Latencies from schedule. Ratios to {reference}; intervals hold together at 95%.")
+        parts.append(_table(*contrast_table(data.found)))
+        parts.append("\n".join(f"- {markdown_text(sentence)}" for sentence in contrast_sentences(data.found)))
     parts += length_lines(data)
     headers, lines = budget_table(data)
     if lines:
-        parts.append(render_table(headers, lines))
-    parts.append("\n".join(f"- {line}" for line in setting_lines(data)))
+        parts.append(_table(headers, lines))
+    parts.append("\n".join(f"- {markdown_text(line)}" for line in setting_lines(data)))
     reasons = [
         *(f"INVALID: {r}" for r in validity.invalid),
         *(f"caution: {r}" for r in validity.caution),
@@ -166,6 +170,10 @@ def to_markdown(data: ReportData) -> str:
     if reasons:
         parts.append("\n".join(f"- {reason}" for reason in reasons))
     return "\n\n".join(parts)
+
+
+def _table(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return render_table(headers, [[markdown_text(cell) for cell in line] for line in lines])
 
 
 def _title(data: ReportData) -> str:

@@ -52,10 +52,17 @@ class Measurement:
     rows: pd.DataFrame
     manifest: RunManifest
     validity: Validity
+    stopped_after: bool = False
+    """Told to stop when all of it was measured."""
+
+    @property
+    def was_cut(self) -> bool:
+        """Told to stop in the middle."""
+        return any(entry.was_interrupted for entry in self.manifest.repeats)
 
     @property
     def was_interrupted(self) -> bool:
-        return any(entry.was_interrupted for entry in self.manifest.repeats)
+        return self.stopped_after or self.was_cut
 
 
 class ArmFile:
@@ -91,6 +98,14 @@ class ArmFile:
         self._rows: list[Row] = []
         self._steps: list[dict[str, Any]] = []
         self.path, self._journal = _new_journal(settings.out / self._variant, stamp, self.manifest)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all repeats have ended, none of them cut short."""
+        repeats = self.manifest.repeats
+        return len(repeats) == len(self.manifest.planned_repeats) and not any(
+            entry.was_interrupted for entry in repeats
+        )
 
     def label(self, repeat: int) -> str:
         planned = self.manifest.planned_repeats

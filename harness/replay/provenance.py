@@ -123,7 +123,8 @@ def _now() -> str:
 
 
 def git_state(tree: Path = REPOSITORY) -> GitFacts:
-    sha = _git(tree, "rev-parse", "HEAD")
+    """Of the repository whose own files these are: an installed wheel may lie inside somebody else's."""
+    sha = _git(tree, "rev-parse", "HEAD") if (tree / ".git").exists() else None
     status = _git(tree, "status", "--porcelain") if sha else None
     return GitFacts(sha=sha, is_dirty=None if status is None else bool(status))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from adapters.text.unicode_text import printable
 
 MISSING = "-"
+_MARKUP = re.compile(r"[\\`*\[\]<>]")
 
 
 def render_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -34,6 +35,11 @@ def replace_section(path: Path, name: str, table: str) -> None:
     if num != 1:
         raise ValueError(f"{path} has no one place for {name}")
     path.write_text(made, encoding="utf-8")
+
+
+def markdown_text(text: str) -> str:
+    """Words that may hold names from outside, as one line of Markdown: no link, picture or tag of theirs."""
+    return _MARKUP.sub(lambda match: "\\" + match[0], printable(text))
 
 
 def number(value: float | None, digits: int = 1) -> str:

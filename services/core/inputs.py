@@ -2,15 +2,18 @@
 
 Everything that is wrong with a request alone is found here, before the queue is looked at, so that it gets
 its own error even when the queue is full. Long texts are tokenized in a thread, with `encode_batch`, which
-leaves the interpreter to others: answers keep streaming meanwhile.
+leaves the interpreter to others: answers keep streaming meanwhile. Chats are rendered beside the loop,
+however short: how long that takes is the template's affair.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, count
@@ -32,6 +35,9 @@ from services.settings import Settings
 THREAD_ABOVE_CHARS = 16_384
 """Tokenizing this much takes a few milliseconds."""
 
+RENDER_WAIT_S = 5.0
+"""A chat that has waited for so long behind others is refused unrendered."""
+
 ResultT = TypeVar("ResultT")
 
 
@@ -52,6 +58,9 @@ class InputProcessor:
     settings: Settings
     loaded: LoadedModel
     byte_limit: ByteLimit = field(default_factory=ByteLimit)
+    chat_limit: ByteLimit = field(default_factory=lambda: ByteLimit(at_once=32 << 20))
+    renderer: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "lab-chat"))
+    """A thread of its own: a template that does not end holds up other chats, and nothing else."""
     seq_ids: Iterator[int] = field(default_factory=lambda: count(1))
     group_ids: Iterator[int] = field(default_factory=lambda: count(1))
 
@@ -92,6 +101,11 @@ class InputProcessor:
         served = self.loaded.info.model
         if asked is not None and asked not in (served, self.settings.model):
             raise errors.unknown_model(asked, served)
+
+    def warm_up(self) -> None:
+        """Have what renders chats started, so that the first chat does not wait for it."""
+        hello = [{"role": "user", "content": "hello"}]
+        self.renderer.submit(self.loaded.tokenizer.render_chat, hello)
 
     async def tokenize(self, request: GenerateRequest | ChatRequest) -> list[int]:
         """The ids of its one prompt. Raises: ApiError, as `process` does."""
@@ -228,12 +242,17 @@ class InputProcessor:
         param: str,
         options: Mapping[str, object] | None = None,
     ) -> list[list[int]]:
+        num_bytes = sum(len(str(message["content"])) for messages in chats for message in messages)
+        late_s = time.monotonic() + RENDER_WAIT_S
+
         def render() -> list[str]:
+            if time.monotonic() > late_s:
+                raise errors.chats_wait()
             return [self.loaded.tokenizer.render_chat(messages, options) for messages in chats]
 
-        contents = [str(message["content"]) for messages in chats for message in messages]
         try:
-            texts = await self._beside_the_loop(contents, render)
+            async with self.chat_limit.hold(num_bytes):
+                texts = await asyncio.get_running_loop().run_in_executor(self.renderer, render)
         except ChatTemplateError as error:
             raise errors.bad_field(param, f"cannot be turned into a prompt: {error}") from None
         self._check_length(texts, param)

@@ -92,6 +92,7 @@ class Service:
         loaded = LoadedModel(info, tokenizer, self._spec.limits(info), self._strategy.takes_groups)
         self.metrics.loaded(info)
         self._inputs = InputProcessor(self.settings, loaded, self.byte_limit)
+        self._inputs.warm_up()
 
     async def accept(
         self,

@@ -1,15 +1,18 @@
 """What the engine's thread or process runs: load the model, serve until told to stop, say why if that fails.
 
 The process ignores SIGINT and SIGTERM, since both reach whole process groups and its parent decides. It ends
-with its parent, whose end closes the pipe. `services.engine_client.process` is the API's side.
+with its parent, whose end closes the pipe; one that is stopped then is ended by the kernel (Linux).
+`services.engine_client.process` is the API's side.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -53,6 +56,7 @@ def run_process(connection: Connection, spec: EngineSpec) -> None:
     """The main function of the spawned process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _kill_with_parent()
     set_up_logs(spec.log_level, spec.log_format, process="engine")
     inbox = QueueInbox()
     threading.Thread(target=_feed, args=(connection, inbox), name="lab-receiver", daemon=True).start()
@@ -73,6 +77,13 @@ def run_process(connection: Connection, spec: EngineSpec) -> None:
         start_beating(tell, engine.busy_s)
 
     run_engine(spec, inbox, tell, on_built)
+
+
+def _kill_with_parent() -> None:
+    """A stopped process does not see that the pipe was closed; SIGKILL reaches it."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _feed(connection: Connection, inbox: QueueInbox) -> None:

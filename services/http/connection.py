@@ -9,16 +9,20 @@ is still answered.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import resource
 from asyncio import TimerHandle, Transport
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from adapters.base import ConfigError
 from services import errors
@@ -63,7 +67,10 @@ def max_connections(wanted: int | None) -> int:
 
 
 class ConnectionLimit:
-    """The open connections of one server that have no request now, longest without one first.
+    """The open connections of one server, and the requests that wait to be begun.
+
+    One request is begun a turn of the loop: behind a crowd that sends at once, /health and the tokens of
+    streams would wait for all of it.
 
     `on_refused` hears the code of each refusal that no route sees.
     """
@@ -72,6 +79,19 @@ class ConnectionLimit:
         self.limit = limit
         self.on_refused = on_refused
         self.idle: dict[Connection, None] = {}
+        """Those that have no request now, longest without one first."""
+        self._starts: deque[Callable[[], None]] = deque()
+
+    def start(self, start: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
+        """Call `start` when its turn has come."""
+        self._starts.append(start)
+        if len(self._starts) == 1:
+            loop.call_soon(self._start_next, loop)
+
+    def _start_next(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._starts.popleft()()
+        if self._starts:
+            loop.call_soon(self._start_next, loop)
 
 
 class Connection(HalfCloseProtocol):
@@ -161,6 +181,17 @@ class Connection(HalfCloseProtocol):
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls where parsing fails, our own checks within it included."""
         self._refuse(self._error or errors.not_http())
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self.running = cycle
+        if cycle.scope["path"] == _HEALTH:
+            super()._start_asgi_task(cycle, app)
+        else:
+            self._limit.start(partial(self._start_late, cycle, app), self.loop)
+
+    def _start_late(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if not cycle.disconnected:  # who left meanwhile costs nothing more
+            super()._start_asgi_task(cycle, app)
 
     def _wait_for_head(self) -> None:
         self._limit.idle[self] = None

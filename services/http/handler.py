@@ -97,8 +97,8 @@ class RequestHandler:
 
     async def _read_body(self, http: Request, body: bytearray) -> bool:
         """Fill `body`; False if the client left. A length above the limit is refused by its own header."""
-        encoding = http.headers.get("content-encoding", "identity")
-        if encoding.strip().lower() not in ("", "identity"):
+        encoding = ",".join(http.headers.getlist("content-encoding"))
+        if any(name.strip().lower() not in ("", "identity") for name in encoding.split(",")):
             raise errors.body_encoded(encoding)
         length = http.headers.get("content-length", "")
         if length.isdecimal() and int(length) > MAX_BODY_BYTES:

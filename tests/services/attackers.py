@@ -96,6 +96,15 @@ def endless_bodies(port: int) -> None:
     side_by_side(8, lambda: send_on(port, head, *[chunk] * 16))
 
 
+@attack("chunk trailers")
+def chunk_trailers(port: int) -> None:
+    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    trailers = b"x-trailer: " + b"y" * 100 + b"\r\n"
+    send_on(port, head + b"2\r\n{}\r\n0\r\n", *[trailers * 5000] * 20)
+    send_on(port, head + b"2;x=", *[b"y" * (1 << 20)] * 20)
+    send_on(port, head, *[(b"1;" + b"y" * 60 + b"\r\nx\r\n") * 15_000] * 20)
+
+
 @attack("long chats")
 def long_chats(port: int) -> None:
     messages = [{"role": "user", "content": "hello world, this. " * 50_000}] * 4

@@ -90,3 +90,21 @@ def test_serving_the_null_backend_loads_no_torch() -> None:
     code = "import sys, services.main, adapters.null_backend; print(*sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "transformers"}.isdisjoint(output.stdout.split())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no full device to write to")
+@pytest.mark.parametrize("length", [1, 100_000])
+def test_a_standard_output_that_is_full_is_one_sentence(length: int) -> None:
+    code = f"""
+import sys
+from types import SimpleNamespace
+from tools import cli
+command = SimpleNamespace(add_arguments=lambda parser: None, run=lambda args: print("x" * {length}) or 0)
+cli.import_module = lambda name: command
+sys.exit(cli.main(["bench"]))
+"""
+    command = [sys.executable, "-c", code]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "lab bench: standard output takes no more: No space left on device\n"

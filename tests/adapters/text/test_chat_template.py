@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from adapters.text.chat_template import ChatTemplate, ChatTemplateError, load_chat_template
+from adapters.text.render_process import RenderProcess
+from tests.services.served import until
 
 MESSAGES = [{"role": "user", "content": "héllo <b>"}]
 
@@ -54,3 +60,49 @@ def test_a_file_of_another_encoding_is_read_as_far_as_it_goes(tmp_path: Path) ->
     template = load_chat_template(tmp_path, {})
     assert template is not None
     assert template.render(MESSAGES).endswith("user")
+
+
+HUGE_RANGE = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (HUGE_RANGE, "does not end within 1 s"),
+        ("{{ 7 ** (7 ** (7 + messages | length)) }}", "does not end within 1 s"),
+        ("{{ 7 ** 999999999 }}", "does not end within 1 s"),  # in the compiler, which computes constants
+        ("{{ 'x' * 10 ** 10 }}", "MemoryError"),
+        ("{{ 'x' | center(10 ** 10) }}", "MemoryError"),
+        ("{{ messages[0].role * 10000000 }}", "makes 40000000 characters"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "OverflowError"),
+    ],
+)
+def test_a_template_without_end_is_ended_and_the_next_one_rendered(source: str, said: str) -> None:
+    renderer = RenderProcess(timeout_s=1.0)
+    try:
+        with pytest.raises(ChatTemplateError, match=said):
+            renderer.render(source, {}, MESSAGES, {})
+        assert renderer.render("{{ messages[0].role }}", {}, MESSAGES, {}) == "user"
+    finally:
+        renderer.close()
+
+
+def test_a_renderer_ends_by_itself_where_its_parent_was_killed_in_the_middle(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, threading, time; from adapters.text.render_process import RenderProcess\n"
+        "renderer = RenderProcess(timeout_s=1.0)\n"
+        f"source = {HUGE_RANGE!r}\n"
+        "if __name__ == '__main__':\n"
+        "    renderer.render('', {}, [], {})\n"
+        "    print(renderer._process.pid, flush=True)\n"
+        "    renderer.render(source, {}, [], {})\n"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)

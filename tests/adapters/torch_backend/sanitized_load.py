@@ -45,7 +45,8 @@ def main(folder: Path, seconds: float, seed: int) -> None:
     end_s = time.monotonic() + seconds
     made: dict[int, Path] = {}
     num_steps = num_rows = num_backends = 0
-    while time.monotonic() < end_s:
+    least_backends = len(SHAPES) if seconds >= 60 else 1  # on a busy machine they alone take longer
+    while time.monotonic() < end_s or num_backends < least_backends:
         number = rng.randrange(len(SHAPES)) if num_backends >= len(SHAPES) else num_backends
         family, changes = SHAPES[number]
         if number not in made:
@@ -62,10 +63,10 @@ def main(folder: Path, seconds: float, seed: int) -> None:
             )
         )
         assert backend.info.details["cpu_kernels"] is True, "the kernels were not loaded"
-        steps, rows = drive(backend, rng, min(end_s, time.monotonic() + SECONDS_A_BACKEND))
+        steps, rows = drive(backend, rng, time.monotonic() + min(seconds / 20, SECONDS_A_BACKEND))
         num_steps, num_rows, num_backends = num_steps + steps, num_rows + rows, num_backends + 1
         backend.close()
-    print(f"{num_backends} backends, {num_steps} steps, {num_rows} rows")
+    print(f"{num_backends} backends, {len(made)} of {len(SHAPES)} shapes, {num_steps} steps, {num_rows} rows")
 
 
 def drive(backend: TorchBackend, rng: random.Random, end_s: float) -> tuple[int, int]:

@@ -90,7 +90,7 @@ def test_an_overflow_is_seen(sanitized: dict[str, str], folder: Path) -> None:
 @pytest.mark.timeout(START_S + 10 * SECONDS)
 def test_mixed_load(sanitized: dict[str, str], folder: Path) -> None:
     load = "tests.adapters.torch_backend.sanitized_load"
-    shown = run(sanitized, load, str(folder), str(SECONDS), SEED, timeout_s=START_S + 2 * SECONDS)
+    shown = run(sanitized, load, str(folder), str(SECONDS), SEED, timeout_s=START_S + 8 * SECONDS)
     print(f"\n{SECONDS:g} s: {shown.splitlines()[-1]}")
 
 

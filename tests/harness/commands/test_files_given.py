@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from harness.comparing.combine import read_result
@@ -67,13 +70,22 @@ def test_a_step_log_alone_is_told(run: Path, steps: Path, capsys: pytest.Capture
             assert f"{path} holds the steps of a run, not its requests: name the file without .steps" in said
 
 
-@pytest.mark.parametrize("kind", ["text", "folder", "nothing", "journal", "page"])
+@pytest.mark.parametrize(
+    "kind", ["text", "folder", "nothing", "journal", "page", "pipe", "circle", "foreign", "named"]
+)
 def test_other_files_are_told(run: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = run.with_name(f"other{JOURNAL_SUFFIX}" if kind == "journal" else "other.parquet")
     if kind == "folder":
         path.mkdir()
     elif kind == "journal":
         Journal(path, made_manifest([made_row()])).close()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "circle":
+        path.symlink_to(path)
+    elif kind in ("foreign", "named"):
+        name = "a\x1b[31m\n|<b>" + "x" * 1_000_000 if kind == "named" else "a"
+        pq.write_table(pa.table({name: [1]}), path)
     elif kind != "nothing":
         path.write_bytes(b"run_id,arm\n" if kind == "text" else b"<!doctype html>")
     for words in (
@@ -84,6 +96,7 @@ def test_other_files_are_told(run: Path, kind: str, capsys: pytest.CaptureFixtur
         assert main(words) == 2
         (said,) = capsys.readouterr().err.splitlines()
         assert str(path) in said
+        assert len(said) < 1000
 
 
 def test_a_run_without_an_end_is_no_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,3 +171,19 @@ def test_a_comparison_that_stopped_before_its_reference_is_reported(
     write_parquet(path, make_table(rows), manifest)
     assert main(["report", str(path)]) == 0
     assert "report: " in capsys.readouterr().out
+
+
+def test_names_from_outside_are_escaped_in_headings_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "a](x) <img src=y> \x1b[31m`"
+    rows = run_rows("baseline", 0, 1.0)
+    path = tmp_path / "x.parquet"
+    write_parquet(path, make_table(rows), made_manifest(rows, arm="baseline", model=name))
+    main(["report", str(path), "--markdown"])
+    shown = capsys.readouterr().out
+    assert r"### baseline on a\](x) \<img src=y\> \\x1b\[31m\`" in shown
+    assert "<img" not in shown.replace(r"\<img", "")
+    main(["report", str(path), "--html", str(tmp_path / "x.html")])
+    assert "\x1b" not in capsys.readouterr().out
+    assert "<img" not in (tmp_path / "x.html").read_text()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from harness import measure as measuring
 from harness.comparing import compare_runs
 from harness.comparing.compare_runs import Ledger, LoadPlan, measure_blocks, plan_digest
 from harness.plan.corpus import Corpus, Prompt
@@ -118,3 +123,46 @@ def test_another_plan_has_another_ledger() -> None:
         plan_digest(ARMS, settings.model_copy(update={"seed": 9}), CORPUS, SCHEDULE),
     }
     assert len(plans) == 4
+
+
+def test_a_signal_behind_a_run_leaves_it_in_the_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    measured = bench.measure
+
+    def then_told(arm: Arm, *rest: Any) -> Measurement:
+        measurement = measured(arm, *rest)
+        os.kill(os.getpid(), signal.SIGINT)
+        return measurement
+
+    monkeypatch.setattr(bench, "measure", then_told)
+    (only,) = compare(bench, tmp_path, monkeypatch)
+    assert only.was_interrupted
+    assert not only.was_cut
+    assert bench.made == [(0, str(only.manifest.arm))]
+    monkeypatch.setattr(bench, "measure", measured)
+    assert len(compare(bench, tmp_path, monkeypatch)) == 4
+    assert bench.made.count((0, str(only.manifest.arm))) == 1
+
+
+def test_a_signal_while_the_service_of_a_whole_run_ends_keeps_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = run_rows("a", 0, 1.0, num=3)
+    manifest = made_manifest(rows, arm="a", entries=[made_repeat(0)])
+    whole = Measurement(Path("x"), made_frame(rows), manifest, Validity())
+
+    @contextmanager
+    def ended_by_a_signal(*_: object) -> Iterator[tuple[None, None]]:
+        yield None, None
+        raise KeyboardInterrupt
+
+    file = SimpleNamespace(is_complete=True, finish=lambda: whole, keep=lambda: "kept", manifest=manifest)
+    monkeypatch.setattr(measuring, "_served", ended_by_a_signal)
+    monkeypatch.setattr(measuring, "ArmFile", lambda *_: file)
+    monkeypatch.setattr(measuring, "_measure_repeat", lambda *_: made_repeat(0))
+    settings = HarnessSettings().model_copy(update={"floor": False})
+    kept = measuring.measure(ARMS[0], settings, CORPUS, SCHEDULE, PlainReporter(), [0])
+    assert kept.was_interrupted
+    assert kept.path == whole.path

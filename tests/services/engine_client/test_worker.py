@@ -8,6 +8,7 @@ import multiprocessing.context
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -290,6 +291,16 @@ def test_the_engine_ends_with_a_service_that_is_killed() -> None:
         with open_stream(lab, max_tokens=3000):
             lab.process.kill()
             engine.wait(DEADLINE_S)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no signal for a parent's death")
+def test_a_stopped_engine_ends_with_a_service_that_is_killed() -> None:
+    with lab_serve() as lab:
+        lab.wait_ready()
+        pid = engine_pid(lab)
+        os.kill(pid, signal.SIGSTOP)
+        lab.process.kill()
+        until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
 
 def test_sigterm_finishes_what_was_accepted() -> None:

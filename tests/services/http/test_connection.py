@@ -8,14 +8,20 @@ import os
 import resource
 import signal
 import socket
+import struct
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
+from fastapi import Request
 
 from adapters.base import ConfigError
+from services.contract.status import Health
+from services.core.service import Service
 from services.http import connection as limits
 from services.http.connection import MAX_HEAD_BYTES, MAX_HEADERS, max_connections
+from services.http.handler import RequestHandler
 from tests.services.engine_client.test_worker import engine_pid
 from tests.services.served import CLIENT, DEADLINE_S, Served, lab_serve, serving, until
 
@@ -260,3 +266,52 @@ def test_requests_beside_one_that_is_refused_leave_no_error_in_the_log(
     for _ in range(5):
         assert answer_to(served, post(b'{"prompt":"a"}') + b"\x00 what\r\n\r\n") == (400, "invalid_http")
     assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the service began to work on, in order."""
+    begun: list[str] = []
+    read_body, health = RequestHandler._read_body, Service.health
+
+    async def noted_read(self: RequestHandler, http: Request, body: bytearray) -> bool:
+        begun.append("request")
+        return await read_body(self, http, body)
+
+    def noted_health(self: Service) -> Health:
+        begun.append("health")
+        return health(self)
+
+    monkeypatch.setattr(RequestHandler, "_read_body", noted_read)
+    monkeypatch.setattr(Service, "health", noted_health)
+    return begun
+
+
+def test_health_does_not_wait_behind_a_crowd_that_sends_at_once(begun: list[str]) -> None:
+    with serving() as served, contextlib.ExitStack() as stack:
+        loop_is_held = threading.Event()
+        served.loop.call_soon_threadsafe(loop_is_held.wait, DEADLINE_S)
+        crowd = [stack.enter_context(connect(served.port)) for _ in range(40)]
+        for client in crowd:
+            client.sendall(post(b'{"prompt":"hello","max_tokens":1}'))
+        last = stack.enter_context(connect(served.port))
+        last.sendall(HEALTH)
+        loop_is_held.set()
+        until(lambda: len(begun) == 41)
+    assert begun.index("health") < 5
+
+
+def test_who_left_before_its_turn_costs_nothing_more(begun: list[str]) -> None:
+    with serving() as served:
+        loop_is_held = threading.Event()
+        served.loop.call_soon_threadsafe(loop_is_held.wait, DEADLINE_S)
+        for _ in range(40):
+            with connect(served.port) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.sendall(post(b'{"prompt":"hello","max_tokens":1}'))
+        loop_is_held.set()
+        with connect(served.port) as client:
+            assert health_over(client).endswith(b" 200 OK")
+            client.sendall(post(b'{"prompt":"hello","max_tokens":1}'))
+            assert client.recv(100).startswith(b"HTTP/1.1 200")
+    assert begun.count("request") < 10

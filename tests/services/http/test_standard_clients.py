@@ -196,6 +196,16 @@ def test_a_compressed_body_is_refused(served: Served) -> None:
     assert plain.status_code == 200
 
 
+@pytest.mark.parametrize("second", ["gzip", "identity, gzip"])
+def test_a_second_content_encoding_is_seen(served: Served, second: str) -> None:
+    head = (
+        f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Encoding: identity\r\nContent-Encoding: {second}\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as client:
+        client.sendall(head.encode() + b"Content-Length: 2\r\n\r\n{}")
+        assert client.recv(100).startswith(b"HTTP/1.1 415")
+
+
 def test_nothing_is_redirected(served: Served) -> None:
     for path in ("/v1/completions/", "//v1/completions", "/health/"):
         answer = CLIENT.get(served.url + path, headers={"Host": "evil.example"})
