@@ -154,8 +154,8 @@ def test_a_signal_while_the_service_of_a_whole_run_ends_keeps_the_run(
     whole = Measurement(Path("x"), made_frame(rows), manifest, Validity())
 
     @contextmanager
-    def ended_by_a_signal(*_: object) -> Iterator[tuple[None, None]]:
-        yield None, None
+    def ended_by_a_signal(*_: object) -> Iterator[tuple[SimpleNamespace, None]]:
+        yield SimpleNamespace(card="ours"), None
         raise KeyboardInterrupt
 
     file = SimpleNamespace(is_complete=True, finish=lambda: whole, keep=lambda: "kept", manifest=manifest)
