@@ -27,6 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "harness.commands.sweep",
         "measure one strategy over several loads: the knee, and what meets the SLOs",
     ),
+    "simulate": (
+        "harness.commands.simulate",
+        "predict strategies, policies and fleets on a virtual clock, from a calibration",
+    ),
     "gate": (
         "harness.commands.gate",
         "hold a new result file against an old one; non-zero exit on a regression",

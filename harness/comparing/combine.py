@@ -26,6 +26,7 @@ Fact = Callable[[RunManifest], Hashable]
 _MUST_AGREE: tuple[tuple[str, Fact], ...] = (
     ("schedules", lambda m: m.schedule.digest),
     ("corpora", lambda m: m.corpus.sha256),
+    ("kinds (measured, simulated)", lambda m: m.kind),
 )
 _SHOULD_AGREE: tuple[tuple[str, Fact], ...] = (
     ("models", lambda m: m.model_digest),

@@ -7,9 +7,11 @@ it, whatever was planned first, so that the exact and the fast mode agree.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence as Seq
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from itertools import count
+from typing import NamedTuple
 
 from adapters.base import BackendInfo, RequestTooLong, SamplingParams, Sequence
 from harness.plan.load_generator import Decision, LoadGenerator, TimedRequest
@@ -18,6 +20,7 @@ from harness.simulator.costs import CostModel
 from harness.simulator.overheads import Overheads
 from harness.simulator.replica import Replica
 from harness.simulator.routers import FleetView, make_router
+from services.contract.timings import SequenceTimings
 from services.engine.messages import StepReport
 from services.engine.spec import EngineSpec
 from services.strategies import VARIANTS
@@ -31,7 +34,7 @@ class FleetSpec:
     engine: EngineSpec
     info: BackendInfo
     cost: CostModel
-    overheads: Overheads = Overheads()
+    overheads: Overheads = Overheads()  # noqa: RUF009 frozen
     num_replicas: int = 1
     router: str = "round_robin"
     info_delay_s: float = 0.0
@@ -53,7 +56,13 @@ class Flight:
     seq: Sequence
     chunk_s: list[float] = field(default_factory=list)
     finish_s: float = 0.0
+    timings: SequenceTimings | None = None
     error: str | None = None
+
+
+class _Submission(NamedTuple):
+    replica: Replica
+    sequences: list[Sequence]
 
 
 class Fleet:
@@ -114,14 +123,15 @@ class Fleet:
                     what.turn(self.now_s)
                     self._plan_turn(what)
             elif kind == _SUBMITTED:
-                replica, sequences = what  # type: ignore[misc]
-                replica.submit(self.now_s, sequences)
-                self._plan_turn(replica)
+                assert isinstance(what, _Submission)
+                what.replica.submit(self.now_s, what.sequences)
+                self._plan_turn(what.replica)
             elif kind == _ENDED:
                 assert isinstance(what, Flight)
                 self._ended(what)
             elif kind == _NOTED:
-                what()  # type: ignore[operator]
+                assert callable(what)
+                what()
             else:
                 self._follow(self._load.arrive())
                 self._plan_arrival()
@@ -170,7 +180,7 @@ class Fleet:
             return
         self._flights.update((flight.seq.seq_id, flight) for flight in flights)
         replica.accepts_at_s = max(received_s, replica.accepts_at_s) + overheads.accept_s
-        self._push(replica.accepts_at_s, _SUBMITTED, (replica, sequences))
+        self._push(replica.accepts_at_s, _SUBMITTED, _Submission(replica, sequences))
 
     def _flight(self, request: TimedRequest, group_id: int, replica: int) -> Flight:
         planned, num_prompt_tokens = request.planned, self._num_prompt_tokens(request.planned)
@@ -191,7 +201,7 @@ class Fleet:
             if self._keep_stamps:
                 flight.chunk_s.append(stamp_s)
             if update.finish_reason is not None:
-                flight.error = update.error
+                flight.error, flight.timings = update.error, update.timings
                 flight.finish_s = stamp_s
                 self._push(stamp_s, _ENDED, flight)
         if report.queue_depth != self._view.waiting[replica.index]:

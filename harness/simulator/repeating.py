@@ -28,11 +28,11 @@ class RepeatingScheduler(Scheduler):
         batch, strategy = self._batch, self._strategy
         if self._alone or not batch.num_live:
             return 0, []
-        if self._waiting and batch.has_free_slot:
-            # A strategy that does not say counts as one that may admit. An order that changes with time
-            # arranges the queue at every step in which a slot is free.
-            if getattr(strategy, "admits_while_running", True) or self._note_served is not None:
-                return 0, []
+        # A strategy that does not say counts as one that may admit. An order that changes with time arranges
+        # the queue at every step in which a slot is free.
+        may_change = getattr(strategy, "admits_while_running", True) or self._note_served is not None
+        if self._waiting and batch.has_free_slot and may_change:
+            return 0, []
         fewest = 1 << 60
         live = []
         for seq in batch.sequences:

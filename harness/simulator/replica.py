@@ -71,7 +71,7 @@ class StepTotals:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Steps that are alike. `starts_s` holds one more than there are steps: where the step after them starts."""
+    """Steps that are alike. `starts_s` holds one more: where the step after them starts."""
 
     live: list[Sequence]
     num_dead: int
@@ -86,7 +86,7 @@ OnTokens = Callable[["Replica", Seq[Sequence], Seq[float], int], None]
 
 
 class Replica:
-    """`on_report` gets every report with the instant it was published; `on_tokens` what a run gave instead."""
+    """`on_report` gets each report with its instant, `on_tokens` what a run of steps gave instead."""
 
     def __init__(
         self,

@@ -28,8 +28,8 @@ class FleetView:
 
     @classmethod
     def of(cls, num_replicas: int, seed: int) -> FleetView:
-        zeros = [[0] * num_replicas for _ in range(3)]
-        return cls(*zeros, Random(seed))
+        outstanding, tokens, waiting = ([0] * num_replicas for _ in range(3))
+        return cls(outstanding, tokens, waiting, Random(seed))
 
 
 Choose = Callable[[FleetView], int]
