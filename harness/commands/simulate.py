@@ -34,7 +34,6 @@ from harness.simulator.output import write_run
 from harness.simulator.routers import ROUTERS
 from harness.simulator.simulation import FleetOptions, read_arm, simulate
 from harness.simulator.verify import render_verified, verify
-from services import read_settings as service
 
 _OF_REAL_RUNS = frozenset(
     {
@@ -104,18 +103,18 @@ def run(args: argparse.Namespace) -> int:
         settings.max_in_flight,
     )
     slo = Slo(tuple(args.slo))
-    lines, doubts, paths = [], dict[str, None](), []
+    lines, most, paths = [], dict[str, int](), []
     for text in split_names(args.variants):
         name, own = parse_arm(text)
         made = simulate(read_arm(name, own, calibration), calibration, schedule, options)
         label = " ".join([made.settings.variant, *(f"{key}={value}" for key, value in own.items())])
         path, rows, manifest = write_run(made, label, settings, corpus, schedule, calibration)
         lines.append(_line(label, rows, manifest, slo))
-        doubts |= dict.fromkeys(manifest.simulation.outside if manifest.simulation else [])
+        most = {name: max(value, most.get(name, 0)) for name, value in made.most.items()}
         paths.append(path)
     print(_render(lines, settings, options, slo))
     print(f"\nSIMULATED, not measured: {calibration.in_words()}")
-    for doubt in (*doubts, *calibration.notes):
+    for doubt in (*calibration.outside(most), *calibration.notes):
         print(f"  caution: {doubt}")
     print("\n".join(f"rows: {path}" for path in paths))
     return 0
@@ -127,7 +126,7 @@ def read_source(source: str, *, allow_busy: bool) -> Calibration:
         ConfigError: it is none of the three, or cannot be used.
     """
     if source == "null":
-        return null_calibration(service.read_settings({"BACKEND": "null"}, None).engine_spec().backend)
+        return null_calibration()
     path = Path(source)
     return calibrate(path, allow_busy=allow_busy) if path.suffix == ".parquet" else read_calibration(path)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +21,7 @@ from harness.plan.schedule import PlannedRequest
 from harness.results.output_dir import whole_file
 from harness.simulator.costs import AnyCost, NullCost, StepWork
 from harness.simulator.overheads import Overheads
+from services.read_settings import read_settings
 
 DEFAULT = DATA / "calibrations" / "lab-26m.json"
 
@@ -71,10 +72,10 @@ class Calibration(BaseModel):
 
         KV grows with the slots where the calibrated backend had one for each slot, and stays otherwise.
         """
-        if isinstance(self.cost, NullCost):
-            return create_backend(config).info
         seen = BackendInfo(**{**self.info, "eos_token_ids": ()})
-        max_model_len = min(config.max_model_len or seen.max_model_len, seen.max_model_len)
+        max_model_len = config.max_model_len or seen.max_model_len
+        if not isinstance(self.cost, NullCost):
+            max_model_len = min(max_model_len, seen.max_model_len)
         per_slot = seen.kv_capacity_tokens == seen.max_batch_size * seen.max_model_len
         kv = config.max_batch_size * max_model_len if per_slot else seen.kv_capacity_tokens
         changed = {"max_batch_size": config.max_batch_size, "max_model_len": max_model_len}
@@ -86,10 +87,10 @@ class Calibration(BaseModel):
         seen = self.prompt_tokens.get(planned.prompt_id)
         return seen or max(1, round(len(planned.prompt.encode()) * self.tokens_per_byte))
 
-    def outside(self, most_of: Iterable[tuple[str, float]]) -> list[str]:
+    def outside(self, most_of: Mapping[str, int]) -> list[str]:
         """One clause for each count of `StepWork` whose most went beyond what the fit saw."""
         told = []
-        for name, most in most_of:
+        for name, most in most_of.items():
             if name in self.ranges and most > self.ranges[name][1]:
                 told.append(f"{name} up to {most:g}, calibrated up to {self.ranges[name][1]:g}")
         return told
@@ -105,9 +106,9 @@ class Calibration(BaseModel):
         return f"{words}: held-out steps are off by {errors}"
 
 
-def null_calibration(config: BackendConfig, overheads: Overheads | None = None) -> Calibration:
-    """The null backend with the options of `config`: exact, as far as the steps go."""
-    info = create_backend(config).info
+def null_calibration() -> Calibration:
+    """The null backend with the NULL_ options of the environment: exact, as far as the steps go."""
+    info = create_backend(read_settings({"BACKEND": "null"}, None).engine_spec().backend).info
     parts = ("step", "row", "prompt_token")
     step_s, row_s, token_s = (float(info.details[f"null_{part}_s"]) for part in parts)
     return Calibration(
@@ -116,7 +117,6 @@ def null_calibration(config: BackendConfig, overheads: Overheads | None = None) 
         info=info_fields(info),
         base={"BACKEND": "null"},
         cost=NullCost(step_s, row_s, token_s),
-        overheads=overheads or Overheads(),
     )
 
 

@@ -22,7 +22,6 @@ _BLOCK, _EVERY = 40, 5
 _KNOTS = (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _FEWEST_STEPS = 100
 _LINEAR = ("has_prompt", "prompt_tokens", "prompt_chunks", "decode_context", "prompt_context")
-"""In the order of the fields of `FittedCost`."""
 
 
 def works_of(steps: pd.DataFrame) -> pd.DataFrame:
@@ -83,8 +82,15 @@ def _fit(works: pd.DataFrame, took_s: Floats) -> FittedCost:
             break
         names.remove(min(negative, key=lambda name: linear[name] * features[name].max()))
     values = np.maximum.accumulate(np.maximum(coefficients[: len(knots)], 0.0))
+    of = {name: float(linear.get(name, 0.0)) for name in _LINEAR}
     return FittedCost(
-        tuple(knots), tuple(map(float, values)), *(float(linear.get(name, 0.0)) for name in _LINEAR)
+        knots=tuple(knots),
+        at_rows=tuple(map(float, values)),
+        prompt_step_s=of["has_prompt"],
+        prompt_token_s=of["prompt_tokens"],
+        prompt_chunk_s=of["prompt_chunks"],
+        decode_context_s=of["decode_context"],
+        prompt_context_s=of["prompt_context"],
     )
 
 

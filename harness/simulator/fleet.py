@@ -78,8 +78,8 @@ class Fleet:
         keep_stamps: bool = True,
         max_in_flight: int = 1 << 60,
     ) -> None:
-        takes_groups = VARIANTS[spec.engine.variant].takes_groups
-        chunk = spec.engine.backend.max_batch_size if takes_groups else 1
+        self._takes_groups = VARIANTS[spec.engine.variant].takes_groups
+        chunk = spec.engine.backend.max_batch_size if self._takes_groups else 1
         self.replicas = [
             Replica(
                 index, spec.engine, spec.info, spec.cost, spec.overheads,
@@ -171,7 +171,7 @@ class Fleet:
             view.tokens[index] += seq.max_total_tokens
         view.outstanding[index] += len(sequences)
         try:
-            replica.scheduler.limits.check(sequences)
+            replica.scheduler.limits.check(sequences, together=self._takes_groups)
         except RequestTooLong as error:
             for flight in flights:
                 flight.error, flight.finish_s = str(error), received_s

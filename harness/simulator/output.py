@@ -80,7 +80,7 @@ def _describe(manifest: RunManifest, made: Simulated, calibration: Calibration) 
         num_replicas=spec.num_replicas,
         router=spec.router,
         is_exact=spec.exact,
-        outside=made.outside,
+        outside=calibration.outside(made.most),
         notes=list(calibration.notes),
     )
     manifest.service = ServiceFacts(

@@ -31,8 +31,11 @@ class RepeatingScheduler(Scheduler):
         # A strategy that does not say counts as one that may admit. An order that changes with time arranges
         # the queue at every step in which a slot is free.
         may_change = getattr(strategy, "admits_while_running", True) or self._note_served is not None
-        if self._waiting and batch.has_free_slot and may_change:
-            return 0, []
+        if self._waiting:
+            if batch.has_free_slot and may_change:
+                return 0, []
+            if len(self._held_back) != batch.num_fitting(self._waiting.sequences):
+                return 0, []  # room came free with the last step: the next one charges another wait
         fewest = 1 << 60
         live = []
         for seq in batch.sequences:

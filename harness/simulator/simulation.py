@@ -51,7 +51,8 @@ class Simulated:
     spec: FleetSpec
     settings: Settings
     flights: list[Flight]
-    outside: list[str]
+    most: dict[str, int]
+    """Of each count of `StepWork`, over all steps."""
     took_s: float
 
 
@@ -93,8 +94,8 @@ def simulate(
     )
     began_s = time.perf_counter()
     fleet.run()
-    outside = calibration.outside(zip(WORK_NAMES, cost.most, strict=True))
-    return Simulated(fleet, spec, settings, flights, outside, time.perf_counter() - began_s)
+    took_s = time.perf_counter() - began_s
+    return Simulated(fleet, spec, settings, flights, dict(zip(WORK_NAMES, cost.most, strict=True)), took_s)
 
 
 def make_rows(labels: ReplayLabels, flights: list[Flight]) -> list[Row]:
