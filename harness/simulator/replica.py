@@ -77,7 +77,8 @@ class _Run:
     num_dead: int
     starts_s: list[float]
     ends_s: list[float]
-    contexts: list[int]
+    context: int
+    """Of the first of these steps; each live row adds one with each step."""
 
 
 OnReport = Callable[["Replica", StepReport, float], None]
@@ -163,20 +164,19 @@ class Replica:
         num_rows = len(batch)
         # A live row attends to its own position too; a dead one computes its last position again.
         context = len(live) + sum(seq.num_computed_tokens for seq in batch)
-        starts, ends, contexts = [start_s], [], []
+        starts, ends, first_context = [start_s], [], context
         gap_s = self._overheads.gap_s(num_rows)
         step_s, uses_contexts = self._cost.step_s, self._cost.uses_contexts
         cost_s = step_s(StepWork(num_rows, 0, 0, context, 0))
         for _ in range(num_steps):
             if uses_contexts:
                 cost_s = step_s(StepWork(num_rows, 0, 0, context, 0))
-            contexts.append(context)
-            context += len(live)
+                context += len(live)
             end_s = start_s + cost_s
             ends.append(end_s)
             start_s = end_s + gap_s
             starts.append(start_s)
-        self._run = _Run(live, num_rows - len(live), starts, ends, contexts)
+        self._run = _Run(live, num_rows - len(live), starts, ends, first_context)
         self.wakes_at_s = start_s
 
     def _finish_run(self, run: _Run, now_s: float) -> None:
@@ -194,8 +194,8 @@ class Replica:
         totals.busy_s += sum(ends) - sum(run.starts_s[:num_steps])
         if self._keep_steps:
             depth = self.scheduler.queue_depth
-            for start_s, end_s, context in zip(run.starts_s, ends, run.contexts, strict=False):
-                number = len(self.steps)
+            for step, (start_s, end_s) in enumerate(zip(run.starts_s, ends, strict=False)):
+                number, context = len(self.steps), run.context + step * num_rows
                 took_s = end_s - start_s
                 self.steps.append(
                     StepRecord(

@@ -41,7 +41,9 @@ class WatchedCost:
         return self._cost.uses_contexts
 
     def step_s(self, work: StepWork) -> float:
-        self.most = [max(pair) for pair in zip(self.most, work, strict=True)]
+        for place, value in enumerate(work):
+            if value > self.most[place]:
+                self.most[place] = value
         return self._cost.step_s(work)
 
 
