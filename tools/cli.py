@@ -32,6 +32,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "harness.commands.capacity",
         "find the highest rate at which the SLOs hold, for several strategies, with intervals",
     ),
+    "simulate": (
+        "harness.commands.simulate",
+        "predict strategies, policies and fleets on a virtual clock, from a calibration",
+    ),
     "gate": (
         "harness.commands.gate",
         "hold this tree against a commit, or a result file against an old one; exit status 1 on a regression",

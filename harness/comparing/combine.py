@@ -24,7 +24,10 @@ from harness.results.record import read_parquet, read_table, write_parquet
 
 Fact = Callable[[RunManifest], Hashable]
 
-_MUST_AGREE: tuple[tuple[str, Fact], ...] = (("corpora", lambda m: m.corpus.sha256),)
+_MUST_AGREE: tuple[tuple[str, Fact], ...] = (
+    ("corpora", lambda m: m.corpus.sha256),
+    ("kinds (measured, simulated)", lambda m: m.kind),
+)
 _SHOULD_AGREE: tuple[tuple[str, Fact], ...] = (
     ("models", lambda m: m.model_digest),
     ("kinds of scheduling (lab, engine)", lambda m: m.service and m.service.scheduling),

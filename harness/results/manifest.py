@@ -204,6 +204,20 @@ class RepeatEntry(Facts):
     """Of the idle server, before the replay."""
 
 
+class SimulationFacts(Facts):
+    """What stands behind figures that nobody measured."""
+
+    calibration: str
+    """Digest."""
+    in_words: str
+    num_replicas: int
+    router: str
+    is_exact: bool
+    outside: list[str] = []
+    """Counts of a step that went beyond those of the calibration, a clause each."""
+    notes: list[str] = []
+
+
 class RunManifest(Facts):
     """One arm, all its repeats. `repeats`, `floor` and `validity` are filled in while it is measured."""
 
@@ -230,6 +244,9 @@ class RunManifest(Facts):
     repeats: list[RepeatEntry]
     validity: _Validity | None
     floor: Floor | None = None
+    kind: Literal["simulated"] | None = None
+    """None for a run that was measured."""
+    simulation: SimulationFacts | None = None
     merged_from: list[str] | None = None
     """The runs of the shards that this one was merged from."""
     path: str | None = None

@@ -31,6 +31,7 @@ def judge(rows: pd.DataFrame, manifest: RunManifest) -> Validity:
     """Judge one file: all repeats of one arm."""
     invalid = [*_corpus_problems(manifest), *_failures(rows), *_undelivered(rows, manifest)]
     caution = [
+        *_simulation_doubts(manifest),
         *_sampling_doubts(rows, manifest),
         *_server_doubts(rows, manifest),
         *_floor_doubts(rows, manifest),
@@ -128,6 +129,16 @@ def _open_loop_problems(part: pd.DataFrame, load: Load) -> list[str]:
 
 
 # CAUTION
+
+
+def _simulation_doubts(manifest: RunManifest) -> list[str]:
+    simulation = manifest.simulation
+    if manifest.kind != "simulated" or simulation is None:
+        return []
+    doubts = [f"simulated, not measured: {simulation.in_words}"]
+    if simulation.outside:
+        doubts.append(f"the simulation left what was calibrated: {', '.join(simulation.outside)}")
+    return doubts + simulation.notes
 
 
 def _sampling_doubts(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:

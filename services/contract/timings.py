@@ -63,3 +63,8 @@ class StepRecord:
     """Rows of finished sequences in a padded batch, and rows whose sequence ended after the launch."""
     queue_depth: int
     """Prompts that wait without a slot, when the step is done."""
+    num_prompt_chunks: int = 0
+    decode_context_tokens: int = 0
+    """Positions that decode rows and dead rows attend to, over all of them; a row's own is one of them."""
+    prompt_context_tokens: int = 0
+    """The same of all prompt tokens: their number times their context."""

@@ -282,6 +282,7 @@ class Engine:
             num_decode_tokens=plan.num_decode_tokens,
             num_dead_rows=plan.num_dead_rows,
             queue_depth=self._scheduler.queue_depth,
+            **plan.contexts(),
         )
         self._num_steps += 1
         return record

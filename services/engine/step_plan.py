@@ -47,6 +47,22 @@ class StepPlan:
             if not chunk.dead
         ]
 
+    def contexts(self) -> dict[str, int]:
+        """The fields of `StepRecord` on what the step attends to: the work that its rows do not tell."""
+        num_prompt_chunks = decode_tokens = prompt_tokens = 0
+        for chunk in self.chunks:
+            start, num_tokens = chunk.start, chunk.num_tokens
+            if chunk.dead or start >= len(chunk.seq.prompt_token_ids):
+                decode_tokens += start + num_tokens
+            else:
+                num_prompt_chunks += 1
+                prompt_tokens += num_tokens * start + num_tokens * (num_tokens + 1) // 2
+        return {
+            "num_prompt_chunks": num_prompt_chunks,
+            "decode_context_tokens": decode_tokens,
+            "prompt_context_tokens": prompt_tokens,
+        }
+
     def with_ended_rows_dead(self) -> StepPlan:
         """The same step with the rows of sequences that have ended since it was launched as dead rows.
 

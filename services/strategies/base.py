@@ -36,6 +36,9 @@ class BatchingStrategy(Protocol):
     """True where a finished row stays in the batch until the last one is done (if PAD_FINISHED)."""
     takes_groups: ClassVar[bool]
     """True where the client should send its prompts in chunks of the batch size, one request each."""
+    admits_while_running: ClassVar[bool]
+    """False where `admit` always answers 0, and no time to ask again, while something runs. A simulator may
+    then pass over the question."""
 
     def __init__(self, config: StrategyConfig) -> None: ...
 

@@ -16,6 +16,7 @@ class Baseline:
     name: ClassVar[str] = "baseline"
     keeps_finished_rows: ClassVar[bool] = False
     takes_groups: ClassVar[bool] = False
+    admits_while_running: ClassVar[bool] = False
 
     def __init__(self, config: StrategyConfig) -> None:
         pass

@@ -19,6 +19,7 @@ class Continuous:
     name: ClassVar[str] = "continuous"
     keeps_finished_rows: ClassVar[bool] = False
     takes_groups: ClassVar[bool] = False
+    admits_while_running: ClassVar[bool] = True
 
     def __init__(self, config: StrategyConfig) -> None:
         self._max_batch = config.max_batch

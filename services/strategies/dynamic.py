@@ -17,6 +17,7 @@ class Dynamic:
     name: ClassVar[str] = "dynamic"
     keeps_finished_rows: ClassVar[bool] = True
     takes_groups: ClassVar[bool] = False
+    admits_while_running: ClassVar[bool] = False
 
     def __init__(self, config: StrategyConfig) -> None:
         self._max_batch = config.max_batch

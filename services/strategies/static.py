@@ -18,6 +18,7 @@ class Static:
     name: ClassVar[str] = "static"
     keeps_finished_rows: ClassVar[bool] = True
     takes_groups: ClassVar[bool] = True
+    admits_while_running: ClassVar[bool] = False
 
     def __init__(self, config: StrategyConfig) -> None:
         self._max_batch = config.max_batch

@@ -1,0 +1,137 @@
+"""Fits a cost model and the time around steps to one measured run and its step log.
+
+The fit is of relative errors, with large ones counted less: a step that the machine interrupted says nothing
+about the model. Every fifth block of steps is held out, whole, since neighbours are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from adapters.base import ConfigError
+from harness.simulator.calibration import FitQuality
+from harness.simulator.costs import FittedCost, StepWork
+
+Floats = NDArray[np.float64]
+
+_BLOCK, _EVERY = 40, 5
+_KNOTS = (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_FEWEST_STEPS = 100
+_LINEAR = ("has_prompt", "prompt_tokens", "prompt_chunks", "decode_context", "prompt_context")
+
+
+def works_of(steps: pd.DataFrame) -> pd.DataFrame:
+    """The counts of `StepWork`, a column each; logs of earlier versions have no contexts and count as 0."""
+
+    def column(name: str) -> pd.Series[float]:
+        return steps[name].fillna(0).astype(float)
+
+    return pd.DataFrame(
+        {
+            "rows": column("num_decode_tokens") + column("num_dead_rows"),
+            "prompt_tokens": column("num_prompt_tokens"),
+            "prompt_chunks": column("num_prompt_chunks"),
+            "decode_context": column("decode_context_tokens"),
+            "prompt_context": column("prompt_context_tokens"),
+        }
+    )
+
+
+def fit_cost(steps: pd.DataFrame) -> tuple[FittedCost, FitQuality, dict[str, tuple[float, float]]]:
+    """
+    Raises:
+        ConfigError: the log is too short.
+    """
+    works, took_s = works_of(steps), steps["duration_s"].to_numpy(dtype=float)
+    usable = took_s > 0
+    works, took_s = works[usable].reset_index(drop=True), took_s[usable]
+    if len(works) < _FEWEST_STEPS:
+        raise ConfigError(f"{len(works)} steps are too few for a calibration: at least {_FEWEST_STEPS}")
+    held_out = np.arange(len(works)) // _BLOCK % _EVERY == _EVERY - 1
+    trial = _fit(works[~held_out], took_s[~held_out])
+    said_s = np.array([trial.step_s(StepWork(*map(int, row))) for row in works[held_out].to_numpy()])
+    errors = np.abs(said_s / took_s[held_out] - 1)
+    quality = FitQuality(
+        num_fitted=int((~held_out).sum()),
+        num_held_out=int(held_out.sum()),
+        median_error=float(np.median(errors)),
+        p95_error=float(np.quantile(errors, 0.95)),
+        total_error=float(said_s.sum() / took_s[held_out].sum() - 1),
+    )
+    ranges = {str(name): (float(works[name].min()), float(works[name].max())) for name in works}
+    return _fit(works, took_s), quality, ranges
+
+
+def _fit(works: pd.DataFrame, took_s: Floats) -> FittedCost:
+    rows = works["rows"].to_numpy()
+    knots = _knots(rows)
+    features = {name: works[name].to_numpy() for name in _LINEAR[1:]}
+    features["has_prompt"] = (features["prompt_tokens"] > 0).astype(float)
+    names = [name for name in _LINEAR if features[name].any()]
+    hats = _hats(rows, knots)
+    while True:
+        columns = np.column_stack([hats, *(features[name] for name in names)])
+        coefficients = _robust(columns, took_s)
+        linear = dict(zip(names, coefficients[len(knots) :], strict=True))
+        negative = [name for name in names if linear[name] < 0]
+        if not negative:
+            break
+        names.remove(min(negative, key=lambda name: linear[name] * features[name].max()))
+    values = np.maximum.accumulate(np.maximum(coefficients[: len(knots)], 0.0))
+    of = {name: float(linear.get(name, 0.0)) for name in _LINEAR}
+    return FittedCost(
+        knots=tuple(knots),
+        at_rows=tuple(map(float, values)),
+        prompt_step_s=of["has_prompt"],
+        prompt_token_s=of["prompt_tokens"],
+        prompt_chunk_s=of["prompt_chunks"],
+        decode_context_s=of["decode_context"],
+        prompt_context_s=of["prompt_context"],
+    )
+
+
+def _knots(rows: Floats) -> list[int]:
+    """Numbers of rows that were seen, with enough steps around each; the least and the most among them."""
+    seen = sorted({int(row) for row in rows})
+    inner = [knot for knot in _KNOTS if (rows == knot).sum() >= 10]
+    return sorted({seen[0], seen[-1], *inner})
+
+
+def _hats(rows: Floats, knots: Sequence[int]) -> Floats:
+    """Piecewise linear in the rows: (steps, knots), each line adding up to 1."""
+    return np.column_stack([np.interp(rows, knots, np.eye(len(knots))[i]) for i in range(len(knots))])
+
+
+def _robust(columns: Floats, took_s: Floats) -> Floats:
+    """Least squares of relative errors, reweighted as by Huber (1964)."""
+    scaled = columns / took_s[:, None]
+    size = np.maximum(np.abs(scaled).max(axis=0), 1e-30)
+    scaled = scaled / size
+    weights = np.ones(len(took_s))
+    solution = np.zeros(columns.shape[1])
+    for _ in range(20):
+        root = np.sqrt(weights)
+        solution = np.linalg.lstsq(scaled * root[:, None], root, rcond=1e-9)[0]
+        residuals = np.abs(scaled @ solution - 1)
+        bound = max(1.345 * 1.4826 * float(np.median(residuals)), 1e-6)
+        weights = np.minimum(1.0, bound / np.maximum(residuals, 1e-12))
+    return np.asarray(solution / size)
+
+
+def line(x: Floats, y: Floats) -> tuple[float, float]:
+    """Intercept and slope, neither below 0, by medians of medians: half of the points may be wrong.
+
+    Source: Theil (1950), Sen (1968), over the medians at each x.
+    """
+    if not len(x):
+        return 0.0, 0.0
+    medians = pd.Series(y).groupby(x).agg(["median", "size"])
+    medians = medians[medians["size"] >= min(5, medians["size"].max())]
+    at, mid = medians.index.to_numpy(dtype=float), medians["median"].to_numpy()
+    i, j = np.triu_indices(len(at), 1)
+    slope = max(0.0, float(np.median((mid[j] - mid[i]) / (at[j] - at[i])))) if len(i) else 0.0
+    return max(0.0, float(np.median(y - slope * x))), slope

@@ -1,0 +1,144 @@
+"""A calibration from a measured run: the step log gives the cost, log and rows the time around steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from adapters.base import BackendInfo, ConfigError
+from adapters.registry import BACKENDS
+from harness.plan.corpus import default_path, load_corpus
+from harness.results.manifest import RunManifest
+from harness.results.record import read_parquet
+from harness.results.steps import STEPS_SUFFIX, read_steps
+from harness.simulator.calibration import Calibration
+from harness.simulator.fitting import Floats, fit_cost, line
+from harness.simulator.overheads import Overheads
+
+MAX_OTHER_CPU_SHARE = 0.05
+_LONGEST_GAP_S = 0.05
+"""A longer pause between steps is one without work."""
+
+
+def read_run(path: Path) -> tuple[RunManifest, pd.DataFrame, pd.DataFrame]:
+    """Manifest, rows that succeeded and steps.
+
+    Raises:
+        ConfigError: it is no single run of a service of ours, is simulated, or has no step log.
+    """
+    manifest, rows = read_parquet(path)
+    steps_path = path.with_suffix(STEPS_SUFFIX)
+    if not isinstance(manifest, RunManifest) or manifest.service is None:
+        raise ConfigError(f"{path} is not one run of a service of ours")
+    if manifest.kind == "simulated":
+        raise ConfigError(f"{path} is simulated: only a measured run says anything of a machine")
+    if not steps_path.is_file():
+        raise ConfigError(f"there is no step log {steps_path}")
+    return manifest, rows[rows["error"].isna()], read_steps(steps_path)
+
+
+def calibrate(path: Path, *, allow_busy: bool = False) -> Calibration:
+    """
+    Raises:
+        ConfigError: as `read_run`, or other processes used the CPU meanwhile and `allow_busy` is not set.
+    """
+    manifest, rows, steps = read_run(path)
+    shares = [entry.machine.other_cpu_share or 0.0 for entry in manifest.repeats]
+    notes = []
+    if max(shares, default=0.0) > MAX_OTHER_CPU_SHARE:
+        told = f"other processes used {max(shares):.0%} of the CPU while {path.name} was measured"
+        if not allow_busy:
+            raise ConfigError(f"{told}; measure again on a quiet machine, or pass --allow-busy")
+        notes.append(told)
+    card = _card(manifest)
+    overheads = fit_overheads(rows, steps, int(card["max_batch_size"]))
+    tokens = {str(k): int(n) for k, n in zip(rows["prompt_id"], rows["num_prompt_tokens"], strict=True)}
+    cost, quality, ranges = fit_cost(steps)
+    names = {entry.name for entry in fields(BackendInfo)}
+    return Calibration(
+        name=f"{card['model']} on {card['backend']}, {card['device']}",
+        source=manifest.run_id,
+        info={name: value for name, value in card.items() if name in names} | {"details": {}},
+        host={name: getattr(manifest.host, name) for name in ("cpu_model", "cpu_governor", "physical_cores")},
+        base=_base(card),
+        cost=cost,
+        overheads=overheads,
+        ranges=ranges,
+        fit=quality,
+        prompt_tokens=tokens,
+        tokens_per_byte=_tokens_per_byte(manifest, tokens),
+        notes=tuple(notes),
+    )
+
+
+def _base(card: Mapping[str, Any]) -> dict[str, str]:
+    """Which backend and model, and the options of the backend itself."""
+    settings, backend = service_settings(card["settings"]), str(card["backend"])
+    names = ("model", *(entry.name for entry in fields(BACKENDS[backend].options)))
+    own = {name.upper(): settings[name] for name in names if name in settings}
+    return {"BACKEND": backend} | own
+
+
+def service_settings(resolved: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as a model card tells them, to be read again."""
+    return {
+        name: str(int(value) if isinstance(value, bool) else value)
+        for name, value in resolved.items()
+        if value is not None
+    }
+
+
+def fit_overheads(rows: pd.DataFrame, steps: pd.DataFrame, max_batch: int) -> Overheads:
+    """All stamps are on one clock, so only a run on the machine of the service will do."""
+    steps = steps.sort_values(["repeat", "start_s"])
+    starts = steps["start_s"].to_numpy(dtype=float)
+    ends = starts + steps["duration_s"].to_numpy(dtype=float)
+    width = (steps["num_rows"] + steps["num_dead_rows"]).to_numpy(dtype=float)
+    gaps = starts[1:] - ends[:-1]
+    near = (gaps >= 0) & (gaps < _LONGEST_GAP_S)
+    gap_fixed_s, gap_row_s = line(width[:-1][near], gaps[near])
+    stamps = np.concatenate([np.asarray(s, dtype=float) for s in rows["chunk_s"]])
+    step = np.searchsorted(ends, stamps) - 1
+    deliver_fixed_s, deliver_row_s = line(width[step], stamps - ends[step])
+    received = rows["received_s"].to_numpy(dtype=float)
+    submit_s = max(0.0, float(np.nanmedian(received - rows["sent_s"].to_numpy(dtype=float))))
+    free = (steps["queue_depth"].to_numpy() == 0) & (width < max_batch)
+    accept_s = _accept_s(rows, received, starts, free)
+    return Overheads(gap_fixed_s, gap_row_s, submit_s, accept_s, deliver_fixed_s, deliver_row_s)
+
+
+def _accept_s(rows: pd.DataFrame, received: Floats, starts: Floats, free: Floats) -> float:
+    """From receiving to the inbox: which value explains best in which step each request joined.
+
+    A request that found room was not in the inbox when the step before its first one began.
+    """
+    joined = received + (rows["queue_s"] + rows["batch_wait_s"]).to_numpy(dtype=float)
+    first = np.searchsorted(starts, joined - 1e-6)
+    known = (first > 0) & (first < len(starts))
+    known[known] &= free[first[known] - 1]
+    if not known.any():
+        return 0.0
+    low, high = starts[first[known] - 1] - received[known], starts[first[known]] - received[known]
+    tried = np.arange(0.0, 0.02, 0.00005)
+    explained = ((low[:, None] < tried) & (tried <= high[:, None])).sum(axis=0)
+    return float(np.median(tried[explained == explained.max()]))
+
+
+def _card(manifest: RunManifest) -> dict[str, Any]:
+    """The model card; the manifest keeps all of it."""
+    assert manifest.service is not None
+    card = manifest.service.model_dump()
+    return card | {"model": manifest.model, "model_digest": manifest.model_digest or ""}
+
+
+def _tokens_per_byte(manifest: RunManifest, tokens: Mapping[str, int]) -> float:
+    corpus = load_corpus(default_path())
+    texts = {p.id: p.prompt for p in corpus.prompts if isinstance(p.prompt, str) and p.id in tokens}
+    if corpus.sha256 != manifest.corpus.sha256 or not texts:
+        return 0.25
+    return sum(tokens[name] for name in texts) / sum(len(text.encode()) for text in texts.values())

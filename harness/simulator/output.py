@@ -1,0 +1,136 @@
+"""The files of a simulated run: those of a measured one, and a manifest that says what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+import pandas as pd
+import pyarrow as pa
+
+from harness.plan.corpus import Corpus
+from harness.plan.schedule import Schedule
+from harness.replay.provenance import make_manifest, new_run_id
+from harness.results.manifest import (
+    HostFacts,
+    MachineUse,
+    RepeatEntry,
+    RunManifest,
+    ServiceFacts,
+    SimulationFacts,
+    StepSummary,
+)
+from harness.results.output_dir import utc_stamp
+from harness.results.parquet_file import MANIFEST_KEY
+from harness.results.record import ReplayLabels, make_table, to_frame
+from harness.results.steps import STEP_SCHEMA, STEPS_SUFFIX
+from harness.results.table_file import write_table
+from harness.results.validity import judge
+from harness.settings import HarnessSettings
+from harness.simulator.calibration import Calibration
+from harness.simulator.replica import Replica
+from harness.simulator.simulation import Simulated, make_rows
+
+
+def write_run(
+    made: Simulated,
+    arm: str,
+    settings: HarnessSettings,
+    corpus: Corpus,
+    schedule: Schedule,
+    calibration: Calibration,
+) -> tuple[Path, pd.DataFrame, RunManifest]:
+    """Rows with a column `replica`, the step log, and a manifest of kind `simulated`."""
+    stamp = utc_stamp()
+    variant, model = made.settings.variant, str(made.spec.info.model)
+    run_id = f"{new_run_id(stamp)}-simulated"
+    manifest = make_manifest(
+        run_id=run_id, variant=variant, arm=arm, settings=settings, corpus=corpus, schedule=schedule,
+        card=None, served_model=model, is_local=False, planned_repeats=[0],
+    )  # fmt: skip
+    _describe(manifest, made, calibration)
+    labels = ReplayLabels(run_id, variant, arm, made.spec.info.backend, model, 0)
+    table = make_table(make_rows(labels, made.flights))
+    replicas = pa.array([flight.replica for flight in made.flights], pa.int32())
+    table = table.append_column("replica", replicas)
+    rows = to_frame(table)
+    manifest.validity = judge(rows, manifest)
+    path = _free_path(settings.out / "simulated" / variant, stamp)
+    raw = manifest.to_json()
+    write_table(path, table, MANIFEST_KEY, raw)
+    write_table(path.with_suffix(STEPS_SUFFIX), _step_table(made.fleet.replicas, run_id), MANIFEST_KEY, raw)
+    return path, rows, manifest
+
+
+def _describe(manifest: RunManifest, made: Simulated, calibration: Calibration) -> None:
+    settings, spec, fleet = made.settings, made.spec, made.fleet
+    strategy: Mapping[str, str | int | float | bool] = {
+        "max_batch": settings.max_batch,
+        "order": spec.engine.policies.order,
+        "step_layout": spec.engine.policies.step_layout,
+        "replicas": spec.num_replicas,
+        "router": spec.router,
+    }
+    manifest.kind = "simulated"
+    manifest.simulation = SimulationFacts(
+        calibration=calibration.digest,
+        in_words=calibration.in_words(),
+        num_replicas=spec.num_replicas,
+        router=spec.router,
+        is_exact=spec.exact,
+        outside=calibration.outside(made.most),
+        notes=list(calibration.notes),
+    )
+    manifest.service = ServiceFacts(
+        backend=spec.info.backend, device=f"a simulated {spec.info.device}", dtype=spec.info.dtype,
+        num_threads=spec.info.num_threads, scheduling="lab", strategy=dict(strategy),
+    )  # fmt: skip
+    if calibration.host:
+        manifest.host = HostFacts.model_validate(calibration.host)
+    manifest.repeats = [
+        RepeatEntry(
+            repeat=0, ended_at=datetime.now(UTC).isoformat(timespec="seconds"), clock_start_s=0.0,
+            wall_s=fleet.now_s, hit_in_flight_cap=fleet.hit_in_flight_cap, was_interrupted=False,
+            service_problem=None, model_digest=None,
+            machine=MachineUse(steal_share=None, other_cpu_share=None, harness_cpu_share=0.0),
+            steps=summary_of(fleet.replicas),
+        )
+    ]  # fmt: skip
+
+
+def summary_of(replicas: list[Replica]) -> StepSummary | None:
+    """Over all replicas; None where no step was made."""
+    totals = [replica.totals for replica in replicas]
+    num_steps = sum(each.num_steps for each in totals)
+    if not num_steps:
+        return None
+    live, dead = sum(each.num_rows for each in totals), sum(each.num_dead_rows for each in totals)
+    durations = [step.duration_s for replica in replicas for step in replica.steps]
+    busy_s = sum(each.busy_s for each in totals)
+    return StepSummary(
+        num_steps=num_steps,
+        mean_batch_size=live / num_steps,
+        dead_row_share=dead / max(1, live + dead),
+        median_step_ms=1e3 * (median(durations) if durations else busy_s / num_steps),
+        busy_s=busy_s,
+        num_dropped=0,
+    )
+
+
+def _step_table(replicas: list[Replica], run_id: str) -> pa.Table:
+    rows = [
+        {"run_id": run_id, "repeat": 0, "replica": replica.index, **vars(step)}
+        for replica in replicas
+        for step in replica.steps
+    ]
+    return pa.Table.from_pylist(rows, schema=STEP_SCHEMA.append(pa.field("replica", pa.int32())))
+
+
+def _free_path(folder: Path, stamp: str) -> Path:
+    path, number = folder / f"{stamp}.parquet", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{stamp}-{number}.parquet"
+    return path

@@ -1,0 +1,125 @@
+"""One simulated run of one arm: the fleet that its settings describe, and its rows."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+from adapters.base import BackendInfo
+from harness.client.answer import Answer
+from harness.plan.schedule import PlannedRequest, Schedule
+from harness.results.record import ReplayLabels, Row, make_row
+from harness.simulator.calibration import WORK_NAMES, Calibration
+from harness.simulator.costs import CostModel, StepWork
+from harness.simulator.fleet import Fleet, FleetSpec, Flight
+from services.engine.spec import EngineSpec
+from services.read_settings import read_settings
+from services.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class FleetOptions:
+    num_replicas: int = 1
+    router: str = "round_robin"
+    info_delay_s: float = 0.0
+    seed: int = 0
+    exact: bool = False
+    max_in_flight: int = 1024
+
+
+class WatchedCost:
+    """A cost model that remembers the most of each count it was asked about."""
+
+    def __init__(self, cost: CostModel) -> None:
+        self._cost = cost
+        self.most = [0] * len(WORK_NAMES)
+
+    @property
+    def uses_contexts(self) -> bool:
+        return self._cost.uses_contexts
+
+    def step_s(self, work: StepWork) -> float:
+        for place, value in enumerate(work):
+            if value > self.most[place]:
+                self.most[place] = value
+        return self._cost.step_s(work)
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    fleet: Fleet
+    spec: FleetSpec
+    settings: Settings
+    flights: list[Flight]
+    most: dict[str, int]
+    """Of each count of `StepWork`, over all steps."""
+    took_s: float
+
+
+def read_arm(variant: str, own: Mapping[str, str], calibration: Calibration) -> Settings:
+    """The settings of a service of this arm: its own, over the environment, over the calibration's.
+
+    Raises:
+        ConfigError: as the service itself would say it.
+    """
+    base = {name: value for name, value in calibration.base.items() if name not in os.environ}
+    return read_settings(base | {"VARIANT": variant} | dict(own), env_file=None)
+
+
+def simulate(
+    settings: Settings,
+    calibration: Calibration,
+    schedule: Schedule,
+    options: FleetOptions,
+    *,
+    num_prompt_tokens: Callable[[PlannedRequest], int] | None = None,
+    on_end: Callable[[Flight], None] | None = None,
+) -> Simulated:
+    """Play the schedule. With `on_end` each prompt is handed over and forgotten: no rows, no step log."""
+    engine: EngineSpec = settings.engine_spec()
+    info: BackendInfo = calibration.backend_info(engine.backend)
+    cost = WatchedCost(calibration.cost)
+    spec = FleetSpec(
+        engine, info, cost, calibration.overheads,
+        options.num_replicas, options.router, options.info_delay_s, options.seed, options.exact,
+    )  # fmt: skip
+    flights: list[Flight] = []
+    fleet = Fleet(
+        spec,
+        schedule,
+        num_prompt_tokens or calibration.num_prompt_tokens,
+        on_end or flights.append,
+        keep_stamps=on_end is None,
+        max_in_flight=options.max_in_flight,
+    )
+    began_s = time.perf_counter()
+    fleet.run()
+    took_s = time.perf_counter() - began_s
+    return Simulated(fleet, spec, settings, flights, dict(zip(WORK_NAMES, cost.most, strict=True)), took_s)
+
+
+def make_rows(labels: ReplayLabels, flights: list[Flight]) -> list[Row]:
+    return [make_row(labels, _answer(flight)) for flight in flights]
+
+
+def _answer(flight: Flight) -> Answer:
+    """The answer as the client would have seen it; tokens are counted, not named."""
+    seq = flight.seq
+    answer = Answer(flight.planned, flight.scheduled_s, flight.group_id, seq.group_size)
+    answer.finish_s = flight.finish_s
+    answer.error = flight.error
+    if flight.replica < 0:
+        return answer
+    answer.sent_s = answer.written_s = flight.sent_s
+    if flight.error is not None:
+        return answer
+    answer.chunk_s = flight.chunk_s
+    answer.chunk_tokens = [1] * len(flight.chunk_s)
+    answer.finish_reason = seq.finish_reason
+    answer.num_prompt_tokens = seq.num_prompt_tokens
+    answer.num_output_tokens = len(seq.output_token_ids)
+    answer.timings = asdict(flight.timings) if flight.timings else {}
+    answer.is_complete = True
+    return answer

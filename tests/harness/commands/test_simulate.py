@@ -1,0 +1,60 @@
+"""`lab simulate`: what it prints and writes, and that nothing takes it for measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.comparing.combine import compare_files
+from harness.results.manifest import RunManifest
+from harness.results.record import read_parquet, read_table, write_parquet
+from harness.results.steps import STEPS_SUFFIX, read_steps
+from harness.simulator.calibration import DEFAULT, read_calibration
+from tools.cli import main
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[Path]:
+    for name, value in (("NULL_STEP_MS", "8"), ("NULL_ROW_MS", "0.5"), ("NULL_PROMPT_TOKEN_MS", "0.02")):
+        monkeypatch.setenv(name, value)
+    asked = ["--calibrate", "null", "--requests", "64", "--concurrency", "8", "--out", str(tmp_path)]
+    assert main(["simulate", *asked, "--variants", "continuous@ORDER=hrrn,MAX_BATCH=4", "static"]) == 0
+    printed = capsys.readouterr().out
+    assert "SIMULATED, not measured" in printed
+    return [Path(line.removeprefix("rows: ")) for line in printed.splitlines() if line.startswith("rows: ")]
+
+
+def test_its_files_are_those_of_a_run_and_say_what_they_are(
+    files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, rows = read_parquet(files[0])
+    assert isinstance(manifest, RunManifest)
+    assert manifest.kind == "simulated"
+    assert manifest.arm == "continuous ORDER=hrrn MAX_BATCH=4"
+    assert (len(rows), set(rows["replica"]), rows["error"].notna().sum()) == (64, {0}, 0)
+    assert len(read_steps(files[0].with_suffix(STEPS_SUFFIX))) == manifest.repeats[0].steps.num_steps  # type: ignore[union-attr]
+    assert main(["report", str(files[0])]) == 0
+    assert "caution: simulated, not measured" in capsys.readouterr().out
+
+
+def test_a_comparison_with_a_measured_run_is_invalid(files: list[Path], tmp_path: Path) -> None:
+    manifest, _ = read_parquet(files[0])
+    assert isinstance(manifest, RunManifest)
+    manifest.kind = None
+    measured = tmp_path / "measured.parquet"
+    write_parquet(measured, read_table(files[0]), manifest)
+    invalid = compare_files([files[1], measured]).manifest.validity.invalid
+    assert any("kinds (measured, simulated)" in reason for reason in invalid)
+
+
+def test_a_simulated_run_is_neither_calibrated_on_nor_verified(
+    files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in ("--calibrate", "--verify"):
+        assert main(["simulate", option, str(files[0])]) == 2
+        assert "is simulated" in capsys.readouterr().err
+
+
+def test_the_committed_calibration_can_be_read() -> None:
+    assert read_calibration(DEFAULT).cost.kind == "fitted"

@@ -1,0 +1,118 @@
+"""The fast mode takes runs of equal steps as one event and gives every request what the exact mode gives."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.plan.corpus import Prompt
+from harness.plan.load import make_load
+from harness.plan.schedule import Schedule, make_schedule
+from harness.simulator.calibration import Calibration
+from harness.simulator.costs import AnyCost, FittedCost, NullCost, RooflineCost
+from harness.simulator.overheads import Overheads
+from harness.simulator.routers import ROUTERS
+from harness.simulator.simulation import FleetOptions, Simulated, read_arm, simulate
+from services.contract.timings import SequenceTimings
+from services.layouts import LAYOUTS
+from services.orders import ORDERS
+from services.strategies import VARIANTS
+
+COSTS: tuple[AnyCost, ...] = (
+    NullCost(0.004, 0.0005, 0.00001),
+    NullCost(0.0, 0.0, 0.0),
+    FittedCost((1, 4), (0.003, 0.004), 0.0003, 1e-5, 2e-5, 3e-8, 1e-9),
+    RooflineCost(1e10, 1e12, 5e7, 2.6e7, 2e4, 1e4, 0.0002),
+)
+NUM_REQUESTS = 24
+INFO = {
+    "backend": "torch", "model": "m", "device": "cpu", "dtype": "bf16", "vocab_size": 9, "eos_token_ids": (),
+    "max_batch_size": 16, "max_model_len": 4096,
+}  # fmt: skip
+
+
+def made_schedule(draw: random.Random, num_requests: int) -> Schedule:
+    prompts = [
+        Prompt(
+            id=f"p{i}", prompt=tuple([1] * draw.randint(1, 120)), max_tokens=draw.choice([1, 2, 9, 40, 90])
+        )
+        for i in range(num_requests)
+    ]
+    is_open = draw.random() < 0.5
+    rate = draw.choice([2.0, 10.0, 60.0]) if is_open else None
+    arrivals = draw.choice(["poisson", "constant"]) if is_open else None
+    load = make_load(concurrency=draw.randint(1, 20), rate=rate, arrivals=arrivals)
+    return make_schedule(prompts, num_requests, load, draw.randint(0, 99))
+
+
+def simulated(seed: int, *, exact: bool) -> Simulated:
+    draw = random.Random(seed)
+    schedule = made_schedule(draw, NUM_REQUESTS)
+    max_batch = draw.choice([1, 3, 8, 16])
+    own = {
+        "MAX_BATCH": str(max_batch), "ORDER": draw.choice(list(ORDERS)),
+        "STEP_LAYOUT": draw.choice(list(LAYOUTS)),
+        "PAD_FINISHED": draw.choice("01"), "PREFILL_CHUNK": "16",
+        "MAX_STEP_TOKENS": draw.choice(["32", "200"]),
+        "BATCH_WAIT_MS": draw.choice(["0", "30"]), "SCHEDULE_TICK_MS": draw.choice(["0", "0", "0", "9"]),
+    }  # fmt: skip
+    calibration = Calibration(
+        name="made up", source="test", cost=draw.choice(COSTS), base={"BACKEND": "torch"},
+        info={**INFO, "kv_capacity_tokens": draw.choice([300, 16 * 4096])},
+        overheads=draw.choice([Overheads(), Overheads(0.0003, 1e-6, 0.0004, 0.0002, 0.0008, 1e-5)]),
+    )  # fmt: skip
+    if isinstance(calibration.cost, NullCost):
+        own["MAX_MODEL_LEN"] = "512"
+    options = FleetOptions(
+        draw.choice([1, 1, 3]), draw.choice(list(ROUTERS)), draw.choice([0.0, 0.02]), seed, exact
+    )
+    return simulate(read_arm(draw.choice(list(VARIANTS)), own, calibration), calibration, schedule, options)
+
+
+def of_requests(made: Simulated) -> dict[int, dict[str, Any]]:
+    told = {}
+    for flight in made.flights:
+        timings = {e.name: getattr(flight.timings, e.name, None) for e in fields(SequenceTimings)}
+        told[flight.planned.index] = {
+            **timings, "chunk_s": flight.chunk_s, "sent_s": flight.sent_s, "finish_s": flight.finish_s,
+            "replica": flight.replica, "error": flight.error,
+        }  # fmt: skip
+    return told
+
+
+@pytest.mark.parametrize("seed", range(32))
+def test_it_equals_the_exact_mode_request_by_request(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
+    exact, fast = simulated(seed, exact=True), simulated(seed, exact=False)
+    told, expected = of_requests(fast), of_requests(exact)
+    assert sorted(told) == sorted(expected) == list(range(NUM_REQUESTS))
+    for index, values in expected.items():
+        for name, value in values.items():
+            found = told[index][name]
+            is_number = value is not None and not isinstance(value, str)
+            same = pytest.approx(value, rel=1e-9, abs=1e-9) if is_number else value
+            assert found == same, name
+    for one, other in zip(fast.fleet.replicas, exact.fleet.replicas, strict=True):
+        assert one.totals.num_steps == other.totals.num_steps == len(one.steps)
+        assert one.totals.num_dead_rows == other.totals.num_dead_rows
+        for step, same in zip(one.steps, other.steps, strict=True):
+            assert vars(step) == pytest.approx(vars(same), rel=1e-9, abs=1e-9)
+
+
+def test_it_takes_fewer_events() -> None:
+    prompts = [Prompt(id=f"p{i}", prompt=(1,) * 20, max_tokens=80 + i) for i in range(12)]
+    schedule = make_schedule(prompts, 12, make_load(concurrency=4, rate=None, arrivals=None), 0)
+    info = {**INFO, "kv_capacity_tokens": 16 * 4096}
+    calibration = Calibration(
+        name="made up", source="test", info=info, cost=COSTS[2], base={"BACKEND": "torch"}
+    )
+    arm = read_arm("continuous", {}, calibration)
+    exact, fast = (
+        simulate(arm, calibration, schedule, FleetOptions(exact=is_exact)).fleet.num_events
+        for is_exact in (True, False)
+    )
+    assert fast < 0.4 * exact
