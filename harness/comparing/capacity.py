@@ -117,7 +117,6 @@ def find_capacities(
             start, factor = start_of_block(known, from_rate, derive_seed(seed, f"{block}"), str(arm.name))
             own.append(search(holds_at(arm, block), start, factor, closest))
     return found
-    return found
 
 
 def estimate(values: Sequence[float]) -> Estimate:
