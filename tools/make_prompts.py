@@ -13,8 +13,8 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from itertools import count
+from dataclasses import dataclass, replace
+from itertools import count, cycle
 from pathlib import Path
 
 from adapters.base import ConfigError, LabError
@@ -42,6 +42,8 @@ class Prompt:
     category: str
     chat: bool = False
     """The prompt is the message of a user."""
+    earlier: tuple[tuple[str, str], ...] = ()
+    """Roles and texts of the turns before the prompt."""
 
 
 def make_instructions(num: int = NUM_INSTRUCTIONS, seed: int = DEFAULT_SEED) -> list[Prompt]:
@@ -51,13 +53,14 @@ def make_instructions(num: int = NUM_INSTRUCTIONS, seed: int = DEFAULT_SEED) -> 
     for index in range(num):
         draws = Draws(seed, "instructions", index)
         for _ in range(_MAX_ATTEMPTS):
-            category, text = write_instruction(draws)
-            if text not in seen:
+            category, turns = write_instruction(draws)
+            if (text := "\n".join(turns)) not in seen:
                 break
         else:
             raise ConfigError(f"there are no {num} different instructions; lower --n")
         seen.add(text)
-        prompts.append(Prompt(f"i{index:05d}", text, MAX_TOKENS, category, chat=True))
+        earlier = tuple(zip(cycle(("user", "assistant")), turns[:-1], strict=False))
+        prompts.append(Prompt(f"i{index:05d}", turns[-1], MAX_TOKENS, category, chat=True, earlier=earlier))
     return prompts
 
 
@@ -84,8 +87,14 @@ def to_jsonl(prompts: list[Prompt]) -> bytes:
 
 
 def _fields(prompt: Prompt) -> dict[str, object]:
-    """`chat` stands only where it is true."""
-    return {name: value for name, value in asdict(prompt).items() if name != "chat" or value}
+    """A chat of several turns has `messages` instead of `prompt`; `chat` stands only where it is true."""
+    fields = {"id": prompt.id, "prompt": prompt.prompt, "max_tokens": prompt.max_tokens}
+    fields["category"] = prompt.category
+    if prompt.earlier:
+        del fields["prompt"]
+        turns = (*prompt.earlier, ("user", prompt.prompt))
+        return fields | {"messages": [{"role": role, "content": content} for role, content in turns]}
+    return fields | ({"chat": True} if prompt.chat else {})
 
 
 def write_corpus(path: Path, content: bytes) -> str:

@@ -53,10 +53,11 @@ class Target:
             "ignore_eos": self.ignore_eos,
             "stream": True,
         }
-        if group[0].is_chat and self.dialect == "lab":
-            fields["chat"] = True
+        if any(planned.messages for planned in group) or (group[0].is_chat and self.dialect == "openai"):
+            del fields["prompt"]
+            fields["messages"] = group[0].chat if alone else [planned.chat for planned in group]
         elif group[0].is_chat:
-            fields["messages"] = [{"role": "user", "content": fields.pop("prompt")}]
+            fields["chat"] = True
         if self.dialect == "openai":
             fields["model"] = self.model
             fields["stream_options"] = {"include_usage": True}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +96,21 @@ def run(args: argparse.Namespace) -> int:
                 arm, block, rate, settings, slo, args.allow_changed_corpus, reporter, tried
             )
 
+        reference = choose_reference(names, args.baseline)
+        found = Capacities({name: [] for name in names}, reference, slo.text(), args.closest)
         try:
-            of_block = find_capacities(
-                arms, args.blocks, args.from_rate, args.closest, settings.seed, holds_at
+            find_capacities(
+                arms, args.blocks, args.from_rate, args.closest, settings.seed, holds_at, found.of_block
             )
         except KeyboardInterrupt:
             print(f"interrupted after {len(tried)} runs")
-            return INTERRUPTED_STATUS
-    found = Capacities(of_block, choose_reference(names, args.baseline), slo.text(), args.closest)
+            found = replace(found, was_interrupted=True)
+            if not tried:
+                return INTERRUPTED_STATUS
     path = write_capacities(folder, found, tried)
     print(found.text())
     print(f"{len(tried)} runs; the rates tried: {path} and {path.with_suffix('.json')}")
-    return 0
+    return INTERRUPTED_STATUS if found.was_interrupted else 0
 
 
 def _probe(

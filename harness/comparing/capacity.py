@@ -8,7 +8,7 @@ search elsewhere: the stop of the search then is an error that blocks average ou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,9 +102,14 @@ def find_capacities(
     closest: float,
     seed: int,
     holds_at: Callable[[Arm, int], Callable[[float], bool]],
+    found: dict[str, list[float | None]] | None = None,
 ) -> dict[str, list[float | None]]:
-    """Every arm once in every block, in the order of a comparison."""
-    found: dict[str, list[float | None]] = {str(arm.name): [] for arm in arms}
+    """Every arm once in every block, in the order of a comparison.
+
+    A search adds to `found` when it ends, so that an interruption leaves there what was measured before.
+    """
+    found = {} if found is None else found
+    found.update({str(arm.name): [] for arm in arms})
     for block in range(num_blocks):
         for arm in arm_order(arms, block, seed):
             own = found[str(arm.name)]
@@ -127,10 +132,12 @@ def estimate(values: Sequence[float]) -> Estimate:
 class Capacities:
     """Requests a second of each arm in each block; None where a search found no end."""
 
-    of_block: Mapping[str, Sequence[float | None]]
+    of_block: dict[str, list[float | None]]
     reference: str
     limits: str
     closest: float
+    was_interrupted: bool = False
+    """Some arms may have fewer blocks, or none."""
 
     def capacity(self, arm: str) -> Estimate | None:
         values = [value for value in self.of_block[arm] if value is not None]
@@ -146,7 +153,7 @@ class Capacities:
         lines: list[list[str]] = []
         for arm in self.of_block:
             own, ratio = self.capacity(arm), self.ratio(arm) if arm != self.reference else None
-            told = "no end found" if own is None else own.text()
+            told = own.text() if own else "no end found" if self.of_block[arm] else MISSING
             against = MISSING if ratio is None else _ratio(ratio)
             lines.append([arm, told, against, str(len(self.of_block[arm]))])
         return render_table(["arm", "capacity (requests/s)", f"ratio to {self.reference}", "blocks"], lines)
@@ -158,6 +165,7 @@ class Capacities:
                 f"Capacity: the highest rate at which {self.limits} holds. Each search stops when two rates "
                 f"are within {self.closest:.0%}; each interval holds at {CONFIDENCE:.0%}, over blocks of "
                 f"other arrivals. Below {FEWEST_BLOCKS} blocks there is none.",
+                *(["Interrupted: only searches that had ended count."] if self.was_interrupted else []),
             ]
         )
 
@@ -168,6 +176,7 @@ class Capacities:
             "closest": self.closest,
             "confidence": CONFIDENCE,
             "reference": self.reference,
+            "interrupted": self.was_interrupted,
             "arms": {
                 arm: {
                     "blocks": list(self.of_block[arm]),

@@ -153,6 +153,8 @@ def as_json(data: ReportData) -> dict[str, Any]:
                 "arm": arm.name,
                 "load": arm.load,
                 "figures": arm.figures,
+                "intervals": {key: found for key, found in arm.intervals.items() if found is not None},
+                "steady_window": arm.steady and arm.steady.as_dict(),
                 "mean_batch_size": arm.mean_batch_size,
                 "dead_row_share": arm.dead_row_share,
                 "goodput_per_s": arm.goodput_per_s,

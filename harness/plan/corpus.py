@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from adapters.base import ConfigError
 from adapters.data_files import DATA
 from harness.plan.text_file import decode, read_text, split_lines
+from services.contract.requests import ChatMessage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -25,12 +26,19 @@ class Prompt(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str = Field(min_length=1)
-    prompt: str | tuple[int, ...] = Field(min_length=1)
+    prompt: str | tuple[int, ...] = Field(default="", min_length=1)
     """Text, or token ids."""
+    messages: tuple[ChatMessage, ...] = Field(default=(), min_length=1)
+    """Instead of a prompt: the turns of a chat so far."""
     max_tokens: int = Field(ge=1)
     category: str = ""
     chat: bool = False
-    """The text is the message of a user. All lines of a corpus say the same."""
+    """The text is the message of a user."""
+
+    @property
+    def is_chat(self) -> bool:
+        """The same in all lines of a corpus."""
+        return self.chat or bool(self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +94,11 @@ def _parse(text: str, path: Path) -> tuple[Prompt, ...]:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "line"
             raise ConfigError(f"{path}, line {number}: {field}: {first['msg']}") from error
+        if bool(prompt.prompt) == bool(prompt.messages):
+            raise ConfigError(f"{path}, line {number}: needs either a prompt or messages")
         if prompt.chat and not isinstance(prompt.prompt, str):
             raise ConfigError(f"{path}, line {number}: chat needs a text, not token ids")
-        if prompts and prompt.chat != prompts[0].chat:
+        if prompts and prompt.is_chat != prompts[0].is_chat:
             raise ConfigError(f"{path}, line {number}: `chat` must be the same in all lines")
         if prompt.id in seen:
             raise ConfigError(f"{path}, line {number}: the id {prompt.id!r} is used twice")

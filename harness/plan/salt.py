@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from dataclasses import replace
 
 from harness.plan.schedule import PlannedRequest, Schedule
 from harness.plan.synthetic import LOWEST_ID, NUM_IDS
@@ -35,14 +36,20 @@ def with_salted_prompts(schedule: Schedule, repeat: int) -> Schedule:
     """What is sent in one repeat; the digest is that of all repeats."""
     if schedule.salt is None:
         return schedule
-    return schedule.with_prompts(tuple(_salted(r, f"{schedule.salt}/{repeat}") for r in schedule.requests))
+    salted = tuple(_salted(request, f"{schedule.salt}/{repeat}") for request in schedule.requests)
+    return replace(schedule, requests=salted)
 
 
-def _salted(request: PlannedRequest, salt: str) -> str | tuple[int, ...]:
+def _salted(request: PlannedRequest, salt: str) -> PlannedRequest:
     drawn = hashlib.sha256(f"{salt}/{request.index}".encode()).digest()
+    # Digits are as many tokens in every prompt, or nearly.
+    number = f"{int.from_bytes(drawn[:8], 'big') % 10**NUM_DIGITS:0{NUM_DIGITS}d} "
+    if request.messages:
+        first, *later = request.messages
+        first = first.model_copy(update={"content": number + first.content})
+        return replace(request, messages=(first, *later))
     if isinstance(request.prompt, str):
-        # Digits are as many tokens in every prompt, or nearly.
-        return f"{int.from_bytes(drawn[:8], 'big') % 10**NUM_DIGITS:0{NUM_DIGITS}d} {request.prompt}"
+        return replace(request, prompt=number + request.prompt)
     # Ids take the place of the first ones, since lengths are exact.
-    first = [LOWEST_ID + byte % NUM_IDS for byte in drawn[: min(NUM_SALTED_IDS, len(request.prompt))]]
-    return (*first, *request.prompt[len(first) :])
+    ids = [LOWEST_ID + byte % NUM_IDS for byte in drawn[: min(NUM_SALTED_IDS, len(request.prompt))]]
+    return replace(request, prompt=(*ids, *request.prompt[len(ids) :]))

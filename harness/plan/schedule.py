@@ -18,6 +18,7 @@ from adapters.base import ConfigError
 from harness.plan.arrival_times import Arrivals, Load, arrival_times, think_times
 from harness.plan.corpus import Prompt
 from harness.plan.load import make_load
+from services.contract.requests import ChatMessage
 
 __all__ = [
     "Arrivals",
@@ -46,6 +47,15 @@ class PlannedRequest:
     """Closed loop: from the end of this user's last answer to this request."""
     is_chat: bool = False
     """Sent as the message of a user, which the server puts into the model's chat template."""
+    messages: tuple[ChatMessage, ...] = ()
+    """Instead of the prompt: a chat of several turns."""
+
+    @property
+    def chat(self) -> list[dict[str, object]]:
+        """The messages of a chat as they are sent."""
+        if not self.messages:
+            return [{"role": "user", "content": self.prompt}]
+        return [message.model_dump(exclude_unset=True) for message in self.messages]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +92,6 @@ class Schedule:
             return self
         digest = salted_digest(self.digest, salt)
         return replace(self, salt=salt, digest=digest, unsalted_digest=self.digest)
-
-    def with_prompts(self, prompts: Sequence[str | tuple[int, ...]]) -> Schedule:
-        pairs = zip(self.requests, prompts, strict=True)
-        return replace(self, requests=tuple(replace(request, prompt=prompt) for request, prompt in pairs))
 
     def part(self, index: int, of: int) -> Schedule:
         """Every `of`-th request, from number `index` on. Parts of parts are parts of the whole.
@@ -153,7 +159,8 @@ def make_schedule(
             seed=int.from_bytes(_block(f"{seeds['sampling']}/{index}")[:4], "big") >> 1,
             offset_s=offsets[index],
             think_s=think_s[index],
-            is_chat=prompt.chat,
+            is_chat=prompt.is_chat,
+            messages=prompt.messages,
         )
         for index, prompt in enumerate(islice(cycle(prompts), num_requests))
     )

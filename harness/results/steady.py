@@ -79,6 +79,16 @@ class SteadyFigures:
     latencies: tuple[float | None, ...]
     """In the order of `FIGURES`."""
 
+    def as_dict(self) -> dict[str, object]:
+        """As JSON has it; latencies by the keys of their figures."""
+        latencies = {figure.key: value for figure, value in zip(FIGURES, self.latencies, strict=True)}
+        return {
+            "share": self.share,
+            "num_requests": self.num_requests,
+            "output_tokens_per_s": self.output_tokens_per_s,
+            "figures": latencies,
+        }
+
 
 def steady_figures(rows: pd.DataFrame, load: Load) -> SteadyFigures | None:
     """Of all replays in these rows; None where none has a window."""

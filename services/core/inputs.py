@@ -24,7 +24,8 @@ from adapters.sampling import mix64
 from adapters.text.detokenizer import SpelledStream
 from adapters.text.tokenizer import ChatTemplateError, Tokenizer, least_num_tokens
 from services import errors
-from services.contract.requests import MAX_PROMPTS, ChatRequest, GenerateRequest
+from services.contract.checks import MAX_PROMPTS
+from services.contract.requests import ChatRequest, GenerateRequest
 from services.contract.tokens import DetokenizeRequest
 from services.core.byte_limit import ByteLimit
 from services.core.outputs import RequestState
@@ -74,9 +75,10 @@ class InputProcessor:
         self._check_logprobs(request)
         if isinstance(request, ChatRequest):
             return
-        if len(request.prompt) * request.n > MAX_PROMPTS:
+        if request.num_prompts * request.n > MAX_PROMPTS:
             raise errors.bad_field("n", f"times the number of prompts must not exceed {MAX_PROMPTS}")
-        self._check_length(request.prompt, "prompt")
+        if request.prompt:
+            self._check_length(request.prompt, "prompt")
 
     def _check_logprobs(self, request: GenerateRequest | ChatRequest) -> None:
         if isinstance(request, ChatRequest) and request.top_logprobs and not request.logprobs:
@@ -110,7 +112,7 @@ class InputProcessor:
     async def tokenize(self, request: GenerateRequest | ChatRequest) -> list[int]:
         """The ids of its one prompt. Raises: ApiError, as `process` does."""
         self.check_before_tokenizing(request)
-        if isinstance(request, GenerateRequest) and len(request.prompt) > 1:
+        if isinstance(request, GenerateRequest) and request.num_prompts > 1:
             raise errors.bad_field("prompt", "must be a single prompt on this path")
         (token_ids,) = await self._token_ids(request)
         return token_ids
@@ -133,7 +135,7 @@ class InputProcessor:
         Raises:
             ApiError: 422 for a field, 400 for what can never fit.
         """
-        param = "prompt" if isinstance(request, GenerateRequest) else "messages"
+        param = "prompt" if isinstance(request, GenerateRequest) and request.prompt else "messages"
         prompts = await self._token_ids(request)
         budgets = _per_prompt(request.max_tokens, len(prompts), "max_tokens")
         seeds = _per_prompt(request.seed, len(prompts), "seed")
@@ -193,11 +195,11 @@ class InputProcessor:
     async def _token_ids(self, request: GenerateRequest | ChatRequest) -> list[list[int]]:
         """The ids of each prompt, all of them rows of the model's embedding."""
         if isinstance(request, ChatRequest):
-            messages = [
-                message.model_dump(include={"role", "content", "name"}, exclude_none=True)
-                for message in request.messages
-            ]
-            return await self._chat_token_ids([messages], "messages", request.chat_template_kwargs)
+            chats = [[message.for_template for message in request.messages]]
+            return await self._chat_token_ids(chats, "messages", request.chat_template_kwargs)
+        if request.messages:
+            chats = [[message.for_template for message in chat] for chat in request.messages]
+            return await self._chat_token_ids(chats, "messages")
         texts = [prompt for prompt in request.prompt if isinstance(prompt, str)]
         if request.chat:
             if not texts:

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from adapters.base import BackendInfo
 from adapters.registry import BACKENDS
-from services.contract.requests import MAX_PROMPTS
+from services.contract.checks import MAX_PROMPTS
 from services.contract.status import ModelCard
 from services.settings import Settings
 from services.strategies import VARIANTS

@@ -156,7 +156,7 @@ def add_compat_routes(app: FastAPI, service: Service, handler: RequestHandler) -
             return Response()
         if writer_of_many is not None and request.is_list:
             writer = writer_of_many
-        elif len(request.prompt) * request.n > 1:
+        elif request.num_prompts * request.n > 1:
             raise bad_field("prompt", "must be a single prompt on this path")
         if streams is None:
             streams = request.tells_stream

@@ -18,7 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from services import errors
-from services.contract.requests import MAX_BODY_BYTES, ChatRequest, GenerateRequest
+from services.contract.checks import MAX_BODY_BYTES
+from services.contract.requests import ChatRequest, GenerateRequest
 from services.contract.responses import ErrorBody
 from services.core.body import LARGE_BODY_BYTES, parse
 from services.core.outputs import RequestState

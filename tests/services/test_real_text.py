@@ -48,7 +48,8 @@ def config(backend: str, file_format: str) -> BackendConfig:
 def prompts() -> list[list[int]]:
     tokenizer = load_tokenizer(config("torch", "fp32"))
     lines = (DATA / "instructions.jsonl").read_text("utf-8").splitlines()[:64]
-    return [chat_token_ids(tokenizer, messages(json.loads(line)["prompt"])) for line in lines]
+    chats = [line.get("messages") or messages(line["prompt"]) for line in map(json.loads, lines)]
+    return [chat_token_ids(tokenizer, chat) for chat in chats]
 
 
 @cache

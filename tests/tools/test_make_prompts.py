@@ -41,8 +41,11 @@ def test_the_recorded_corpus_is_what_the_generator_writes(corpus: list[Prompt]) 
 def test_the_recorded_instructions_are_what_the_generator_writes() -> None:
     instructions = make_prompts.make_instructions()
     assert check_corpus(CORPUS_PATH.with_stem("instructions"), to_jsonl(instructions)) is None
-    assert len({prompt.prompt for prompt in instructions}) == len(instructions)
-    assert all(prompt.chat and "{" not in prompt.prompt.split("```")[0] for prompt in instructions)
+    assert len({(prompt.earlier, prompt.prompt) for prompt in instructions}) == len(instructions)
+    assert {len(prompt.earlier) for prompt in instructions} == {0, 2, 4}
+    texts = [text for prompt in instructions for _, text in (*prompt.earlier, ("user", prompt.prompt))]
+    assert not any("{" in text.split("```")[0] for text in texts)
+    assert all(prompt.chat for prompt in instructions)
     assert {prompt.category for prompt in instructions[:64]} == set(instruction_kinds)
     assert make_prompts.make_instructions(70) == instructions[:70]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 from adapters.data_files import DATA
 from tools.corpus.lengths import Draws
@@ -17,6 +17,7 @@ from tools.corpus.texts import fill, phrases, topics
 INSTRUCTIONS_PATH = DATA / "instructions_material.json"
 MAX_TOKENS = 256
 _MOST_SENTENCES = 4
+_TURN = "\x1e"
 KINDS = {
     "question": 5, "list": 3, "chat": 4, "writing": 3, "code": 3, "arithmetic": 2, "summary": 2,
     "rewrite": 2, "classification": 2, "translation": 2, "languages": 2, "emoji": 2,
@@ -24,13 +25,17 @@ KINDS = {
 """How often each kind comes."""
 
 
+DIALOGUES_OF_CHATS = 3, 4
+"""So many of the chats have several turns."""
+
+
 @cache
-def _material() -> dict[str, list[str]]:
-    return cast(dict[str, list[str]], json.loads(INSTRUCTIONS_PATH.read_text("utf-8")))
+def _material() -> dict[str, Any]:
+    return cast(dict[str, Any], json.loads(INSTRUCTIONS_PATH.read_text("utf-8")))
 
 
-def write_instruction(draws: Draws) -> tuple[str, str]:
-    """A kind and a message of that kind."""
+def write_instruction(draws: Draws) -> tuple[str, list[str]]:
+    """A kind and the turns of a chat, the first and the last of them the user's; most have one."""
     kind = draws.choice([kind for kind, weight in KINDS.items() for _ in range(weight)])
     own = {
         "emoji": _material()["emojis"],
@@ -42,7 +47,12 @@ def write_instruction(draws: Draws) -> tuple[str, str]:
         "review": phrases("reviews"),
         "passage": [_passage(draws)],
     }
-    return kind, fill(draws.choice(_material()[kind]), draws, own)
+    text = draws.choice(_material()[kind])
+    some, of = DIALOGUES_OF_CHATS
+    if kind == "chat" and draws.below(of) < some:
+        # Joined while they are filled: a name of the first turn is the same in the last.
+        text = _TURN.join(draws.choice(_material()["dialogues"]))
+    return kind, fill(text, draws, own).split(_TURN)
 
 
 def _passage(draws: Draws) -> str:

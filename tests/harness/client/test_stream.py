@@ -18,6 +18,7 @@ from harness.client.stream import StreamClient
 from harness.client.target import Dialect, Target, completions_path, parse_origin
 from harness.plan.schedule import PlannedRequest
 from harness.replay.event_loop import loop_factory
+from services.contract.requests import ChatMessage
 from tests.harness.fake_server import (
     END,
     STREAM_HEAD,
@@ -146,6 +147,21 @@ def test_a_message_of_a_chat_is_sent_as_one(
     assert body | fields == body
     assert ("prompt" in body) == (dialect == "lab")
     assert target.request(b"", is_chat=True).startswith(f"POST {expected} HTTP/1.1\r\n".encode())
+
+
+@pytest.mark.parametrize("dialect", ["lab", "openai"])
+def test_the_turns_of_a_chat_are_sent_beside_those_of_others(dialect: Dialect) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
+    messages = tuple(ChatMessage.model_validate(turn) for turn in turns)
+    chat = replace(PLAN, prompt="", is_chat=True, messages=messages)
+    target = Target(Origin("127.0.0.1", 1), "/generate", dialect, "m")
+    body = json.loads(target.body([chat]))
+    assert body["messages"] == turns
+    assert "prompt" not in body
+    assert "chat" not in body
+    single = replace(PLAN, is_chat=True)
+    body = json.loads(Target(Origin("127.0.0.1", 1), "/generate").body([single, chat]))
+    assert body["messages"] == [[{"role": "user", "content": "Hello"}], turns]
 
 
 def test_the_text_of_a_chat_stream_is_read() -> None:

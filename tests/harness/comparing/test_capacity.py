@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from harness.commands import capacity
 from harness.comparing.capacity import Capacities, find_capacities, search
 from harness.replay.arm_file import Arm
 from harness.selfcheck.capacity_trials import BUSY_S, covering, on_sockets
@@ -91,6 +93,37 @@ def test_the_command_from_end_to_end(capsys: pytest.CaptureFixture[str]) -> None
     rows = pq.read_table(path).to_pylist()
     assert {"arm", "block", "rate", "met", "path"} <= set(rows[0])
     assert all(Path(row["path"]).is_file() for row in rows)
+
+
+@pytest.mark.parametrize("probes_done", [0, 4])
+def test_an_interrupted_search_writes_what_it_has(
+    probes_done: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def probe(*args: Any) -> bool:
+        if len(made) == probes_done:
+            raise KeyboardInterrupt
+        made.append(args)
+        arm, block, rate, *_, tried = args
+        tried.append({"arm": str(arm.name), "block": block, "rate": rate, "met": rate <= 5.0, "path": "x"})
+        return bool(rate <= 5.0)
+
+    monkeypatch.setattr(capacity, "_probe", probe)
+    words = ["--url", "http://127.0.0.1:9", "--from-rate", "4", "--closest", "80%"]
+    assert main(["capacity", *words, "--slo", "ttft_p95_ms=200"]) == 130
+    shown = capsys.readouterr().out
+    assert f"interrupted after {probes_done} runs" in shown
+    match = re.search(r"\S+capacity/\S+\.parquet", shown)
+    assert (match is None) == (probes_done == 0)
+    if match is not None:
+        assert "Interrupted: only searches that had ended count." in shown
+        told = json.loads(Path(match[0]).with_suffix(".json").read_text())
+        assert told["interrupted"] is True
+        blocks = told["arms"]["server"]["blocks"]
+        assert blocks
+        assert all(rate == pytest.approx(5.0, rel=0.5) for rate in blocks)
+        assert pq.read_table(match[0]).num_rows == probes_done
 
 
 def test_a_capacity_needs_limits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -186,6 +186,10 @@ def test_page_markdown_and_json_show_one_number(result: Path, capsys: pytest.Cap
     told = json.loads(capsys.readouterr().out)
     page = render_page(data, "t")
     assert embedded(page, "report") == told == json.loads(json.dumps(as_json(data)))
+    for arm in told["arms"]:
+        assert "steady_window" in arm
+        for key, (low, high) in arm["intervals"].items():
+            assert low <= arm["figures"][key] <= high
     assert main(["report", str(result), "--markdown"]) == 0
     markdown = capsys.readouterr().out
     headers, lines = figure_table(data)

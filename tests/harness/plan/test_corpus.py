@@ -10,9 +10,16 @@ import pytest
 from adapters.base import ConfigError
 from harness.plan.corpus import default_path, load_corpus
 from harness.plan.planner import plan
+from harness.plan.schedule import Arrivals, Load, make_schedule
 from harness.settings import HarnessSettings
 
 LINE = '{"id": "a", "prompt": "Hello", "max_tokens": 3, "category": "x"}\n'
+
+
+TURNS = (
+    '{"id": "b", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, '
+    '{"role": "user", "content": "Bye"}], "max_tokens": 3, "category": "chat"}\n'
+)
 
 
 def write(folder: Path, text: str, *, recorded: str | None = None) -> Path:
@@ -54,6 +61,11 @@ def test_corpus_without_digest_is_refused_with_the_command_to_record_it(tmp_path
         ("\n", "holds no prompts"),
         (LINE + '{"id": "b", "prompt": "x", "max_tokens": 3, "chat": true}\n', "line 2: `chat` must be"),
         ('{"id": "a", "prompt": [1], "max_tokens": 3, "chat": true}\n', "chat needs a text"),
+        ('{"id": "a", "max_tokens": 3}\n', "needs either a prompt or messages"),
+        ('{"id": "a", "messages": [], "max_tokens": 3}\n', "line 1: messages"),
+        ('{"id": "a", "messages": [{"role": "user"}], "max_tokens": 3}\n', "messages.0.content"),
+        (LINE.replace('"max', '"messages": [{"role": "user", "content": "x"}], "max'), "needs either"),
+        (LINE + TURNS, "line 2: `chat` must be"),
     ],
 )
 def test_malformed_corpus_names_the_line_and_the_field(tmp_path: Path, text: str, message: str) -> None:
@@ -89,5 +101,16 @@ def test_a_corpus_and_its_digest_are_read_in_any_unicode_encoding(tmp_path: Path
 def test_the_instructions_are_messages_of_a_chat() -> None:
     corpus, schedule = plan(HarnessSettings(corpus="instructions"), allow_changed_corpus=False)
     assert corpus.path.name == "instructions.jsonl"
-    assert all(prompt.chat for prompt in corpus.prompts)
+    assert all(prompt.is_chat for prompt in corpus.prompts)
     assert all(request.is_chat for request in schedule.requests)
+    turns = {len(request.chat) for request in schedule.requests}
+    assert {1, 3} <= turns <= {1, 3, 5}
+    assert all(request.chat[-1]["role"] == "user" for request in schedule.requests)
+
+
+def test_a_chat_keeps_its_turns_in_every_part_of_a_schedule(tmp_path: Path) -> None:
+    text = TURNS + LINE.replace('"cat', '"chat": true, "cat')
+    corpus = load_corpus(write(tmp_path, text, recorded=text))
+    schedule = make_schedule(corpus.prompts, 4, Load(Arrivals.CLOSED, concurrency=2), 1)
+    assert [len(request.chat) for request in schedule.part(0, 2).requests] == [3, 3]
+    assert [len(request.chat) for request in schedule.part(1, 2).requests] == [1, 1]

@@ -6,6 +6,7 @@ from harness.plan.corpus import Prompt
 from harness.plan.salt import choose_salt, with_salted_prompts
 from harness.plan.schedule import Arrivals, Load, Schedule, make_schedule
 from harness.settings import HarnessSettings
+from services.contract.requests import ChatMessage
 
 
 def schedule(*prompts: str | tuple[int, ...]) -> Schedule:
@@ -51,3 +52,14 @@ def test_prompts_of_token_ids_keep_their_length() -> None:
     assert [len(prompt) for prompt in sent] == [32, 2, 32, 2]
     assert sent[0] != sent[2] != long
     assert sent[0][8:] == long[8:]
+
+
+def test_the_first_turn_of_a_chat_has_the_number() -> None:
+    turns = [ChatMessage(role=role, content=role) for role in ("system", "user")]
+    chat = Prompt(id="c", messages=tuple(turns), max_tokens=1)
+    plan = make_schedule([chat], 4, Load(Arrivals.CLOSED, concurrency=2), 1).salted("s")
+    sent = [r.messages for repeat in range(2) for r in with_salted_prompts(plan, repeat).requests]
+    assert len({first.content for first, _ in sent}) == 8
+    assert {(first.role, first.content[9:], last.content) for first, last in sent} == {
+        ("system", " system", "user")
+    }

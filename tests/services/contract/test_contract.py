@@ -45,6 +45,40 @@ def test_every_form_of_prompt_is_a_list_of_prompts(name: str, sent: Any, prompts
     assert read({name: sent}).prompt == prompts
 
 
+HI = {"role": "user", "content": "Hi"}
+CHAT = [HI, {"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "Bye"}]
+
+
+@pytest.mark.parametrize(("sent", "chats"), [(CHAT, [CHAT]), ([CHAT, [HI]], [CHAT, [HI]])])
+def test_messages_take_the_place_of_prompts(sent: Any, chats: list[Any]) -> None:
+    request = read({"messages": sent})
+    assert [
+        [message.model_dump(exclude_unset=True) for message in chat] for chat in request.messages
+    ] == chats
+    assert request.num_prompts == len(chats)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": "a", "messages": [HI]}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": [[]]}, "messages.0"),
+        ({"messages": [[HI], HI]}, "messages.1"),
+        ({"messages": [{"role": "user"}]}, "messages.0.0.content"),
+        ({"messages": [HI] * 1025}, "messages.0"),
+        ({"messages": [[HI]] * 257}, "messages"),
+        ({"messages": "Hi"}, "messages"),
+        ({"messages": [HI], "echo": True}, "echo"),
+    ],
+)
+def test_messages_that_are_none_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        read(fields)
+    assert (refused.value.status, refused.value.param) == (422, param)
+
+
 def test_defaults() -> None:
     request = read({"prompt": "a"})
     assert (request.stream, request.ignore_eos, request.priority, request.stop) == (False, False, 1, ())

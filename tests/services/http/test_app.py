@@ -124,6 +124,10 @@ def test_prompts_may_be_messages_of_a_chat(served: Served) -> None:
     ).json()["usage"]["prompt_tokens"]
     assert num_tokens(prompt=["Hello", "Hello!"], chat=True) == [chat, chat + 1]
     assert num_tokens(prompt="Hello", chat=False) == num_tokens(prompt="Hello") != [chat]
+    hello = [{"role": "user", "content": "Hello"}]
+    turns = [*hello, {"role": "assistant", "content": "Hi"}, *hello]
+    assert num_tokens(messages=hello) == [chat]
+    assert num_tokens(messages=[hello, turns]) == [chat, 2 * chat + len("Hi\n")]
     refused = served.post(prompt=[1, 2], chat=True, max_tokens=1)
     assert (refused.status_code, refused.json()["error"]["param"]) == (422, "chat")
 

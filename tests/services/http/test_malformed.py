@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.contract.requests import MAX_BODY_BYTES
+from services.contract.checks import MAX_BODY_BYTES
 from services.contract.responses import ErrorBody
 from services.http import handler as intake
 from tests.services.served import DEADLINE_S, Served, serving
