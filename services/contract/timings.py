@@ -63,3 +63,5 @@ class StepRecord:
     """Rows of finished sequences in a padded batch, and rows whose sequence ended after the launch."""
     queue_depth: int
     """Prompts that wait without a slot, when the step is done."""
+    num_preempted: int = 0
+    """Sequences whose KV memory was taken for this step; they wait and compute their tokens again."""
