@@ -84,9 +84,10 @@ class RunningBatch:
         if not self._kv.grows:
             return released, preempted
         held_tokens = self._held_tokens
-        for seq in self.sequences[:]:
-            if seq.state is not _RUNNING or seq.num_computed_tokens < held_tokens[seq.seq_id]:
-                continue
+        outgrown = [s for s in self.sequences if s.num_computed_tokens >= held_tokens[s.seq_id]]
+        for seq in outgrown:
+            if seq.state is not _RUNNING:
+                continue  # a dead row, or preempted for one before it
             more = self._kv.num_tokens(seq) - held_tokens[seq.seq_id]
             while seq.state is _RUNNING and self.kv_used_tokens + more > self._limits.kv_capacity_tokens:
                 victim = self._choose_victim()

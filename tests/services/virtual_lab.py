@@ -169,7 +169,9 @@ class VirtualLab:
         kv = self.policies.make_kv_policy()
         needed = [(seq.state is SequenceState.RUNNING, kv.num_tokens(seq)) for seq in holders]
         num_needed = sum(num_tokens for _, num_tokens in needed)
-        if kv.grows:  # an ended one may have got its last token in the first place of a block it does not have
+        if (
+            kv.grows
+        ):  # an ended one may have got its last token in the first place of a block it does not have
             num_needed_at_least = num_needed - kv.block_tokens * sum(not lives for lives, _ in needed)
             assert num_needed_at_least <= scheduler.kv_used_tokens <= num_needed
         else:

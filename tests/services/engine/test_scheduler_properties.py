@@ -237,5 +237,5 @@ def test_no_block_is_lost_or_freed_twice_in_a_long_run(variant: str) -> None:
             lab.now_s += 0.5
     lab.run()
     assert_all_is_accounted_for(lab)
-    # A group that runs together is refused where its budgets do not fit, so in static nobody outgrows another.
+    # A group that runs together must fit with its budgets, so in static nobody outgrows another.
     assert bool(lab.preempted) == (variant in ("continuous", "dynamic"))
