@@ -116,6 +116,9 @@ class Sequence:
     predicted_tokens: float = 1.0
     """Output tokens that the scheduler expects."""
     output_token_ids: list[int] = field(default_factory=list)
+    num_prefill_tokens: int = field(init=False)
+    """Tokens, from position 0 on, that are computed as a prompt: the prompt, and, after a preemption, the
+    output until then."""
     num_computed_tokens: int = 0
     """Tokens, from position 0 on, whose keys and values are cached, by a launched step at the latest."""
     num_pending_tokens: int = 0
@@ -130,6 +133,9 @@ class Sequence:
     batch_wait_s: float = 0.0
     num_steps: int = 0
     sum_batch_rows: int = 0
+
+    def __post_init__(self) -> None:
+        self.num_prefill_tokens = len(self.prompt_token_ids)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -177,8 +183,8 @@ class ScheduledChunk:
 
     @property
     def is_decode(self) -> bool:
-        """True for a row whose input is a token that the model itself produced."""
-        return self.start >= len(self.seq.prompt_token_ids)
+        """True for a row whose input is a token that the model produced, and that is computed first now."""
+        return self.start >= self.seq.num_prefill_tokens
 
     @property
     def follows_pending(self) -> bool:

@@ -61,6 +61,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "gpu-bench": ("tools.gpu_bench", "measure what the torch backend makes of a GPU, in one run of minutes"),
     "parity": ("tools.parity", "compare logits and greedy tokens of torch fp32 and llama.cpp f32"),
+    "kv-curve": ("tools.kv_curve", "compare the KV policies under rising memory pressure, without a model"),
     "step-cost": (
         "tools.profiling.step_cost",
         "measure what the llama.cpp adapter adds to a bare decode loop",

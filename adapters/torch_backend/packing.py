@@ -74,8 +74,16 @@ class StepPacker:
             seq, start = chunk.seq, chunk.start
             if start + chunk.num_tokens > max_len:
                 raise BackendError(f"sequence {seq.seq_id} outgrew its {max_len} positions")
-            is_decode = chunk.dead or start >= len(seq.prompt_token_ids)
-            (decodes if is_decode else prompts).append((slot_for(seq.seq_id, start), chunk))
+            slot, is_decode = slot_for(seq.seq_id, start), chunk.dead or start >= seq.num_prefill_tokens
+            if is_decode or start + chunk.num_tokens <= len(seq.prompt_token_ids) or self.overlaps:
+                (decodes if is_decode else prompts).append((slot, chunk))
+                continue
+            # Output that is computed again takes the path of a decode row: a prompt's has other bits.
+            first = max(start, len(seq.prompt_token_ids))
+            if start < first:
+                prompts.append((slot, ScheduledChunk(seq, start, first - start)))
+            again = range(first, start + chunk.num_tokens)
+            decodes += [(slot, ScheduledChunk(seq, position, 1)) for position in again]
         # By slot, so that rows of neighbouring slots can share one attention call over one view of the cache.
         decodes.sort(key=itemgetter(0))
 

@@ -68,3 +68,5 @@ class StepRecord:
     """Positions that decode rows and dead rows attend to, over all of them; a row's own is one of them."""
     prompt_context_tokens: int = 0
     """The same of all prompt tokens: their number times their context."""
+    num_preempted: int = 0
+    """Sequences whose KV memory was taken for this step; they wait and compute their tokens again."""

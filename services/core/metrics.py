@@ -68,6 +68,10 @@ class Metrics:
             "reason",
             ("dead_rows", "cancelled", "failed"),
         )
+        self._preemptions = self._series.counter(
+            "lab_preemptions",
+            "Sequences whose KV memory was taken for others; they compute their tokens again.",
+        )
         self._rejected = self._series.counter_by(
             "lab_requests_rejected",
             "Requests that got an error instead of an answer, by the code of the error.",
@@ -163,11 +167,12 @@ class Metrics:
         )
         self._kv_usage = self._series.gauge(
             "lab_kv_cache_usage_ratio",
-            "Share of the KV cache that is reserved. A sequence reserves its prompt and all that it may "
-            "generate when it joins, so this is more than what is filled.",
+            "Share of the KV cache that sequences hold. With KV_POLICY=reserve each holds its prompt and all "
+            "that it may generate from the start, so this is more than what is filled.",
         )
         self._kv_capacity = self._series.gauge(
-            "lab_kv_cache_capacity_tokens", "Tokens that the KV cache holds; 0 before the model loads."
+            "lab_kv_cache_capacity_tokens",
+            "Tokens that the KV cache holds, KV_CAPACITY_TOKENS at most; 0 before the model loads.",
         )
 
     @property
@@ -182,10 +187,10 @@ class Metrics:
         self._max_queue.value = max_queue
         self._machine.watch_engine(engine_pid)
 
-    def loaded(self, info: BackendInfo) -> None:
+    def loaded(self, info: BackendInfo, kv_capacity_tokens: int) -> None:
         self._labels |= {"backend": info.backend, "model": info.model}
         self._max_batch.value = info.max_batch_size
-        self._kv_capacity.value = info.kv_capacity_tokens
+        self._kv_capacity.value = kv_capacity_tokens
 
     def step(self, report: StepReport) -> None:
         """Book one report, but for the times of its tokens."""
@@ -204,6 +209,7 @@ class Metrics:
         self._prompt_tokens.value += record.num_prompt_tokens
         self._padded.value += record.num_dead_rows
         self._wasted.values["dead_rows"] += record.num_dead_rows
+        self._preemptions.value += record.num_preempted
 
     def first_token(self, request_id: str, seconds: float) -> None:
         self._first_token.observe_of(request_id, seconds)

@@ -89,8 +89,9 @@ class Service:
         """
         info = await self._supervisor.start()
         tokenizer = await asyncio.to_thread(load_tokenizer, self._spec.backend)
-        loaded = LoadedModel(info, tokenizer, self._spec.limits(info), self._strategy.takes_groups)
-        self.metrics.loaded(info)
+        limits = self._spec.limits(info)
+        loaded = LoadedModel(info, tokenizer, limits, self._strategy.takes_groups)
+        self.metrics.loaded(info, limits.kv_capacity_tokens)
         self._inputs = InputProcessor(self.settings, loaded, self.byte_limit)
         self._inputs.warm_up()
 

@@ -195,6 +195,8 @@ class Engine:
         if start_s < self._next_step_s:
             return self._next_step_s - start_s
         plan = self._scheduler.schedule(start_s)
+        if plan.released_seq_ids:
+            self._backend.release(plan.released_seq_ids)
         if not plan.chunks:
             return None if plan.recheck_at_s is None else max(0.0, plan.recheck_at_s - start_s)
         if not self._in_flight:
@@ -207,8 +209,7 @@ class Engine:
             self._try_apart(plan.with_ended_rows_dead(), error, start_s)
             return 0.0
         self._in_flight.append((plan, get_result, start_s))
-        released_seq_ids = self._scheduler.mark_launched(plan)
-        if released_seq_ids:
+        if released_seq_ids := self._scheduler.mark_launched(plan):
             self._backend.release(released_seq_ids)
         return 0.0
 
@@ -260,8 +261,7 @@ class Engine:
             )
             outcome = self._scheduler.mark_failed(plan, f"the backend failed: {result}", done_s)
         self._publish_step(outcome.updates, plan, start_s, done_s)
-        if outcome.released_seq_ids:
-            self._backend.release(outcome.released_seq_ids)
+        self._backend.release(outcome.released_seq_ids)
 
     def _publish_step(
         self, updates: list[SequenceUpdate], plan: StepPlan, start_s: float, done_s: float
@@ -283,6 +283,7 @@ class Engine:
             num_dead_rows=plan.num_dead_rows,
             queue_depth=self._scheduler.queue_depth,
             **plan.contexts(),
+            num_preempted=plan.num_preempted,
         )
         self._num_steps += 1
         return record

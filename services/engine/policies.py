@@ -1,11 +1,14 @@
-"""The axes beside the strategy, as settings: in which order the queue stands, and what a step carries."""
+"""The axes beside the strategy, as settings: the order of the queue, the layout of a step, and KV memory."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapters.base import ConfigError
 from adapters.description import option
+from services.engine.limits import SchedulerLimits
+from services.kv_policies import KV_POLICIES
+from services.kv_policies.base import KvPolicy
 from services.layouts import LAYOUTS
 from services.layouts.base import StepLayout
 from services.orders import ORDERS
@@ -29,9 +32,30 @@ class Policies:
     step_layout: str = option(
         "decode_first", f"What a step carries: {', '.join(LAYOUTS)} (docs/policies.md)."
     )
+    kv_policy: str = option(
+        "reserve", f"How much KV memory a sequence holds: {', '.join(KV_POLICIES)} (docs/policies.md)."
+    )
+    kv_watermark: float = option(
+        0.01,
+        "paged: share of the KV memory that stays free when a sequence joins others.",
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+    )
+    kv_capacity_tokens: int = option(
+        0,
+        "KV positions that the scheduler gives out, all sequences together; never more than the backend has. "
+        "0: as many as it has.",
+        ge=0,
+        le=1_000_000_000,
+    )
 
     def __post_init__(self) -> None:
-        for name, value, known in (("ORDER", self.order, ORDERS), ("STEP_LAYOUT", self.step_layout, LAYOUTS)):
+        for name, value, known in (
+            ("ORDER", self.order, ORDERS),
+            ("STEP_LAYOUT", self.step_layout, LAYOUTS),
+            ("KV_POLICY", self.kv_policy, KV_POLICIES),
+        ):
             if value not in known:
                 raise ConfigError(f"{name} is {value!r}: it must be one of {', '.join(known)}")
         self.make_oracle()
@@ -43,6 +67,25 @@ class Policies:
 
     def make_layout(self) -> StepLayout:
         return LAYOUTS[self.step_layout]()
+
+    def make_kv_policy(self) -> KvPolicy:
+        return KV_POLICIES[self.kv_policy](self.kv_watermark)
+
+    def within(self, limits: SchedulerLimits) -> SchedulerLimits:
+        """`limits` with the KV memory that may be given out, in whole blocks; twice is the same as once.
+
+        Raises:
+            ConfigError: there is not one block.
+        """
+        capacity_tokens = limits.kv_capacity_tokens
+        if self.kv_capacity_tokens:
+            capacity_tokens = min(capacity_tokens, self.kv_capacity_tokens)
+        size = KV_POLICIES[self.kv_policy].block_tokens
+        if capacity_tokens < size:
+            raise ConfigError(
+                f"{capacity_tokens} KV positions are no block of {size}: raise KV_CAPACITY_TOKENS"
+            )
+        return replace(limits, kv_capacity_tokens=capacity_tokens // size * size)
 
     def make_oracle(self) -> LengthOracle:
         return LengthOracle.of(self.length_oracle)

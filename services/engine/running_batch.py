@@ -3,6 +3,10 @@
 A sequence joins when it is admitted and leaves when its cache space may be freed. In a padded batch a
 finished sequence stays as a dead row until the last one is done. A sequence whose last token is launched
 counts as finished here: its slot is free for the next step.
+
+Preemption takes dead rows first, then the sequence that stands last by priority and arrival, with aging as in
+the order `fcfs`. The one that stands first is never preempted, and it always fits, so all end some day: at
+most those with a higher priority that came less than `2 * aging_s` after a sequence can preempt it.
 """
 
 from __future__ import annotations
@@ -11,18 +15,23 @@ from collections.abc import Sequence as Seq
 
 from adapters.base import Sequence, SequenceState
 from services.engine.limits import SchedulerLimits
+from services.kv_policies.base import KvPolicy
+
+_RUNNING = SequenceState.RUNNING
 
 
 class RunningBatch:
-    """`pads`: finished rows stay. KV is reserved for a sequence's prompt and everything it may produce."""
+    """`pads`: finished rows stay. `kv` says how many KV positions a sequence holds."""
 
-    def __init__(self, limits: SchedulerLimits, *, pads: bool) -> None:
-        self._max_batch = limits.max_batch
-        self._kv_capacity_tokens = limits.kv_capacity_tokens
+    def __init__(self, limits: SchedulerLimits, kv: KvPolicy, *, pads: bool) -> None:
+        self._limits = limits
+        self._kv = kv
+        self._num_spare_tokens = kv.num_spare_tokens(limits.kv_capacity_tokens)
         self._pads = pads
         self.sequences: list[Sequence] = []  # in order of admission, dead rows among them
         self.num_dead = 0  # whoever ends a sequence of this batch counts it here, then calls `sweep`
         self.kv_used_tokens = 0
+        self._held_tokens: dict[int, int] = {}  # by seq_id
 
     @property
     def num_live(self) -> int:
@@ -30,33 +39,71 @@ class RunningBatch:
 
     @property
     def has_free_slot(self) -> bool:
-        return len(self.sequences) < self._max_batch
+        return len(self.sequences) < self._limits.max_batch
 
     def num_fitting(self, waiting: Seq[Sequence], *, without_dead: bool = False) -> int:
         """How many sequences from the head of the queue would find a slot and KV now.
 
         `without_dead` counts what dead rows keep as free.
         """
-        free_kv_tokens = self._kv_capacity_tokens - self.kv_used_tokens
-        num_slots = self._max_batch - len(self.sequences)
+        free_kv_tokens = self._limits.kv_capacity_tokens - self.kv_used_tokens
+        num_others = len(self.sequences)
         if without_dead:
-            dead = [seq for seq in self.sequences if seq.state is not SequenceState.RUNNING]
-            free_kv_tokens += sum(seq.max_total_tokens for seq in dead)
-            num_slots += len(dead)
+            free_kv_tokens += sum(
+                self._held_tokens[s.seq_id] for s in self.sequences if s.state is not _RUNNING
+            )
+            num_others = self.num_live
         count = 0
-        for seq in waiting[:num_slots]:
-            free_kv_tokens -= seq.max_total_tokens
-            if free_kv_tokens < 0:
+        for seq in waiting[: self._limits.max_batch - num_others]:
+            free_kv_tokens -= self._kv.num_tokens(seq)
+            # One alone needs nothing to spare, or a long one might never join.
+            if free_kv_tokens < (self._num_spare_tokens if num_others or count else 0):
                 break  # a shorter one behind it does not slip past, or the head might never fit
             count += 1
         return count
 
     def join(self, joining: Seq[Sequence], now_s: float) -> None:
         for seq in joining:
-            seq.state = SequenceState.RUNNING
-            seq.admitted_s = now_s
-            self.kv_used_tokens += seq.max_total_tokens
+            assert not seq.num_pending_tokens, "a preempted sequence got its launched token before this step"
+            seq.state = _RUNNING
+            if seq.admitted_s is None:
+                seq.admitted_s = now_s
+            seq.num_prefill_tokens = seq.num_tokens
+            self._held_tokens[seq.seq_id] = num_tokens = self._kv.num_tokens(seq)
+            self.kv_used_tokens += num_tokens
         self.sequences += joining
+
+    def make_room(self) -> tuple[list[int], list[Sequence]]:
+        """Give each running sequence the KV of its next step, at the cost of others where none is free.
+
+        Returns the ids whose cache space is to be freed, and which of these sequences were preempted, the one
+        that stands last by priority and arrival first.
+        """
+        released: list[int] = []
+        preempted: list[Sequence] = []
+        if not self._kv.grows:
+            return released, preempted
+        held_tokens = self._held_tokens
+        outgrown = [s for s in self.sequences if s.num_computed_tokens >= held_tokens[s.seq_id]]
+        for seq in outgrown:
+            if seq.state is not _RUNNING:
+                continue  # a dead row, or preempted for one before it
+            more = self._kv.num_tokens(seq) - held_tokens[seq.seq_id]
+            while seq.state is _RUNNING and self.kv_used_tokens + more > self._limits.kv_capacity_tokens:
+                victim = self._choose_victim()
+                self.sequences.remove(victim)
+                self.kv_used_tokens -= held_tokens.pop(victim.seq_id)
+                released.append(victim.seq_id)
+                if victim.state is _RUNNING:
+                    victim.state = SequenceState.WAITING
+                    victim.num_computed_tokens = 0
+                    preempted.append(victim)
+                else:
+                    self.num_dead -= 1
+            if seq.state is _RUNNING:
+                held_tokens[seq.seq_id] += more
+                self.kv_used_tokens += more
+        return released, preempted
 
     def sweep(self) -> list[int]:
         """Let finished sequences go; returns their ids, whose cache space is free.
@@ -73,9 +120,16 @@ class RunningBatch:
         leaving: list[Sequence] = []
         for seq in self.sequences:
             has_no_row = seq.exclusive or not seq.num_computed_tokens
-            goes = seq.state is not SequenceState.RUNNING and (is_done or has_no_row)
+            goes = seq.state is not _RUNNING and (is_done or has_no_row)
             (leaving if goes else staying).append(seq)
         self.sequences = staying
         self.num_dead -= len(leaving)
-        self.kv_used_tokens -= sum(seq.max_total_tokens for seq in leaving)
+        self.kv_used_tokens -= sum(self._held_tokens.pop(seq.seq_id) for seq in leaving)
         return [seq.seq_id for seq in leaving]
+
+    def _choose_victim(self) -> Sequence:
+        """A dead row, whose work is for nobody; else the lowest priority and latest arrival, with aging."""
+        if self.num_dead:
+            return next(seq for seq in self.sequences if seq.state is not _RUNNING)
+        aging_s = self._limits.aging_s
+        return max(self.sequences, key=lambda seq: (seq.arrival_s - seq.priority * aging_s, seq.seq_id))

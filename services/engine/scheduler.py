@@ -12,8 +12,9 @@ An exclusive sequence shares no step. It joins as others do, and while one runs 
 of them alone, in turn: were the batch to empty for it first, all would wait for the longest running answer.
 
 The scheduler is pure: no clock (`now_s` is given), no asyncio, no torch. *How many* sequences join is the
-strategy's answer, *which* is the order's, what a step carries the layout's. KV is reserved on admission, so
-no sequence is ever preempted.
+strategy's answer, *which* is the order's, what a step carries the layout's, how much KV a sequence must hold
+the KV policy's. A sequence that is preempted, as no KV is left, goes back to the head of the queue. The token
+that a launched step still gives it counts.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
 from adapters.base import FinishReason, Sequence, SequenceState, StepOutput
-from services.contract.timings import SequenceTimings
+from services.engine.finish import finish
 from services.engine.limits import SchedulerLimits
 from services.engine.messages import SequenceUpdate
 from services.engine.policies import Policies
@@ -38,7 +39,7 @@ from services.strategies.base import BatchingStrategy
 
 __all__ = ["Outcome", "Scheduler", "SchedulerLimits", "StepPlan"]
 
-_RUNNING, _ENDING, _FINISHED = SequenceState.RUNNING, SequenceState.ENDING, SequenceState.FINISHED
+_WAITING, _RUNNING, _ENDING = SequenceState.WAITING, SequenceState.RUNNING, SequenceState.ENDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +58,15 @@ class Scheduler:
         eos_token_ids: Iterable[int] = (),
         policies: Policies = Policies(),  # noqa: B008 frozen
     ) -> None:
-        self.limits = limits
+        self.limits = limits = policies.within(limits)
         self._strategy = strategy
         self._eos_token_ids = frozenset(eos_token_ids)
         self._layout, self._oracle = policies.make_layout(), policies.make_oracle()
         order = policies.make_order(limits.aging_s)
         self._waiting = WaitingQueue(order)
         self._note_served = order.served if isinstance(order, ChangingOrder) else None
-        self._batch = RunningBatch(limits, pads=strategy.keeps_finished_rows and limits.pad_finished)
+        pads = strategy.keeps_finished_rows and limits.pad_finished
+        self._batch = RunningBatch(limits, policies.make_kv_policy(), pads=pads)
         self._ending: dict[int, Sequence] = {}  # their last token is launched and not known yet
         self._alone: deque[Sequence] = deque()  # the exclusive ones of the batch, whose turn is next first
         self._was_alone = False  # whether the last step was for one of them
@@ -83,7 +85,7 @@ class Scheduler:
 
     @property
     def kv_used_tokens(self) -> int:
-        """KV positions reserved, those of dead rows included."""
+        """KV positions that sequences hold, dead rows included."""
         return self._batch.kv_used_tokens
 
     def prefilling_seq_ids(self) -> list[int]:
@@ -135,9 +137,21 @@ class Scheduler:
         return Outcome(updates, self._batch.sweep())
 
     def schedule(self, now_s: float) -> StepPlan:
-        """Admit the sequences that the strategy lets in, and lay out the next step."""
+        """Make room for those that run, admit those that the strategy lets in, and lay out the next step."""
         self._charge_held_back(now_s)
-        recheck_at_s = self._admit(now_s) if self._waiting else None
+        released_seq_ids, preempted = self._batch.make_room()
+        for seq in preempted:
+            self._waiting.push_back(seq)
+            if seq.exclusive:
+                self._alone.remove(seq)
+        # Where those that run find no room, nobody joins them.
+        recheck_at_s = self._admit(now_s) if self._waiting and not preempted else None
+        plan = self._lay_out(recheck_at_s)
+        if released_seq_ids:
+            plan = replace(plan, released_seq_ids=released_seq_ids, num_preempted=len(preempted))
+        return plan
+
+    def _lay_out(self, recheck_at_s: float | None) -> StepPlan:
         while self._alone and self._alone[0].state is not _RUNNING:
             self._alone.popleft()
         lay_out_step = partial(lay_out, self._layout, self.limits, recheck_at_s)
@@ -223,18 +237,19 @@ class Scheduler:
             count = 0 if waits_until_all_fit else num_fitting
         if count:
             joining = self._waiting.pop(count, keep_group_first=self._strategy.takes_groups)
-            self._batch.join(joining, now_s)
-            self._alone += [seq for seq in joining if seq.exclusive]
             if self._note_served:
                 for seq in joining:
-                    self._note_served(seq, 0)
+                    if seq.admitted_s is None:  # what it computes again is not its client's doing
+                        self._note_served(seq, 0)
+            self._batch.join(joining, now_s)
+            self._alone += [seq for seq in joining if seq.exclusive]
         # `waiting` is shorter by `count` now. These could have joined, so their wait is the strategy's; that
         # finished rows keep their slots is its choice as well.
         if self._batch.num_dead:
             num_held_back = self._batch.num_fitting(waiting, without_dead=True)
         else:
             num_held_back = num_fitting - count
-        self._held_back = list(waiting[:num_held_back])
+        self._held_back = [seq for seq in waiting[:num_held_back] if seq.admitted_s is None]
         return admission.recheck_at_s
 
     def _append(self, seq: Sequence, token_ids: list[int], now_s: float) -> SequenceUpdate:
@@ -278,31 +293,11 @@ class Scheduler:
             self._batch.num_dead += 1  # it keeps its slot until `sweep` lets it go
         elif seq.state is _ENDING:
             del self._ending[seq.seq_id]
-        return _finish(seq, token_ids, reason, now_s, error)
+        elif seq.state is _WAITING and seq.admitted_s is not None:
+            self._waiting.take({seq.seq_id})  # preempted, and this is what a launched step gave it
+        return finish(seq, token_ids, reason, now_s, error)
 
     def _charge_held_back(self, now_s: float) -> None:
         for seq in self._held_back:
             seq.batch_wait_s += now_s - self._held_since_s
         self._held_since_s = now_s
-
-
-def _finish(
-    seq: Sequence, token_ids: list[int], reason: FinishReason, now_s: float, error: str | None = None
-) -> SequenceUpdate:
-    """End `seq` and split its time since arrival into four parts."""
-    seq.state = _FINISHED
-    seq.num_pending_tokens = 0
-    seq.finish_reason = reason
-    seq.finished_s = now_s
-    admitted_s = now_s if seq.admitted_s is None else seq.admitted_s
-    first_token_s = now_s if seq.first_token_s is None else seq.first_token_s
-    timings = SequenceTimings(
-        queue_s=max(0.0, admitted_s - seq.arrival_s - seq.batch_wait_s),
-        batch_wait_s=seq.batch_wait_s,
-        prefill_s=first_token_s - admitted_s,
-        decode_s=now_s - first_token_s,
-        num_steps=seq.num_steps,
-        mean_batch_size=seq.sum_batch_rows / seq.num_steps if seq.num_steps else 0.0,
-        first_token_s=seq.first_token_s,
-    )
-    return SequenceUpdate(seq.seq_id, token_ids, reason, timings, error)

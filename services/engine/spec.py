@@ -51,7 +51,7 @@ class EngineSpec:
         if threshold is None:
             kind_of_device = info.device.partition(":")[0]
             threshold = BACKENDS[info.backend].long_prefill_token_thresholds.get(kind_of_device, 0)
-        return SchedulerLimits(
+        limits = SchedulerLimits(
             kv_capacity_tokens=info.kv_capacity_tokens,
             max_model_len=info.max_model_len,
             max_batch=self.backend.max_batch_size,
@@ -62,6 +62,7 @@ class EngineSpec:
             pad_finished=self.pad_finished,
             aging_s=self.aging_s,
         )
+        return self.policies.within(limits)
 
 
 def build_engine(spec: EngineSpec, backend: Backend, publish: Callable[[StepReport], None]) -> Engine:

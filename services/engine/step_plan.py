@@ -7,7 +7,7 @@ layout's answer (`services.layouts`). Nothing here changes a sequence.
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from adapters.base import ScheduledChunk, Sequence, SequenceState
 from services.engine.limits import SchedulerLimits
@@ -31,6 +31,9 @@ class StepPlan:
     num_prompt_tokens: int
     num_decode_tokens: int
     recheck_at_s: float | None
+    released_seq_ids: list[int] = field(default_factory=list)
+    """Their cache space is to be freed before this step is launched."""
+    num_preempted: int = 0
 
     def apart(self) -> list[StepPlan]:
         """Its live rows as steps of one row each."""
@@ -42,6 +45,7 @@ class StepPlan:
                 num_dead_rows=0,
                 num_prompt_tokens=0 if chunk.is_decode else chunk.num_tokens,
                 num_decode_tokens=int(chunk.is_decode),
+                num_preempted=0,
             )
             for chunk in self.chunks
             if not chunk.dead
@@ -102,7 +106,7 @@ def lay_out(
         if seq.state is not _RUNNING:
             # It computes its last position over and over, as a finished row of a padded batch does.
             rows.append(ScheduledChunk(seq, num_computed - 1, 1, dead=True))
-        elif num_computed < len(seq.prompt_token_ids):
+        elif num_computed < seq.num_prefill_tokens:
             prompts.append(seq)
         else:
             rows.append(ScheduledChunk(seq, num_computed, 1))

@@ -1,16 +1,17 @@
 """The queue of sequences that have no slot yet, in the order in which they will get one.
 
 The order is a policy (`services.orders`); the groups, the prompts of one request, stay side by side under
-each of them. The one exception from it: a strategy that takes groups finishes a group it has begun before any
-other.
+each of them. Two exceptions from it: sequences that were preempted stand at the head, and a strategy that
+takes groups finishes a group it has begun before any other.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence as Seq
 from collections.abc import Set
-from itertools import compress, groupby, takewhile
+from itertools import compress, groupby, islice, takewhile
 
 from adapters.base import Sequence
 from services.orders.base import ChangingOrder, Group, QueueOrder
@@ -24,6 +25,7 @@ class WaitingQueue:
         self._sequences: list[Sequence] = []
         self._sort_keys: list[float] = []
         self._begun_group_id: int | None = None
+        self._num_preempted = 0  # they stand at the head
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -39,6 +41,12 @@ class WaitingQueue:
         index = bisect_right(self._sort_keys, sort_key, lo=self._num_begun())  # behind its equals
         self._sequences[index:index] = group
         self._sort_keys[index:index] = [sort_key] * len(group)
+
+    def push_back(self, seq: Sequence) -> None:
+        """Insert a preempted sequence at the head: all that were preempted before it stand behind it."""
+        self._sequences.insert(0, seq)
+        self._sort_keys.insert(0, -math.inf)
+        self._num_preempted += 1
 
     def arrange(self, now_s: float) -> None:
         """Bring the queue into the order of this moment, where the order is one that changes."""
@@ -59,6 +67,7 @@ class WaitingQueue:
         """
         taken = self._sequences[:count]
         del self._sequences[:count], self._sort_keys[:count]
+        self._num_preempted = max(0, self._num_preempted - count)
         self._begun_group_id = taken[-1].group_id if taken and keep_group_first else None
         return taken
 
@@ -70,11 +79,13 @@ class WaitingQueue:
         kept = [seq.seq_id not in seq_ids for seq in self._sequences]
         taken = [seq for seq, stays in zip(self._sequences, kept, strict=True) if not stays]
         if taken:
+            self._num_preempted = sum(kept[: self._num_preempted])
             self._sequences = list(compress(self._sequences, kept))
             self._sort_keys = list(compress(self._sort_keys, kept))
         return taken
 
     def _num_begun(self) -> int:
-        """Sequences at the head of the group that has begun."""
-        begun_id = self._begun_group_id
-        return sum(1 for _ in takewhile(lambda seq: seq.group_id == begun_id, self._sequences))
+        """Sequences at the head that no order moves: preempted ones, then those of a group that has begun."""
+        begun_id, num_preempted = self._begun_group_id, self._num_preempted
+        rest = islice(self._sequences, num_preempted, None)
+        return num_preempted + sum(1 for _ in takewhile(lambda seq: seq.group_id == begun_id, rest))

@@ -37,8 +37,8 @@ class StepLayout(Protocol):
 
 
 def num_left(seq: Sequence) -> int:
-    """Tokens of its prompt that are still to be computed."""
-    return len(seq.prompt_token_ids) - seq.num_computed_tokens
+    """Tokens that are still to be computed as a prompt."""
+    return seq.num_prefill_tokens - seq.num_computed_tokens
 
 
 def whole_prompts_within(prompts: Iterable[Sequence], budget: StepBudget) -> list[ScheduledChunk]:

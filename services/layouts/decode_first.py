@@ -23,8 +23,8 @@ class DecodeFirst:
     def prompt_chunks(self, prompts: Seq[Sequence], budget: StepBudget) -> list[ScheduledChunk]:
         """Prompts above the threshold come last and share `prefill_chunk` tokens for each of them."""
         size, room, threshold = budget.prefill_chunk, budget.max_prompt_tokens, budget.long_prompt_tokens
-        long = [seq for seq in prompts if 0 < threshold < len(seq.prompt_token_ids)]
-        short = [seq for seq in prompts if not 0 < threshold < len(seq.prompt_token_ids)]
+        long = [seq for seq in prompts if 0 < threshold < seq.num_prefill_tokens]
+        short = [seq for seq in prompts if not 0 < threshold < seq.num_prefill_tokens]
         # The prompt that was admitted first moves in every step, even if it is a long one.
         kept = min(size, num_left(long[0])) if long and long[0] is prompts[0] else 0
         chunks: list[ScheduledChunk] = []

@@ -2,15 +2,16 @@
 
 `VirtualLab` plays engine and backend, and checks at every step what must always hold: slots, KV and step
 tokens within their limits, chunks that continue where the last ended, decode rows first, dead rows at
-their last position.
+their last position, nobody preempted for the sake of one that stands behind.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
-from adapters.base import FinishReason, SamplingParams, Sequence, StepOutput
+from adapters.base import FinishReason, SamplingParams, Sequence, SequenceState, StepOutput
 from services.engine.limits import SchedulerLimits
 from services.engine.messages import SequenceUpdate
 from services.engine.policies import Policies
@@ -49,7 +50,10 @@ class VirtualLab:
         self.scheduler = Scheduler(self.strategy, limits, [EOS], policies)
         self.sequences: dict[int, Sequence] = {}
         self.published: dict[int, list[SequenceUpdate]] = {}
+        self.policies = policies
         self.released: list[int] = []
+        self.preempted: list[int] = []
+        self.out: set[int] = set()  # preempted, and not back since
         self.batches: list[tuple[list[int], list[int]]] = []
         """For each step the ids of its live and of its dead rows."""
         self._num_cached: dict[int, int] = {}
@@ -91,7 +95,17 @@ class VirtualLab:
         return outcome
 
     def schedule(self) -> StepPlan:
+        before = [seq for seq in self.sequences.values() if seq.state is SequenceState.RUNNING]
         plan = self.scheduler.schedule(self.now_s)
+        out = [seq for seq in before if seq.seq_id in plan.released_seq_ids]
+        assert plan.num_preempted == len(out)
+        if out:
+            stay = [self._rank(seq) for seq in before if seq not in out]
+            assert max(stay) < min(map(self._rank, out)), "the first of all is never preempted"
+        self.preempted += [seq.seq_id for seq in out]
+        self.out |= {seq.seq_id for seq in out}
+        self.out -= {s.seq_id for s in self.sequences.values() if s.state is SequenceState.RUNNING}
+        self._book(Outcome([], plan.released_seq_ids))
         self._check(plan)
         return plan
 
@@ -139,15 +153,29 @@ class VirtualLab:
         for seq_id in outcome.released_seq_ids:
             self._num_cached.pop(seq_id, None)
 
+    def _rank(self, seq: Sequence) -> tuple[float, int]:
+        return seq.arrival_s - seq.priority * self.limits.aging_s, seq.seq_id
+
     def _check(self, plan: StepPlan) -> None:
+        ended = Counter(self.released)
+        ended.subtract(self.preempted)
         holders = [
             seq
             for seq in self.sequences.values()
-            if seq.admitted_s is not None and seq.seq_id not in self.released
+            if seq.admitted_s is not None and not ended[seq.seq_id] and seq.seq_id not in self.out
         ]
         limits, scheduler = self.limits, self.scheduler
         assert len(holders) <= limits.max_batch
-        assert scheduler.kv_used_tokens == sum(seq.max_total_tokens for seq in holders)
+        kv = self.policies.make_kv_policy()
+        needed = [(seq.state is SequenceState.RUNNING, kv.num_tokens(seq)) for seq in holders]
+        num_needed = sum(num_tokens for _, num_tokens in needed)
+        if (
+            kv.grows
+        ):  # an ended one may have got its last token in the first place of a block it does not have
+            num_needed_at_least = num_needed - kv.block_tokens * sum(not lives for lives, _ in needed)
+            assert num_needed_at_least <= scheduler.kv_used_tokens <= num_needed
+        else:
+            assert scheduler.kv_used_tokens == num_needed
         assert scheduler.kv_used_tokens <= limits.kv_capacity_tokens
         assert sum(chunk.num_tokens for chunk in plan.chunks) <= limits.max_step_tokens
         assert len({chunk.seq.seq_id for chunk in plan.chunks}) == len(plan.chunks)

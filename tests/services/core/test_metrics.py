@@ -57,6 +57,7 @@ NAMES = {
     "lab_kv_cache_usage_ratio",
     "lab_kv_cache_capacity_tokens",
     "lab_padded_row_steps_total",
+    "lab_preemptions_total",
     "lab_requests_rejected_total",
     "lab_requests_cancelled_total",
     "lab_worker_restarts_total",

@@ -1,0 +1,153 @@
+"""Who holds how much memory, who is preempted for whom, and that a preempted answer goes on where it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from adapters.base import BackendInfo, ConfigError, SequenceState
+from services.engine.policies import Policies
+from services.engine.spec import EngineSpec
+from tests.services.overlap_lab import LIMITS as OVERLAP_LIMITS
+from tests.services.overlap_lab import OverlapLab, request
+from tests.services.virtual_lab import LIMITS, WORD, VirtualLab
+
+PAGED = Policies(kv_policy="paged", kv_watermark=0.0)
+
+
+def lab_of(num_blocks: int, variant: str = "continuous", policies: Policies = PAGED) -> VirtualLab:
+    return VirtualLab(variant, limits=replace(LIMITS, kv_capacity_tokens=16 * num_blocks), policies=policies)
+
+
+def steps(lab: VirtualLab, count: int) -> None:
+    for _ in range(count):
+        lab.step()
+
+
+def test_a_sequence_holds_blocks_for_what_is_there() -> None:
+    lab = lab_of(8)
+    lab.submit(100, prompt=16)
+    held = []
+    for _ in range(18):
+        lab.step()
+        held.append(lab.scheduler.kv_used_tokens)
+    assert held == [16] + [32] * 16 + [48]
+
+
+def test_more_sequences_join_than_their_budgets_would_allow() -> None:
+    budgets = [100, 20, 20, 20]
+    for policies, num_running in ((Policies(), 1), (PAGED, 4)):
+        lab = lab_of(8, policies=policies)
+        lab.submit(*budgets, prompt=8)
+        lab.step()
+        assert lab.scheduler.num_running == num_running
+        lab.run()
+        assert all(len(seq.output_token_ids) == seq.params.max_tokens for seq in lab.sequences.values())
+
+
+def test_the_watermark_stays_free_unless_nothing_runs() -> None:
+    lab = lab_of(8, policies=replace(PAGED, kv_watermark=0.5))
+    lab.submit(10, prompt=80)  # five of eight blocks, alone
+    lab.submit(10, prompt=3)
+    steps(lab, 3)
+    assert lab.scheduler.num_running == 1
+    lab.run()
+    assert not lab.preempted
+
+
+def test_the_lowest_priority_and_then_the_latest_arrival_goes() -> None:
+    lab = lab_of(3)
+    (low,) = lab.submit(20, prompt=15, priority=0)
+    lab.now_s += 1
+    (first,) = lab.submit(20, prompt=15)
+    lab.now_s += 1
+    (second,) = lab.submit(20, prompt=15)
+    while len(lab.preempted) < 2:
+        lab.step()
+    assert lab.preempted == [low.seq_id, second.seq_id]
+    assert first.state is SequenceState.RUNNING
+    assert [seq.seq_id for seq in lab.scheduler._waiting.sequences] == [second.seq_id, low.seq_id]
+    lab.run()
+    assert first.finished_s is not None
+    assert second.finished_s is not None
+    assert low.finished_s is not None
+    assert first.finished_s < second.finished_s < low.finished_s
+
+
+@pytest.mark.parametrize("order", ["fcfs", "sjf", "hrrn", "vtc", "multi_bin"])
+def test_a_preempted_sequence_is_the_next_to_join_under_every_order(order: str) -> None:
+    lab = lab_of(4, policies=replace(PAGED, order=order))
+    lab.submit(40, prompt=15)
+    (late,) = lab.submit(30, prompt=31)
+    while not lab.preempted:
+        lab.step()
+    num_known = late.num_tokens
+    (short,) = lab.submit(1, prompt=1)
+    lab.run()
+    assert late.num_prefill_tokens == num_known
+    assert late.output_token_ids == [WORD] * 30
+    assert late.admitted_s == 0.0
+    assert short.admitted_s is not None
+    assert late.finished_s is not None
+    assert lab.sequences[0].finished_s is not None
+    assert short.admitted_s >= lab.sequences[0].finished_s
+
+
+def test_dead_rows_go_before_anybody_is_preempted() -> None:
+    lab = lab_of(4, "dynamic")
+    lab.submit(2, prompt=15)
+    lab.submit(2, prompt=15)
+    (long,) = lab.submit(40, prompt=15)
+    lab.submit(1, prompt=1)
+    lab.run()
+    assert len(long.output_token_ids) == 40
+    assert not lab.preempted
+    assert max(len(dead) for _, dead in lab.batches) >= 2
+    assert lab.batches[-1] == ([long.seq_id], [])
+
+
+def test_a_preempted_sequence_can_be_cancelled_and_leaves_nothing() -> None:
+    lab = lab_of(3)
+    lab.submit(20, prompt=15)
+    (late,) = lab.submit(40, prompt=8)
+    while not lab.preempted:
+        lab.step()
+    lab.cancel(late)
+    assert lab.published[late.seq_id][-1].finish_reason == "abort"
+    assert lab.scheduler.queue_depth == 0
+    lab.run()
+    assert lab.scheduler.kv_used_tokens == 0
+
+
+@pytest.mark.parametrize("max_tokens", [20, 21, 22, 23, 30])
+def test_the_token_that_a_launched_step_still_gives_counts(max_tokens: int) -> None:
+    """Overlapped or not, the same answers; one of them may end with a token that comes after a preemption."""
+    limits = replace(OVERLAP_LIMITS, kv_capacity_tokens=64)
+    script = [request(seq_id, max_tokens, prompt=13, at_s=0.01 * seq_id) for seq_id in range(4)]
+    answers = []
+    for overlap, policies in ((False, Policies()), (False, PAGED), (True, PAGED)):
+        lab = OverlapLab(limits=limits, overlap=overlap, policies=policies)
+        lab.run(
+            *[request(seq_id, max_tokens, prompt=13, at_s=0.01 * seq_id) for seq_id in range(len(script))]
+        )
+        assert sum(record.num_preempted for record in lab.records) > 0 or policies is not PAGED
+        answers.append([lab.answer(seq_id) for seq_id in range(len(script))])
+        assert lab.scheduler.kv_used_tokens == 0
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_the_setting_limits_the_memory_in_whole_blocks() -> None:
+    info = BackendInfo("null", "null", "cpu", "none", 257, (256,), 4, 1000, 4000)
+
+    def capacity(policies: Policies) -> int:
+        return EngineSpec("continuous", policies=policies).limits(info).kv_capacity_tokens
+
+    assert capacity(Policies()) == 4000
+    assert capacity(Policies(kv_capacity_tokens=100)) == 100
+    assert capacity(Policies(kv_capacity_tokens=9000)) == 4000
+    assert capacity(replace(PAGED, kv_capacity_tokens=100)) == 96
+    with pytest.raises(ConfigError, match="raise KV_CAPACITY_TOKENS"):
+        capacity(replace(PAGED, kv_capacity_tokens=15))
+    with pytest.raises(ConfigError, match="KV_POLICY is 'none'"):
+        Policies(kv_policy="none")
