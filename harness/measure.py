@@ -100,14 +100,18 @@ def _measure_repeat(
     reporter: Reporter,
     repeat: int,
 ) -> RepeatEntry:
+    num_tokens = 0
+
     def on_complete(answer: Answer) -> None:
+        nonlocal num_tokens
+        num_tokens += answer.num_output_tokens or 0
         file.add(repeat, answer)
         reporter.advance(answer)
 
     sent = with_salted_prompts(schedule, repeat)
     result = replay(server, sent, settings, reporter, label=file.label(repeat), on_complete=on_complete)
     problem = service.problem() if service else None
-    entry = describe_repeat(repeat, result, server.card, problem)
+    entry = describe_repeat(repeat, result, server.card, problem, num_tokens)
     file.end_repeat(entry, step_rows(result.steps, file.run_id, repeat))
     return entry
 

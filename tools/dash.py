@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("results/prometheus"))
     parser.add_argument("--port", type=int, default=9090)
     parser.add_argument("--grafana-port", type=int, default=3000)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="of the results page")
+    parser.add_argument("--results-port", type=int, default=8790)
     args = parser.parse_args(arguments)
     program = shutil.which("prometheus")
     if program is None:
@@ -35,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = prepare(args.folder, args.targets)
     print(f"Prometheus: http://localhost:{args.port}, watching {', '.join(args.targets)}")
     print("A service to watch: make run SERVICE=continuous PORT=8000")
+    results = subprocess.Popen(
+        [sys.executable, "-m", "tools.cli", "results", str(args.results), "--port", str(args.results_port)]
+    )
     grafana = None
     if docker := shutil.which("docker"):
         print(f"Grafana: http://localhost:{args.grafana_port}")
@@ -57,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0
     finally:
-        for process in filter(None, (prometheus, grafana)):
+        for process in filter(None, (prometheus, results, grafana)):
             process.terminate()
             process.wait()
 

@@ -1,6 +1,7 @@
 """Calls beside the measured ones: is the server ready, what does it run, what did its steps look like.
 
-They use httpx and are never made while answers stream. A server that is not ours gives None.
+They use httpx and are never made while answers stream, but for `/metrics` of a foreign server, once a
+second. A server that is not ours gives None.
 """
 
 from __future__ import annotations
@@ -80,6 +81,24 @@ class Control:
             return str(listing["data"][0]["id"])
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
             raise LabError(f"{models_url} does not say which model is served; set MODEL") from error
+
+    def metrics_text(self) -> str:
+        """`/metrics` of a foreign server, which stands beside its `/v1`.
+
+        Raises:
+            LookupError: it gives none; the message says why.
+        """
+        url = self._client.base_url
+        path = url.path.rstrip("/")
+        for ending in ("/chat/completions", "/completions", "/v1"):
+            path = path.removesuffix(ending)
+        try:
+            response = self._client.get(url.copy_with(path=f"{path}/metrics"), timeout=2.0)
+        except httpx.HTTPError as error:
+            raise LookupError(f"its /metrics does not answer ({type(error).__name__})") from error
+        if not response.is_success:
+            raise LookupError(f"its /metrics answers {response.status_code}")
+        return response.text
 
     def next_step(self) -> int | None:
         """The number that the next step will get; None where there is no step log."""

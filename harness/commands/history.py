@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
         label = {figure.key: figure.label for metric in METRICS for figure in metric.figures}
         for mark in marks(history.rows):
             what = f"{label[mark.metric]} of {mark.strategy} ({', '.join(mark.group)})"
-            print(f"{mark.at:%Y-%m-%d} {mark.commit}: {what} {mark.ratio - 1:+.1%}")
+            source = " (ratios of commits measured in turns)" if mark.of_ratios else ""
+            print(f"{mark.at:%Y-%m-%d} {mark.commit}: {what} {mark.ratio - 1:+.1%}{source}")
         print(f"page: {page}")
         if args.png:
             print(f"{len(write_pictures(parts, args.png))} pictures: {args.png}")

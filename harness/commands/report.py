@@ -35,6 +35,7 @@ from harness.results.manifest import ComparisonManifest, RunManifest, Validity
 from harness.results.metrics import METRICS, Figure
 from harness.results.record import JOURNAL_SUFFIX, read_journal, to_frame
 from harness.results.recovery import known_damage, recover, recover_damaged
+from harness.results.server_lines import server_lines
 from harness.results.slo import Slo, goodput
 from harness.results.stats import MIN_SAMPLES, mean_of
 from harness.results.steady import FIGURES as STEADY_FIGURES
@@ -223,6 +224,7 @@ def _run_figures(rows: pd.DataFrame, manifest: RunManifest, slo: Slo) -> list[st
         f"measured over    {spread([rate.window_s for _, rate in rates])} s ({_window_name(is_open)})",
         f"mean batch size  {mean_batch_size(rows, manifest)}",
         f"dead-row share   {dead_row_share(manifest)}",
+        *(f"{label:<16} {told}" for label, told in server_lines(manifest)),
     ]
     lines += _steady_lines(rows, manifest)
     if not manifest.settings.ignore_eos:
@@ -264,7 +266,7 @@ def _window_name(is_open: bool) -> str:
 
 def mean_batch_size(rows: pd.DataFrame, manifest: RunManifest) -> str:
     """Live rows a step; from the answers' own account where a server has no step log."""
-    logged = [entry.steps.mean_batch_size for entry in manifest.repeats if entry.steps]
+    logged = [size for entry in manifest.repeats if (size := entry.mean_batch_size) is not None]
     if logged:
         return spread(logged, 2)
     told = mean_of(rows["mean_batch_size"].to_numpy(dtype=float))

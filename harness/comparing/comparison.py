@@ -49,7 +49,7 @@ class BlockFigures:
 def compare_arms(rows: pd.DataFrame, manifest: ComparisonManifest) -> list[BlockFigures]:
     """Figures of every run, in the order of the manifest's arms and then of blocks."""
     figures: list[BlockFigures] = []
-    steps = {(run.arm, entry.repeat): entry.steps for run in manifest.runs for entry in run.repeats}
+    entries = {(run.arm, entry.repeat): entry for run in manifest.runs for entry in run.repeats}
     is_open = manifest.runs[0].schedule.load.is_open
     for arm in manifest.arms:
         num_blocks = rows[rows["arm"] == arm]["repeat"].nunique()
@@ -58,14 +58,14 @@ def compare_arms(rows: pd.DataFrame, manifest: ComparisonManifest) -> list[Block
             if part.empty:
                 continue
             reference = rows[(rows["arm"] == manifest.reference) & (rows["repeat"] == block)]
-            own_steps = steps.get((arm, int(block)))
+            entry = entries.get((arm, int(block)))
             figures.append(
                 BlockFigures(
                     arm,
                     int(block),
                     {f.key: f.value(part, is_open, num_blocks) for f in compared_figures()},
-                    own_steps.mean_batch_size if own_steps else None,
-                    own_steps.dead_row_share if own_steps else None,
+                    entry.mean_batch_size if entry else None,
+                    entry.steps.dead_row_share if entry and entry.steps else None,
                     *agreement(part, reference),
                 )
             )

@@ -18,6 +18,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.comparing.intervals import t_quantile
 from harness.results.formulas import Floats
 
 FALSE_ALARM = 0.05
@@ -33,7 +34,8 @@ CLIPPED_AT = 9.0
 
 @dataclass(frozen=True, slots=True)
 class ChangePoint:
-    """`index` is the first night of the new level; `ratio` that of the medians after and before it."""
+    """`index` is the first night of the new level; `ratio` that of the medians after and before it, in a
+    chain that of its night. `p_value` of a jump is a bound."""
 
     index: int
     ratio: float
@@ -54,6 +56,26 @@ def change_points(values: Floats, *, false_alarm: float = FALSE_ALARM) -> list[C
     return [
         ChangePoint(index + skipped, float(np.exp(levels[i + 1] - levels[i])), p_value)
         for i, (index, p_value) in enumerate(cuts)
+    ]
+
+
+def jumps(levels: Floats, *, false_alarm: float = FALSE_ALARM) -> list[ChangePoint]:
+    """Nights at which a chain of ratios jumps; the first value stands before the first ratio.
+
+    A chain adds up the noise of its ratios, so it walks at random and has no levels to compare. Its steps are
+    independent, though: one is a jump where it is too large for the spread of all of them (by the median of
+    their sizes, which jumps hardly move).
+    """
+    steps = np.diff(np.log(levels))
+    if len(steps) < 2 * MIN_NIGHTS - 1 or not (spread := 1.4826 * float(np.median(np.abs(steps)))):
+        return []
+    # The median of sizes uses 37% of what the steps tell.
+    degrees = max(3, int(0.37 * len(steps)))
+    sizes = np.abs(steps) / spread
+    limit = t_quantile(1 - false_alarm / len(steps) / 2, degrees)
+    return [
+        ChangePoint(int(at) + 1, float(np.exp(steps[at])), false_alarm)
+        for at in np.flatnonzero(sizes > limit)
     ]
 
 

@@ -20,12 +20,13 @@ from markupsafe import Markup
 from harness.comparing.contrasts import ratio_text
 from harness.history.change_points import FALSE_ALARM
 from harness.history.charts import FIGURES, title_of, trend_chart
-from harness.history.series import GROUP, SHOWN, Mark, is_number, marks, nights
+from harness.history.series import GROUP, SHOWN, Mark, chained, is_number, marks, nights
 from harness.history.store import History
 from harness.results.output_dir import make_folder, whole_file
 
 MAX_RATIO_LINES = 60
 PICTURE_WIDTH = 900
+CHAIN_WORDS = "ratios of commits measured in turns, chained; the oldest commit is 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +49,24 @@ class Part:
 
 def make_parts(history: History) -> list[Part]:
     found = marks(history.rows)
+    chains = chained(history.rows)
     parts: list[Part] = []
     for number, (key, own) in enumerate(nights(history.rows).groupby(GROUP)):
         here = [mark for mark in found if mark.group == tuple(map(str, key))]
         strategies = list(dict.fromkeys(own["strategy"]))
         trends = []
+        of_ratios = chains[(chains[GROUP] == list(key)).all(axis=1)]
+        for metric in SHOWN:
+            rows = of_ratios[of_ratios["metric"] == metric]
+            if not rows.empty:
+                of_metric = [mark for mark in here if mark.metric == metric and mark.of_ratios]
+                title = f"{title_of(FIGURES[metric])}: {CHAIN_WORDS}"
+                spec = trend_chart(rows.assign(machine=""), of_metric, strategies)
+                trends.append(Trend(f"{number}-{metric}-chain", title, spec))
         for metric in SHOWN:
             rows = own[own["metric"] == metric]
             if not rows.empty:
-                of_metric = [mark for mark in here if mark.metric == metric]
+                of_metric = [mark for mark in here if mark.metric == metric and not mark.of_ratios]
                 spec = trend_chart(rows, of_metric, strategies)
                 trends.append(Trend(f"{number}-{metric}", title_of(FIGURES[metric]), spec))
         if trends:

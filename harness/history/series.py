@@ -2,6 +2,8 @@
 
 Older commits that were measured beside a new one are no nights of their own. INVALID results are no values.
 Change points are sought among nights on the same machine, because another machine is no change of the code.
+Where nights hold a commit against an older one, the ratios are chained: what a machine does from night to
+night is in no ratio, so a chain runs over all machines.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from harness.history.change_points import FALSE_ALARM, MIN_NIGHTS, change_points
+from harness.history.change_points import FALSE_ALARM, MIN_NIGHTS, change_points, jumps
+from harness.history.entries import COMMIT_CHARS
 
 GROUP = ["backend", "model", "load"]
 """What one part of the page has in common."""
@@ -32,6 +35,34 @@ class Mark(NamedTuple):
     value: float
     ratio: float
     p_value: float
+    of_ratios: bool = False
+
+
+def chained(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a night, strategy and figure; `value` is the level of its commit, 1 the oldest one's.
+
+    `low` and `high` are those of the night's own ratio, on the level of the commit that it was held against.
+    """
+    held = rows[(rows["kind"] == "comparison") & (rows["validity"] != "INVALID")]
+    prefix = held["strategy"].astype(str) + " at "
+    is_own = [str(against).startswith(start) for against, start in zip(held["against"], prefix, strict=True)]
+    held = held[np.array(is_own, dtype=bool)].sort_values("started_at")
+    if held.empty:
+        return held
+    made = []
+    for _, own in held.groupby([*GROUP, "strategy", "metric"]):
+        levels: dict[str, float] = {}
+        last = 1.0
+        for night in own.to_dict("records"):
+            old = str(night["against"]).rpartition(" at ")[2][:COMMIT_CHARS]
+            # A commit that is not in the chain (the history was pruned) stands where the chain ends.
+            level = levels.setdefault(old, last)
+            last = level * night["value"]
+            if old != night["commit"]:
+                levels[night["commit"]] = last
+            scaled = {column: level * night[column] for column in ("value", "low", "high")}
+            made.append(night | scaled)
+    return pd.DataFrame(made, columns=held.columns)
 
 
 def nights(rows: pd.DataFrame) -> pd.DataFrame:
@@ -52,10 +83,24 @@ def marks(rows: pd.DataFrame, metrics: Sequence[str] = SHOWN) -> list[Mark]:
         for key, own in usable.groupby([*GROUP, "strategy", "metric", "machine"])
         if len(own) >= 2 * MIN_NIGHTS
     ]
+    told = chained(rows)
+    chains = [
+        (key, own)
+        for key, own in told[told["metric"].isin(metrics)].groupby([*GROUP, "strategy", "metric"])
+        if len(own) >= 2 * MIN_NIGHTS
+    ]
+    level = FALSE_ALARM / max(1, len(series) + len(chains))
     found: list[Mark] = []
+    for key, own in chains:
+        *group, strategy, metric = map(str, key)
+        for change in jumps(np.concatenate(([1.0], own["value"].to_numpy())), false_alarm=level):
+            night = own.iloc[change.index - 1]
+            at, commit, value = night["started_at"], night["commit"], float(night["value"])
+            where = (tuple(group), strategy, metric, at, commit, value)
+            found.append(Mark(*where, change.ratio, change.p_value, of_ratios=True))
     for key, own in series:
         *group, strategy, metric, _ = map(str, key)
-        for change in change_points(own["value"].to_numpy(), false_alarm=FALSE_ALARM / len(series)):
+        for change in change_points(own["value"].to_numpy(), false_alarm=level):
             night = own.iloc[change.index]
             at, commit, value = night["started_at"], night["commit"], float(night["value"])
             where = (tuple(group), strategy, metric, at, commit, value)

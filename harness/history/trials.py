@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.history.change_points import MIN_NIGHTS, change_points
+from harness.history.change_points import MIN_NIGHTS, change_points, jumps
 from harness.results.formulas import Floats
 from harness.results.table import render_table, share
 
 NOISES = (0.01, 0.015, 0.02, 0.03)
+RATIO_NOISES = (0.005, 0.0075, 0.01, 0.015)
 MEMORIES = (0.0, 0.3)
 TOLERANCE = 1
 """Nights by which a mark may miss the planted one."""
@@ -53,6 +54,25 @@ def trial_rates(
     return Rates(*map(float, counts / num_histories))
 
 
+def ratio_rates(num_histories: int, num_nights: int, step: float, noise: float, seed: int = 0) -> Rates:
+    """The same of a chain: `noise` is that of a night's ratio, whatever the machine does between nights."""
+    generator = np.random.default_rng(seed)
+    counts = np.zeros(4)
+    for _ in range(num_histories):
+        steps = np.concatenate(([0.0], noise * generator.normal(size=num_nights)))
+        night = int(generator.integers(2 * MIN_NIGHTS, num_nights - 2 * MIN_NIGHTS + 1))
+        alarms = jumps(np.exp(np.cumsum(steps)))
+        steps[night] += np.log1p(-step)
+        away = [abs(mark.index - night) for mark in jumps(np.exp(np.cumsum(steps)))]
+        counts += (
+            bool(alarms),
+            min(away, default=9) <= TOLERANCE,
+            0 in away,
+            max(away, default=0) > TOLERANCE,
+        )
+    return Rates(*map(float, counts / num_histories))
+
+
 def trials_text(num_histories: int, num_nights: int, step: float) -> str:
     lines = []
     for memory in MEMORIES:
@@ -62,8 +82,14 @@ def trials_text(num_histories: int, num_nights: int, step: float) -> str:
             lines.append([f"{noise:.1%}", f"{memory:g}", *map(share, told)])
     within = f"marked within {TOLERANCE} night"
     headers = ["noise a night", "memory", "pure noise marked", within, "at its night", "a mark elsewhere"]
+    chain_lines = []
+    for noise in RATIO_NOISES:
+        rates = ratio_rates(num_histories, num_nights, step, noise)
+        told = (rates.false_alarm, rates.found, rates.exact, rates.extra)
+        chain_lines.append([f"{noise:.2%}", *map(share, told)])
     what = f"{num_histories} histories of {num_nights} nights, a step of {step:.0%} planted in each"
-    return f"{what}\n{render_table(headers, lines)}"
+    of_ratios = render_table(["noise of a ratio", *headers[2:]], chain_lines)
+    return f"{what}\n{render_table(headers, lines)}\n\nratios of commits measured in turns\n{of_ratios}"
 
 
 def _remembering(noise: Floats, memory: float) -> Floats:

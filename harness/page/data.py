@@ -6,7 +6,7 @@ Figures of the table of metrics are kept by their label, so that a new metric ne
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from harness.comparing.trade import Decision, decide
 from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.page.timeline import OverTime, Timeline, batch_timeline, load_over_time
 from harness.results.cost import Price
+from harness.results.facts import ServerGauges
 from harness.results.formulas import Floats, Throughput, throughput, token_gaps
 from harness.results.latency_budget import Budget, latency_budget
 from harness.results.lengths import Lengths, lengths_of
@@ -173,6 +174,7 @@ def _arm_data(
     good = [goodput(part, slo, rate.window_s) for part, rate in rates] if slo.on_each_request else []
     gaps = token_gaps(done)
     steps = [entry.steps for run in runs for entry in run.repeats if entry.steps]
+    gauges = [entry.server for run in runs for entry in run.repeats if entry.server]
     ttft_ms, total_ms = (_sorted(done[column]) for column in ("ttft_sched_ms", "total_sched_ms"))
     timeline, over_time = _over_time(runs[0], own)
     round_trips = [entry.round_trip_s for run in runs for entry in run.repeats]
@@ -191,10 +193,16 @@ def _arm_data(
         intervals={f.key: f.interval(own) for metric in METRICS for f in metric.figures},
         goodput_per_s=float(np.median([g.requests_per_s for g in good])) if good else None,
         goodput_share=float(np.median([g.share for g in good])) if good else None,
-        budget=latency_budget(own, next((trip for trip in round_trips if trip is not None), None)),
+        budget=latency_budget(
+            own,
+            next((trip for trip in round_trips if trip is not None), None),
+            [_mean([s for g in gauges if (s := told(g)) is not None]) for told in _SERVER_MEANS],
+        ),
         timeline=timeline,
         over_time=over_time,
-        mean_batch_size=_mean([entry.mean_batch_size for entry in steps]),
+        mean_batch_size=_mean(
+            [size for run in runs for e in run.repeats if (size := e.mean_batch_size) is not None]
+        ),
         dead_row_share=_mean([entry.dead_row_share for entry in steps]),
         usd_per_million_tokens=price.per_million_tokens(float(np.median(tokens_per_s)))
         if tokens_per_s
@@ -203,6 +211,12 @@ def _arm_data(
         steady=steady_figures(own, runs[0].schedule.load),
         lengths=None if all(run.settings.ignore_eos for run in runs) else lengths_of(own),
     )
+
+
+_SERVER_MEANS: tuple[Callable[[ServerGauges], float | None], ...] = (
+    lambda gauges: gauges.queue_s,
+    lambda gauges: gauges.prefill_s,
+)
 
 
 def _each(figure: Figure, rates: Sequence[tuple[pd.DataFrame, Throughput]], is_open: bool) -> list[float]:

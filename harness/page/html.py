@@ -59,6 +59,7 @@ def render_page(data: ReportData, title: str) -> str:
         contrast_sentences=contrast_sentences(data.found),
         budget_table=budget_table(data),
         shares_clock=all(arm.budget.shares_clock for arm in data.arms if arm.budget),
+        has_server_means=any(arm.budget.has_server_means for arm in data.arms if arm.budget),
         metrics=METRICS,
         meanings={figure.label: metric.description for metric in METRICS for figure in metric.figures},
         setting_lines=setting_lines(data),

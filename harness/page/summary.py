@@ -17,6 +17,7 @@ from harness.page.data import ArmData, ReportData
 from harness.results.latency_budget import TERMS
 from harness.results.lengths import length_table
 from harness.results.metrics import METRICS, compared_figures
+from harness.results.server_lines import server_lines
 from harness.results.table import MISSING, number, render_table, share
 from harness.settings import HarnessSettings, spelled
 
@@ -254,5 +255,6 @@ def setting_lines(data: ReportData) -> list[str]:
         + (f", {host.memory_bytes / 2**30:.0f} GiB" if host.memory_bytes else "")
         + f", GPU {gpus}, governor {host.cpu_governor or 'unknown'}, {host.platform}.",
         f"Started {human_time(run.started_at)}, commit {(git.sha or MISSING)[:12]}{dirty}.",
+        *(f"{label.capitalize()}: {told}." for label, told in server_lines(run)),
         *padding_lines(data.manifest),
     ]

@@ -1,6 +1,6 @@
 """The machine a run took place on, and what else it was doing meanwhile.
 
-Only `/proc`, `/sys`, psutil and `nvidia-smi` are asked. What the system does not tell is None.
+Only `/proc`, `/sys`, psutil, `nvidia-smi` and NVML are asked. What the system does not tell is None.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from time import perf_counter, process_time
 import psutil
 
 from adapters.cores import throttled_s
+from adapters.gpu import Gpu
 from harness.replay.host import host_facts
-from harness.results.manifest import HostFacts, MachineUse
+from harness.results.facts import MachineUse
+from harness.results.manifest import HostFacts
 
 
 def describe_host() -> HostFacts:
@@ -31,9 +33,12 @@ class MachineSample:
     steal_s: float | None
     pid: int | None
     throttled_s: float | None = None
+    gpu_joules: float | None = None
 
     @classmethod
-    def take(cls, pid: int | None) -> MachineSample:
+    def take(cls, pid: int | None, gpu: Gpu | None = None) -> MachineSample:
+        """`gpu` is None where the server computes on another machine."""
+        reading = gpu.read() if gpu else None
         times = psutil.cpu_times()
         # Guest time is already part of user time; idle, iowait and steal are nobody's work.
         counted = ("user", "nice", "system", "irq", "softirq")
@@ -45,6 +50,7 @@ class MachineSample:
             busy_s=busy_s,
             steal_s=getattr(times, "steal", None),
             throttled_s=throttled_s(),
+            gpu_joules=reading.energy_joules if reading else None,
             pid=pid,
         )
 
@@ -62,6 +68,9 @@ class MachineSample:
         throttled_share = None
         if self.throttled_s is not None and earlier.throttled_s is not None:
             throttled_share = max(0.0, self.throttled_s - earlier.throttled_s) / wall_s
+        gpu_joules = None
+        if self.gpu_joules is not None and earlier.gpu_joules is not None:
+            gpu_joules = self.gpu_joules - earlier.gpu_joules
         return MachineUse(
             steal_share=steal_share,
             other_cpu_share=other_share,
@@ -69,6 +78,7 @@ class MachineSample:
             harness_total_cpu_share=harness_s / wall_s,
             busy_share=(self.busy_s - earlier.busy_s) / machine_s,
             throttled_share=throttled_share,
+            gpu_joules=gpu_joules,
         )
 
 

@@ -99,9 +99,14 @@ def make_manifest(
 
 
 def describe_repeat(
-    repeat: int, result: ReplayResult, card: ModelCard | None, service_problem: str | None
+    repeat: int,
+    result: ReplayResult,
+    card: ModelCard | None,
+    service_problem: str | None,
+    num_output_tokens: int,
 ) -> RepeatEntry:
     """The entry of one replay, made when it has ended."""
+    joules = result.use.gpu_joules
     end = result.end
     return RepeatEntry(
         repeat=repeat,
@@ -115,6 +120,8 @@ def describe_repeat(
         machine=result.use,
         steps=summarise_steps(result.steps, result.num_dropped_steps),
         round_trip_s=result.round_trip_s,
+        server=result.gauges,
+        joules_per_token=joules / num_output_tokens if joules is not None and num_output_tokens else None,
     )
 
 

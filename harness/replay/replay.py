@@ -7,11 +7,12 @@ client that have settled.
 from __future__ import annotations
 
 import asyncio
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from time import perf_counter, time
 
 from adapters.base import LabError
+from adapters.gpu import Gpu
 from harness.client.answer import Answer
 from harness.client.control import Control
 from harness.client.server import Server
@@ -23,7 +24,8 @@ from harness.replay.machine import MachineSample
 from harness.replay.processes import WorkerPlan, replay_in_processes
 from harness.replay.progress import Reporter
 from harness.replay.runner import OnComplete, Replay, ReplayEnd
-from harness.results.manifest import MachineUse
+from harness.replay.server_gauges import GaugeWatch
+from harness.results.facts import MachineUse, ServerGauges
 from harness.settings import HarnessSettings
 from services.contract.status import StepLine
 
@@ -39,6 +41,8 @@ class ReplayResult:
     num_dropped_steps: int
     round_trip_s: float | None
     """Of the idle server, before the replay."""
+    gauges: ServerGauges | None
+    """Of a foreign server."""
 
 
 def replay(
@@ -67,24 +71,28 @@ def replay(
         first_step = control.next_step() if server.card else None
         round_trip_s = control.round_trip_s()
         reporter.begin(label, schedule)
-        before = MachineSample.take(server.pid)
+        gpu = Gpu() if server.is_local else None
+        watch = GaugeWatch(control.metrics_text) if server.card is None else None
+        before = MachineSample.take(server.pid, gpu)
         start_s = _shared_start(settings.start_at)
-        if settings.processes == 1:
-            measured = Replay(
-                client,
-                schedule,
-                on_complete,
-                client_chunk=server.client_chunk,
-                max_in_flight=settings.max_in_flight,
-            )
-            end = runner.run(measured.run(start_s))
-        else:
-            client.close()
-            end = replay_in_processes(_worker_plans(server, schedule, settings), on_complete, start_s)
-        use = MachineSample.take(server.pid).use_since(before)
+        with watch or ExitStack():
+            if settings.processes == 1:
+                measured = Replay(
+                    client,
+                    schedule,
+                    on_complete,
+                    client_chunk=server.client_chunk,
+                    max_in_flight=settings.max_in_flight,
+                )
+                end = runner.run(measured.run(start_s))
+            else:
+                client.close()
+                end = replay_in_processes(_worker_plans(server, schedule, settings), on_complete, start_s)
+        use = MachineSample.take(server.pid, gpu).use_since(before)
         use.harness_cpu_share /= settings.processes
         steps, num_dropped = ([], 0) if first_step is None else control.steps_since(first_step)
-        return ReplayResult(end, use, steps, num_dropped, round_trip_s)
+        gauges = watch.gauges(end.started_s, end.ended_s, len(schedule.requests)) if watch else None
+        return ReplayResult(end, use, steps, num_dropped, round_trip_s, gauges)
 
 
 def tokens_per_s(server: Server, settings: HarnessSettings) -> float:

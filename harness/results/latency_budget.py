@@ -7,6 +7,7 @@ Instants of client and server are compared only where their order proves that bo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,16 +29,21 @@ TERMS: tuple[tuple[str, str], ...] = (
 @dataclass(frozen=True, slots=True)
 class Budget:
     """`terms`: one row a request (the index is that of the rows), columns of `TERMS`, `residual_ms` and
-    `ttft_sched_ms`. `shares_clock`: the network is measured by stamps of both ends, else by round trips."""
+    `ttft_sched_ms`. `shares_clock`: the network is measured by stamps of both ends, else by round trips.
+    `has_server_means`: queue and prefill are the server's means, so only means over requests
+    say something."""
 
     terms: pd.DataFrame
     shares_clock: bool
+    has_server_means: bool = False
 
     @property
     def residual_share(self) -> float | None:
-        """The median over requests of |residual| / `ttft_sched_ms`."""
+        """The median over requests of |residual| / `ttft_sched_ms`; with `has_server_means` that of means."""
         if self.terms.empty:
             return None
+        if self.has_server_means:
+            return abs(float(self.terms["residual_ms"].mean() / self.terms["ttft_sched_ms"].mean()))
         shares = self.terms["residual_ms"].abs() / self.terms["ttft_sched_ms"]
         return float(shares.median())
 
@@ -47,10 +53,13 @@ class Budget:
         return {name: float(self.terms[name].mean()) for name in names}
 
 
-def latency_budget(rows: pd.DataFrame, round_trip_s: float | None = None) -> Budget | None:
+def latency_budget(
+    rows: pd.DataFrame, round_trip_s: float | None = None, means: Sequence[float | None] = (None, None)
+) -> Budget | None:
     """The budget of all answers that tell the server's timings; None where none does.
 
-    `round_trip_s` is that of an idle server, for where client and server have clocks of their own.
+    `round_trip_s` is that of an idle server, for where client and server have clocks of their own. `means`
+    are seconds of queue and prefill that a foreign server tells, for where answers do not.
     """
     if not {"received_s", "first_token_s", "written_s"} <= set(rows.columns):
         return None  # a file from before these stamps were taken
@@ -65,7 +74,7 @@ def latency_budget(rows: pd.DataFrame, round_trip_s: float | None = None) -> Bud
     ]
     done = rows[rows["error"].isna() & rows[needed].notna().all(axis=1)]
     if done.empty:
-        return None
+        return _budget_of_means(rows, round_trip_s, *means)
     first_s = done["chunk_s"].map(lambda stamps: float(stamps[0]))
     last_asked_s = done.groupby(["run_id", "repeat", "group_id"])["scheduled_s"].transform("max")
     shares_clock = has_one_clock(done, first_s)
@@ -88,6 +97,23 @@ def latency_budget(rows: pd.DataFrame, round_trip_s: float | None = None) -> Bud
     terms["residual_ms"] = done["ttft_sched_ms"] - terms.sum(axis=1)
     terms["ttft_sched_ms"] = done["ttft_sched_ms"]
     return Budget(terms, shares_clock)
+
+
+def _budget_of_means(
+    rows: pd.DataFrame, round_trip_s: float | None, queue_s: float | None, prefill_s: float | None
+) -> Budget | None:
+    needed = ["written_s", "ttft_sched_ms"]
+    done = rows[rows["error"].isna() & rows[needed].notna().all(axis=1)]
+    if done.empty or (queue_s is None and prefill_s is None):
+        return None
+    terms = pd.DataFrame(0.0, index=done.index, columns=[name for name, _ in TERMS])
+    terms["lag_ms"] = (done["sent_s"] - done["scheduled_s"]) * 1e3
+    terms["connection_ms"] = (done["written_s"] - done["sent_s"]) * 1e3
+    for name, told_s in (("network_ms", round_trip_s), ("queue_ms", queue_s), ("prefill_ms", prefill_s)):
+        terms[name] = 1e3 * (told_s or 0.0)
+    terms["residual_ms"] = done["ttft_sched_ms"] - terms.sum(axis=1)
+    terms["ttft_sched_ms"] = done["ttft_sched_ms"]
+    return Budget(terms, shares_clock=False, has_server_means=True)
 
 
 def has_one_clock(done: pd.DataFrame, first_s: pd.Series[float]) -> bool:

@@ -23,6 +23,7 @@ from pydantic_core import from_json
 
 from adapters.base import LabError
 from harness.plan.arrival_times import Load
+from harness.results.facts import Facts, MachineUse, ServerGauges
 
 SCHEMA_VERSION = 1
 
@@ -55,15 +56,6 @@ class Validity:
 
 _Validity = Annotated[Validity, PlainSerializer(Validity.as_dict)]
 _LOAD = TypeAdapter(Load)
-
-
-class Facts(BaseModel):
-    """One object of the JSON. A key that was neither given nor read is not written."""
-
-    model_config = ConfigDict(extra="allow", ser_json_inf_nan="constants")
-
-    def to_json(self) -> bytes:
-        return self.model_dump_json(exclude_unset=True).encode()
 
 
 class ServiceFacts(Facts):
@@ -106,7 +98,7 @@ class ScheduleFacts(Facts):
     arrivals: str
     concurrency: int | None
     rate: float | None
-    shape: dict[str, float | str] = {}
+    shape: dict[str, float | str] = Field(default_factory=dict)
     shard: tuple[int, int] = (0, 1)
     part_digest: str | None = None
     salt: str | None = None
@@ -148,23 +140,7 @@ class HostFacts(Facts):
     physical_cores: int
     logical_cores: int | None = None
     memory_bytes: int | None = None
-    gpu: list[str] = []
-
-
-class MachineUse(Facts):
-    """Shares of CPU time while a replay went on. Steal and others are of the machine's whole CPU time."""
-
-    steal_share: float | None
-    other_cpu_share: float | None
-    """CPU time of processes that are neither the harness nor the service."""
-    harness_cpu_share: float
-    """CPU time of one process of the harness, of one core."""
-    harness_total_cpu_share: float | None = None
-    """Of all its processes together."""
-    busy_share: float | None = None
-    """CPU time of whatever ran, of the machine's."""
-    throttled_share: float | None = None
-    """Time for which a CPU quota kept processes of this container waiting, of the replay."""
+    gpu: list[str] = Field(default_factory=list)
 
 
 class StepSummary(Facts):
@@ -202,6 +178,15 @@ class RepeatEntry(Facts):
     steps: StepSummary | None
     round_trip_s: float | None = None
     """Of the idle server, before the replay."""
+    server: ServerGauges | None = None
+    """Of a foreign server; one of ours has a step log."""
+    joules_per_token: float | None = None
+    """Of the GPU, for each output token."""
+
+    @property
+    def mean_batch_size(self) -> float | None:
+        told = self.steps or self.server
+        return told.mean_batch_size if told else None
 
 
 class SimulationFacts(Facts):
@@ -232,12 +217,12 @@ class RunManifest(Facts):
     """None for a server that is not ours."""
     is_local: bool
     settings: SettingsFacts
-    seeds: dict[str, int] = {}
+    seeds: dict[str, int] = Field(default_factory=dict)
     corpus: CorpusFacts
     schedule: ScheduleFacts
     git: GitFacts = GitFacts()
     uv_lock_sha256: str | None = None
-    packages: dict[str, str] = {}
+    packages: dict[str, str] = Field(default_factory=dict)
     event_loop: str | None = None
     host: HostFacts
     planned_repeats: list[int]

@@ -74,6 +74,9 @@ def summary_of(rows: pd.DataFrame, manifest: RunManifest) -> CollectorRegistry:
             gauge(name, metric.description, figure.over(rows, is_open), factor, **extra)
     gauge("lab_run_requests", "Requests of the run.", float(len(rows)))
     gauge("lab_run_failed_requests", "Requests that failed.", float(rows["error"].notna().sum()))
+    joules = [entry.joules_per_token for entry in manifest.repeats if entry.joules_per_token is not None]
+    words = "Energy of the GPU for each output token."
+    gauge("lab_run_gpu_joules_per_token", words, sum(joules) / len(joules) if joules else None)
     is_invalid = manifest.validity is not None and bool(manifest.validity.invalid)
     gauge("lab_run_is_valid", "1 unless the run is INVALID.", float(not is_invalid))
     return registry

@@ -91,6 +91,8 @@ class FakeServer:
 
     answer: Answering = answer_all
     card: dict[str, Any] | None = None
+    metrics: Callable[[], str] | None = None
+    """What `/metrics` says when it is asked."""
     bodies: list[bytes] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
     num_connections: int = 0
@@ -154,6 +156,10 @@ class FakeServer:
             await writer.drain()
 
     def _page(self, path: str) -> bytes:
+        if path == "/metrics" and self.metrics is not None:
+            content = self.metrics().encode()
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(content)}\r\n\r\n"
+            return head.encode() + content
         pages: dict[str, Any] = {"/v1/models": {"data": [{"id": "foreign-model"}]}}
         if self.card is not None:
             pages["/model"] = self.card

@@ -26,6 +26,9 @@ def test_one_command_watches_a_service(tmp_path: Path) -> None:
     without_docker = {**os.environ, "PATH": str(programs)}
     with serving() as served:
         command = [sys.executable, "-m", "tools.dash", f"--port={port}", f"--folder={tmp_path}"]
+        results_port = free_port()
+        (tmp_path / "results").mkdir()
+        command += [f"--results-port={results_port}", f"--results={tmp_path / 'results'}"]
         process = subprocess.Popen([*command, f"--targets=127.0.0.1:{served.port}"], env=without_docker)
 
         def is_watched() -> bool:
@@ -35,8 +38,14 @@ def test_one_command_watches_a_service(tmp_path: Path) -> None:
                 return found.status_code == 200 and bool(found.json()["data"]["result"])
             return False
 
+        def has_results() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"http://127.0.0.1:{results_port}/").status_code == 200
+            return False
+
         try:
             until(is_watched, 60)
+            until(has_results, 60)
         finally:
             process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0

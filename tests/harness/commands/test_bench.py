@@ -18,10 +18,11 @@ import psutil
 import pytest
 
 from harness.comparing.combine import compare_files
-from harness.replay import service_process
+from harness.replay import server_gauges, service_process
 from harness.results.manifest import ComparisonManifest, RunManifest, Validity
 from harness.results.record import JOURNAL_SUFFIX, read_parquet
 from harness.settings import HarnessSettings
+from tests.adapters.test_gpu import fake_nvml
 from tests.harness.fake_server import (
     END,
     STREAM_HEAD,
@@ -32,6 +33,7 @@ from tests.harness.fake_server import (
     json_response,
     model_card,
 )
+from tests.harness.replay.test_server_gauges import VLLM
 from tools.cli import main
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -117,6 +119,61 @@ def test_any_openai_compatible_server(tmp_path: Path) -> None:
     assert rows["output_sha256"].isna().all()
     assert rows["text_sha256"].notna().all()
     assert (rows["sent_s"] >= rows["scheduled_s"]).all()
+
+
+def test_the_batch_and_the_queue_of_a_foreign_server_are_its_own_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_asked = 0
+
+    def metrics() -> str:
+        nonlocal num_asked
+        num_asked += 1
+        totals = (100 + num_asked, 50 + num_asked * 0.25, 100 + num_asked, 10 + num_asked * 0.125)
+        return VLLM % (6, 2, 0.4, *totals)
+
+    async def slow(body):  # type: ignore[no-untyped-def]
+        await asyncio.sleep(0.02)
+        yield STREAM_HEAD
+        yield event({"choices": [{"index": 0, "text": " a", "finish_reason": "length"}]})
+        yield event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 1}})
+        yield event("[DONE]")
+        yield END
+
+    monkeypatch.setattr(server_gauges, "PERIOD_S", 0.02)
+    with FakeServer(slow, metrics=metrics) as server:
+        words = ["--url", f"{server.url}/v1", "--requests", "40", "--concurrency", "4"]
+        assert main(["bench", *words]) == 0
+    path, manifest, _ = only_result(tmp_path / "out")
+    told = manifest.repeats[0].server
+    assert told is not None
+    assert (told.server, told.mean_batch_size, told.queue_s, told.prefill_s) == ("vLLM", 6, 0.25, 0.125)
+    assert 2 <= told.num_samples <= num_asked
+    shown = capsys.readouterr().out
+    assert "mean batch size  6.00" in shown
+    assert "mean queue       2.00 requests, at most 2" in shown
+    assert "KV cache in use  40.0%, at most 40.0%" in shown
+    assert main(["report", str(path), "--markdown"]) == 0
+    page = capsys.readouterr().out
+    assert "Mean queue: 2.00 requests" in page
+    assert "250.00" in page  # the queue in the latency budget
+
+
+def test_joules_a_token_where_a_gpu_tells_its_energy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joules = iter((1_000_000, 1_400_000))  # millijoules
+    nvml = fake_nvml(nvmlDeviceGetTotalEnergyConsumption=lambda device: next(joules))
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with FakeServer(card=model_card()) as server:
+        assert main(["bench", "--url", server.url, "--requests", "10", "--concurrency", "2"]) == 0
+    path, manifest, rows = only_result(tmp_path / "out")
+    entry = manifest.repeats[0]
+    assert entry.machine.gpu_joules == pytest.approx(400)
+    assert entry.joules_per_token == pytest.approx(400 / rows["num_output_tokens"].sum())
+    assert "J a token" in capsys.readouterr().out
+    assert "lab_run_gpu_joules_per_token{" in path.with_suffix(".om").read_text()
 
 
 def test_two_runs_of_a_seed_send_and_get_the_same(tmp_path: Path) -> None:

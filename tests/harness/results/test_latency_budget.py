@@ -58,3 +58,17 @@ def test_another_machines_clock_is_not_compared() -> None:
 def test_servers_that_tell_nothing_have_no_budget() -> None:
     assert latency_budget(made_frame([made_row()])) is None
     assert latency_budget(made_frame([told() | {"error": "http 500"}])) is None
+
+
+def test_a_foreign_servers_means_fill_queue_and_prefill() -> None:
+    rows = made_frame([made_row(i, scheduled_s=10.0, sent_s=10.1, chunk_s=(11.0, 12.0)) for i in range(2)])
+    rows["written_s"] = 10.3
+    budget = latency_budget(rows, 0.02, (0.4, None))
+    assert budget is not None
+    assert budget.has_server_means
+    means = budget.means()
+    assert (means["lag_ms"], means["connection_ms"]) == pytest.approx((100, 200))
+    assert (means["network_ms"], means["queue_ms"], means["prefill_ms"]) == pytest.approx((20, 400, 0))
+    assert means["residual_ms"] == pytest.approx(1000 - 720)
+    assert budget.residual_share == pytest.approx(0.28)
+    assert latency_budget(rows, 0.02) is None
