@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from adapters.base import LabError
@@ -111,23 +112,28 @@ def measure_blocks(plans: Sequence[LoadPlan], reporter: Reporter) -> list[list[M
     measured: list[list[Measurement]] = [[] for _ in plans]
     num_blocks = len(plans[0].schedules)
     turns = [
-        (block, plan, made) for block in range(num_blocks) for plan, made in zip(plans, measured, strict=True)
+        (block, plan, made, arm, plan.ledger.read(block, arm))
+        for block in range(num_blocks)
+        for plan, made in zip(plans, measured, strict=True)
+        for arm in arm_order(plan.arms, block, plan.settings.seed)
     ]
-    for block, plan, made in turns:
-        for arm in arm_order(plan.arms, block, plan.settings.seed):
-            if (kept := plan.ledger.read(block, arm)) is not None:
-                made.append(kept)
-                continue
-            reporter.announce(f"block {block + 1} of {num_blocks}: {arm.name}")
-            try:
-                made.append(
-                    measure(arm, plan.settings, plan.corpus, plan.schedules[block], reporter, [block])
-                )
-            except KeyboardInterrupt:
-                if not any(measured):
-                    raise
-                return measured
-            if made[-1].was_interrupted:
-                return measured
-            plan.ledger.add(block, made[-1])
+    num_runs = sum(kept is None for *_, kept in turns)
+    numbers = count(1)
+    for block, plan, made, arm, kept in turns:
+        if kept is not None:
+            made.append(kept)
+            continue
+        number, load = next(numbers), plan.schedules[block].load
+        words = f"{load.rate:.3g} requests/s" if load.rate is not None else f"{load.concurrency} users"
+        place = f"block {block + 1} of {num_blocks}: {arm.name}, {words}, run {number} of {num_runs}"
+        reporter.start_run(place, num_runs - number)
+        try:
+            made.append(measure(arm, plan.settings, plan.corpus, plan.schedules[block], reporter, [block]))
+        except KeyboardInterrupt:
+            if not any(measured):
+                raise
+            return measured
+        if made[-1].was_interrupted:
+            return measured
+        plan.ledger.add(block, made[-1])
     return measured

@@ -66,7 +66,7 @@ def replay(
             _warm_up(runner, client, server, make_warmup(settings.num_warmup))
         first_step = control.next_step() if server.card else None
         round_trip_s = control.round_trip_s()
-        reporter.begin(label, schedule)
+        reporter.begin(label, schedule, server)
         before = MachineSample.take(server.pid)
         start_s = _shared_start(settings.start_at)
         if settings.processes == 1:
