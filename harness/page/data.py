@@ -26,6 +26,7 @@ from harness.results.lengths import Lengths, lengths_of
 from harness.results.manifest import ComparisonManifest, RunManifest
 from harness.results.metrics import METRICS, TPOT, TTFT, Figure
 from harness.results.slo import Limit, Slo, goodput
+from harness.results.steady import SteadyFigures, steady_figures
 from harness.results.steps import STEPS_SUFFIX, read_steps
 
 
@@ -60,6 +61,8 @@ class ArmData:
     dead_row_share: float | None
     usd_per_million_tokens: float | None
     num_failed: int
+    steady: SteadyFigures | None = None
+    """None where load was never as asked."""
     lengths: Lengths | None = None
     """Of the answers, where the model ends them; None where all have their budget's length."""
 
@@ -197,6 +200,7 @@ def _arm_data(
         if tokens_per_s
         else None,
         num_failed=int(own["error"].notna().sum()),
+        steady=steady_figures(own, runs[0].schedule.load),
         lengths=None if all(run.settings.ignore_eos for run in runs) else lengths_of(own),
     )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +18,7 @@ from harness.page.data import ArmData, ReportData
 from harness.results.latency_budget import TERMS
 from harness.results.lengths import length_table
 from harness.results.metrics import METRICS, compared_figures
+from harness.results.steady import FIGURES as STEADY_FIGURES
 from harness.results.table import MISSING, number, render_table, share
 from harness.settings import HarnessSettings, spelled
 
@@ -153,6 +155,7 @@ def as_json(data: ReportData) -> dict[str, Any]:
                 "arm": arm.name,
                 "load": arm.load,
                 "figures": arm.figures,
+                "steady_window": arm.steady and asdict(arm.steady),
                 "mean_batch_size": arm.mean_batch_size,
                 "dead_row_share": arm.dead_row_share,
                 "goodput_per_s": arm.goodput_per_s,
@@ -202,7 +205,27 @@ def command(data: ReportData) -> str:
         value = given.get(name)
         if value is not None and (value != field.default or name == "requests"):
             words += [f"--{name.replace('_', '-')}", spelled(value)]
-    return shlex.join(words)
+    return shlex.join([*_given_to_all(data), *words])
+
+
+def _given_to_all(data: ReportData) -> list[str]:
+    """Settings that all services had from their environment, as NAME=value."""
+    of_arms = [
+        {name: run.service.settings.get(name) for name in run.service.given} if run.service else {}
+        for run in data.manifest.runs
+    ]
+    own = {
+        setting.partition("=")[0]
+        for run in data.manifest.runs
+        for setting in (run.own_arm or run.arm).split()
+    }
+    kept = {name: value for name, value in of_arms[0].items() if all(of.get(name) == value for of in of_arms)}
+    told = {*HarnessSettings.model_fields, "pad_finished", *map(str.lower, own)}
+    return [
+        f"{name.upper()}={spelled(value)}"
+        for name, value in kept.items()
+        if name not in told and value is not None
+    ]
 
 
 def human_time(iso: str) -> str:
@@ -237,6 +260,20 @@ def budget_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return headers, lines
+
+
+def steady_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
+    """The part of the replays in which load was as asked."""
+    latencies = [f"{figure.label} (ms)" for figure in STEADY_FIGURES]
+    lines: list[list[str]] = []
+    for arm in data.arms:
+        cells = [MISSING] * (3 + len(latencies))
+        if (found := arm.steady) is not None:
+            cells = [share(found.share), str(found.num_requests), number(found.output_tokens_per_s, 1)]
+            pairs = zip(STEADY_FIGURES, found.latencies, strict=True)
+            cells += [figure.text(value) for figure, value in pairs]
+        lines.append([arm.name, arm.load, *cells])
+    return ["arm", "load", "share of the time", "answers", "output tok/s", *latencies], lines
 
 
 def setting_lines(data: ReportData) -> list[str]:
