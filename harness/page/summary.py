@@ -44,10 +44,13 @@ def verdict_sentences(data: ReportData) -> list[str]:
     told = decision_sentences(data.decision, data.reference, data.is_open, data.block_s)
     if data.num_blocks > 1:
         told.append(draws_text(data.manifest.runs))
+    if reasons := data.manifest.validity.invalid:
+        sure = [sentence for sentence in told if not sentence.startswith("How sure")]
+        first = f"Nothing is decided: the runs are INVALID ({reasons[0]}), so this does not count."
+        return [first, "Mend that, and measure again. What came out all the same:", *sure, *why(data)]
     standing = {
         "VALID": "Nothing speaks against the runs.",
         "CAUTION": "There are reasons for caution (below).",
-        "INVALID": "But the runs are INVALID (below), so this does not count.",
     }[data.manifest.validity.level]
     return [*told, standing, *why(data)]
 

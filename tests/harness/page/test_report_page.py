@@ -209,6 +209,9 @@ def test_the_reason_of_a_doubt_stands_before_every_chart(result: Path) -> None:
     page = render_page(data, "t")
     assert page.index("INVALID: 3 of 9 requests failed") < page.index('class="chart"')
     assert "so this does not count" in page
+    first = verdict_sentences(data)[0]
+    assert first.startswith("Nothing is decided: the runs are INVALID (3 of 9 requests failed)")
+    assert "more blocks" not in " ".join(verdict_sentences(data))  # they would not mend it
 
 
 def test_question_and_command(result: Path) -> None:
