@@ -40,6 +40,10 @@ def question(data: ReportData) -> str:
 def verdict_sentences(data: ReportData) -> list[str]:
     """First the answer, then how sure it is, then why."""
     if data.decision is None or data.reference is None:
+        if len(data.names) > 1 and len(data.loads) > 1:
+            return [_at_load(data, load) for load in data.loads] + [
+                "How sure: a page of several loads has no intervals; the page of each file has them."
+            ]
         return [_only_arm(arm) for arm in data.arms]
     told = decision_sentences(data.decision, data.reference, data.is_open, data.block_s)
     if data.num_blocks > 1:
@@ -61,6 +65,15 @@ def _only_arm(arm: ArmData) -> str:
         f"{arm.name} at {arm.load}: {number(arm.middle_tokens_per_s)} output tok/s, "
         f"TTFT p50 {number(ttft_ms)} ms from schedule."
     )
+
+
+def _at_load(data: ReportData, load: str) -> str:
+    arms = [arm for arm in data.arms if arm.load == load]
+    by_rate = sorted(arms, key=lambda arm: -arm.middle_tokens_per_s)
+    by_ttft = sorted(arms, key=lambda arm: arm.figures["ttft_p50_ms"] or float("inf"))
+    rates = ", ".join(f"{arm.name} {number(arm.middle_tokens_per_s, 0)}" for arm in by_rate)
+    times = ", ".join(f"{arm.name} {number(arm.figures['ttft_p50_ms'], 0)}" for arm in by_ttft)
+    return f"At {load}: output tok/s {rates}; TTFT p50 from schedule, ms: {times}."
 
 
 def why(data: ReportData) -> list[str]:
