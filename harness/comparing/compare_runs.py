@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from adapters.base import LabError
@@ -112,17 +113,19 @@ def measure_blocks(plans: Sequence[LoadPlan], reporter: Reporter) -> list[list[M
     measured: list[list[Measurement]] = [[] for _ in plans]
     num_blocks = len(plans[0].schedules)
     turns = [
-        (block, plan, made, arm)
+        (block, plan, made, arm, plan.ledger.read(block, arm))
         for block in range(num_blocks)
         for plan, made in zip(plans, measured, strict=True)
         for arm in arm_order(plan.arms, block, plan.settings.seed)
     ]
+    num_runs = sum(kept is None for *_, kept in turns)
+    numbers = count(1)
     told: list[bool] = []
     last: list[Measurement] = []  # where the newest run stands
     # A signal between two runs waits until the first is in the ledger; `measure` has its own handler.
     with on_interrupt(lambda: told.append(True)):
-        for block, plan, made, arm in turns:
-            if (kept := plan.ledger.read(block, arm)) is not None:
+        for block, plan, made, arm, kept in turns:
+            if kept is not None:
                 made.append(kept)
                 last = made
                 continue
@@ -131,7 +134,10 @@ def measure_blocks(plans: Sequence[LoadPlan], reporter: Reporter) -> list[list[M
                     raise KeyboardInterrupt
                 last[-1] = replace(last[-1], stopped_after=True)
                 break
-            reporter.announce(f"block {block + 1} of {num_blocks}: {arm.name}")
+            number, load = next(numbers), plan.schedules[block].load
+            words = f"{load.rate:.3g} requests/s" if load.rate is not None else f"{load.concurrency} users"
+            place = f"block {block + 1} of {num_blocks}: {arm.name}, {words}, run {number} of {num_runs}"
+            reporter.start_run(place, num_runs - number)
             try:
                 made.append(
                     measure(arm, plan.settings, plan.corpus, plan.schedules[block], reporter, [block])

@@ -236,7 +236,11 @@ def _steady_table(rows: pd.DataFrame, manifest: ComparisonManifest) -> str:
         if of is None:
             lines.append([arm, "none", *[MISSING] * (3 + len(STEADY_FIGURES))])
             continue
-        ratio = of.output_tokens_per_s / reference.output_tokens_per_s if reference else None
+        ratio = (
+            of.output_tokens_per_s / reference.output_tokens_per_s
+            if reference and reference.output_tokens_per_s
+            else None
+        )
         latencies = (_cell(figure, v) for figure, v in zip(STEADY_FIGURES, of.latencies, strict=True))
         rate = number(of.output_tokens_per_s, 1)
         lines.append([arm, share(of.share), str(of.num_requests), rate, number(ratio, 2), *latencies])

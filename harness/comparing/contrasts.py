@@ -154,6 +154,8 @@ def both_answered(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[pd.DataFram
         part[part["error"].isna() & part["total_sched_ms"].notna()].set_index("schedule_index")
         for part in (ours, theirs)
     )
+    if set(ours.index) == set(theirs.index):
+        return ours, theirs
     common = ours.index.intersection(theirs.index)
     return ours.loc[common], theirs.loc[common]
 

@@ -141,14 +141,17 @@ def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: f
         if other == reference and other != made.second:
             sentences.append(f"Against {reference}: {trade}.")
     else:
-        sentences.append(f"{made.first} against {other}: {trade or 'nothing is sure'}.")
+        sentences.append(
+            f"{made.first} against {other}: {trade}." if trade else _undecided(made, told, other)
+        )
         if made.winner:
             sentences.append(f"By {label}, which was chosen to decide, {made.first} wins: {standing}")
         elif lead.word == "better":
             sentences.append(f"It comes first in {label}: {standing}")
         else:
             sentences.append(
-                f"No winner is sure: {made.first} and {made.second} come first ({label} {lead.text()})."
+                f"No winner is sure: {made.first} comes first in {label}, {lead.text()} that of "
+                f"{made.second}."
             )
         if made.better_elsewhere:
             sentences.append(_not_the_best(made))
@@ -158,8 +161,21 @@ def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: f
         sentences.append(f"How sure: the interval holds at {verdict.confidence:.1%} {over}.")
     else:
         ask = _asked(made.against_next, is_open, block_s)
-        sentences.append(f"How sure: {verdict.text()} {over}{ask and f'; {ask}'}.")
+        word = "can't tell" if ask else verdict.text()
+        sentences.append(f"How sure: {word} {over}{ask and f'; {ask}'}.")
     return sentences
+
+
+def _undecided(made: Decision, told: Sequence[Contrast], other: str) -> str:
+    words = {contrast.word for contrast in told if contrast.verdict}
+    if words == {"equivalent"} and made.lead.verdict:
+        return f"{made.first} and {other} are {made.lead.verdict.text()}, in every figure."
+    if made.lead.word == "equivalent" and made.lead.verdict:
+        return (
+            f"{made.first} and {other} are {made.lead.verdict.text()} in {made.figure.label}; "
+            "of other figures nothing is sure."
+        )
+    return f"Can't tell {made.first} from {other}: no difference is sure."
 
 
 def _not_the_best(made: Decision) -> str:

@@ -28,6 +28,10 @@ DEFAULT_MARGIN = 0.05
 Word = Literal["better", "worse", "equivalent", "can't tell"]
 
 
+FARTHEST = 1000
+"""An interval that goes further both ways says nothing in numbers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """One figure of one arm against the reference, `ratio` and `interval` as they are (not logarithms)."""
@@ -69,6 +73,8 @@ class Verdict:
     def interval_text(self) -> str:
         if self.interval is None:
             return f"{self.num_blocks} block" if self.num_blocks == 1 else f"{self.num_blocks} blocks"
+        if self.interval[0] < 1 / FARTHEST and self.interval[1] > FARTHEST:
+            return f"more than {FARTHEST:,} times either way"
         return f"{self.interval[0]:.3g}-{self.interval[1]:.3g}"
 
 

@@ -48,7 +48,9 @@ def verdict_chart(data: ReportData) -> Picture | None:
             "ratio": contrast.text(),
         }
         row |= {"x": ends[0], "low": min(ends[1:]), "high": max(ends[1:])}
-        row["said"] = phrase_of(contrast) if verdict.word in ("better", "worse") else verdict.text()
+        is_sure = verdict.word in ("better", "worse")
+        row["said"] = phrase_of(contrast) if is_sure else verdict.text().partition(":")[0]
+        row["verdict"] = verdict.text()
         values.append(row)
     # Few blocks give intervals over many powers of ten: the axis keeps to what the ratios need.
     far = max(2.0, *(2 * max(v["x"], 1 / v["x"]) for v in values))
@@ -60,12 +62,17 @@ def verdict_chart(data: ReportData) -> Picture | None:
     )
     base = alt.Chart(alt.InlineData(values=values)).encode(
         y=alt.Y("figure:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=8)),
-        tooltip=[alt.Tooltip(f"{name}:N", title=name) for name in ("figure", "ratio", "said")],
+        tooltip=[alt.Tooltip(f"{name}:N", title=name) for name in ("figure", "ratio", "verdict")],
     )
     colours = alt.Scale(domain=words, range=[WORD_COLOURS[word] for word in words])
     coloured = base.encode(color=alt.Color("word:N", scale=colours, title=None))
     scale = alt.Scale(type="log", domain=[1 / far, far], clamp=True)
-    x = alt.X("x:Q", title=None, axis=alt.Axis(labelExpr=words_of_tick, tickCount=4), scale=scale)
+    x = alt.X(
+        "x:Q",
+        title=None,
+        axis=alt.Axis(labelExpr=words_of_tick, tickCount=4, labelOverlap="greedy", labelSeparation=10),
+        scale=scale,
+    )
     shapes = dict(zip(WORD_COLOURS, _SHAPE_OF_WORD, strict=True))
     shape = alt.Shape("word:N", title=None, scale=alt.Scale(domain=words, range=[shapes[w] for w in words]))
     # Words near an end would run out of the picture.

@@ -28,6 +28,7 @@ from harness.page.summary import (
     num_of,
     question,
     setting_lines,
+    steady_table,
     verdict_sentences,
 )
 from harness.results.metrics import METRICS
@@ -58,6 +59,7 @@ def render_page(data: ReportData, title: str) -> str:
         contrast_table=contrast_table(data.found),
         contrast_sentences=contrast_sentences(data.found),
         budget_table=budget_table(data),
+        steady_table=steady_table(data),
         shares_clock=all(arm.budget.shares_clock for arm in data.arms if arm.budget),
         has_server_means=any(arm.budget.has_server_means for arm in data.arms if arm.budget),
         metrics=METRICS,

@@ -48,24 +48,26 @@ def description(
     chart: dict[str, Any] = picture.chart.to_dict(validate=False)
     del chart["config"]
     if not has_legend:
-        _drop_arm_legends(chart)
+        _drop_arm_legends(chart, list(names))
     if width is not None:
         chart |= {"width": width, "title": {"text": picture.title, "anchor": "start"}}
     params = [{"name": "shown", "value": list(names)}, *chart.get("params", ())]
     return {**chart, "params": params, "autosize": {"type": "fit-x", "contains": "padding"}}
 
 
-def _drop_arm_legends(part: Any) -> None:
+def _drop_arm_legends(part: Any, names: list[str]) -> None:
     if isinstance(part, dict):
         for name in ("color", "shape"):
             channel = part.get(name)
-            if isinstance(channel, dict) and channel.get("field") == "arm":
+            if not isinstance(channel, dict) or channel.get("field") != "arm":
+                continue
+            if channel["scale"]["domain"] == names:
                 channel["legend"] = None
         for inner in ("layer", "encoding"):
-            _drop_arm_legends(part.get(inner))
+            _drop_arm_legends(part.get(inner), names)
     elif isinstance(part, list):
         for inner in part:
-            _drop_arm_legends(inner)
+            _drop_arm_legends(inner, names)
 
 
 def of_arms(values: Sequence[Mapping[str, Any]], names: Sequence[str]) -> alt.Chart:

@@ -18,6 +18,7 @@ from harness.results.latency_budget import TERMS
 from harness.results.lengths import length_table
 from harness.results.metrics import METRICS, compared_figures
 from harness.results.server_lines import server_lines
+from harness.results.steady import FIGURES as STEADY_FIGURES
 from harness.results.table import MISSING, number, render_table, share
 from harness.settings import HarnessSettings, spelled
 
@@ -39,14 +40,21 @@ def question(data: ReportData) -> str:
 def verdict_sentences(data: ReportData) -> list[str]:
     """First the answer, then how sure it is, then why."""
     if data.decision is None or data.reference is None:
+        if len(data.names) > 1 and len(data.loads) > 1:
+            return [_at_load(data, load) for load in data.loads] + [
+                "How sure: a page of several loads has no intervals; the page of each file has them."
+            ]
         return [_only_arm(arm) for arm in data.arms]
     told = decision_sentences(data.decision, data.reference, data.is_open, data.block_s)
     if data.num_blocks > 1:
         told.append(draws_text(data.manifest.runs))
+    if reasons := data.manifest.validity.invalid:
+        sure = [sentence for sentence in told if not sentence.startswith("How sure")]
+        first = f"Nothing is decided: the runs are INVALID ({reasons[0]}), so this does not count."
+        return [first, "Mend that, and measure again. What came out all the same:", *sure, *why(data)]
     standing = {
         "VALID": "Nothing speaks against the runs.",
         "CAUTION": "There are reasons for caution (below).",
-        "INVALID": "But the runs are INVALID (below), so this does not count.",
     }[data.manifest.validity.level]
     return [*told, standing, *why(data)]
 
@@ -57,6 +65,15 @@ def _only_arm(arm: ArmData) -> str:
         f"{arm.name} at {arm.load}: {number(arm.middle_tokens_per_s)} output tok/s, "
         f"TTFT p50 {number(ttft_ms)} ms from schedule."
     )
+
+
+def _at_load(data: ReportData, load: str) -> str:
+    arms = [arm for arm in data.arms if arm.load == load]
+    by_rate = sorted(arms, key=lambda arm: -arm.middle_tokens_per_s)
+    by_ttft = sorted(arms, key=lambda arm: arm.figures["ttft_p50_ms"] or float("inf"))
+    rates = ", ".join(f"{arm.name} {number(arm.middle_tokens_per_s, 0)}" for arm in by_rate)
+    times = ", ".join(f"{arm.name} {number(arm.figures['ttft_p50_ms'], 0)}" for arm in by_ttft)
+    return f"At {load}: output tok/s {rates}; TTFT p50 from schedule, ms: {times}."
 
 
 def why(data: ReportData) -> list[str]:
@@ -205,7 +222,27 @@ def command(data: ReportData) -> str:
         value = given.get(name)
         if value is not None and (value != field.default or name == "requests"):
             words += [f"--{name.replace('_', '-')}", spelled(value)]
-    return shlex.join(words)
+    return shlex.join([*_given_to_all(data), *words])
+
+
+def _given_to_all(data: ReportData) -> list[str]:
+    """Settings that all services had from their environment, as NAME=value."""
+    of_arms = [
+        {name: run.service.settings.get(name) for name in run.service.given} if run.service else {}
+        for run in data.manifest.runs
+    ]
+    own = {
+        setting.partition("=")[0]
+        for run in data.manifest.runs
+        for setting in (run.own_arm or run.arm).split()
+    }
+    kept = {name: value for name, value in of_arms[0].items() if all(of.get(name) == value for of in of_arms)}
+    told = {*HarnessSettings.model_fields, "pad_finished", *map(str.lower, own)}
+    return [
+        f"{name.upper()}={spelled(value)}"
+        for name, value in kept.items()
+        if name not in told and value is not None
+    ]
 
 
 def human_time(iso: str) -> str:
@@ -240,6 +277,20 @@ def budget_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return headers, lines
+
+
+def steady_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
+    """The part of the replays in which load was as asked."""
+    latencies = [f"{figure.label} (ms)" for figure in STEADY_FIGURES]
+    lines: list[list[str]] = []
+    for arm in data.arms:
+        cells = [MISSING] * (3 + len(latencies))
+        if (found := arm.steady) is not None:
+            cells = [share(found.share), str(found.num_requests), number(found.output_tokens_per_s, 1)]
+            pairs = zip(STEADY_FIGURES, found.latencies, strict=True)
+            cells += [figure.text(value) for figure, value in pairs]
+        lines.append([arm.name, arm.load, *cells])
+    return ["arm", "load", "share of the time", "answers", "output tok/s", *latencies], lines
 
 
 def setting_lines(data: ReportData) -> list[str]:

@@ -1,25 +1,29 @@
-"""What someone at the terminal sees while a run goes on, on stderr; never part of a result.
+"""What someone at the terminal sees while a run goes on; never part of a result.
 
-Drawing happens between events, at most twice a second. A thread that redraws would delay the stamps.
+A process of its own draws (`harness.replay.screen`). This one counts, and twice a second writes one line into
+a socket that never makes it wait: drawing, or a terminal that stands still, would delay the stamps.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import socket
+import subprocess
 import sys
-from bisect import bisect_right
-from statistics import median
+from bisect import bisect_right, insort
 from time import perf_counter
 from types import TracebackType
-from typing import Self
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typing import Any, Self
 
 from harness.client.answer import Answer
+from harness.client.server import Server
 from harness.plan.schedule import Schedule
 
-REDRAW_S = 0.5
+RESEND_S = 0.5
 PLAIN_S = 5.0
+_END_S = 3.0
 
 
 class _Tally:
@@ -30,7 +34,7 @@ class _Tally:
         self.num_done = 0
         self._num_failed = 0
         self._num_tokens = 0
-        self._ttft_ms: list[float] = []
+        self._ttft_ms: list[float] = []  # sorted
         is_open = schedule.load.is_open
         self._offsets_s = [request.offset_s or 0.0 for request in schedule.requests] if is_open else []
         self._num_users = schedule.num_users
@@ -42,24 +46,32 @@ class _Tally:
         self._num_failed += answer.error is not None
         self._num_tokens += answer.num_output_tokens or 0
         if answer.chunk_s:
-            self._ttft_ms.append((answer.chunk_s[0] - answer.scheduled_s) * 1e3)
+            insort(self._ttft_ms, (answer.chunk_s[0] - answer.scheduled_s) * 1e3)
         now_s = perf_counter()
         if now_s - self._shown_s < least_gap_s and self.num_done < self.total:
             return False
         self._shown_s = now_s
         return True
 
-    def text(self) -> str:
-        """In flight, errors, tokens/s, TTFT so far, time left."""
-        elapsed_s = max(perf_counter() - self._started_s, 1e-9)
+    def facts(self) -> list[str]:
+        """In flight, errors, tokens/s, TTFT so far."""
+        elapsed_s = self._elapsed_s()
         parts = [f"{self._num_in_flight(elapsed_s)} in flight", f"{self._num_tokens / elapsed_s:,.0f} tok/s"]
         if self._ttft_ms:
-            parts.append(f"TTFT p50 {median(self._ttft_ms):,.0f} ms")
+            parts.append(f"TTFT p50 {self._ttft_ms[(len(self._ttft_ms) - 1) // 2]:,.0f} ms")
         if self._num_failed:
             parts.append(f"{self._num_failed} failed")
-        if self.num_done < self.total:
-            parts.append(f"{self._left_s(elapsed_s):,.0f} s left")
-        return ", ".join(parts)
+        return parts
+
+    def left_s(self) -> float | None:
+        """None before the first answer of a closed loop."""
+        elapsed_s = self._elapsed_s()
+        if self._offsets_s:
+            return max(0.0, self._offsets_s[-1] - elapsed_s)
+        return elapsed_s / self.num_done * (self.total - self.num_done) if self.num_done else None
+
+    def _elapsed_s(self) -> float:
+        return max(perf_counter() - self._started_s, 1e-9)
 
     def _num_in_flight(self, elapsed_s: float) -> int:
         """Of an open loop: what should have left by now and is not back."""
@@ -67,60 +79,20 @@ class _Tally:
             return max(0, bisect_right(self._offsets_s, elapsed_s) - self.num_done)
         return min(self._num_users, self.total - self.num_done)
 
-    def _left_s(self, elapsed_s: float) -> float:
-        if self._offsets_s:
-            return max(0.0, self._offsets_s[-1] - elapsed_s)
-        return elapsed_s / self.num_done * (self.total - self.num_done)
-
-
-class LiveReporter:
-    """One line that is drawn over."""
-
-    def __init__(self) -> None:
-        self._tally: _Tally | None = None
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            auto_refresh=False,
-            transient=True,
-        )
-        self._task = self._progress.add_task("", total=None, rate="")
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def announce(self, text: str) -> None:
-        self._progress.reset(self._task, description=text, total=None, rate="")
-        self._progress.refresh()
-
-    def begin(self, label: str, schedule: Schedule) -> None:
-        self._tally = _Tally(label, schedule)
-        self._progress.reset(self._task, description=label, total=self._tally.total, rate="")
-        self._progress.refresh()
-
-    def advance(self, answer: Answer) -> None:
-        if self._tally is not None and self._tally.advance(answer, REDRAW_S):
-            self._progress.update(self._task, completed=self._tally.num_done, rate=self._tally.text())
-            self._progress.refresh()
-
 
 class PlainReporter:
     """Lines for logs: every few seconds, and each announcement once."""
+
+    least_gap_s = PLAIN_S
 
     def __init__(self) -> None:
         self._tally: _Tally | None = None
         self._announced_s = 0.0
         self._announced = ""
+        self._place = ""
+        self._run_started_s = perf_counter()
+        self._runs_s: list[float] = []
+        self._num_runs = 1
 
     def __enter__(self) -> Self:
         return self
@@ -130,6 +102,16 @@ class PlainReporter:
     ) -> None:
         return None
 
+    def start_run(self, place: str, num_to_come: int) -> None:
+        """One of several runs begins, of which `num_to_come` follow it; `place` says which it is."""
+        now_s = perf_counter()
+        if self._place:
+            self._runs_s.append(now_s - self._run_started_s)
+        self._run_started_s, self._place = now_s, place
+        self._num_runs = len(self._runs_s) + 1 + num_to_come
+        self._tally = None
+        self.announce(place)
+
     def announce(self, text: str) -> None:
         # The seconds in "starting the service, 3 s" do not make it another announcement.
         stem = text.partition(",")[0]
@@ -137,20 +119,92 @@ class PlainReporter:
             self._announced, self._announced_s = stem, perf_counter()
             print(text, file=sys.stderr, flush=True)
 
-    def begin(self, label: str, schedule: Schedule) -> None:
+    def begin(self, label: str, schedule: Schedule, server: Server | None = None) -> None:
         self._tally = _Tally(label, schedule)
         print(f"{label}: {self._tally.total} requests", file=sys.stderr, flush=True)
 
     def advance(self, answer: Answer) -> None:
-        tally = self._tally
-        if tally is not None and tally.advance(answer, PLAIN_S):
-            text = f"{tally.label}: {tally.num_done}/{tally.total} answered, {tally.text()}"
-            print(text, file=sys.stderr, flush=True)
+        if self._tally is not None and self._tally.advance(answer, self.least_gap_s):
+            self._show(self._tally)
+
+    def _show(self, tally: _Tally) -> None:
+        parts = tally.facts()
+        if tally.num_done < tally.total and (left_s := tally.left_s()) is not None:
+            parts.append(f"{left_s:,.0f} s left")
+        if (all_s := self._all_left_s()) is not None:
+            parts.append(f"{all_s:,.0f} s over all")
+        text = f"{tally.label}: {tally.num_done}/{tally.total} answered, {', '.join(parts)}"
+        print(text, file=sys.stderr, flush=True)
+
+    def _all_left_s(self) -> float | None:
+        """Of all runs, from the mean of those that are done; None for one run alone, and during the first
+        until its own time left is known."""
+        if self._num_runs < 2:
+            return None
+        spent_s = perf_counter() - self._run_started_s
+        if self._runs_s:
+            mean_s = sum(self._runs_s) / len(self._runs_s)
+        elif self._tally and (left_s := self._tally.left_s()) is not None:
+            mean_s = spent_s + left_s
+        else:
+            return None
+        return max(0.0, mean_s - spent_s) + mean_s * (self._num_runs - len(self._runs_s) - 1)
 
 
-Reporter = LiveReporter | PlainReporter
+class LiveReporter(PlainReporter):
+    """A picture that is drawn over, by a process that ends with this one and leaves the terminal clean."""
+
+    least_gap_s = RESEND_S
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._socket, theirs = socket.socketpair()
+        self._socket.setblocking(False)
+        self._unsent = b""
+        self._server: dict[str, Any] = {}
+        with theirs:
+            self._screen = subprocess.Popen(
+                [sys.executable, "-m", "harness.replay.screen"], stdin=theirs.fileno()
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._screen.wait(_END_S)
+        self._screen.kill()
+
+    def announce(self, text: str) -> None:
+        self._send({"place": self._place, "notice": text, "all_left_s": self._all_left_s()})
+
+    def begin(self, label: str, schedule: Schedule, server: Server | None = None) -> None:
+        self._tally = _Tally(label, schedule)
+        self._server = {}
+        if server is not None and server.card is not None:
+            self._server = {"url": server.url, "authorization": server.target.authorization}
+            self._server["max_batch"] = server.card.max_batch_size
+        self._show(self._tally)
+
+    def _show(self, tally: _Tally) -> None:
+        told = {"done": tally.num_done, "total": tally.total, "facts": tally.facts()}
+        told |= {"left_s": tally.left_s(), "all_left_s": self._all_left_s()}
+        self._send({"place": self._place or tally.label, "server": self._server, **told})
+
+    def _send(self, told: dict[str, Any]) -> None:
+        """What does not fit into the socket is left out: the next line says the same, newer."""
+        line = json.dumps(told).encode() + b"\n"
+        with contextlib.suppress(OSError):
+            if self._unsent:
+                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+            if not self._unsent:
+                self._unsent = line[self._socket.send(line) :]
+
+
+Reporter = PlainReporter
 """Where a run reports to."""
 
 
 def make_reporter() -> Reporter:
-    return LiveReporter() if sys.stderr.isatty() else PlainReporter()
+    is_screen = sys.stderr.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    return LiveReporter() if is_screen else PlainReporter()

@@ -70,7 +70,7 @@ def replay(
             _warm_up(runner, client, server, make_warmup(settings.num_warmup))
         first_step = control.next_step() if server.card else None
         round_trip_s = control.round_trip_s()
-        reporter.begin(label, schedule)
+        reporter.begin(label, schedule, server)
         gpu = Gpu() if server.is_local else None
         watch = GaugeWatch(control.metrics_text) if server.card is None else None
         before = MachineSample.take(server.pid, gpu)

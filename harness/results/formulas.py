@@ -140,9 +140,8 @@ def token_gaps(rows: pd.DataFrame) -> Samples:
     done = rows["error"].isna().to_numpy()
     if not rows["chunk_tokens"][done].notna().all():
         return Samples(gaps, request, np.ones(len(gaps)), is_per_token=False)
-    weights = np.concatenate(
-        [np.empty(0), *(_array(rows["chunk_tokens"].iloc[i])[1:] for i in np.flatnonzero(done))]
-    )
+    counts = (_array(tokens)[1:] for tokens in rows["chunk_tokens"][done])
+    weights = np.concatenate([np.empty(0), *counts])
     return Samples(gaps / weights, request, weights)
 
 
@@ -162,12 +161,13 @@ def longest_stalls(rows: pd.DataFrame) -> Samples:
 
 def _gaps(rows: pd.DataFrame) -> tuple[Floats, NDArray[np.int64]]:
     """Gaps between chunks in ms, and the row of each."""
-    each = [
-        np.diff(_array(stamps)) * 1e3 if is_done else np.empty(0)
-        for stamps, is_done in zip(rows["chunk_s"], rows["error"].isna(), strict=True)
-    ]
-    request = np.repeat(np.arange(len(each)), [len(gaps) for gaps in each])
-    return np.concatenate([np.empty(0), *each]), request
+    done = rows["error"].isna().to_numpy()
+    each = [_array(stamps) for stamps in rows["chunk_s"][done]]
+    request = np.repeat(np.flatnonzero(done), [len(stamps) for stamps in each])
+    # All at once: a call of numpy for each answer is most of the time of a large report.
+    gaps = np.diff(np.concatenate([np.empty(0), *each])) * 1e3
+    is_inside = request[1:] == request[:-1]
+    return gaps[is_inside], request[1:][is_inside]
 
 
 def send_lag_s(rows: pd.DataFrame) -> Floats:

@@ -67,6 +67,8 @@ class ServiceFacts(Facts):
     num_threads: int
     scheduling: str
     strategy: dict[str, str | int | float | bool]
+    settings: dict[str, str | int | float | bool | None] = {}
+    given: list[str] = []
 
 
 class SettingsFacts(Facts):

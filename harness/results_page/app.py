@@ -27,6 +27,7 @@ from harness.results.cost import read_price
 from harness.results.manifest import ComparisonManifest
 from harness.results.slo import Slo
 from harness.results_page.index import COLUMNS, ResultIndex
+from harness.results_page.live import LiveSteps
 
 HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 MAX_FILES = 20
@@ -45,7 +46,7 @@ Ids = Annotated[list[str], Query(alias="id", min_length=1, max_length=MAX_FILES)
 _EMPTY = Slo()
 
 
-def make_app(folder: Path) -> FastAPI:
+def make_app(folder: Path, live: LiveSteps | None = None) -> FastAPI:
     app = FastAPI(openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
     index = ResultIndex(folder)
@@ -63,7 +64,7 @@ def make_app(folder: Path) -> FastAPI:
         models = sorted({line["model"] for line in lines} - {""})
         return HTMLResponse(
             TEMPLATES.get_template("results.html.j2").render(
-                lines=lines, folder=str(folder), models=models, columns=COLUMNS[1:]
+                lines=lines, folder=str(folder), models=models, columns=COLUMNS[1:], is_live=live is not None
             )
         )
 
@@ -72,6 +73,12 @@ def make_app(folder: Path) -> FastAPI:
         index.refresh()
         lines = index.search(text, level, model)
         return Response(to_csv(lines), media_type="text/csv") if format == "csv" else JSONResponse(lines)
+
+    @app.get("/api/live")
+    def live_steps(after: Annotated[int | None, Query(ge=0, lt=2**53)] = None) -> JSONResponse:
+        if live is None:
+            raise HTTPException(404, "nothing is watched: lab results --watch URL")
+        return JSONResponse(live.since(after))
 
     def loaded(ids: list[str]) -> ReportData:
         index.refresh()

@@ -13,9 +13,9 @@ import pyarrow as pa
 from harness.plan.corpus import Corpus
 from harness.plan.schedule import Schedule
 from harness.replay.provenance import make_manifest, new_run_id
+from harness.results.facts import MachineUse
 from harness.results.manifest import (
     HostFacts,
-    MachineUse,
     RepeatEntry,
     RunManifest,
     ServiceFacts,

@@ -42,6 +42,8 @@ class ModelCard(BaseModel):
     client_chunk: int
     max_queue: int
     settings: dict[str, str | int | float | bool | None]
+    given: list[str] = []
+    """Settings of those that were given, not left at their default."""
     version: str
     pid: int | None = None
     """Of the process that answers, by which a client knows the service that it started."""

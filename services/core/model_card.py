@@ -66,6 +66,7 @@ def model_card(settings: Settings, info: BackendInfo) -> ModelCard:
         client_chunk=min(settings.max_batch, MAX_PROMPTS) if strategy.takes_groups else 1,
         max_queue=settings.max_queue,
         settings={k: v for k, v in settings.resolved().items() if k not in _NOT_OF_THE_ENGINE},
+        given=sorted(settings.model_fields_set - _NOT_OF_THE_ENGINE),
         version=lab_version(),
         pid=os.getpid(),
     )

@@ -8,6 +8,7 @@ collection, during which nothing is streamed, takes 40 ms instead of 4.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from itertools import islice
 from operator import attrgetter
 from struct import Struct
@@ -42,7 +43,12 @@ class StepLog:
         """
         first_kept = self._next - len(self._records)
         begin = min(max(after, first_kept), self._next)
-        records = islice(self._records, begin - first_kept, begin - first_kept + self._page_steps)
+        records: Iterator[bytes]
+        num_left = self._next - begin
+        if num_left <= self._page_steps:  # from the end, where a watcher asks: the walk over a full log is ms
+            records = reversed(list(islice(reversed(self._records), num_left)))
+        else:
+            records = islice(self._records, begin - first_kept, begin - first_kept + self._page_steps)
         lines = [_LINE % (number, *_PACKED.unpack(record)) for number, record in enumerate(records, begin)]
         following = begin + len(lines)
         num_dropped = max(0, first_kept - after)

@@ -230,3 +230,14 @@ def test_arms_may_have_settings_of_their_own() -> None:
 def test_reasons_that_differ_in_figures_only_are_told_once() -> None:
     reasons = [("a", ["short run: 3.1 s", "x"]), ("b", ["short run: 9.9 s"]), ("a", ["short run: 3.3 s"])]
     assert merged_reasons(reasons) == ("all arms: short run: 3.1 s", "a: x")
+
+
+def test_arms_without_a_token_in_their_steady_window_are_shown() -> None:
+    runs = [run_rows(arm, block, 1.0) for block in (0, 1) for arm in ("baseline", "static")]
+    for run in runs:
+        # The first answer comes whole in one chunk, with which the window begins.
+        run[0] |= {"chunk_s": [run[0]["chunk_s"][0]], "chunk_tokens": [2]}
+        for row in run[1:]:
+            row |= {"error": "timeout"}
+    rows, manifest = comparison(*runs)
+    assert "steady window" in render_comparison(made_frame(rows), manifest)

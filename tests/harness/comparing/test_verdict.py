@@ -143,3 +143,8 @@ def test_a_slowdown_is_found_with_the_blocks_that_were_asked_for() -> None:
     noise = Noise(run=0.005, metric=0.003)
     assert min(go_on_as_asked(100, 0.05, noise, 30, seed=2).found) >= 0.90
     assert go_on_as_asked(100, 0.0, noise, 30, seed=2).ever_differs <= 0.05
+
+
+def test_an_interval_without_an_end_is_said_in_words() -> None:
+    far = judge_ratio([0.5, -0.4], higher_is_better=True, error_share=0.01)
+    assert far.interval_text() == "more than 1,000 times either way"

@@ -213,6 +213,9 @@ def test_the_reason_of_a_doubt_stands_before_every_chart(result: Path) -> None:
     page = render_page(data, "t")
     assert page.index("INVALID: 3 of 9 requests failed") < page.index('class="chart"')
     assert "so this does not count" in page
+    first = verdict_sentences(data)[0]
+    assert first.startswith("Nothing is decided: the runs are INVALID (3 of 9 requests failed)")
+    assert "more blocks" not in " ".join(verdict_sentences(data))  # they would not mend it
 
 
 def test_question_and_command(result: Path) -> None:
@@ -222,6 +225,33 @@ def test_question_and_command(result: Path) -> None:
         "lab compare --pad on --blocks 3 --variants baseline static continuous "
         "--backend null --model m --requests 60"
     )
+
+
+def test_the_command_has_what_all_services_were_given(result: Path) -> None:
+    data = loaded(result)
+    for run in data.manifest.runs:
+        assert run.service is not None
+        settings = {"max_batch": 8, "n_threads": 1, "backend": "null", "prefill_chunk": 16}
+        given = ["backend", "max_batch", "n_threads"]
+        run.service = run.service.model_copy(update={"settings": settings, "given": given})
+    assert command(data).startswith("MAX_BATCH=8 N_THREADS=1 lab compare ")
+    data.manifest.runs[1].service.settings["max_batch"] = 4  # of one arm alone
+    assert command(data).startswith("N_THREADS=1 lab compare ")
+
+
+def test_the_steady_window_stands_on_the_page_and_in_json(result: Path) -> None:
+    data = loaded(result)
+    assert "The steady window" in render_page(data, "t")
+    told_of = as_json(data)["arms"][0]["steady_window"]
+    assert told_of is None or 0 < told_of["share"] <= 1
+
+
+def test_series_that_are_no_arms_keep_their_legend(result: Path) -> None:
+    data = loaded(result)
+    drawn = make_charts(data)
+    for name, has_one in (("lengths", True), ("ttft-cdf", False)):
+        told_of = json.dumps(description(drawn[name], data.names, has_legend=False))
+        assert ('"legend": null, "scale": {"domain": ["baseline"' in told_of) is not has_one
 
 
 def test_a_slide_stands_alone(result: Path, tmp_path: Path) -> None:

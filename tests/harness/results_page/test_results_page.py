@@ -12,14 +12,17 @@ import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 
+from adapters.base import ConfigError
 from harness.results.manifest import RunManifest, Validity
 from harness.results.parquet_file import MANIFEST_KEY
 from harness.results.record import make_table, write_parquet
 from harness.results.table_file import write_table
 from harness.results_page.app import make_app
 from harness.results_page.index import ResultIndex
+from harness.results_page.live import LiveSteps
 from tests.harness.made_rows import made_manifest, made_row
 from tests.harness.page.test_report_page import HOSTILE, write_comparison
+from tests.services.served import serving
 from tools.cli import main
 
 BASE = "http://127.0.0.1"
@@ -169,3 +172,27 @@ def test_only_this_machine_may_ask_and_nothing_may_be_changed(client: TestClient
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["results", str(tmp_path / "none")]) == 2
     assert "is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.com/", "https://127.0.0.1", "http://u@127.0.0.1", "file:///etc"]
+)
+def test_only_a_service_of_this_machine_is_watched(url: str) -> None:
+    with pytest.raises(ConfigError, match="this machine"):
+        LiveSteps(url)
+
+
+def test_a_running_service_is_shown_step_by_step(tmp_path: Path) -> None:
+    with serving() as served, TestClient(make_app(tmp_path, LiveSteps(served.url)), base_url=BASE) as page:
+        assert "slot by slot" in page.get("/").text
+        served.post(prompt="x", max_tokens=5)
+        told = page.get("/api/live").json()
+        assert (told["steps"][0]["num_rows"], told["slots"]) == (1, 16)
+        again = page.get("/api/live", params={"after": told["next"]}).json()
+        assert (again["steps"], again["is_new"]) == ([], False)
+        assert page.get("/api/live", params={"after": 10**9}).json()["is_new"]  # it was started anew
+    with TestClient(make_app(tmp_path, LiveSteps(served.url)), base_url=BASE) as page:
+        assert "no server answers" in page.get("/api/live").json()["problem"]
+    with TestClient(make_app(tmp_path), base_url=BASE) as page:
+        assert page.get("/api/live").status_code == 404
+        assert "canvas" not in page.get("/").text
