@@ -129,13 +129,44 @@ faults: .venv/.dev ## 30 signals to bench and compare, and 10 minutes of the ker
 	@SIGNALS=30 SANITIZED_S=600 .venv/bin/python -m pytest -m "load or not load" -s --timeout 7200 \
 		tests/harness/commands/test_signals.py tests/adapters/torch_backend/test_sanitized_kernels.py $(ARGS)
 
-check: .venv/.dev ## ruff, mypy, import-linter, drift of the corpus and of .env.example
+# Grafana's own types, for tests alone. The last two are unpacked without what they need to run.
+GRAFANA := 13.2.3
+.ops/.npm: Makefile
+	@command -v npm >/dev/null || { echo "npm is missing: install Node.js 20 or later, which brings it"; exit 1; }
+	@echo "bringing Grafana's types into .ops"
+	@mkdir -p .ops && npm install --prefix .ops --silent --no-audit --no-fund --ignore-scripts \
+		@grafana/schema@$(GRAFANA) typescript@5.9.3
+	@cd .ops && for name in data prometheus; do mkdir -p grafana-$$name && \
+		npm pack --silent @grafana/$$name@$(GRAFANA) >/dev/null && \
+		tar xzf grafana-$$name-$(GRAFANA).tgz -C grafana-$$name --strip-components 1 || exit 1; done
+	@touch $@
+
+PROMETHEUS_PROGRAMS := prometheus promtool prometheus-alertmanager
+.PHONY: test-ops dashboards dash
+test-ops: .venv/.dev .ops/.npm ## dashboards and alerts on a real Prometheus; installs it as root on Debian
+	@command -v $(PROMETHEUS_PROGRAMS) >/dev/null && \
+		[ $$(command -v $(PROMETHEUS_PROGRAMS) | wc -l) = 3 ] || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+		  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+		  prometheus prometheus-alertmanager >/dev/null; } || \
+		{ echo "Prometheus and Alertmanager are missing: apt-get install prometheus prometheus-alertmanager"; exit 1; }
+	@$(SYNC) --extra torch --group ops
+	@.venv/bin/python -m pytest -m ops tests/ops $(ARGS)
+
+dash: .venv/.lab-base ## Prometheus over running services, Grafana where Docker is: ARGS="--targets localhost:8000"
+	@.venv/bin/python -m tools.dash $(ARGS)
+
+dashboards: .venv/.lab-base ## write the Grafana dashboards anew from tools/dashboards
+	@.venv/bin/python -m tools.dashboards
+
+check: .venv/.dev ## ruff, mypy, import-linter, drift of the corpus, .env.example and dashboards
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/python -m tools.cli prompts --check
 	.venv/bin/python -m tools.env_example --check
+	.venv/bin/python -m tools.dashboards --check
 
 format: .venv/.dev ## let ruff rewrite the sources
 	.venv/bin/ruff format .

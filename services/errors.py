@@ -29,6 +29,14 @@ _FIELD_CODES = {
     "extra_forbidden": "unknown_field",
     "unsupported": "unsupported_field",
 }
+REASONS = (
+    *("invalid_json", "invalid_value", *_FIELD_CODES.values(), "unsupported_encoding", "body_too_large"),
+    *("body_too_slow", "context_length_exceeded", "model_not_found", "request_not_found", "queue_full"),
+    *("invalid_api_key", "invalid_http", "headers_too_large", "headers_too_slow", "too_many_pipelined"),
+    *("too_many_connections", "starting", "restarting", "draining", "engine_lost", "engine_lost_twice"),
+    *("backend_failed", "backend_not_loaded", "internal_error", "slow_reader", "timeout"),
+)
+"""Every code of an error that a request may get, but for a path or a method that does not exist."""
 _MAX_NAMED = 5
 _SHOWN_CHARS = 40
 

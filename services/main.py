@@ -74,9 +74,10 @@ def run(args: argparse.Namespace, passed_over: Collection[str] = ()) -> int:
     settings = read_settings(_overrides(args), passed_over=passed_over)
     set_up_logs(settings.log_level, settings.log_format)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would compete with the engine's
-    limit = ConnectionLimit(max_connections(settings.max_connections))
+    num_connections = max_connections(settings.max_connections)
     with listen_on(settings.host, settings.port) as listener:
         service = Service(settings)
+        limit = ConnectionLimit(num_connections, service.metrics.request_rejected)
         config = uvicorn.Config(
             create_app(service),
             http=cast(type[Connection], partial(Connection, limit=limit)),

@@ -16,6 +16,8 @@ class Health(BaseModel):
     active_requests: int
     queue_depth: int
     worker: Literal["running", "starting", "restarting", "failed", "in_process"]
+    gpu_utilization: float | None = None
+    """Share of time in which a kernel ran, 0 to 1, as NVML says; None without a GPU."""
 
 
 class ModelCard(BaseModel):

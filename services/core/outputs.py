@@ -109,7 +109,6 @@ class ChoiceState:
         "_echo",
         "_first_write_s",
         "_min_tokens",
-        "_num_output_tokens",
         "_output",
         "_stop",
         "_stream",
@@ -117,6 +116,7 @@ class ChoiceState:
         "index",
         "is_stopped",
         "last_token_s",
+        "num_output_tokens",
         "num_prompt_tokens",
         "request",
         "seq_id",
@@ -145,7 +145,7 @@ class ChoiceState:
         self._stream = stream
         self._stop = stop
         self._min_tokens = seq.params.min_tokens
-        self._num_output_tokens = 0
+        self.num_output_tokens = 0
         self._output: ChoiceOutput | None = None
 
     @property
@@ -178,7 +178,7 @@ class ChoiceState:
         return output
 
     def _add(self, token_ids: Seq[int], text: str) -> ChoiceOutput:
-        self._num_output_tokens += len(token_ids)
+        self.num_output_tokens += len(token_ids)
         if self._echo:
             text, self._echo = self._echo + text, ""
         output = self._output
@@ -192,7 +192,7 @@ class ChoiceState:
     def _add_until_stop(self, stop: StopMatcher, token_ids: Seq[int], num_shown: int) -> None:
         for at, token_id in enumerate(token_ids):
             text = self._stream.push([token_id]) if at < num_shown else ""
-            if self._num_output_tokens + 1 < self._min_tokens:
+            if self.num_output_tokens + 1 < self._min_tokens:
                 text = stop.show(text)
             else:
                 text, self.is_stopped = stop.push(text)
@@ -211,7 +211,7 @@ class ChoiceState:
         output = self._add([], text)
         self.finish_reason = output.finish_reason = "stop" if self.is_stopped else reason
         output.num_prompt_tokens = self.num_prompt_tokens
-        output.num_output_tokens = self._num_output_tokens
+        output.num_output_tokens = self.num_output_tokens
         output.timings = timings
 
 

@@ -11,7 +11,7 @@ import asyncio
 import time
 from typing import Literal
 
-from adapters.registry import load_tokenizer
+from adapters.registry import BACKENDS, load_tokenizer
 from services import errors
 from services.contract.requests import ChatRequest, GenerateRequest
 from services.contract.status import Health, ModelCard
@@ -21,7 +21,7 @@ from services.core.in_flight import InFlight
 from services.core.inputs import InputProcessor, LoadedModel
 from services.core.loss_record import LossRecord
 from services.core.metrics import Metrics
-from services.core.model_card import model_card
+from services.core.model_card import lab_version, model_card
 from services.core.outputs import RequestState
 from services.core.queue_limit import QueueLimit
 from services.core.step_log import StepLog
@@ -46,8 +46,6 @@ class Service:
         self.created = int(time.time())
         self.steps = StepLog()
         self.byte_limit = ByteLimit()
-        self.metrics: Metrics | None = None
-        """None until the model is loaded: its name is a label."""
         self._strategy = VARIANTS[settings.variant]
         self._spec = settings.engine_spec()
         if make_client is None:
@@ -57,7 +55,11 @@ class Service:
         )
         self._inputs: InputProcessor | None = None
         self._is_draining = False
-        self._in_flight = InFlight()
+        has_no_model = BACKENDS[settings.backend].weights == "none"
+        model = settings.backend if has_no_model else settings.model  # until it says its own name
+        self.metrics = Metrics(settings.variant, settings.backend, model)
+        self.metrics.starting(lab_version(), settings.max_queue, lambda: self._supervisor.engine_pid)
+        self._in_flight = InFlight(self.metrics)
         self._losses = LossRecord()
         self._limit = QueueLimit(settings.max_queue, settings.max_queue_tokens)
         self._idle = asyncio.Event()
@@ -88,7 +90,7 @@ class Service:
         info = await self._supervisor.start()
         tokenizer = await asyncio.to_thread(load_tokenizer, self._spec.backend)
         loaded = LoadedModel(info, tokenizer, self._spec.limits(info), self._strategy.takes_groups)
-        self.metrics = Metrics(self.settings.variant, info.backend, info.model, info.kv_capacity_tokens)
+        self.metrics.loaded(info)
         self._inputs = InputProcessor(self.settings, loaded, self.byte_limit)
 
     async def accept(
@@ -121,7 +123,6 @@ class Service:
                 raise errors.lost_twice(refused_for_s)
             in_flight.add(state)
         self._supervisor.send(Submit(sequences))
-        self._show_load()
         return state
 
     async def tokenize(self, request: GenerateRequest | ChatRequest) -> Tokens:
@@ -159,16 +160,14 @@ class Service:
         self._in_flight.requests.discard(request)
         if not self._in_flight.requests:
             self._idle.set()
-        self._show_load()
         metrics = self.metrics
-        assert metrics is not None
         if request.error is not None:
             metrics.request_rejected(request.error.code)
         elif request.num_unfinished or request.was_aborted:
             metrics.request_cancelled()
         else:
             last_token_s = max(choice.last_token_s or request.arrival_s for choice in request.choices)
-            metrics.request_finished(last_token_s - request.arrival_s)
+            metrics.request_finished(request.request_id, last_token_s - request.arrival_s)
 
     async def drain(self) -> int:
         """Accept no more, finish what was accepted; returns how many had to be cut off after the timeout."""
@@ -198,7 +197,15 @@ class Service:
             active_requests=len(self._in_flight.requests),
             queue_depth=self._in_flight.queue_depth,
             worker="in_process" if worker == "running" and not self.settings.engine_process else worker,
+            gpu_utilization=self.metrics.gpu_utilization,
         )
+
+    def metrics_page(self, accept: str) -> tuple[bytes, str]:
+        """The series as they are now, in the best format that `accept` names, and its media type."""
+        in_flight = self._in_flight
+        self.metrics.load(len(in_flight.requests), in_flight.queue_depth, in_flight.num_running)
+        self.metrics.state(self._supervisor.state, is_ready=self.status == "ok")
+        return self.metrics.page(accept)
 
     def model_card(self) -> ModelCard:
         """What is loaded.
@@ -224,10 +231,6 @@ class Service:
             raise errors.restarting()
         return self._inputs
 
-    def _show_load(self) -> None:
-        if self.metrics is not None:
-            self.metrics.load(len(self._in_flight.requests), self._in_flight.queue_depth)
-
     async def _is_idle_within(self, timeout_s: float) -> bool:
         try:
             async with asyncio.timeout(timeout_s):
@@ -244,15 +247,11 @@ class Service:
             self._supervisor.send(Cancel(seq_ids))
 
     def _on_report(self, report: StepReport) -> None:
-        metrics = self.metrics
-        if metrics is None:
-            return
-        metrics.step(report)
+        self.metrics.step(report)
         if report.record is not None:
             self.steps.add(report.record)
-        stopped, num_started = self._in_flight.update(report, metrics)
+        stopped, num_started = self._in_flight.update(report)
         self._limit.started(num_started, self._in_flight.num_waiting, time.monotonic())
-        self._show_load()
         if stopped:
             self._supervisor.send(Cancel(stopped, "stop"))
 
@@ -260,9 +259,7 @@ class Service:
         in_flight = self._in_flight.requests
         self._losses.lost({request.fingerprint for request in in_flight if not request.is_over})
         self._in_flight.fail_all(errors.engine_lost(reason))
-        if self.metrics is not None:
-            self.metrics.step(StepReport())  # its cache went with it
+        self.metrics.step(StepReport())  # its cache went with it
 
     def _on_restart(self) -> None:
-        if self.metrics is not None:
-            self.metrics.worker_restarted()
+        self.metrics.worker_restarted()

@@ -63,6 +63,11 @@ class Supervisor:
             self.state = "failed"
             raise
 
+    @property
+    def engine_pid(self) -> int | None:
+        """None where the engine has no process of its own, or none now."""
+        return getattr(self._client, "pid", None)
+
     def send(self, message: Message) -> None:
         if self._client is not None:
             self._client.send(message)

@@ -11,11 +11,13 @@ import re
 import secrets
 import time
 import uuid
+from collections.abc import Callable
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services import errors
+from services.errors import ApiError
 from services.http.scope import REQUEST_ID
 
 _OPEN_PATHS = ("/health",)
@@ -26,10 +28,11 @@ logger = logging.getLogger("lab.access")
 
 
 class Access:
-    """With `api_key` None everybody may come in."""
+    """With `api_key` None everybody may come in. `on_refused` hears the code of each refusal."""
 
-    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, api_key: str | None, on_refused: Callable[[str], None]) -> None:
         self._app = app
+        self._on_refused = on_refused
         self._expected = None if api_key is None else f"Bearer {api_key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,7 +63,9 @@ class Access:
             if self._may_enter(scope["path"], headers.get(b"authorization", b"")):
                 await self._app(scope, receive, answer)
             else:
-                await _unauthorized(scope, receive, answer)
+                error = errors.unauthorized()
+                self._on_refused(error.code)
+                await _unauthorized(error, scope, receive, answer)
         finally:
             _log(scope, status, answered_id.decode(), time.monotonic() - began_s)
 
@@ -70,8 +75,7 @@ class Access:
         return secrets.compare_digest(authorization, self._expected)
 
 
-async def _unauthorized(scope: Scope, receive: Receive, send: Send) -> None:
-    error = errors.unauthorized()
+async def _unauthorized(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
     headers = {"content-type": "application/json", "www-authenticate": "Bearer"}
     await Response(error.json_bytes, error.status, headers)(scope, receive, send)
 

@@ -42,7 +42,11 @@ def create_app(service: Service) -> FastAPI:
     _add_pages(app, service)
     _add_error_handlers(app, service)
     key = service.settings.api_key
-    app.add_middleware(Access, api_key=None if key is None else key.get_secret_value())
+    app.add_middleware(
+        Access,
+        api_key=None if key is None else key.get_secret_value(),
+        on_refused=service.metrics.request_rejected,
+    )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -115,10 +119,10 @@ def _add_pages(app: FastAPI, service: Service) -> None:
         return Version(version=lab_version())
 
     @app.get("/metrics", response_class=Response, responses={401: ERRORS[401]})
-    async def metrics() -> Response:
-        """Prometheus series; empty until the model is loaded."""
-        text = b"" if service.metrics is None else service.metrics.text()
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+    async def metrics(http: Request) -> Response:
+        """Prometheus series; as OpenMetrics, with exemplars, where that is accepted."""
+        text, media_type = service.metrics_page(http.headers.get("accept", ""))
+        return Response(text, headers={"content-type": media_type})
 
     @app.get("/steps", response_model=Steps, responses={s: ERRORS[s] for s in (401, 422)})
     async def steps(after: Annotated[int, Query(ge=0, lt=2**63)] = 0) -> Response:
@@ -132,8 +136,7 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(ApiError)
     async def api_error(_: Request, error: ApiError) -> Response:
-        if service.metrics is not None:
-            service.metrics.request_rejected(error.code)
+        service.metrics.request_rejected(error.code)
         return answer(error)
 
     @app.exception_handler(HTTPException)
@@ -144,11 +147,15 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def bad_query(_: Request, error: RequestValidationError) -> Response:
-        return answer(errors.from_failures([{**item, "loc": item["loc"][1:]} for item in error.errors()]))
+        failed = errors.from_failures([{**item, "loc": item["loc"][1:]} for item in error.errors()])
+        service.metrics.request_rejected(failed.code)
+        return answer(failed)
 
     @app.exception_handler(Exception)
-    async def crashed(_: Request, error: Exception) -> Response:
-        return answer(ApiError(500, "The service failed; its log says why.", code="internal_error"))
+    async def crashed(_: Request, __: Exception) -> Response:
+        error = ApiError(500, "The service failed; its log says why.", code="internal_error")
+        service.metrics.request_rejected(error.code)
+        return answer(error)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import logging
 import re
 import resource
 from asyncio import TimerHandle, Transport
+from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import Response
@@ -62,10 +63,14 @@ def max_connections(wanted: int | None) -> int:
 
 
 class ConnectionLimit:
-    """The open connections of one server that have no request now, longest without one first."""
+    """The open connections of one server that have no request now, longest without one first.
 
-    def __init__(self, limit: int) -> None:
+    `on_refused` hears the code of each refusal that no route sees.
+    """
+
+    def __init__(self, limit: int, on_refused: Callable[[str], None] = lambda code: None) -> None:
         self.limit = limit
+        self.on_refused = on_refused
         self.idle: dict[Connection, None] = {}
 
 
@@ -91,7 +96,7 @@ class Connection(HalfCloseProtocol):
                 self._drop()
                 return
             else:
-                self.app = _only_health(self.app)
+                self.app = _only_health(self.app, self._limit.on_refused)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -176,6 +181,7 @@ class Connection(HalfCloseProtocol):
         """Answer with an error and close, in place of a request that waits for its answer; one that is being
         written ends without its end."""
         self._error = error
+        self._limit.on_refused(error.code)
         self._stop_timer()
         self.abandon()
         running = self.running
@@ -207,12 +213,13 @@ def _without_upgrade(data: bytes) -> bytes:
     return _UPGRADE.sub(b"x-upgrade", head) + blank + rest
 
 
-def _only_health(app: ASGIApp) -> ASGIApp:
+def _only_health(app: ASGIApp, on_refused: Callable[[str], None]) -> ASGIApp:
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] == _HEALTH:
             await app(scope, receive, send)
             return
         error = errors.too_many_connections()
+        on_refused(error.code)
         headers = {"content-type": "application/json", "connection": "close", **error.headers}
         await Response(error.json_bytes, error.status, headers)(scope, receive, send)
 

@@ -79,11 +79,17 @@ class GenerationResponse(Response):
         request, writer = self._request, self._writer
         has_begun = False
         finished: dict[int, ChoiceOutput] = {}
+        last_frame_s: float | None = None
         while True:
             output = await request.next_output()
             if request.is_disconnected:
                 return
             frames = writer.frame(output) if output else b""
+            if any(choice.token_ids for choice in output):
+                now_s = time.monotonic()
+                if last_frame_s is not None:
+                    self._service.metrics.next_frame(now_s - last_frame_s)
+                last_frame_s = now_s
             for choice in output:
                 if choice.finish_reason is not None:
                     finished[choice.index] = choice

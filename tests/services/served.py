@@ -65,7 +65,7 @@ def serving(
     """The null backend in a thread of this process; with `load` false it stays in "starting"."""
     names = {"BACKEND": "null", "ENGINE_PROCESS": False, **settings}
     service = Service(read_settings(names, env_file=None), make_client)
-    limit = ConnectionLimit(service.settings.max_connections or 1000)
+    limit = ConnectionLimit(service.settings.max_connections or 1000, service.metrics.request_rejected)
     config = uvicorn.Config(
         create_app(service),
         http=cast(type[Connection], partial(Connection, limit=limit)),

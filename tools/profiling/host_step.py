@@ -130,7 +130,8 @@ class _Api:
     """What the other process does with a report: decode it, count, detokenize; no HTTP."""
 
     def __init__(self, sequences: Seq[Sequence]) -> None:
-        self._in_flight, self._metrics = InFlight(), Metrics("continuous", "torch", "none", 1)
+        self._metrics = Metrics("continuous", "torch", "none")
+        self._in_flight = InFlight(self._metrics)
         detokenizer = PieceDetokenizer(dict.fromkeys(range(_VOCAB), b" word"))
         self._states = [
             RequestState(str(seq.seq_id), [seq], [detokenizer.stream()], [], streamed=True)
@@ -145,7 +146,7 @@ class _Api:
         report = unpack(data)
         assert isinstance(report, StepReport)
         self._metrics.step(report)
-        self._in_flight.update(report, self._metrics)
+        self._in_flight.update(report)
         took_s = time.perf_counter() - started_s
         for state in self._states:
             state.choices[0].take_output(0.0)

@@ -2,38 +2,69 @@
 
 from __future__ import annotations
 
-import json
+import re
 import socket
+import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
 
-from services.contract.timings import StepRecord
+from services import errors
+from services.core.exposition import page_of
 from services.core.metrics import LABELS, Metrics
-from services.core.step_log import StepLog
+from services.core.service import Service
 from services.engine.messages import SequenceUpdate, StepReport
+from services.errors import REASONS
+from services.http.app import create_app
+from services.read_settings import read_settings
 from tests.services.http.test_app import Background
 from tests.services.scripted_engine import TIMINGS, ScriptedEngine, last
-from tests.services.served import Served, serving, until
+from tests.services.served import CLIENT, Served, serving, until
 
 NAMES = {
     "lab_requests_total",
+    "lab_sequences_total",
     "lab_tokens_generated_total",
     "lab_prompt_tokens_total",
+    "lab_wasted_tokens_total",
     "lab_request_latency_seconds",
     "lab_time_to_first_token_seconds",
     "lab_inter_token_latency_seconds",
+    "lab_inter_chunk_latency_seconds",
+    "lab_request_time_per_output_token_seconds",
     "lab_request_queue_time_seconds",
+    "lab_request_prefill_time_seconds",
+    "lab_request_decode_time_seconds",
+    "lab_request_prompt_tokens",
+    "lab_request_generation_tokens",
     "lab_batch_size",
+    "lab_step_duration_seconds",
+    "lab_step_tokens",
+    "lab_ready",
+    "lab_engine_state",
     "lab_active_requests",
     "lab_queue_depth",
+    "lab_running_sequences",
+    "lab_waiting_sequences",
+    "lab_max_queue_requests",
+    "lab_max_batch_size",
     "lab_kv_cache_usage_ratio",
+    "lab_kv_cache_capacity_tokens",
     "lab_padded_row_steps_total",
     "lab_requests_rejected_total",
     "lab_requests_cancelled_total",
     "lab_worker_restarts_total",
+    "lab_build_info",
+}
+PROCESS_NAMES = {
+    *("virtual_memory_bytes", "resident_memory_bytes", "start_time_seconds", "cpu_seconds_total"),
+    *("open_fds", "max_fds"),
 }
 
 
@@ -45,6 +76,7 @@ def values(served: Served) -> dict[str, float]:
             assert set(LABELS) <= set(sample.labels)
             assert ":" not in sample.name
             extra = "".join(f"/{value}" for name, value in sample.labels.items() if name not in LABELS)
+            assert sample.name + extra not in found
             found[sample.name + extra] = sample.value
     return found
 
@@ -64,7 +96,9 @@ def test_names_and_help(served: Served) -> None:
     served.post(prompt=5)
     families = list(text_string_to_metric_families(served.get("/metrics").text))
     names = {family.name + ("_total" if family.type == "counter" else "") for family in families}
-    assert names == NAMES
+    processes = {f"{prefix}_{name}" for prefix in ("process", "lab_engine_process") for name in PROCESS_NAMES}
+    gpu = {name for name in names if name.startswith("lab_gpu_")}
+    assert names - gpu == NAMES | processes
     assert all(family.documentation.endswith(".") for family in families)
     labels = {
         tuple(sample.labels[name] for name in LABELS) for family in families for sample in family.samples
@@ -111,11 +145,12 @@ def test_refusals_by_reason(served: Served) -> None:
     served.get("/nothing")
     found = values(served)
     reasons = {name: value for name, value in found.items() if name.startswith("lab_requests_rejected_total")}
-    assert reasons == {
+    assert {name: value for name, value in reasons.items() if value} == {
         "lab_requests_rejected_total/invalid_value": 1,
         "lab_requests_rejected_total/context_length_exceeded": 1,
         "lab_requests_rejected_total/timeout": 1,
     }
+    assert set(reasons) == {f"lab_requests_rejected_total/{reason}" for reason in REASONS}
     assert (found["lab_requests_total"], found["lab_requests_cancelled_total"]) == (0, 0)
 
 
@@ -150,26 +185,163 @@ def test_a_report_without_a_step_moves_the_gauge_alone() -> None:
     assert 'lab_batch_size_count{backend="b",model="c",strategy="a"} 0.0' in text
 
 
-def test_the_step_log_counts_what_it_dropped() -> None:
-    log = StepLog(max_steps=3)
-    for _ in range(5):
-        log.add(StepRecord(0, 1.0, 0.5, 1, 0, 1, 0, 0))
-    assert log.page(0).startswith(b'{"steps":[{"step":2,')
-    assert log.page(0).endswith(b'"next":5,"num_dropped":2}')
-    assert log.page(1).endswith(b'"num_dropped":1}')
-    assert log.page(4).count(b'"step":') == 1
-    assert log.page(9) == b'{"steps":[],"next":5,"num_dropped":0}'
+def test_every_code_of_an_error_is_a_reason_from_the_start() -> None:
+    """The codes as the sources write them; `_FIELD_CODES` holds the others."""
+    package = Path(errors.__file__).parent
+    written = {
+        code
+        for source in package.rglob("*.py")
+        for code in re.findall(r'code="([a-z_]+)"', source.read_text(encoding="utf-8"))
+    }
+    assert written <= set(REASONS)
+    assert len(REASONS) == len(set(REASONS))
 
 
-def test_the_step_log_comes_in_pages_that_lose_nothing() -> None:
-    log = StepLog(max_steps=10, page_steps=4)
-    records = [StepRecord(i, 0.1 * i, 1 / (i + 3), i, 2 * i, 3 * i, 4 * i, 5 * i) for i in range(13)]
-    for record in records:
-        log.add(record)
-    seen, after = [], 0
-    while (page := json.loads(log.page(after)))["steps"]:
-        assert page["num_dropped"] == (3 if after == 0 else 0)
-        seen += page["steps"]
-        after = page["next"]
-    assert seen == [asdict(record) for record in records[3:]]
-    assert page["next"] == 13
+def test_all_series_are_there_before_the_model_is() -> None:
+    with serving(load=False, VARIANT="static", MODEL="lab-26m") as served:
+        before = values(served)
+        assert (before["lab_ready"], before["lab_engine_state/starting"]) == (0, 1)
+        served.post(prompt="a")
+        assert values(served)["lab_requests_rejected_total/starting"] == 1
+    with serving(VARIANT="static", MODEL="lab-26m") as served:
+        after = values(served)
+        assert (after["lab_ready"], after["lab_engine_state/running"], after["lab_max_batch_size"]) == (
+            1,
+            1,
+            16,
+        )
+    assert set(before) == set(after)
+
+
+def test_an_engine_that_restarts_is_not_ready(served: Served, engine: ScriptedEngine) -> None:
+    asked = Background(served, prompt="ab", max_tokens=9)
+    until(lambda: len(engine.submitted) == 1)
+    (seq,) = engine.submitted
+    served.call(lambda: engine.step(SequenceUpdate(seq.seq_id, [97, 98]), num_running=1))
+    served.call(lambda: engine.on_lost("it is gone"))
+    during = values(served)
+    assert (during["lab_ready"], during["lab_engine_state/restarting"]) == (0, 1)
+    assert asked.answer().status_code == 503
+    until(lambda: values(served)["lab_ready"] == 1)
+    after = values(served)
+    assert after["lab_worker_restarts_total"] == 1
+    assert after["lab_requests_rejected_total/engine_lost"] == 1
+    assert (after["lab_sequences_total/error"], after["lab_wasted_tokens_total/failed"]) == (1, 2)
+
+
+def test_sequences_are_counted_by_how_they_ended(served: Served, engine: ScriptedEngine) -> None:
+    """One request of three prompts; a second one is cancelled with tokens on the way."""
+    asked = Background(served, prompt=["a", "b", "c"], max_tokens=3)
+    until(lambda: len(engine.submitted) == 3)
+    first, second, third = engine.submitted
+    served.call(
+        lambda: engine.step(
+            last(first.seq_id, [97, 98, 99]),
+            SequenceUpdate(second.seq_id, [97], "stop", TIMINGS),
+            SequenceUpdate(third.seq_id, [97], "abort", TIMINGS),
+            num_running=3,
+        )
+    )
+    asked.answer()
+    leaving = Background(served, prompt="d", max_tokens=9, timeout_s=0.3)
+    until(lambda: len(engine.submitted) == 4)
+    seq_id = engine.submitted[3].seq_id
+    served.call(lambda: engine.step(SequenceUpdate(seq_id, [97, 98]), num_running=1))
+    assert values(served)["lab_running_sequences"] == 1
+    assert leaving.answer().status_code == 504
+    served.call(lambda: engine.step(SequenceUpdate(seq_id, [99])))
+    served.call(lambda: engine.step(SequenceUpdate(seq_id, [], "abort", TIMINGS)))
+    found = values(served)
+    by_reason = {name.partition("/")[2]: v for name, v in found.items() if "lab_sequences_total/" in name}
+    assert by_reason == {"length": 1, "stop": 1, "abort": 2, "error": 0}
+    assert found["lab_wasted_tokens_total/cancelled"] == 1 + 3
+    assert found["lab_wasted_tokens_total/dead_rows"] == found["lab_padded_row_steps_total"] == 2 * 4
+    assert found["lab_request_time_per_output_token_seconds_count"] == 1
+    assert found["lab_request_time_per_output_token_seconds_sum"] == pytest.approx(TIMINGS.decode_s / 2)
+    assert found["lab_request_generation_tokens_sum"] == 3 + 1 + 1
+    assert found["lab_request_prefill_time_seconds_count"] == 3
+    assert found["lab_step_tokens_sum/prompt"] == 4 * 5
+    assert found["lab_step_duration_seconds_sum"] == pytest.approx(4 * engine.step_s)
+    assert (found["lab_waiting_sequences"], found["lab_queue_depth"]) == (0, 0)
+
+
+def test_a_frame_of_several_tokens_shows_its_whole_gap() -> None:
+    engine = ScriptedEngine()
+    with serving(engine) as served:
+        asked = Background(served, prompt="a", max_tokens=6, stream=True)
+        until(lambda: len(engine.submitted) == 1)
+        (seq,) = engine.submitted
+        served.call(lambda: engine.step(SequenceUpdate(seq.seq_id, [97]), num_running=1))
+        time.sleep(0.1)
+        served.call(lambda: engine.step(last(seq.seq_id, [98, 99, 100, 101, 102])))
+        asked.answer()
+        found = values(served)
+    assert found["lab_inter_chunk_latency_seconds_count"] == 1
+    assert found["lab_inter_chunk_latency_seconds_sum"] >= 0.1
+    assert found["lab_inter_token_latency_seconds_count"] == 5
+    assert found["lab_inter_token_latency_seconds_sum"] == pytest.approx(engine.step_s)
+
+
+def test_openmetrics_comes_where_it_is_asked_for_with_the_id_of_a_request(served: Served) -> None:
+    engine_id = "slow-" + "x" * 123
+    with serving() as other:
+        other.post(prompt="a", max_tokens=3, request_id=engine_id)
+        page = CLIENT.get(other.url + "/metrics", headers={"accept": "application/openmetrics-text"})
+        plain = other.get("/metrics")
+    assert page.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert plain.headers["content-type"].startswith("text/plain; version=")
+    assert " # {" not in plain.text
+    exemplars = {
+        sample.name: sample.exemplar.labels["request_id"]
+        for family in openmetrics_families(page.text)
+        for sample in family.samples
+        if sample.exemplar
+    }
+    assert set(exemplars.values()) == {engine_id[:118]}
+    assert {name.removesuffix("_bucket") for name in exemplars} == {
+        "lab_time_to_first_token_seconds",
+        "lab_request_latency_seconds",
+        "lab_request_queue_time_seconds",
+        "lab_request_prefill_time_seconds",
+        "lab_request_decode_time_seconds",
+        "lab_request_time_per_output_token_seconds",
+    }
+
+
+def test_a_page_says_what_the_client_library_would_write() -> None:
+    metrics = Metrics('a "quoted" one', "back\\slash", "two\nlines", 100)
+    metrics.starting("1.0", 128, lambda: None)
+    metrics.first_token("id-1", 0.25)
+    metrics.request_rejected("timeout")
+    families = list(metrics.collect())
+    registry = CollectorRegistry()
+    registry.collect = lambda: iter(families)  # type: ignore[method-assign]
+    for write, read, accept in (
+        (generate_latest, text_string_to_metric_families, ""),
+        (generate_openmetrics, openmetrics_families, "text/plain;q=0.1, application/openmetrics-text;q=0.9"),
+    ):
+        ours = page_of(families, accept)[0].decode()
+        theirs = write(registry).decode()  # type: ignore[operator]
+        assert [(f.name, f.type, f.documentation, f.samples) for f in read(ours)] == [
+            (f.name, f.type, f.documentation, f.samples) for f in read(theirs)
+        ]
+
+
+def test_refusals_before_any_route_are_counted() -> None:
+    with serving(API_KEY="secret-key") as served:
+        served.get("/model")
+        with socket.create_connection(("127.0.0.1", served.port)) as connection:
+            connection.sendall(b"no HTTP at all\r\n\r\n")
+            connection.recv(4096)
+        page = CLIENT.get(served.url + "/metrics", headers={"authorization": "Bearer secret-key"}).text
+    for reason in ("invalid_api_key", "invalid_http"):
+        (line,) = [line for line in page.splitlines() if f'reason="{reason}"' in line]
+        assert line.endswith(" 1.0")
+
+
+def test_a_crash_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(read_settings({"BACKEND": "null"}, env_file=None))
+    monkeypatch.setattr(service, "model_card", lambda: 1 / 0)
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+        assert client.get("/model").status_code == 500
+    assert b'reason="internal_error"} 1.0' in service.metrics.text()

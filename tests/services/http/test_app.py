@@ -163,7 +163,9 @@ def test_while_the_model_loads() -> None:
         )
         for answer in (served.post(prompt="a"), served.get("/model"), served.get("/v1/models")):
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "starting")
-        assert (served.get("/metrics").status_code, served.get("/metrics").text) == (200, "")
+        assert health.json()["gpu_utilization"] is None or health.json()["gpu_utilization"] <= 1
+        page = served.get("/metrics").text
+        assert 'lab_ready{backend="null",model="null",strategy="continuous"} 0.0' in page
         assert served.post(prompt=5).status_code == 422
 
 

@@ -1,0 +1,173 @@
+"""Every panel's query on a real Prometheus that scrapes real services: an error or an empty answer fails.
+
+Then every series of the services is renamed in the queries: some panel has to become empty by it.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.strategies import VARIANTS
+from tests.ops.servers import PROMETHEUS_FILES, Prometheus, program, prometheus, traffic
+from tests.services.served import lab_serve
+from tools.dashboards.live import LIVE
+from tools.dashboards.results import ENDS, FIGURES, RESULTS
+
+pytestmark = [pytest.mark.ops, pytest.mark.timeout(600)]
+
+FILLED = {
+    "$__rate_interval": "10s",
+    "$__interval": "1d",
+    "$__range": "60d",
+    "$strategy": ".*",
+    "$backend": "torch",
+    "$model": "lab-26m",
+    "$load": "closed-16",
+    "$metric": "ttft_p50_ms",
+}
+LIVE_FILLED = {**FILLED, "$model": ".*"}
+SCRAPED_FOR_S = 12
+NOT_IN_PANELS = re.compile(
+    r"(lab_engine_)?process_(virtual_memory_bytes|start_time_seconds|open_fds|max_fds)$"
+)
+
+
+def filled(expr: str, variables: dict[str, str]) -> str:
+    for name, value in variables.items():
+        expr = expr.replace(name, value)
+    assert "$" not in expr, expr
+    return expr
+
+
+def queries(dashboard: dict[str, Any]) -> list[tuple[str, str]]:
+    variables = LIVE_FILLED if dashboard is LIVE else FILLED
+    panels = [(p["title"], t["expr"]) for p in dashboard["panels"] for t in p.get("targets", ())]
+    return [(title, filled(expr, variables)) for title, expr in panels]
+
+
+def write_results(folder: Path) -> None:
+    """Twenty nights of made-up results, as blocks of the data base."""
+    now_s = time.time()
+    lines = []
+    names = [f"lab_result_{name}{end}" for name in FIGURES for end in ("", *ENDS.values())]
+    for name in [*names, "lab_result_valid"]:
+        lines += [f"# TYPE {name} gauge"]
+        for variant in VARIANTS:
+            labels = f'strategy="{variant}",backend="torch",model="lab-26m",load="closed-16",commit="c"'
+            lines += [f"{name}{{{labels}}} 1 {now_s - 86_400 * (20 - night):.0f}" for night in range(20)]
+    for end in ("", *ENDS.values()):
+        lines += [f"# TYPE lab_comparison_ratio{end} gauge"]
+        for arm in VARIANTS:
+            labels = f'metric="ttft_p50_ms",arm="{arm}",against="baseline"'
+            series = f"lab_comparison_ratio{end}{{{labels}}}"
+            lines += [f"{series} 1 {now_s - 86_400 * (20 - night):.0f}" for night in range(20)]
+    (folder / "results.om").write_text("\n".join([*lines, "# EOF", ""]))
+    write = ["tsdb", "create-blocks-from", "openmetrics", str(folder / "results.om"), str(folder / "data")]
+    subprocess.run([program("promtool"), *write], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus, float, str]]:
+    """Prometheus, the time up to which it scraped, and the page of one service."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    write_results(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{Path(__file__).parent / 'fake_gpu'}:{Path(__file__).parents[2]}")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        slow = {"NULL_STEP_MS": 5}
+        with (
+            lab_serve(VARIANT="continuous", **slow) as first,
+            lab_serve(VARIANT="static", **slow) as second,
+            lab_serve(VARIANT="continuous", BACKEND="torch", MODEL="lab-26m") as third,
+        ):
+            for service in (first, second, third):
+                service.wait_ready(300)
+            urls = [first.url, second.url, third.url]
+            targets = {url: url.removeprefix("http://") for url in urls}
+            with prometheus(folder, targets) as scraping:
+                with traffic(urls):
+                    time.sleep(SCRAPED_FOR_S)
+                page = httpx.get(first.url + "/metrics").text
+                yield scraping, time.time() - 1, page
+
+
+def is_empty(scraping: Prometheus, query: str, at_s: float) -> bool:
+    if "lab_result" in query or "lab_comparison" in query:
+        return not scraping.values(
+            query, since_s=0 if "[60d]" in query else 20 * 86_400, step_s=86_400, at_s=at_s
+        )
+    return not scraping.values(query, since_s=SCRAPED_FOR_S, at_s=at_s)
+
+
+@pytest.mark.parametrize("dashboard", [LIVE, RESULTS], ids=["live", "results"])
+def test_every_query_has_an_answer(watched: Any, dashboard: dict[str, Any]) -> None:
+    scraping, at_s, _ = watched
+    assert not [query for query in queries(dashboard) if is_empty(scraping, query[1], at_s)]
+
+
+def test_variables_and_annotations_have_answers(watched: Any) -> None:
+    scraping, at_s, _ = watched
+    for dashboard in (LIVE, RESULTS):
+        for variable in dashboard["templating"]["list"][1:]:
+            series, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"]).groups()
+            assert scraping.api(f"label/{label}/values", **{"match[]": series})
+        for annotation in dashboard["annotations"]["list"]:
+            scraping.values(filled(annotation["expr"], FILLED), at_s=at_s)  # raises where it is no query
+
+
+def test_both_strategies_of_both_backends_are_laid_over_one_another(watched: Any) -> None:
+    scraping, at_s, _ = watched
+    seen = {(s["strategy"], s["backend"]) for s in scraping.values("lab_ready == 1", at_s=at_s)}
+    assert seen == {("continuous", "null"), ("static", "null"), ("continuous", "torch")}
+
+
+def test_a_series_that_is_renamed_empties_a_panel(watched: Any) -> None:
+    """The query is changed instead of the service: what it asks for is then as absent as after a renaming."""
+    scraping, at_s, page = watched
+    in_panels = [query for dashboard in (LIVE, RESULTS) for _, query in queries(dashboard)]
+    counted = [(f.name, f.type) for f in text_string_to_metric_families(page)]
+    results = [f"lab_result_{name}{end}" for name in FIGURES for end in ("", *ENDS.values())]
+    results += ["lab_result_valid", *(f"lab_comparison_ratio{end}" for end in ("", *ENDS.values()))]
+    names = [name + ("_total" if kind == "counter" else "") for name, kind in counted] + results
+    unwatched = [name for name in names if not NOT_IN_PANELS.match(name)]
+    assert len(unwatched) > 55
+    for name in unwatched:
+        word = re.compile(rf"\b{name}(?=\b|_bucket|_sum|_count)")
+        asking = [query for query in in_panels if re.search(rf"\b{name}(_bucket|_sum|_count)?\b", query)]
+        assert asking, f"no panel shows {name}"
+        renamed = [word.sub("renamed", query) for query in asking]
+        assert any(is_empty(scraping, query, at_s) for query in renamed), name
+
+
+def test_the_names_of_the_field_are_there_too(watched: Any) -> None:
+    """docs/metrics.md has the same table as the recording rules."""
+    scraping, at_s, _ = watched
+    rules = re.findall(r'record: "([^"]+)", expr: (.*)\}', (PROMETHEUS_FILES / "field_names.yml").read_text())
+    documented = (PROMETHEUS_FILES.parents[1] / "docs/metrics.md").read_text()
+    for record, expr in rules:
+        assert len(scraping.values(record, at_s=at_s)) == len(scraping.values(expr.strip("'"), at_s=at_s)) > 0
+        ours = re.search(r"(lab|process)_\w+", expr).group()
+        family = re.sub(r"_(bucket|sum|count)$", "", record)
+        assert f"`{family}`" in documented, family
+        assert re.sub(r"_(bucket|sum|count)$", "", ours) in documented
+
+
+def test_an_exemplar_leads_from_a_slow_bucket_to_a_request(watched: Any) -> None:
+    scraping, at_s, _ = watched
+    found = scraping.api(
+        "query_exemplars",
+        query="lab_time_to_first_token_seconds_bucket",
+        start=at_s - 60,
+        end=at_s + 5,
+    )
+    assert all(one["exemplars"][0]["labels"]["request_id"].startswith("cmpl-") for one in found)
+    assert found

@@ -1,0 +1,56 @@
+"""What can be said of the dashboards without Prometheus or Grafana's types; `tests/ops` asks those."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tools.dashboards.__main__ import FILES, main
+from tools.dashboards.live import LIVE
+from tools.dashboards.results import RESULTS
+
+PANELS = [
+    pytest.param(panel, id=f"{dashboard['uid']}-{panel['title']}")
+    for dashboard in (LIVE, RESULTS)
+    for panel in dashboard["panels"]
+    if panel["type"] != "row"
+]
+
+
+def test_the_files_are_what_the_sources_say() -> None:
+    assert main(["--check"]) == 0
+
+
+def test_a_stale_file_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(FILES, "harness/grafana_dash.json", {**LIVE, "title": "another"})
+    assert main(["--check"]) == 1
+    assert capsys.readouterr().err == "harness/grafana_dash.json is not what `make dashboards` writes\n"
+
+
+@pytest.mark.parametrize("dashboard", [LIVE, RESULTS], ids=["live", "results"])
+def test_a_dashboard_is_classic_and_takes_its_data_source_from_a_variable(dashboard: dict[str, Any]) -> None:
+    assert dashboard["schemaVersion"] == 42
+    assert dashboard["templating"]["list"][0]["type"] == "datasource"
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_has_unit_description_and_a_source_that_is_chosen(panel: dict[str, Any]) -> None:
+    assert panel["description"].endswith(".")
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    sources = [panel["datasource"], *(target["datasource"] for target in panel["targets"])]
+    assert {source["uid"] for source in sources} == {"${datasource}"}
+    ref_ids = [target["refId"] for target in panel["targets"]]
+    assert len(ref_ids) == len(set(ref_ids))
+    assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+
+
+def test_a_band_is_filled_between_series_that_exist() -> None:
+    for panel in RESULTS["panels"]:
+        legends = {target["legendFormat"] for target in panel.get("targets", ())}
+        for override in panel.get("fieldConfig", {}).get("overrides", ()):
+            named = [override["matcher"]["options"]]
+            named += [p["value"] for p in override["properties"] if p["id"] == "custom.fillBelowTo"]
+            assert legends.issuperset(named)

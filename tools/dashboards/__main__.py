@@ -1,0 +1,43 @@
+"""`make dashboards` writes the files; with --check it says which of them are not what this would write."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tools.dashboards.live import LIVE
+from tools.dashboards.results import RESULTS
+
+ROOT = Path(__file__).parents[2]
+FILES = {
+    "docker/grafana/dashboards/live.json": LIVE,
+    "docker/grafana/dashboards/results.json": RESULTS,
+    "harness/grafana_dash.json": LIVE,
+}
+
+
+def main(arguments: list[str]) -> int:
+    stale = [name for name in FILES if not _is_current(name)]
+    if "--check" in arguments:
+        for name in stale:
+            print(f"{name} is not what `make dashboards` writes", file=sys.stderr)
+        return int(bool(stale))
+    for name in stale:
+        path = ROOT / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_text(name), encoding="utf-8")
+    return 0
+
+
+def _text(name: str) -> str:
+    return json.dumps(FILES[name], indent=1) + "\n"
+
+
+def _is_current(name: str) -> bool:
+    path = ROOT / name
+    return path.exists() and path.read_text(encoding="utf-8") == _text(name)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
