@@ -1,9 +1,9 @@
 """Takes CUDA out of an installed torch, for an image that computes on a CPU: SITE_PACKAGES is the argument.
 
-torch's wheel for Linux is the CUDA build, and importing it loads `libtorch_cuda.so` (0.5 GB) and ten libraries
-of CUDA (3 GB). A process on a machine without a GPU calls none of them. They are replaced by one small library
-that has every name they are asked for: its functions answer with CUDA's code for "no device", so
-torch.cuda.is_available() is False as on any machine without a GPU.
+torch's wheel for Linux is the CUDA build, and importing it loads `libtorch_cuda.so` (0.5 GB) and ten
+libraries of CUDA (3 GB). A process on a machine without a GPU calls none of them. One small library replaces
+them: it has every name that is asked for, and its functions answer with CUDA's code for "no device". So
+torch.cuda.is_available() is False, as on any machine without a GPU.
 
 The standard library, a C compiler and binutils are enough.
 """
@@ -97,7 +97,10 @@ def _version_script(missing: dict[str, str]) -> str:
 def _symbols(path: Path, which: str) -> list[tuple[str, str, str]]:
     """Name, version ("" where it has none) and kind of each."""
     lines = map(str.split, _output("nm", "--dynamic", "--format=posix", which, path).splitlines())
-    return [(line[0].partition("@")[0], line[0].rpartition("@")[2] if "@" in line[0] else "", line[1]) for line in lines]
+    return [
+        (line[0].partition("@")[0], line[0].rpartition("@")[2] if "@" in line[0] else "", line[1])
+        for line in lines
+    ]
 
 
 def _needed(path: Path) -> list[str]:
