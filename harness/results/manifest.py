@@ -75,6 +75,7 @@ class ServiceFacts(Facts):
     num_threads: int
     scheduling: str
     strategy: dict[str, str | int | float | bool]
+    details: dict[str, str | int | float | bool] = {}
 
 
 class SettingsFacts(Facts):
