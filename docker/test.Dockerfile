@@ -5,7 +5,7 @@ FROM ${BASE} AS packages
 RUN apt-get update \
     && apt-get install -y --no-install-recommends curl nginx-light prometheus prometheus-alertmanager \
         prometheus-pushgateway \
-    && rm -rf /var/lib/apt/lists/*
+    && apt-get clean && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 
 FROM packages AS nginx
 FROM packages AS prometheus

@@ -33,7 +33,10 @@ write() { # true where something changed
     return $changed
 }
 
-sed -e "s/@ARM_A@/$ARM_A/g" -e "s/@ARM_B@/$ARM_B/g" -e "s/@SHARE_A@/$SHARE_A/g" -e "s#@DIR@#$DIR#g" \
+# SERVICE=all names no service.
+arm() { case " $BACKENDS " in *" $1 "*) echo "$1" ;; *) echo continuous ;; esac }
+
+sed -e "s/@ARM_A@/$(arm "$ARM_A")/g" -e "s/@ARM_B@/$(arm "$ARM_B")/g" -e "s/@SHARE_A@/$SHARE_A/g" -e "s#@DIR@#$DIR#g" \
     -e "s/@BACKENDS@/$(echo "$BACKENDS" | tr ' ' '|')/g" -e "s/@LISTEN@/${LISTEN:-8000}/g" \
     "$(dirname "$0")/nginx.conf.in" > "$DIR/nginx.conf"
 write || true
