@@ -1,4 +1,4 @@
-"""Dockerfiles and the compose stack, as far as they can be judged without an engine (`make docker-test` has one)."""
+"""Dockerfiles and the compose stack, as far as they can be judged without an engine."""
 
 from __future__ import annotations
 
