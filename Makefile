@@ -216,8 +216,30 @@ test-ops: .venv/.ops ## dashboards and alerts on a real Prometheus; installs wha
 dash: .venv/.lab-base ## Prometheus over running services, Grafana where Docker is: ARGS="--targets localhost:8000"
 	@.venv/bin/python -m tools.dash $(ARGS)
 
-dashboards: .venv/.lab-base ## write the Grafana dashboards anew from tools/dashboards
+dashboards: .venv/.lab-base ## write the Grafana dashboards anew from tools/dashboards, and the rules for Kubernetes
 	@.venv/bin/python -m tools.dashboards
+	@.venv/bin/python -m tools.kubernetes_rules
+
+# Images and the stack. BACKEND, MODEL, SERVICE, REPLICAS and the names in docker/compose.yml can be given.
+REPLICAS ?= 1
+COMPOSE := docker compose $(if $(wildcard .env),--env-file .env) -f docker/compose.yml
+IMAGES ?= harness cpu
+.PHONY: docker up down docker-test
+docker: ## build images: IMAGES="harness cpu llama cuda" ARGS="--build-arg BASE=..."
+	@for image in $(IMAGES); do DOCKER_BUILDKIT=1 docker build -f docker/Dockerfile --target $$image \
+		--build-arg REVISION=$$(git rev-parse HEAD) --build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' \
+		pyproject.toml) -t batching-lab:$$image $(ARGS) . || exit 1; done
+
+up: export SERVICE := $(SERVICE)
+up: ## the whole stack, on port 8000: SERVICE=continuous (or all, llama, gpu) REPLICAS=1 MODEL= BACKEND=
+	@$(COMPOSE) --profile $(SERVICE) up --detach --wait $(if $(filter-out 1,$(REPLICAS)),--scale $(SERVICE)=$(REPLICAS))
+	@$(COMPOSE) ps
+
+down: ## take the stack down; running answers are finished first. ARGS=--volumes forgets models and results
+	@$(COMPOSE) --profile '*' down $(ARGS)
+
+docker-test: ## build and try all of it on an engine, one of its own if need be; says SKIPPED where none can start
+	@docker/test.sh $(ARGS)
 
 check: .venv/.dev ## ruff, mypy, import-linter, drift of the corpus, .env.example and dashboards
 	.venv/bin/ruff check .
@@ -227,6 +249,7 @@ check: .venv/.dev ## ruff, mypy, import-linter, drift of the corpus, .env.exampl
 	.venv/bin/python -m tools.cli prompts --check
 	.venv/bin/python -m tools.env_example --check
 	.venv/bin/python -m tools.dashboards --check
+	.venv/bin/python -m tools.kubernetes_rules --check
 
 lock-check: $(filter .uv/bin/uv,$(UV)) ## whether uv.lock is that of pyproject.toml
 	@$(UV) lock --check --quiet

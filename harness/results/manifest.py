@@ -69,6 +69,7 @@ class ServiceFacts(Facts):
     strategy: dict[str, str | int | float | bool]
     settings: dict[str, str | int | float | bool | None] = {}
     given: list[str] = []
+    details: dict[str, str | int | float | bool] = {}
 
 
 class SettingsFacts(Facts):

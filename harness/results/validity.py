@@ -191,6 +191,9 @@ def _may_cache(manifest: RunManifest) -> bool:
 
 def _server_doubts(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
     doubts: list[str] = []
+    service = manifest.service
+    if service and service.device == "cpu" and service.details.get("cpu_kernels") is False:
+        doubts.append("the service ran without its CPU kernels (no compiler, or CPU_KERNELS=0)")
     done = rows[rows["error"].isna()]
     early = int((done["num_output_tokens"] < done["max_tokens"]).sum())
     if early and manifest.settings.ignore_eos:

@@ -141,6 +141,10 @@ class CpuKernels:
             self._run_model = bound("model_bfloat16", step, model, rows, _PTR)
         self._part_seconds: ctypes.Array[ctypes.c_double] | None = None
 
+    def described(self) -> str:
+        """Which parts of a step the kernels can take over on this CPU."""
+        return "norms, rotation, attention" + (", linear layers" if self.has_linear else "")
+
     @staticmethod
     def covers(head_dim: int, v_dim: int | None = None, hidden_size: int = PANEL) -> bool:
         """True where attention of such heads and norms of such rows can run here."""

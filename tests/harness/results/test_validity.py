@@ -195,6 +195,10 @@ def changed(**changes: Any) -> Validity:
             "prompts were sent more than once",
         ),
         (
+            lambda: changed(service={"device": "cpu", "details": {"cpu_kernels": False}}),
+            "without its CPU kernels",
+        ),
+        (
             lambda: with_repeat(steps={"mean_batch_size": 1, "dead_row_share": 0, "num_dropped": 7}),
             "the step log lost 7 steps",
         ),
@@ -230,6 +234,11 @@ def test_repeats_against_one_running_server_call_for_caution() -> None:
     rows = closed_rows() + closed_rows(repeat=1)
     manifest = made_manifest(rows, repeats=2, settings={"url": "http://h", "seed": 0})
     assert "prefix cache" in judged(rows, manifest).caution[0]
+
+
+@pytest.mark.parametrize("details", [{}, {"cpu_kernels": True}])
+def test_kernels_that_run_and_backends_that_have_none_are_fine(details: dict[str, bool]) -> None:
+    assert changed(service={"device": "cpu", "details": details}).level == "VALID"
 
 
 def test_a_machine_far_away_is_not_judged_by_ours() -> None:
