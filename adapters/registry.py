@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _NAMES = (
     "torch",
     "llama_cpp",
+    "openvino",
     "null",
 )
 
