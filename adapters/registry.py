@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _NAMES = (
     "torch",
     "llama_cpp",
+    "openvino",
+    "onnx",
     "null",
 )
 

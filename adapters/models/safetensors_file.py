@@ -52,6 +52,13 @@ def safetensors_header(shapes: Iterable[tuple[str, tuple[int, ...]]], dtype: str
     return len(text).to_bytes(8, "little") + text
 
 
+def count_parameters(folder: Path) -> int:
+    """Of all tensors; 0 for a folder without safetensors files."""
+    if not any(folder.glob("*.safetensors")):
+        return 0
+    return sum(math.prod(tensor.shape) for tensor in list_tensors(folder).values())
+
+
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:
     """All tensors by name.
 

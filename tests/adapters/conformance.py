@@ -127,12 +127,45 @@ def llama_cpp_with_a_shared_cache() -> Backend:
     return backend
 
 
+def openvino_backend() -> Backend:
+    pytest.importorskip("openvino_genai", reason="needs the openvino extra")
+    folder = tiny_llama()
+    from adapters.openvino_backend.backend import OpenVinoBackend
+
+    return OpenVinoBackend(
+        BackendConfig(
+            backend="openvino",
+            model=folder,
+            dtype="fp32",
+            artifacts_dir=f"{scratch().name}/artifacts",
+            num_threads=1,
+            max_batch_size=MAX_BATCH,
+            max_model_len=MAX_MODEL_LEN,
+        )
+    )
+
+
+def onnx_backend() -> Backend:
+    for package in ("onnxruntime", "onnxruntime_genai", "onnx_ir"):
+        pytest.importorskip(package, reason="needs the onnx extra")
+    folder = tiny_llama()
+    from adapters.onnx_backend.backend import OnnxBackend
+
+    limits = {"max_batch_size": MAX_BATCH, "max_model_len": MAX_MODEL_LEN}
+    artifacts = f"{scratch().name}/artifacts"
+    return OnnxBackend(
+        BackendConfig(backend="onnx", model=folder, artifacts_dir=artifacts, num_threads=1, **limits)
+    )
+
+
 FACTORIES: dict[str, Callable[[], Backend]] = {
     "null": null_backend,
     "torch": torch_backend,
     "torch, device": torch_backend_of_a_device,
     "llama_cpp": llama_cpp_backend,
     "llama_cpp unified": llama_cpp_with_a_shared_cache,
+    "openvino": openvino_backend,
+    "onnx": onnx_backend,
 }
 
 _next_seq_id = count(1)

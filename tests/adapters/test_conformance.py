@@ -23,9 +23,15 @@ NO_ROOM = (BackendError, CapacityError)
 LENGTHS = [1, CUT - 1, CUT, 2 * CUT + 5]
 
 
+MARKS = {"llama_cpp": pytest.mark.llama, "openvino": pytest.mark.engines, "onnx": pytest.mark.engines}
+
+
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.llama] * name.startswith("llama")) for name in FACTORIES],
+    params=[
+        pytest.param(name, marks=[mark for kind, mark in MARKS.items() if name.startswith(kind)])
+        for name in FACTORIES
+    ],
 )
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     backend = FACTORIES[request.param]()

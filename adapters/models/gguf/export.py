@@ -1,6 +1,7 @@
 """From a Hugging Face folder of Llama's architecture to a GGUF file with the same weights.
 
-Weights keep the number format they have, so nothing is rounded (norms become fp32, as llama.cpp wants them).
+Weights keep the number format they have, so nothing is rounded (norms become fp32, as llama.cpp wants them),
+or become f16.
 Tensors go from disk to disk one at a time, so memory stays small.
 """
 
@@ -44,8 +45,10 @@ def own_format(folder: Path) -> str:
     return _FORMAT_NAMES[_main_dtype(list_tensors(folder))]
 
 
-def export_gguf(folder: Path, target: Path, name: str) -> None:
+def export_gguf(folder: Path, target: Path, name: str, *, as_f16: bool = False) -> None:
     """Write `target` from the model in `folder`; `name` is what the file calls itself.
+
+    `as_f16` rounds the matrices to f16.
 
     Raises:
         UnsupportedModel: the architecture is not Llama's, or uses what its GGUF form has no word for.
@@ -58,14 +61,14 @@ def export_gguf(folder: Path, target: Path, name: str) -> None:
     try:
         writer.add_name(name)
         _add_shape(writer, config)
-        writer.add_file_type(_FILE_TYPES[_main_dtype(tensors)])
+        writer.add_file_type(_FILE_TYPES["F16" if as_f16 else _main_dtype(tensors)])
         add_vocab(writer, folder, config["vocab_size"])
         plan = list(_plan(tensors, config))
         factors = _rope_factors(config)
         if factors is not None:
             writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
         for gguf_name, tensor, _ in plan:
-            kind = "F32" if len(tensor.shape) == 1 else tensor.dtype
+            kind = "F32" if len(tensor.shape) == 1 else "F16" if as_f16 else tensor.dtype
             num_bytes = math.prod(tensor.shape) * (4 if kind == "F32" else 2)
             writer.add_tensor_info(gguf_name, tensor.shape, np.dtype("<u2"), num_bytes, _TYPES[kind])
         writer.write_header_to_file()
@@ -77,7 +80,11 @@ def export_gguf(folder: Path, target: Path, name: str) -> None:
             values = tensor.read()
             if num_heads:
                 values = _interleaved(values, num_heads)
-            writer.write_tensor_data(_as_fp32(values, tensor.dtype) if values.ndim == 1 else values)
+            if values.ndim == 1:
+                values = _as_fp32(values, tensor.dtype)
+            elif as_f16:
+                values = _as_fp32(values, tensor.dtype).astype(np.float16)
+            writer.write_tensor_data(values)
     finally:
         writer.close()
 

@@ -71,7 +71,7 @@ def resolve_gguf(config: BackendConfig) -> GgufFile:
     files = resolve_model(config, GGUF_FORMATS)
     packaged = PACKAGED.get(name)
     default = packaged.file_format if packaged else DEFAULT_FORMAT
-    return _made_from(files, _format(files, config.dtype, default), config, packaged)
+    return gguf_made_from(files, _format(files, config.dtype, default), config, packaged)
 
 
 def find_gguf(model: str) -> Path:
@@ -133,9 +133,14 @@ def _format(files: ModelFiles, dtype: str, default: str) -> str:
     return wanted
 
 
-def _made_from(
+def gguf_made_from(
     files: ModelFiles, file_format: str, config: BackendConfig, packaged: PackagedModel | None
 ) -> GgufFile:
+    """The file of a Hugging Face folder in this format, made unless it is there.
+
+    Raises:
+        ConfigError, UnsupportedModel, BackendError: as `make_gguf`.
+    """
     folder = _gguf_folder(files, config.artifacts_dir)
     path = folder / f"{folder.name.removesuffix('-gguf')}-{file_format}.gguf"
     if not _is_current(path, files.digest):
@@ -165,7 +170,6 @@ def make_gguf(
         BackendError: llama.cpp cannot quantize it.
     """
     from adapters.models.gguf.export import export_gguf, own_format
-    from adapters.models.gguf.quantize import quantize
 
     def make(path: Path, write: Callable[[Path], None]) -> None:
         def write_described(unfinished: Path) -> Manifest:
@@ -187,10 +191,16 @@ def make_gguf(
         logger.info("exporting %s to %s", files.folder, exported)
         export_gguf(files.folder, unfinished, files.name)
 
+    def export_f16(unfinished: Path) -> None:
+        logger.info("exporting %s to %s", files.folder, path)
+        export_gguf(files.folder, unfinished, files.name, as_f16=True)
+
     def copy_shipped(unfinished: Path) -> None:
         shutil.copyfile(packaged_file(files.name), unfinished)
 
     def quantize_export(unfinished: Path) -> None:
+        from adapters.models.gguf.quantize import quantize
+
         make(exported, export)
         logger.info("quantizing %s to %s", exported, path)
         quantize(exported, unfinished, file_format, num_threads)
@@ -198,7 +208,12 @@ def make_gguf(
     try:
         own = own_format(files.folder)
         exported = path.with_name(path.name.replace(f"-{file_format}.gguf", f"-{own}.gguf"))
-        make(path, copy_shipped if shipped else export if path == exported else quantize_export)
+        if shipped:
+            make(path, copy_shipped)
+        elif path == exported:
+            make(path, export)
+        else:  # f16 is a plain cast, and so needs no llama.cpp
+            make(path, export_f16 if file_format == "f16" else quantize_export)
     except OSError as error:
         raise ConfigError(f"{path} cannot be made: {error}; set ARTIFACTS_DIR elsewhere") from error
 
