@@ -17,7 +17,7 @@ def test_a_name_becomes_a_loaded_backend() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'cuda'.*must be one of torch, llama_cpp, null"):
+    with pytest.raises(ConfigError, match=f"'cuda'.*must be one of {', '.join(registry.BACKENDS)}"):
         registry.create_backend(BackendConfig(backend="cuda"))
 
 
@@ -26,6 +26,8 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     [
         ("torch", "torch", ConfigError, "needs the package torch: .*--extra torch"),
         ("llama_cpp", "llama_cpp", ConfigError, "needs the package llama_cpp: .*--extra llama`"),
+        ("openvino", "openvino", ConfigError, "needs the package openvino: .*--extra openvino`"),
+        ("onnx", "onnxruntime", ConfigError, "needs the package onnxruntime: .*--extra onnx`"),
         ("torch", "adapters.x", ModuleNotFoundError, "adapters.x"),
     ],
 )
