@@ -39,7 +39,7 @@ up() { $COMPOSE --profile all up --detach --wait --no-build --quiet-pull "$@" >"
 $COMPOSE up --detach --no-build stage >/dev/null 2>&1
 sleep 2
 $COMPOSE kill stage >/dev/null 2>&1 || true
-export BACKEND=null
+export BACKEND=null ARM_A=continuous ARM_B=dynamic SHARE_A=80
 up baseline static dynamic continuous $STACK
 say "the stack is up: $($COMPOSE ps --format '{{.Service}}' | sort | tr '\n' ' ')"
 
@@ -52,6 +52,14 @@ equal=$(rows 'a.set_index("prompt_id").output_sha256.equals(b.set_index("prompt_
     "$WORK/out/null-baseline.parquet" "$WORK/out/null-continuous.parquet")
 [ "$equal" = True ] || fail "baseline and continuous gave other tokens"
 say "bench against each variant through the front; equal tokens"
+
+arms() { for id in $(seq 100); do curl --silent --output /dev/null --dump-header - --header "X-Request-Id: $id" "$FRONT/health" |
+    tr -d '\r' | sed -n 's/^X-Lab-Arm: //p'; done; }
+arms >"$WORK/arms" && arms >"$WORK/arms-again"
+cmp -s "$WORK/arms" "$WORK/arms-again" || fail "the same request went to another arm"
+in_a=$(grep -c '^continuous$' "$WORK/arms")
+[ "$(sort "$WORK/arms" | uniq -c | wc -l)" = 2 ] && [ "$in_a" -ge 65 ] && [ "$in_a" -le 92 ] || fail "$in_a of 100 ids went to arm A"
+say "two arms by the hash of the request's id: $in_a of 100 in A, the same ones twice"
 
 prometheus=http://127.0.0.1:$PROMETHEUS_PORT/api/v1
 found=""
