@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+pytest.importorskip("kubernetes_validate", reason="needs the group ops")
+
 from tests.ops.manifests import K8S, Manifest, problems, rendered
 from tools import kubernetes_rules
 
