@@ -27,6 +27,7 @@ from harness.results.metrics import METRICS, compared_figures
 from harness.results.record import make_table, write_parquet
 from harness.results.slo import Slo
 from harness.results.steps import step_rows, write_steps
+from harness.results.table import markdown_text
 from services.contract.status import StepLine
 from tests.harness.comparing.test_comparison import comparison, run_rows
 from tests.harness.results.test_latency_budget import told
@@ -200,7 +201,7 @@ def test_page_markdown_and_json_show_one_number(result: Path, capsys: pytest.Cap
             assert f"<td>{escape(cell)}</td>" in page
             if figure in compared_figures():
                 row = next(r for r in markdown.splitlines() if r.startswith(f"| {arm['arm']} "))
-                assert f" {cell} |" in row
+                assert f" {markdown_text(cell)} |" in row
     for ratio, contrast in zip(told["ratios"], data.found, strict=True):
         value = contrast.verdict and contrast.verdict.ratio
         assert (ratio["figure"], ratio["ratio"]) == (contrast.figure.key, value)
