@@ -93,7 +93,7 @@ def test_markdown_tells_natural_lengths_and_unlike_work() -> None:
     same, other = rows_of("a"), rows_of("b", last_token=7)
     assert "answers of so many tokens" not in markdown(same, other, settings={"url": None, "seed": 0})
     text = markdown(same, rows_of("b"), settings=NATURAL)
-    assert "| a, 1 users | 8 | 2 | 5.5 | 2 |" in " ".join(text.split())
+    assert "| a, 1 user | 8 | 2 | 5.5 | 2 |" in " ".join(text.split())
     assert "caution: 1 prompts" not in text
     assert "caution: 1 prompts did not get the same" in markdown(same, other, settings=NATURAL)
 
