@@ -21,7 +21,9 @@ PAGE_STEPS = 5_000
 """Steps of one page: some 10 ms of the API's time."""
 
 _COUNTERS = {name: kind for name, kind in get_type_hints(StepRecord).items() if name != "step"}
-_PACKED = Struct("<" + "".join({float: "d", int: "I"}[kind] for kind in _COUNTERS.values()))
+_PACKED = Struct(  # a million tokens in one prompt have 10 ** 12 of context
+    "<" + "".join("Q" if "context" in name else {float: "d", int: "I"}[of] for name, of in _COUNTERS.items())
+)
 _LINE = '{"step":%d,' + ",".join(f'"{name}":%r' for name in _COUNTERS) + "}"
 _values = attrgetter(*_COUNTERS)
 
