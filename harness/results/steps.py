@@ -25,7 +25,11 @@ STEP_SCHEMA = pa.schema(
         ("run_id", pa.string()),
         ("repeat", pa.int32()),
         ("step", pa.int64()),
-        *((name, kind) for name, kind in arrow_columns(StepRecord) if name != "step"),
+        *(
+            (name, pa.int64() if "context" in name else kind)  # tokens times context
+            for name, kind in arrow_columns(StepRecord)
+            if name != "step"
+        ),
     ]
 )
 _REQUIRED = ("run_id", "repeat", "start_s", "duration_s", "num_rows", "num_dead_rows")
