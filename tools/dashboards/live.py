@@ -194,6 +194,12 @@ def _steps() -> Sequence[Json]:
             [target(f"max by ({_BY}) (lab_kv_cache_usage_ratio{{{_CHOSEN}}})", "{{strategy}}")],
         ),
         lines("KV cache size", "Tokens that it holds.", "short", [_gauge("lab_kv_cache_capacity_tokens")]),
+        lines(
+            "Preemptions",
+            "Sequences a second whose KV memory was taken (KV_POLICY=paged); they compute their tokens again.",
+            "ops",
+            [_rate("lab_preemptions_total", "{{strategy}}")],
+        ),
     )
 
 
