@@ -196,7 +196,7 @@ def _steps() -> Sequence[Json]:
         lines("KV cache size", "Tokens that it holds.", "short", [_gauge("lab_kv_cache_capacity_tokens")]),
         lines(
             "Preemptions",
-            "Sequences a second whose KV memory was taken (KV_POLICY=paged); they compute their tokens again.",
+            "Sequences a second whose KV memory was taken (KV_POLICY=paged); they compute again.",
             "ops",
             [_rate("lab_preemptions_total", "{{strategy}}")],
         ),
