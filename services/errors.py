@@ -33,6 +33,7 @@ REASONS = (
     *("invalid_json", "invalid_value", *_FIELD_CODES.values(), "unsupported_encoding", "body_too_large"),
     *("body_too_slow", "context_length_exceeded", "model_not_found", "request_not_found", "queue_full"),
     *("invalid_api_key", "invalid_http", "headers_too_large", "headers_too_slow", "too_many_pipelined"),
+    "chunks_too_small",
     *("too_many_connections", "starting", "restarting", "draining", "engine_lost", "engine_lost_twice"),
     *("backend_failed", "backend_not_loaded", "internal_error", "slow_reader", "timeout"),
 )
@@ -194,6 +195,11 @@ def not_http() -> ApiError:
 def head_too_large(max_bytes: int, max_headers: int) -> ApiError:
     message = f"The request line and headers are more than {max_bytes} bytes, or than {max_headers} headers."
     return ApiError(431, message, code="headers_too_large")
+
+
+def framing_too_large() -> ApiError:
+    message = "The body comes in pieces that are far smaller than what surrounds them: send larger chunks."
+    return ApiError(400, message, code="chunks_too_small")
 
 
 def head_too_slow(timeout_s: float) -> ApiError:

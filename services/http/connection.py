@@ -105,6 +105,9 @@ class Connection(HalfCloseProtocol):
         self._timer: TimerHandle | None = None
         self._is_in_head = False
         self._num_head_bytes = 0
+        self._num_framing_bytes = 0
+        """Of the present message: what came, its body left out."""
+        self._num_body_bytes = 0
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -133,13 +136,17 @@ class Connection(HalfCloseProtocol):
             data = _without_upgrade(data)
         # Where a head or a piece of a body begins in `data`, parsing starts the count anew.
         self._num_head_bytes += len(data)
+        self._num_framing_bytes += len(data)
         super().data_received(data)
         if self._num_head_bytes > MAX_HEAD_BYTES and self._error is None:
             self._refuse(errors.head_too_large(MAX_HEAD_BYTES, MAX_HEADERS))
+        # Each piece of a body is a call of the parser: tiny ones without end would hold the loop.
+        if self._num_framing_bytes > 2 * MAX_HEAD_BYTES + 8 * self._num_body_bytes and self._error is None:
+            self._refuse(errors.framing_too_large())
 
     def on_message_begin(self) -> None:
         self._is_in_head = True
-        self._num_head_bytes = 0
+        self._num_head_bytes = self._num_framing_bytes = self._num_body_bytes = 0
         super().on_message_begin()
         hold: dict[Any, Any] = {"abort": self.transport.abort, "is_closing": self.transport.is_closing}
         self.scope["extensions"] = {ABORT: hold}
@@ -162,6 +169,8 @@ class Connection(HalfCloseProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._num_head_bytes = 0
+        self._num_body_bytes += len(body)
+        self._num_framing_bytes -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:

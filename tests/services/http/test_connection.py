@@ -210,6 +210,11 @@ def test_what_a_chunked_body_has_beside_its_bytes_is_limited(served: Served, tai
     assert answer_to(served, *pieces) == (431, "headers_too_large")
 
 
+def test_a_body_in_tiny_pieces_with_much_around_them_is_refused(served: Served) -> None:
+    pieces = [(b"1;" + b"y" * 60 + b"\r\n \r\n") * 1000] * 20
+    assert answer_to(served, CHUNKED, *pieces) == (400, "chunks_too_small")
+
+
 def test_a_body_that_cannot_be_parsed_gets_an_error(served: Served) -> None:
     assert answer_to(served, CHUNKED, b"what\r\n") == (400, "invalid_http")
 
