@@ -26,8 +26,6 @@ from harness.comparing.arms import find_arms
 from harness.comparing.combine import (
     choose_reference,
     compare_files,
-    comparison_manifest,
-    validity_of,
     write_comparison,
 )
 from harness.comparing.compare_runs import LoadPlan, measure_blocks, plan_digest
@@ -162,15 +160,10 @@ def _write(
     folder: Path, of: LoadPlan, measurements: Sequence[Measurement], reference: str
 ) -> tuple[Path, ComparisonManifest]:
     """One file for each load."""
-    for measurement in measurements:
-        measurement.manifest.path = str(measurement.path)
-    runs = [measurement.manifest for measurement in measurements]
-    measured = {run.arm for run in runs}
-    num_blocks = len(of.schedules)
+    measured = {measurement.manifest.arm for measurement in measurements}
     arms = [str(arm.name) for arm in of.arms if arm.name in measured]
-    validity = validity_of(runs, len(of.arms) * num_blocks)
-    manifest = comparison_manifest(runs, arms, reference, num_blocks, validity)
-    return write_comparison(folder, measurements, manifest), manifest
+    num_blocks = len(of.schedules)
+    return write_comparison(folder, measurements, arms, reference, num_blocks, len(of.arms) * num_blocks)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from adapters.base import ConfigError
 from adapters.models.packaged import PACKAGED
 from adapters.registry import BACKENDS
 from harness.comparing.arms import find_arms
-from harness.comparing.combine import Comparison, comparison_manifest, validity_of, write_comparison
+from harness.comparing.combine import Comparison, write_comparison
 from harness.comparing.compare_runs import measure_blocks
 from harness.comparing.loads import plan_load
 from harness.replay.arm_file import Measurement
@@ -85,13 +85,8 @@ def measure_against(args: argparse.Namespace, goes_on: Callable[[CommitRuns], bo
 def _put_together(
     measured: Sequence[Measurement], folder: Path, pairs: list[tuple[str, str]], num_blocks: int, heading: str
 ) -> CommitRuns:
-    for measurement in measured:
-        measurement.manifest.path = str(measurement.path)
-    runs = [measurement.manifest for measurement in measured]
     arms = [arm for pair in zip(*pairs, strict=True) for arm in pair]
-    validity = validity_of(runs, len(arms) * num_blocks)
-    manifest = comparison_manifest(runs, arms, arms[0], num_blocks, validity)
-    path = write_comparison(folder, measured, manifest)
+    path, manifest = write_comparison(folder, measured, arms, arms[0], num_blocks, len(arms) * num_blocks)
     was_interrupted = any(measurement.was_interrupted for measurement in measured)
     return CommitRuns(path, Comparison(read_parquet(path)[1], manifest), pairs, heading, was_interrupted)
 

@@ -133,14 +133,28 @@ def merged_reasons(reasons: Sequence[tuple[str, Sequence[str]]]) -> tuple[str, .
     return tuple(told)
 
 
-def write_comparison(folder: Path, measurements: Sequence[Measurement], manifest: ComparisonManifest) -> Path:
-    """One file with the rows of all runs, as they stand in the files of these runs."""
+def write_comparison(
+    folder: Path,
+    measurements: Sequence[Measurement],
+    arms: Sequence[str],
+    reference: str,
+    num_blocks: int,
+    num_planned: int,
+) -> tuple[Path, ComparisonManifest]:
+    """One file with the rows of all runs, as they stand in the files of these runs.
+
+    Fewer runs than `num_planned` make it INVALID.
+    """
+    for measurement in measurements:
+        measurement.manifest.path = str(measurement.path)
+    runs = [measurement.manifest for measurement in measurements]
+    manifest = comparison_manifest(runs, arms, reference, num_blocks, validity_of(runs, num_planned))
     tables = [read_table(m.path) for m in measurements]
     stem, number = utc_stamp(), 1
     while (path := folder / (f"{stem}.parquet" if number == 1 else f"{stem}-{number}.parquet")).exists():
         number += 1
     write_parquet(path, pa.concat_tables(tables), manifest)
-    return path
+    return path, manifest
 
 
 def read_result(path: Path) -> ResultFile:

@@ -6,11 +6,12 @@ correlation of one night's noise with the next: the test assumes none.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from harness.history.change_points import MIN_NIGHTS, change_points, jumps
+from harness.history.change_points import MIN_NIGHTS, ChangePoint, change_points, jumps
 from harness.results.formulas import Floats
 from harness.results.table import render_table, share
 
@@ -37,35 +38,46 @@ class Rates:
 def trial_rates(
     num_histories: int, num_nights: int, step: float, noise: float, memory: float, seed: int = 0
 ) -> Rates:
-    generator = np.random.default_rng(seed)
-    counts = np.zeros(4)
-    for _ in range(num_histories):
-        values = np.exp(noise * _remembering(generator.normal(size=num_nights), memory))
-        night = int(generator.integers(2 * MIN_NIGHTS, num_nights - 2 * MIN_NIGHTS + 1))
-        alarms = change_points(values)
-        values[night:] *= 1 - step
-        away = [abs(mark.index - night) for mark in change_points(values)]
-        counts += (
-            bool(alarms),
-            min(away, default=9) <= TOLERANCE,
-            0 in away,
-            max(away, default=0) > TOLERANCE,
-        )
-    return Rates(*map(float, counts / num_histories))
+    """Of absolute figures, whose noise remembers the night before."""
+
+    def draw(generator: np.random.Generator) -> Floats:
+        return np.exp(noise * _remembering(generator.normal(size=num_nights), memory))
+
+    def plant(values: Floats, night: int) -> Floats:
+        return np.where(np.arange(len(values)) < night, values, values * (1 - step))
+
+    return _rates(num_histories, num_nights, seed, draw, plant, change_points)
 
 
 def ratio_rates(num_histories: int, num_nights: int, step: float, noise: float, seed: int = 0) -> Rates:
     """The same of a chain: `noise` is that of a night's ratio, whatever the machine does between nights."""
+
+    def draw(generator: np.random.Generator) -> Floats:
+        return np.concatenate(([0.0], noise * generator.normal(size=num_nights)))
+
+    def plant(steps: Floats, night: int) -> Floats:
+        return np.where(np.arange(len(steps)) == night, steps + np.log1p(-step), steps)
+
+    return _rates(num_histories, num_nights, seed, draw, plant, lambda steps: jumps(np.exp(np.cumsum(steps))))
+
+
+def _rates(
+    num_histories: int,
+    num_nights: int,
+    seed: int,
+    draw: Callable[[np.random.Generator], Floats],
+    plant: Callable[[Floats, int], Floats],
+    marks_of: Callable[[Floats], Sequence[ChangePoint]],
+) -> Rates:
+    """How often marks stand in histories as drawn, and where in the same ones with a step planted."""
     generator = np.random.default_rng(seed)
     counts = np.zeros(4)
     for _ in range(num_histories):
-        steps = np.concatenate(([0.0], noise * generator.normal(size=num_nights)))
+        drawn = draw(generator)
         night = int(generator.integers(2 * MIN_NIGHTS, num_nights - 2 * MIN_NIGHTS + 1))
-        alarms = jumps(np.exp(np.cumsum(steps)))
-        steps[night] += np.log1p(-step)
-        away = [abs(mark.index - night) for mark in jumps(np.exp(np.cumsum(steps)))]
+        away = [abs(mark.index - night) for mark in marks_of(plant(drawn, night))]
         counts += (
-            bool(alarms),
+            bool(marks_of(drawn)),
             min(away, default=9) <= TOLERANCE,
             0 in away,
             max(away, default=0) > TOLERANCE,
