@@ -27,7 +27,7 @@ from harness.plan.planner import plan
 from harness.plan.schedule import Arrivals
 from harness.replay.arm_file import Arm
 from harness.replay.progress import Reporter, make_reporter
-from harness.results.output_dir import make_folder, utc_stamp, whole_file
+from harness.results.output_dir import free_path, make_folder, utc_stamp, whole_file
 from harness.results.slo import Slo
 from harness.results.table_file import write_table
 from harness.settings import HarnessSettings, add_setting_options, read_settings
@@ -139,7 +139,7 @@ def _probe(
 
 def write_capacities(folder: Path, found: Capacities, tried: Sequence[dict[str, object]]) -> Path:
     """Parquet with one row a run and the result in its metadata, and JSON with the result alone."""
-    path = folder / f"{utc_stamp()}.parquet"
+    path = free_path(folder, utc_stamp())
     facts = json.dumps(found.facts(), indent=2)
     write_table(path, pa.Table.from_pylist(list(tried)), b"lab.capacity", facts.encode())
     with whole_file(path.with_suffix(".json")) as file:

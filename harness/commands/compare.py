@@ -42,9 +42,7 @@ from harness.comparing.loads import (
 from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.measure import measure_capacity
 from harness.plan.planner import plan
-from harness.replay.arm_file import Measurement
 from harness.replay.progress import make_reporter
-from harness.results.manifest import ComparisonManifest
 from harness.results.output_dir import make_folder
 from harness.results.record import read_parquet
 from harness.settings import add_setting_options, read_settings
@@ -146,7 +144,8 @@ def run(args: argparse.Namespace) -> int:
         if not measurements:
             continue
         with _told_to_resume(plans):
-            path, manifest = _write(folder, of, measurements, reference)
+            names = [str(arm.name) for arm in of.arms]
+            path, manifest = write_comparison(folder, measurements, names, reference, len(of.schedules))
         print(render_comparison(read_parquet(path)[1], manifest, args.margin, objective))
         print(f"rows: {path}\n")
         is_invalid |= manifest.validity.level == "INVALID"
@@ -154,16 +153,6 @@ def run(args: argparse.Namespace) -> int:
         print("--resume goes on where this stopped")
         return INTERRUPTED_STATUS
     return 1 if is_invalid else 0
-
-
-def _write(
-    folder: Path, of: LoadPlan, measurements: Sequence[Measurement], reference: str
-) -> tuple[Path, ComparisonManifest]:
-    """One file for each load."""
-    measured = {measurement.manifest.arm for measurement in measurements}
-    arms = [str(arm.name) for arm in of.arms if arm.name in measured]
-    num_blocks = len(of.schedules)
-    return write_comparison(folder, measurements, arms, reference, num_blocks, len(of.arms) * num_blocks)
 
 
 @contextmanager

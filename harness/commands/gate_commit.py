@@ -86,7 +86,7 @@ def _put_together(
     measured: Sequence[Measurement], folder: Path, pairs: list[tuple[str, str]], num_blocks: int, heading: str
 ) -> CommitRuns:
     arms = [arm for pair in zip(*pairs, strict=True) for arm in pair]
-    path, manifest = write_comparison(folder, measured, arms, arms[0], num_blocks, len(arms) * num_blocks)
+    path, manifest = write_comparison(folder, measured, arms, arms[0], num_blocks)
     was_interrupted = any(measurement.was_interrupted for measurement in measured)
     return CommitRuns(path, Comparison(read_parquet(path)[1], manifest), pairs, heading, was_interrupted)
 

@@ -19,7 +19,7 @@ from adapters.base import ConfigError
 from harness.replay.arm_file import Measurement
 from harness.results.formulas import MIN_TTFT_FALL, ttft_fall
 from harness.results.manifest import ComparisonManifest, RunManifest, Validity
-from harness.results.output_dir import utc_stamp
+from harness.results.output_dir import free_path, utc_stamp
 from harness.results.record import read_parquet, read_table, write_parquet
 
 Fact = Callable[[RunManifest], Hashable]
@@ -134,26 +134,20 @@ def merged_reasons(reasons: Sequence[tuple[str, Sequence[str]]]) -> tuple[str, .
 
 
 def write_comparison(
-    folder: Path,
-    measurements: Sequence[Measurement],
-    arms: Sequence[str],
-    reference: str,
-    num_blocks: int,
-    num_planned: int,
+    folder: Path, measurements: Sequence[Measurement], arms: Sequence[str], reference: str, num_blocks: int
 ) -> tuple[Path, ComparisonManifest]:
     """One file with the rows of all runs, as they stand in the files of these runs.
 
-    Fewer runs than `num_planned` make it INVALID.
+    Fewer runs than one of each of `arms` in each block make it INVALID.
     """
     for measurement in measurements:
         measurement.manifest.path = str(measurement.path)
     runs = [measurement.manifest for measurement in measurements]
-    manifest = comparison_manifest(runs, arms, reference, num_blocks, validity_of(runs, num_planned))
-    tables = [read_table(m.path) for m in measurements]
-    stem, number = utc_stamp(), 1
-    while (path := folder / (f"{stem}.parquet" if number == 1 else f"{stem}-{number}.parquet")).exists():
-        number += 1
-    write_parquet(path, pa.concat_tables(tables), manifest)
+    measured = [arm for arm in arms if arm in {run.arm for run in runs}]
+    validity = validity_of(runs, len(arms) * num_blocks)
+    manifest = comparison_manifest(runs, measured, reference, num_blocks, validity)
+    path = free_path(folder, utc_stamp())
+    write_parquet(path, pa.concat_tables([read_table(m.path) for m in measurements]), manifest)
     return path, manifest
 
 

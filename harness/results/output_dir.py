@@ -66,3 +66,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def free_path(folder: Path, stem: str) -> Path:
+    """`STEM.parquet`, or with a number behind the stem where that is taken."""
+    path, number = folder / f"{stem}.parquet", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}-{number}.parquet"
+    return path
