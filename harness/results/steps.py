@@ -35,7 +35,7 @@ STEP_SCHEMA = pa.schema(
 _REQUIRED = ("run_id", "repeat", "start_s", "duration_s", "num_rows", "num_dead_rows")
 
 
-def summarise_steps(lines: Sequence[StepLine], num_dropped: int) -> StepSummary | None:
+def summarise_steps(lines: Sequence[StepRecord], num_dropped: int) -> StepSummary | None:
     """None where no step was logged."""
     if not lines:
         return None

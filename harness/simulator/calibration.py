@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ from adapters.data_files import DATA
 from adapters.registry import create_backend
 from harness.plan.schedule import PlannedRequest
 from harness.results.output_dir import whole_file
-from harness.simulator.costs import AnyCost, NullCost, StepWork
+from harness.simulator.costs import AnyCost, NullCost
 from harness.simulator.overheads import Overheads
 from services.read_settings import read_settings
 
@@ -78,8 +78,12 @@ class Calibration(BaseModel):
             max_model_len = min(max_model_len, seen.max_model_len)
         per_slot = seen.kv_capacity_tokens == seen.max_batch_size * seen.max_model_len
         kv = config.max_batch_size * max_model_len if per_slot else seen.kv_capacity_tokens
-        changed = {"max_batch_size": config.max_batch_size, "max_model_len": max_model_len}
-        return BackendInfo(**{**self.info, "eos_token_ids": (), **changed, "kv_capacity_tokens": kv})
+        return replace(
+            seen,
+            max_batch_size=config.max_batch_size,
+            max_model_len=max_model_len,
+            kv_capacity_tokens=kv,
+        )
 
     def num_prompt_tokens(self, planned: PlannedRequest) -> int:
         if not isinstance(planned.prompt, str):
@@ -114,14 +118,10 @@ def null_calibration() -> Calibration:
     return Calibration(
         name="null",
         source="formula",
-        info=info_fields(info),
+        info=asdict(info),
         base={"BACKEND": "null"},
         cost=NullCost(step_s, row_s, token_s),
     )
-
-
-def info_fields(info: BackendInfo) -> dict[str, Any]:
-    return {entry.name: getattr(info, entry.name) for entry in fields(info)}
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -142,6 +142,3 @@ def read_calibration(path: Path) -> Calibration:
 def write_calibration(path: Path, calibration: Calibration) -> None:
     with whole_file(path) as file:
         file.write(calibration.model_dump_json(indent=1).encode() + b"\n")
-
-
-WORK_NAMES = StepWork._fields

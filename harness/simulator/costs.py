@@ -7,11 +7,12 @@ that a model can be fitted to a log and asked about a plan.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from adapters.base import ScheduledChunk
+from services.engine.step_plan import contexts
 
 
 class StepWork(NamedTuple):
@@ -24,18 +25,22 @@ class StepWork(NamedTuple):
     prompt_context: int
 
 
-def work_of(chunks: Iterable[ScheduledChunk]) -> StepWork:
-    rows = tokens = prompts = decode_context = prompt_context = 0
+def work_of(chunks: Sequence[ScheduledChunk]) -> StepWork:
+    """Counted as the step log does it."""
+    rows = tokens = 0
     for chunk in chunks:
-        start, num = chunk.start, chunk.num_tokens
-        if chunk.dead or start >= len(chunk.seq.prompt_token_ids):
+        if chunk.dead or chunk.is_decode:
             rows += 1
-            decode_context += start + num
         else:
-            prompts += 1
-            tokens += num
-            prompt_context += num * start + num * (num + 1) // 2
-    return StepWork(rows, tokens, prompts, decode_context, prompt_context)
+            tokens += chunk.num_tokens
+    told = contexts(chunks)
+    return StepWork(
+        rows,
+        tokens,
+        told["num_prompt_chunks"],
+        told["decode_context_tokens"],
+        told["prompt_context_tokens"],
+    )
 
 
 class CostModel(Protocol):

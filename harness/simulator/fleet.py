@@ -46,7 +46,7 @@ class FleetSpec:
 
 @dataclass(slots=True)
 class Flight:
-    """One prompt on its way. `chunk_s` stays empty where stamps are not kept."""
+    """One prompt on its way."""
 
     planned: PlannedRequest
     scheduled_s: float
@@ -75,7 +75,6 @@ class Fleet:
         num_prompt_tokens: Callable[[PlannedRequest], int],
         on_end: Callable[[Flight], None],
         *,
-        keep_stamps: bool = True,
         max_in_flight: int = 1 << 60,
     ) -> None:
         self._takes_groups = VARIANTS[spec.engine.variant].takes_groups
@@ -83,8 +82,7 @@ class Fleet:
         self.replicas = [
             Replica(
                 index, spec.engine, spec.info, spec.cost, spec.overheads,
-                on_report=self._reported, on_tokens=self._got_tokens if keep_stamps else None,
-                exact=spec.exact, keep_steps=keep_stamps,
+                on_report=self._reported, on_tokens=self._got_tokens, exact=spec.exact,
             )
             for index in range(spec.num_replicas)
         ]  # fmt: skip
@@ -93,7 +91,6 @@ class Fleet:
         self._load = LoadGenerator(schedule, client_chunk=chunk, max_in_flight=max_in_flight)
         self._num_prompt_tokens = num_prompt_tokens
         self._on_end = on_end
-        self._keep_stamps = keep_stamps
         self._overheads = spec.overheads
         self._choose = make_router(spec.router)
         self._view = FleetView.of(spec.num_replicas, spec.seed)
@@ -198,8 +195,7 @@ class Fleet:
         flights = self._flights
         for update in report.updates:
             flight = flights[update.seq_id]
-            if self._keep_stamps:
-                flight.chunk_s.append(stamp_s)
+            flight.chunk_s.append(stamp_s)
             if update.finish_reason is not None:
                 flight.error, flight.timings = update.error, update.timings
                 flight.finish_s = stamp_s

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 
 import pandas as pd
 import pyarrow as pa
@@ -20,12 +19,11 @@ from harness.results.manifest import (
     RunManifest,
     ServiceFacts,
     SimulationFacts,
-    StepSummary,
 )
-from harness.results.output_dir import utc_stamp
+from harness.results.output_dir import free_path, utc_stamp
 from harness.results.parquet_file import MANIFEST_KEY
 from harness.results.record import ReplayLabels, make_table, to_frame
-from harness.results.steps import STEP_SCHEMA, STEPS_SUFFIX
+from harness.results.steps import STEP_SCHEMA, STEPS_SUFFIX, summarise_steps
 from harness.results.table_file import write_table
 from harness.results.validity import judge
 from harness.settings import HarnessSettings
@@ -57,7 +55,7 @@ def write_run(
     table = table.append_column("replica", replicas)
     rows = to_frame(table)
     manifest.validity = judge(rows, manifest)
-    path = _free_path(settings.out / "simulated" / variant, stamp)
+    path = free_path(settings.out / "simulated" / variant, stamp)
     raw = manifest.to_json()
     write_table(path, table, MANIFEST_KEY, raw)
     write_table(path.with_suffix(STEPS_SUFFIX), _step_table(made.fleet.replicas, run_id), MANIFEST_KEY, raw)
@@ -95,28 +93,9 @@ def _describe(manifest: RunManifest, made: Simulated, calibration: Calibration) 
             wall_s=fleet.now_s, hit_in_flight_cap=fleet.hit_in_flight_cap, was_interrupted=False,
             service_problem=None, model_digest=None,
             machine=MachineUse(steal_share=None, other_cpu_share=None, harness_cpu_share=0.0),
-            steps=summary_of(fleet.replicas),
+            steps=summarise_steps(made.steps, 0),
         )
     ]  # fmt: skip
-
-
-def summary_of(replicas: list[Replica]) -> StepSummary | None:
-    """Over all replicas; None where no step was made."""
-    totals = [replica.totals for replica in replicas]
-    num_steps = sum(each.num_steps for each in totals)
-    if not num_steps:
-        return None
-    live, dead = sum(each.num_rows for each in totals), sum(each.num_dead_rows for each in totals)
-    durations = [step.duration_s for replica in replicas for step in replica.steps]
-    busy_s = sum(each.busy_s for each in totals)
-    return StepSummary(
-        num_steps=num_steps,
-        mean_batch_size=live / num_steps,
-        dead_row_share=dead / max(1, live + dead),
-        median_step_ms=1e3 * (median(durations) if durations else busy_s / num_steps),
-        busy_s=busy_s,
-        num_dropped=0,
-    )
 
 
 def _step_table(replicas: list[Replica], run_id: str) -> pa.Table:
@@ -126,11 +105,3 @@ def _step_table(replicas: list[Replica], run_id: str) -> pa.Table:
         for step in replica.steps
     ]
     return pa.Table.from_pylist(rows, schema=STEP_SCHEMA.append(pa.field("replica", pa.int32())))
-
-
-def _free_path(folder: Path, stamp: str) -> Path:
-    path, number = folder / f"{stamp}.parquet", 1
-    while path.exists():
-        number += 1
-        path = folder / f"{stamp}-{number}.parquet"
-    return path

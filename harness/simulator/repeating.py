@@ -23,7 +23,7 @@ class RepeatingScheduler(Scheduler):
     def repeating(self) -> tuple[int, list[Sequence]]:
         """How many of the next steps are alike, if no message comes, and their live rows.
 
-        The step in which a sequence ends is none of them.
+        The step in which a sequence ends is none of them, nor is one that needs more KV.
         """
         batch, strategy = self._batch, self._strategy
         if self._alone or not batch.num_live:
@@ -34,20 +34,19 @@ class RepeatingScheduler(Scheduler):
         if self._waiting:
             if batch.has_free_slot and may_change:
                 return 0, []
-            if len(self._held_back) != batch.num_fitting(self._waiting.sequences):
+            if self._held_back != self._find_held_back():
                 return 0, []  # room came free with the last step: the next one charges another wait
         fewest = 1 << 60
         live = []
         for seq in batch.sequences:
             if seq.state is not _RUNNING:
                 continue
-            if seq.num_computed_tokens < len(seq.prompt_token_ids):
+            if seq.num_computed_tokens < seq.num_prefill_tokens:
                 return 0, []
             live.append(seq)
-            left = seq.params.max_tokens - len(seq.output_token_ids)
-            if left < fewest:
-                fewest = left
-        return fewest - 1, live
+            left = seq.params.max_tokens - len(seq.output_token_ids) - 1
+            fewest = min(fewest, left, batch.num_steps_within(seq))
+        return fewest, live
 
     def repeat(self, live: list[Sequence], num_steps: int) -> None:
         """Take `num_steps` steps of `repeating` at once; each gives token 0 to every row of `live`."""

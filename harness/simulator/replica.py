@@ -58,17 +58,6 @@ class TimedBackend:
         pass
 
 
-@dataclass(slots=True)
-class StepTotals:
-    """Sums over all steps of a replica."""
-
-    num_steps: int = 0
-    num_rows: int = 0
-    num_dead_rows: int = 0
-    num_prompt_tokens: int = 0
-    busy_s: float = 0.0
-
-
 @dataclass(frozen=True, slots=True)
 class _Run:
     """Steps that are alike. `starts_s` holds one more: where the step after them starts."""
@@ -98,12 +87,10 @@ class Replica:
         overheads: Overheads,
         *,
         on_report: OnReport,
-        on_tokens: OnTokens | None = None,
+        on_tokens: OnTokens,
         exact: bool = False,
-        keep_steps: bool = True,
     ) -> None:
         self.index = index
-        self.totals = StepTotals()
         self.steps: list[StepRecord] = []
         self.accepts_at_s = 0.0
         """From when on its API is free to take the next request."""
@@ -118,7 +105,6 @@ class Replica:
         )
         self._on_report, self._on_tokens = on_report, on_tokens
         self._is_exact = exact or spec.tick_s > 0
-        self._keep_steps = keep_steps
         self._inbox: deque[tuple[float, Submit]] = deque()
         self._run: _Run | None = None
         self._is_between_steps = False  # the next turn follows a step, so that a message has to wait for it
@@ -187,33 +173,16 @@ class Replica:
             return
         ends, num_rows = run.ends_s[:num_steps], len(run.live)
         self.scheduler.repeat(run.live, num_steps)
-        totals = self.totals
-        totals.num_steps += num_steps
-        totals.num_rows += num_steps * num_rows
-        totals.num_dead_rows += num_steps * run.num_dead
-        totals.busy_s += sum(ends) - sum(run.starts_s[:num_steps])
-        if self._keep_steps:
-            depth = self.scheduler.queue_depth
-            for step, (start_s, end_s) in enumerate(zip(run.starts_s, ends, strict=False)):
-                number, context = len(self.steps), run.context + step * num_rows
-                took_s = end_s - start_s
-                self.steps.append(
-                    StepRecord(
-                        number, start_s, took_s, num_rows, 0, num_rows, run.num_dead, depth, 0, context, 0
-                    )
-                )
-        if self._on_tokens is not None:
-            self._on_tokens(self, run.live, ends, num_rows + run.num_dead)
+        depth = self.scheduler.queue_depth
+        for step, (start_s, end_s) in enumerate(zip(run.starts_s, ends, strict=False)):
+            number, context = len(self.steps), run.context + step * num_rows
+            took_s = end_s - start_s
+            self.steps.append(
+                StepRecord(number, start_s, took_s, num_rows, 0, num_rows, run.num_dead, depth, 0, context, 0)
+            )
+        self._on_tokens(self, run.live, ends, num_rows + run.num_dead)
 
     def _published(self, report: StepReport) -> None:
-        record = report.record
-        if record is not None:
-            totals = self.totals
-            totals.num_steps += 1
-            totals.num_rows += record.num_rows
-            totals.num_dead_rows += record.num_dead_rows
-            totals.num_prompt_tokens += record.num_prompt_tokens
-            totals.busy_s += record.duration_s
-            if self._keep_steps:
-                self.steps.append(replace(record, step=len(self.steps)))
+        if report.record is not None:
+            self.steps.append(replace(report.record, step=len(self.steps)))
         self._on_report(self, report, self._clock.now_s)

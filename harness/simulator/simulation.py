@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -11,9 +10,10 @@ from adapters.base import BackendInfo
 from harness.client.answer import Answer
 from harness.plan.schedule import PlannedRequest, Schedule
 from harness.results.record import ReplayLabels, Row, make_row
-from harness.simulator.calibration import WORK_NAMES, Calibration
+from harness.simulator.calibration import Calibration
 from harness.simulator.costs import CostModel, StepWork
 from harness.simulator.fleet import Fleet, FleetSpec, Flight
+from services.contract.timings import StepRecord
 from services.engine.spec import EngineSpec
 from services.read_settings import read_settings
 from services.settings import Settings
@@ -34,7 +34,7 @@ class WatchedCost:
 
     def __init__(self, cost: CostModel) -> None:
         self._cost = cost
-        self.most = [0] * len(WORK_NAMES)
+        self.most = [0] * len(StepWork._fields)
 
     @property
     def uses_contexts(self) -> bool:
@@ -55,7 +55,11 @@ class Simulated:
     flights: list[Flight]
     most: dict[str, int]
     """Of each count of `StepWork`, over all steps."""
-    took_s: float
+
+    @property
+    def steps(self) -> list[StepRecord]:
+        """Of all replicas."""
+        return [step for replica in self.fleet.replicas for step in replica.steps]
 
 
 def read_arm(variant: str, own: Mapping[str, str], calibration: Calibration) -> Settings:
@@ -75,9 +79,8 @@ def simulate(
     options: FleetOptions,
     *,
     num_prompt_tokens: Callable[[PlannedRequest], int] | None = None,
-    on_end: Callable[[Flight], None] | None = None,
 ) -> Simulated:
-    """Play the schedule. With `on_end` each prompt is handed over and forgotten: no rows, no step log."""
+    """Play the schedule."""
     engine: EngineSpec = settings.engine_spec()
     info: BackendInfo = calibration.backend_info(engine.backend)
     cost = WatchedCost(calibration.cost)
@@ -90,14 +93,11 @@ def simulate(
         spec,
         schedule,
         num_prompt_tokens or calibration.num_prompt_tokens,
-        on_end or flights.append,
-        keep_stamps=on_end is None,
+        flights.append,
         max_in_flight=options.max_in_flight,
     )
-    began_s = time.perf_counter()
     fleet.run()
-    took_s = time.perf_counter() - began_s
-    return Simulated(fleet, spec, settings, flights, dict(zip(WORK_NAMES, cost.most, strict=True)), took_s)
+    return Simulated(fleet, spec, settings, flights, dict(zip(StepWork._fields, cost.most, strict=True)))
 
 
 def make_rows(labels: ReplayLabels, flights: list[Flight]) -> list[Row]:

@@ -17,10 +17,10 @@ from harness.plan.schedule import PlannedRequest, Schedule
 from harness.results.manifest import RunManifest, StepSummary
 from harness.results.metrics import OUTPUT_TOKENS, TPOT, TTFT, Figure
 from harness.results.record import ReplayLabels, make_table, to_frame
+from harness.results.steps import summarise_steps
 from harness.results.table import MISSING, render_table
 from harness.simulator.calibration import Calibration
 from harness.simulator.measured import read_run, service_settings
-from harness.simulator.output import summary_of
 from harness.simulator.simulation import FleetOptions, make_rows, simulate
 from services.read_settings import read_settings
 
@@ -99,7 +99,7 @@ def verify(path: Path, calibration: Calibration) -> VerifiedRun:
         Checked(figure.label, figure.value(rows, is_open), figure.value(said, is_open), allowed)
         for figure, allowed in _FIGURES
     ]
-    checks += _of_steps(manifest.repeats[0].steps, summary_of(made.fleet.replicas))
+    checks += _of_steps(manifest.repeats[0].steps, summarise_steps(made.steps, 0))
     load = f"{schedule.load.rate:g}/s" if is_open else f"{schedule.load.concurrency} users"
     return VerifiedRun(manifest.arm, load, manifest.repeats[0].machine.other_cpu_share, tuple(checks))
 

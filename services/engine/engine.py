@@ -38,6 +38,7 @@ from adapters.base import (
 from services.contract.timings import StepRecord
 from services.engine.messages import Cancel, Drain, SequenceUpdate, StepReport, Stop, Submit
 from services.engine.scheduler import Scheduler, StepPlan
+from services.engine.step_plan import contexts
 
 Message = Submit | Cancel | Drain | Stop
 
@@ -282,7 +283,7 @@ class Engine:
             num_decode_tokens=plan.num_decode_tokens,
             num_dead_rows=plan.num_dead_rows,
             queue_depth=self._scheduler.queue_depth,
-            **plan.contexts(),
+            **contexts(plan.chunks),
             num_preempted=plan.num_preempted,
         )
         self._num_steps += 1

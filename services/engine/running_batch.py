@@ -48,7 +48,7 @@ class RunningBatch:
         """
         free_kv_tokens = self._limits.kv_capacity_tokens - self.kv_used_tokens
         num_others = len(self.sequences)
-        if without_dead:
+        if without_dead and self.num_dead:
             free_kv_tokens += sum(
                 self._held_tokens[s.seq_id] for s in self.sequences if s.state is not _RUNNING
             )
@@ -61,6 +61,10 @@ class RunningBatch:
                 break  # a shorter one behind it does not slip past, or the head might never fit
             count += 1
         return count
+
+    def num_steps_within(self, seq: Sequence) -> int:
+        """How many more steps a decoding sequence can take in the KV that it holds."""
+        return self._held_tokens[seq.seq_id] - seq.num_computed_tokens
 
     def join(self, joining: Seq[Sequence], now_s: float) -> None:
         for seq in joining:

@@ -243,14 +243,17 @@ class Scheduler:
                         self._note_served(seq, 0)
             self._batch.join(joining, now_s)
             self._alone += [seq for seq in joining if seq.exclusive]
-        # `waiting` is shorter by `count` now. These could have joined, so their wait is the strategy's; that
-        # finished rows keep their slots is its choice as well.
-        if self._batch.num_dead:
-            num_held_back = self._batch.num_fitting(waiting, without_dead=True)
-        else:
-            num_held_back = num_fitting - count
-        self._held_back = [seq for seq in waiting[:num_held_back] if seq.admitted_s is None]
+        self._held_back = self._find_held_back()
         return admission.recheck_at_s
+
+    def _find_held_back(self) -> list[Sequence]:
+        """Those that could have joined, so that their wait is the strategy's.
+
+        That finished rows keep their slots is its choice as well.
+        """
+        waiting = self._waiting.sequences
+        num_fitting = self._batch.num_fitting(waiting, without_dead=True)
+        return [seq for seq in waiting[:num_fitting] if seq.admitted_s is None]
 
     def _append(self, seq: Sequence, token_ids: list[int], now_s: float) -> SequenceUpdate:
         """Give `seq` its new tokens up to the one that ends it; an end-of-sequence token counts as output."""

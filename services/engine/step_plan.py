@@ -6,6 +6,7 @@ layout's answer (`services.layouts`). Nothing here changes a sequence.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
@@ -51,22 +52,6 @@ class StepPlan:
             if not chunk.dead
         ]
 
-    def contexts(self) -> dict[str, int]:
-        """The fields of `StepRecord` on what the step attends to: the work that its rows do not tell."""
-        num_prompt_chunks = decode_tokens = prompt_tokens = 0
-        for chunk in self.chunks:
-            start, num_tokens = chunk.start, chunk.num_tokens
-            if chunk.dead or start >= len(chunk.seq.prompt_token_ids):
-                decode_tokens += start + num_tokens
-            else:
-                num_prompt_chunks += 1
-                prompt_tokens += num_tokens * start + num_tokens * (num_tokens + 1) // 2
-        return {
-            "num_prompt_chunks": num_prompt_chunks,
-            "decode_context_tokens": decode_tokens,
-            "prompt_context_tokens": prompt_tokens,
-        }
-
     def with_ended_rows_dead(self) -> StepPlan:
         """The same step with the rows of sequences that have ended since it was launched as dead rows.
 
@@ -84,6 +69,23 @@ class StepPlan:
             num_dead_rows=self.num_dead_rows + len(late),
             num_decode_tokens=self.num_decode_tokens - sum(chunk.is_decode for chunk in late),
         )
+
+
+def contexts(chunks: Iterable[ScheduledChunk]) -> dict[str, int]:
+    """The fields of `StepRecord` on what a step attends to: the work that its rows do not tell."""
+    num_prompt_chunks = decode_tokens = prompt_tokens = 0
+    for chunk in chunks:
+        start, num_tokens = chunk.start, chunk.num_tokens
+        if chunk.dead or chunk.is_decode:
+            decode_tokens += start + num_tokens
+        else:
+            num_prompt_chunks += 1
+            prompt_tokens += num_tokens * start + num_tokens * (num_tokens + 1) // 2
+    return {
+        "num_prompt_chunks": num_prompt_chunks,
+        "decode_context_tokens": decode_tokens,
+        "prompt_context_tokens": prompt_tokens,
+    }
 
 
 def lay_out(
