@@ -39,6 +39,10 @@ class UnsupportedModel(BackendError):
     """This architecture cannot be run by this backend."""
 
 
+class ChatTemplateError(LabError):
+    """The model has no chat template, or its template refuses these messages."""
+
+
 class CapacityError(LabError):
     """No room now; trying again later can work."""
 

@@ -31,25 +31,35 @@ class Gpu:
         """`nvml` is the module `pynvml`; None imports it."""
         self._nvml, self._device = _first_device(nvml)
 
+    def utilization(self) -> float | None:
+        share: float | None = self._ask(lambda nvml, of: nvml.nvmlDeviceGetUtilizationRates(of).gpu / 100)
+        return share
+
+    def energy_joules(self) -> float | None:
+        energy: float | None = self._ask(lambda nvml, of: nvml.nvmlDeviceGetTotalEnergyConsumption(of) / 1000)
+        return energy
+
     def read(self) -> GpuReading | None:
         """What the device says now; None where there is none."""
-        nvml, device = self._nvml, self._device
-        if device is None:
+        if self._device is None:
             return None
-
-        def ask(question: Callable[[], float]) -> float | None:
-            try:
-                return question()
-            except nvml.NVMLError:
-                return None
-
+        memory = self._ask(lambda nvml, device: nvml.nvmlDeviceGetMemoryInfo(device))
         return GpuReading(
-            utilization=ask(lambda: nvml.nvmlDeviceGetUtilizationRates(device).gpu / 100),
-            memory_used_bytes=ask(lambda: nvml.nvmlDeviceGetMemoryInfo(device).used),
-            memory_total_bytes=ask(lambda: nvml.nvmlDeviceGetMemoryInfo(device).total),
-            power_watts=ask(lambda: nvml.nvmlDeviceGetPowerUsage(device) / 1000),
-            energy_joules=ask(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(device) / 1000),
+            utilization=self.utilization(),
+            memory_used_bytes=memory and memory.used,
+            memory_total_bytes=memory and memory.total,
+            power_watts=self._ask(lambda nvml, device: nvml.nvmlDeviceGetPowerUsage(device) / 1000),
+            energy_joules=self.energy_joules(),
         )
+
+    def _ask(self, question: Callable[[Any, Any], Any]) -> Any:
+        """None where there is no device, or it does not tell."""
+        if self._device is None:
+            return None
+        try:
+            return question(self._nvml, self._device)
+        except self._nvml.NVMLError:
+            return None
 
 
 def _first_device(nvml: Any) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapters.text.jinja_chat import ChatTemplateError
+from adapters.base import ChatTemplateError
 from adapters.text.render_process import RENDERER
 
 __all__ = ["ChatTemplate", "ChatTemplateError", "load_chat_template", "render_chat", "token_text"]

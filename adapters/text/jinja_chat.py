@@ -17,11 +17,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from adapters.base import LabError
-
-
-class ChatTemplateError(LabError):
-    """The model has no chat template, or its template refuses these messages."""
+from adapters.base import ChatTemplateError
 
 
 def render(

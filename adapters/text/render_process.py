@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from adapters.text import jinja_chat
-from adapters.text.jinja_chat import ChatTemplateError
+from adapters.base import ChatTemplateError
 
 TIMEOUT_S = 5.0
 MAX_MEMORY_BYTES = 1 << 30
@@ -43,8 +42,8 @@ class RenderProcess:
     ) -> str:
         """`jinja_chat.render`. Raises: ChatTemplateError, also where it takes too much time or memory."""
         with self._lock:
-            pipe = self._started()
             try:
+                pipe = self._started()
                 pipe.send((source, special_tokens, messages, options))
                 if not pipe.poll(self._timeout_s):
                     raise ChatTemplateError(
@@ -63,9 +62,10 @@ class RenderProcess:
 
     def close(self) -> None:
         """End the process; a later call of `render` starts another."""
-        if self._process is not None and self._pipe is not None:
+        if self._process is not None:
             self._process.kill()
             self._process.join()
+        if self._pipe is not None:
             self._pipe.close()
         self._process = self._pipe = None
 
@@ -74,18 +74,13 @@ class RenderProcess:
             return self._pipe
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, self._timeout_s), name="lab-chat", daemon=True
-        )
-        try:
-            with theirs:
-                self._process.start()
-            if not self._pipe.poll(_START_S):  # what it says first
-                raise ChatTemplateError("the process that renders chats does not start")
-            self._pipe.recv()
-        except BaseException:
-            self._process = None
-            raise
+        process = context.Process(target=_serve, args=(theirs, self._timeout_s), name="lab-chat", daemon=True)
+        with theirs:
+            process.start()
+        self._process = process
+        if not self._pipe.poll(_START_S):  # what it says first
+            raise ChatTemplateError("the process that renders chats does not start")
+        self._pipe.recv()
         return self._pipe
 
 
@@ -96,6 +91,8 @@ RENDERER = RenderProcess()
 def _serve(pipe: Connection, timeout_s: float) -> None:
     """What the process runs, until its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches whole process groups; the parent decides
+    from adapters.text import jinja_chat  # noqa: F401  before a chat waits, and in this process alone
+
     with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     pipe.send(None)
@@ -116,6 +113,8 @@ def _answer(
     options: Mapping[str, object],
 ) -> tuple[bool, str]:
     """The text, or False and what is wrong."""
+    from adapters.text import jinja_chat
+
     try:
         text = jinja_chat.render(source, special_tokens, messages, options)
     except ChatTemplateError as error:

@@ -38,7 +38,6 @@ class MachineSample:
     @classmethod
     def take(cls, pid: int | None, gpu: Gpu | None = None) -> MachineSample:
         """`gpu` is None where the server computes on another machine."""
-        reading = gpu.read() if gpu else None
         times = psutil.cpu_times()
         # Guest time is already part of user time; idle, iowait and steal are nobody's work.
         counted = ("user", "nice", "system", "irq", "softirq")
@@ -50,7 +49,7 @@ class MachineSample:
             busy_s=busy_s,
             steal_s=getattr(times, "steal", None),
             throttled_s=throttled_s(),
-            gpu_joules=reading.energy_joules if reading else None,
+            gpu_joules=gpu.energy_joules() if gpu else None,
             pid=pid,
         )
 

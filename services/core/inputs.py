@@ -235,7 +235,7 @@ class InputProcessor:
         """Work on `texts`; if they are long, in a thread and as far as the limit of bytes allows."""
         if sum(map(len, texts)) <= THREAD_ABOVE_CHARS:
             return work()
-        async with self.byte_limit.hold(sum(len(text.encode("utf-8", "replace")) for text in texts)):
+        async with self.byte_limit.hold(_num_bytes(texts)):
             return await asyncio.to_thread(work)
 
     async def _chat_token_ids(
@@ -244,7 +244,7 @@ class InputProcessor:
         param: str,
         options: Mapping[str, object] | None = None,
     ) -> list[list[int]]:
-        num_bytes = sum(len(str(message["content"])) for messages in chats for message in messages)
+        num_bytes = _num_bytes(str(message["content"]) for messages in chats for message in messages)
         late_s = time.monotonic() + RENDER_WAIT_S
 
         def render() -> list[str]:
@@ -303,6 +303,10 @@ def speller(tokenizer: Tokenizer) -> Callable[[int], str]:
     """The text of one token, that of a special one as it is spelled; U+FFFD for a part of a character."""
     special = tokenizer.special_tokens
     return lambda token_id: special.get(token_id) or tokenizer.decode([token_id])
+
+
+def _num_bytes(texts: Iterable[str]) -> int:
+    return sum(len(text.encode("utf-8", "replace")) for text in texts)
 
 
 def _seed_of(seed: int | None, choice: int) -> int | None:

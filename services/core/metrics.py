@@ -178,8 +178,7 @@ class Metrics:
     @property
     def gpu_utilization(self) -> float | None:
         """None without a GPU."""
-        reading = self._machine.gpu.read()
-        return None if reading is None else reading.utilization
+        return self._machine.gpu.utilization()
 
     def starting(self, version: str, max_queue: int, engine_pid: Callable[[], int | None]) -> None:
         """What is known before the model is loaded."""

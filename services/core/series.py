@@ -62,15 +62,17 @@ class Histogram:
         self._exemplars: dict[int, Exemplar] = {}
         self._sum = 0.0
 
-    def observe(self, value: float, times: int = 1) -> None:
-        self._counts[bisect_left(self._bounds, value)] += times
+    def observe(self, value: float, times: int = 1) -> int:
+        """Returns the index of its bucket."""
+        bucket = bisect_left(self._bounds, value)
+        self._counts[bucket] += times
         self._sum += value * times
+        return bucket
 
     def observe_of(self, request_id: str, value: float) -> None:
         """The same, with an exemplar, for what is seen once a request."""
-        self.observe(value)
         labels = {"request_id": request_id[:_MAX_ID_CHARS]}
-        self._exemplars[bisect_left(self._bounds, value)] = Exemplar(labels, value)
+        self._exemplars[self.observe(value)] = Exemplar(labels, value)
 
     def add_to(self, family: Metric, name: str, labels: Mapping[str, str]) -> None:
         bounds = (*map(floatToGoString, self._bounds), "+Inf")

@@ -135,10 +135,13 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
     def answer(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
         return JSONResponse(error.body, error.status, headers={**error.headers, **(headers or {})})
 
-    @app.exception_handler(ApiError)
-    async def api_error(_: Request, error: ApiError) -> Response:
+    def refuse(error: ApiError) -> Response:
         service.metrics.request_rejected(error.code)
         return answer(error)
+
+    @app.exception_handler(ApiError)
+    async def api_error(_: Request, error: ApiError) -> Response:
+        return refuse(error)
 
     @app.exception_handler(HTTPException)
     async def no_route(http: Request, error: HTTPException) -> Response:
@@ -148,15 +151,11 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def bad_query(_: Request, error: RequestValidationError) -> Response:
-        failed = errors.from_failures([{**item, "loc": item["loc"][1:]} for item in error.errors()])
-        service.metrics.request_rejected(failed.code)
-        return answer(failed)
+        return refuse(errors.from_failures([{**item, "loc": item["loc"][1:]} for item in error.errors()]))
 
     @app.exception_handler(Exception)
     async def crashed(_: Request, __: Exception) -> Response:
-        error = ApiError(500, "The service failed; its log says why.", code="internal_error")
-        service.metrics.request_rejected(error.code)
-        return answer(error)
+        return refuse(ApiError(500, "The service failed; its log says why.", code="internal_error"))
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Continuous: every free slot is refilled at every step, and a finished row leaves at once.
 
-No sequence waits for another, not even for one of the same request. The scheduler lays the step out for all
-strategies alike: decode rows first, then chunks of prompts, short ones first.
+No sequence waits for another, not even for one of the same request. What a step then carries is the layout's
+answer, for all strategies alike: by default decode rows first, then chunks of prompts, short ones first.
 Source: iteration-level scheduling, Orca (Yu et al., OSDI 2022); decode-first chunked prefill, Sarathi-Serve
 (Agrawal et al., OSDI 2024).
 """

@@ -87,6 +87,22 @@ def test_a_template_without_end_is_ended_and_the_next_one_rendered(source: str, 
         renderer.close()
 
 
+def test_a_process_that_could_not_start_leaves_the_next_chat_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = RenderProcess()
+
+    def fail(self: object) -> None:
+        raise OSError("too many processes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("multiprocessing.context.SpawnProcess.start", fail)
+        with pytest.raises(ChatTemplateError, match="ended the process that ran it"):
+            renderer.render("{{ 1 }}", {}, MESSAGES, {})
+    try:
+        assert renderer.render("{{ 1 }}", {}, MESSAGES, {}) == "1"
+    finally:
+        renderer.close()
+
+
 def test_a_renderer_ends_by_itself_where_its_parent_was_killed_in_the_middle(tmp_path: Path) -> None:
     code = (
         "import os, sys, threading, time; from adapters.text.render_process import RenderProcess\n"
