@@ -20,13 +20,12 @@ import numpy as np
 
 from adapters.base import (
     BackendConfig,
-    BackendError,
     BackendInfo,
-    CapacityError,
     ScheduledChunk,
     Sequence,
     StepOutput,
 )
+from adapters.chunks import check_chunks
 from adapters.description import BackendDescription, option
 from adapters.sampling import choose_token, mix64, uniform_draw
 
@@ -69,12 +68,6 @@ DESCRIPTION = BackendDescription(
 )
 
 
-@dataclass(slots=True)
-class _Slot:
-    num_tokens: int = 0
-    digest: int = 0
-
-
 class NullBackend:
     def __init__(self, config: BackendConfig) -> None:
         options = config.options_as(NullOptions)
@@ -82,7 +75,9 @@ class NullBackend:
         self._row_s = options.null_row_ms / 1000
         self._prompt_token_s = options.null_prompt_token_ms / 1000
         self._has_cost = self._step_s + self._row_s + self._prompt_token_s > 0
-        self._slots: dict[int, _Slot] = {}
+        self._num_cached: dict[int, int] = {}
+        self._digests: dict[int, int] = {}
+        """Of the tokens of each sequence with a slot."""
         max_model_len = config.max_model_len or _DEFAULT_MAX_MODEL_LEN
         self._info = BackendInfo(
             backend="null",
@@ -113,53 +108,29 @@ class NullBackend:
             CapacityError: more sequences than slots, or a sequence longer than a slot.
         """
         begin_s = time.perf_counter()
-        self._check(chunks)
+        check_chunks(chunks, self._num_cached, self._info.max_batch_size, self._info.max_model_len)
         outputs = []
         for chunk in chunks:
             if chunk.dead:
                 continue
             seq = chunk.seq
-            slot = self._slots.get(seq.seq_id)
-            if slot is None:
-                slot = self._slots[seq.seq_id] = _Slot()
-            slot.digest = zlib.crc32(array("I", chunk.token_ids), slot.digest)
-            slot.num_tokens += chunk.num_tokens
+            digest = zlib.crc32(array("I", chunk.token_ids), self._digests.get(seq.seq_id, 0))
+            self._digests[seq.seq_id] = digest
+            self._num_cached[seq.seq_id] = num_tokens = chunk.start + chunk.num_tokens
             if chunk.samples:
-                outputs.append(StepOutput(seq.seq_id, [_next_token(seq, slot)]))
+                outputs.append(StepOutput(seq.seq_id, [_next_token(seq, num_tokens << 32 | digest)]))
         if self._has_cost:
             _wait_until(begin_s + self._cost_s(chunks))
         return outputs
 
     def release(self, seq_ids: Seq[int]) -> None:
         for seq_id in seq_ids:
-            self._slots.pop(seq_id, None)
+            self._num_cached.pop(seq_id, None)
+            self._digests.pop(seq_id, None)
 
     def close(self) -> None:
-        self._slots.clear()
-
-    def _check(self, chunks: Seq[ScheduledChunk]) -> None:
-        """Refuse the whole step before anything of it has changed a slot."""
-        max_model_len, max_batch = self._info.max_model_len, self._info.max_batch_size
-        num_new = 0
-        for chunk in chunks:
-            slot = self._slots.get(chunk.seq.seq_id)
-            num_cached = slot.num_tokens if slot else 0
-            num_new += slot is None
-            expected_start = num_cached - 1 if chunk.dead else num_cached
-            if chunk.start != expected_start:
-                raise BackendError(
-                    f"sequence {chunk.seq.seq_id} has {num_cached} tokens in the cache, so its chunk "
-                    f"must start at {expected_start}, not at {chunk.start}"
-                )
-            if chunk.start + chunk.num_tokens > max_model_len:
-                raise CapacityError(
-                    f"sequence {chunk.seq.seq_id} needs {chunk.start + chunk.num_tokens} positions, "
-                    f"a slot has {max_model_len}"
-                )
-        if len(self._slots) + num_new > max_batch:
-            raise CapacityError(
-                f"{num_new} new sequences need a slot, {max_batch - len(self._slots)} of {max_batch} are free"
-            )
+        self._num_cached.clear()
+        self._digests.clear()
 
     def _cost_s(self, chunks: Seq[ScheduledChunk]) -> float:
         num_rows = sum(1 for chunk in chunks if chunk.dead or chunk.is_decode)
@@ -167,27 +138,27 @@ class NullBackend:
         return self._step_s + self._row_s * num_rows + self._prompt_token_s * num_prompt_tokens
 
 
-def _next_token(seq: Sequence, slot: _Slot) -> int:
-    """The prefix has `_NUM_CHOICES` equally likely successors; greedy takes the first of them."""
+def _next_token(seq: Sequence, prefix: int) -> int:
+    """`prefix` names the tokens so far: of `_NUM_CHOICES` likely successors, greedy takes the first."""
     params, choice = seq.params, 0
     if params.has_penalties or params.min_p or params.banned_at(len(seq.output_token_ids)):
-        return choose_token(_logits(slot), seq)
+        return choose_token(_logits(prefix), seq)
     if params.temperature > 0:
         num_choices = min(params.top_k or _NUM_CHOICES, math.ceil(params.top_p * _NUM_CHOICES))
         choice = int(uniform_draw(params.seed, len(seq.output_token_ids)) * num_choices)
-    return _successor(slot, choice)
+    return _successor(prefix, choice)
 
 
-def _logits(slot: _Slot) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def _logits(prefix: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """The same successors as scores, for sampling that needs some; each is a little behind the one before."""
     logits = np.full(EOS_TOKEN_ID + 1, -50.0, dtype=np.float32)
     for choice in reversed(range(_NUM_CHOICES)):
-        logits[_successor(slot, choice)] = 1.0 - choice / _NUM_CHOICES / 10
+        logits[_successor(prefix, choice)] = 1.0 - choice / _NUM_CHOICES / 10
     return logits
 
 
-def _successor(slot: _Slot, choice: int) -> int:
-    bits = mix64(mix64(slot.num_tokens << 32 | slot.digest) + choice)
+def _successor(prefix: int, choice: int) -> int:
+    bits = mix64(mix64(prefix) + choice)
     if (bits >> 32) % _EOS_ONE_IN == 0:
         return EOS_TOKEN_ID
     return _ALPHABET[bits % len(_ALPHABET)]

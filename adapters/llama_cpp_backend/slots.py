@@ -12,19 +12,14 @@ from bisect import insort
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from adapters.base import BackendError, CapacityError, ScheduledChunk, Sequence
+from adapters.base import CapacityError, ScheduledChunk, Sequence
+from adapters.chunks import check_chunks
 
 MAX_GAP = 3
 """Free slots between two used ones that are filled: up to here an idle row costs less than a second pass."""
 
 GAP_STEPS = 4
 """A gap this old is closed. By then a waiting request would have filled it; a move copies a whole slot."""
-
-
-@dataclass(slots=True)
-class _Slot:
-    index: int
-    num_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -50,7 +45,9 @@ class SlotTable:
         self._max_step_tokens = max_step_tokens
         self._num_slots = num_slots
         self._split = split
-        self._slot_of: dict[int, _Slot] = {}
+        self._slot_of: dict[int, int] = {}
+        self._num_cached: dict[int, int] = {}
+        """Tokens in the cache of each sequence that has a slot."""
         self._free = list(range(num_slots))
         self._unclean: set[int] = set()
         self._gap_age_steps = 0
@@ -66,10 +63,11 @@ class SlotTable:
         moved = self._close_gap(chunks) if self._split else None
         by_slot: dict[int, ScheduledChunk] = {}
         for chunk in chunks:
-            slot = self._slot_of.get(chunk.seq.seq_id)
-            if slot is None:
-                slot = self._slot_of[chunk.seq.seq_id] = _Slot(self._free.pop(0))
-            by_slot[slot.index] = chunk
+            seq_id = chunk.seq.seq_id
+            if seq_id not in self._slot_of:
+                self._slot_of[seq_id] = self._free.pop(0)
+                self._num_cached[seq_id] = 0
+            by_slot[self._slot_of[seq_id]] = chunk
         rows = StepRows(moved=moved)
         before: int | None = None
         for index in sorted(by_slot):
@@ -82,33 +80,34 @@ class SlotTable:
     def commit(self, chunks: Seq[ScheduledChunk]) -> None:
         """The step was computed."""
         for chunk in chunks:
-            self._slot_of[chunk.seq.seq_id].num_tokens = chunk.start + chunk.num_tokens
+            self._num_cached[chunk.seq.seq_id] = chunk.start + chunk.num_tokens
 
     def roll_back(self, chunks: Seq[ScheduledChunk]) -> list[tuple[int, int]]:
         """The step failed: what of the cache is to be cleared so that it holds what it held before."""
-        slots = [self._slot_of[chunk.seq.seq_id] for chunk in chunks]
-        return [(slot.index, slot.num_tokens) for slot in slots]
+        seq_ids = [chunk.seq.seq_id for chunk in chunks]
+        return [(self._slot_of[seq_id], self._num_cached[seq_id]) for seq_id in seq_ids]
 
     def release(self, seq_id: int) -> int | None:
         """Take the slot back; returns it, or None where the sequence has none."""
         slot = self._slot_of.pop(seq_id, None)
         if slot is None:
             return None
-        insort(self._free, slot.index)
-        return slot.index
+        del self._num_cached[seq_id]
+        insort(self._free, slot)
+        return slot
 
     def _close_gap(self, chunks: Seq[ScheduledChunk]) -> tuple[int, int] | None:
         """Move the last sequence into the first gap, once the gap has stayed for a while."""
-        last = max(self._slot_of.values(), key=lambda slot: slot.index, default=None)
+        last_id = max(self._slot_of, key=self._slot_of.__getitem__, default=None)
         is_joined = any(chunk.seq.seq_id not in self._slot_of for chunk in chunks)
-        if last is None or not self._free or self._free[0] > last.index or is_joined:
+        if last_id is None or not self._free or self._free[0] > self._slot_of[last_id] or is_joined:
             self._gap_age_steps = 0
             return None
         self._gap_age_steps += 1
         if self._gap_age_steps < GAP_STEPS:
             return None
-        source, target = last.index, self._free.pop(0)
-        last.index = target
+        source, target = self._slot_of[last_id], self._free.pop(0)
+        self._slot_of[last_id] = target
         self._unclean.discard(target)
         insort(self._free, source)
         return source, target
@@ -139,26 +138,7 @@ class SlotTable:
             rows.slots.append(index)
 
     def _check(self, chunks: Seq[ScheduledChunk]) -> None:
-        num_new = num_tokens = 0
-        for chunk in chunks:
-            slot = self._slot_of.get(chunk.seq.seq_id)
-            num_cached = slot.num_tokens if slot else 0
-            num_new += slot is None
-            num_tokens += chunk.num_tokens
-            expected = num_cached - 1 if chunk.dead else num_cached
-            if chunk.start != expected:
-                raise BackendError(
-                    f"sequence {chunk.seq.seq_id} has {num_cached} tokens in the cache, so its chunk must "
-                    f"start at {expected}, not at {chunk.start}"
-                )
-            if chunk.start + chunk.num_tokens > self._max_model_len:
-                raise CapacityError(
-                    f"sequence {chunk.seq.seq_id} needs {chunk.start + chunk.num_tokens} positions, "
-                    f"a slot has {self._max_model_len}"
-                )
-        if num_new > len(self._free):
-            raise CapacityError(
-                f"{num_new} new sequences need a slot, {len(self._free)} of {self._num_slots} are free"
-            )
+        check_chunks(chunks, self._num_cached, self._num_slots, self._max_model_len)
+        num_tokens = sum(chunk.num_tokens for chunk in chunks)
         if num_tokens > self._max_step_tokens:
             raise CapacityError(f"a step of {num_tokens} tokens, the batch holds {self._max_step_tokens}")
