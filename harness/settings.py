@@ -228,6 +228,10 @@ def _options() -> dict[str, FieldInfo]:
     return {n: field for n, field in HarnessSettings.model_fields.items() if n not in _ENVIRONMENT_ONLY}
 
 
+OF_COMPARE = frozenset({"draws", "loads", "capacity", "quick"})
+"""Settings that `lab compare` alone reads."""
+
+
 def add_setting_options(parser: argparse.ArgumentParser, *, leave_out: frozenset[str] = frozenset()) -> None:
     """An option for each setting, in the order in which the settings are declared."""
     for name, field in _options().items():

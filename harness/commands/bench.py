@@ -20,11 +20,9 @@ from harness.replay.progress import make_reporter
 from harness.results.openmetrics import push, write_openmetrics
 from harness.results.output_dir import make_folder
 from harness.results.slo import Slo
-from harness.settings import add_setting_options, read_settings
+from harness.settings import OF_COMPARE, add_setting_options, read_settings
 
 INTERRUPTED_STATUS = 130
-OF_COMPARE = frozenset({"draws", "loads", "capacity", "quick"})
-"""Settings that `lab compare` alone reads."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ import pyarrow as pa
 from adapters.base import ConfigError
 from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
 from harness.commands.options import add_slo_option, parse_share
-from harness.commands.sweep import is_saturated
 from harness.comparing.arms import find_arms
-from harness.comparing.capacity import Capacities, find_capacities
+from harness.comparing.capacity import Capacities, find_capacities, is_saturated
 from harness.comparing.combine import choose_reference
 from harness.measure import measure
 from harness.plan.planner import plan
@@ -30,7 +28,7 @@ from harness.replay.progress import Reporter, make_reporter
 from harness.results.output_dir import free_path, make_folder, utc_stamp, whole_file
 from harness.results.slo import Slo
 from harness.results.table_file import write_table
-from harness.settings import HarnessSettings, add_setting_options, read_settings
+from harness.settings import OF_COMPARE, HarnessSettings, add_setting_options, read_settings
 
 DEFAULT_BLOCKS = 3
 DEFAULT_REQUESTS = 300
@@ -39,7 +37,7 @@ DEFAULT_REQUESTS = 300
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     left_out = {"variant", "concurrency", "rate", "repeats", "trace", "time_scale"}
-    add_setting_options(parser, leave_out=frozenset(left_out))
+    add_setting_options(parser, leave_out=OF_COMPARE.union(left_out))
     add_corpus_option(parser)
     add_slo_option(parser)
     parser.add_argument("--variants", nargs="+", default=[], metavar="NAME", help="arms, as `lab compare`")
@@ -89,28 +87,30 @@ def run(args: argparse.Namespace) -> int:
         arms = [Arm(None, "server")]
         if not settings.url:
             arms = find_arms(args.variants, args.pad, settings, reporter)
-        names = [str(arm.name) for arm in arms]
 
         def holds_at(arm: Arm, block: int) -> Callable[[float], bool]:
             return lambda rate: _probe(
                 arm, block, rate, settings, slo, args.allow_changed_corpus, reporter, tried
             )
 
-        reference = choose_reference(names, args.baseline)
-        found = Capacities({name: [] for name in names}, reference, slo.text(), args.closest)
+        reference = choose_reference([str(arm.name) for arm in arms], args.baseline)
+        of_block: dict[str, list[float | None]] = {}
+        was_interrupted = False
         try:
             find_capacities(
-                arms, args.blocks, args.from_rate, args.closest, settings.seed, holds_at, found.of_block
+                arms, args.blocks, args.from_rate, args.closest, settings.seed, holds_at, of_block
             )
         except KeyboardInterrupt:
-            print(f"interrupted after {len(tried)} runs")
-            found = replace(found, was_interrupted=True)
-            if not tried:
-                return INTERRUPTED_STATUS
+            was_interrupted = True
+    if was_interrupted:
+        print(f"interrupted after {len(tried)} runs")
+        if not tried:
+            return INTERRUPTED_STATUS
+    found = Capacities(of_block, reference, slo.text(), args.closest, was_interrupted)
     path = write_capacities(folder, found, tried)
     print(found.text())
     print(f"{len(tried)} runs; the rates tried: {path} and {path.with_suffix('.json')}")
-    return INTERRUPTED_STATUS if found.was_interrupted else 0
+    return INTERRUPTED_STATUS if was_interrupted else 0
 
 
 def _probe(

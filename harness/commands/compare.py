@@ -121,7 +121,9 @@ def run(args: argparse.Namespace) -> int:
         plans = [
             plan_load(
                 share,
-                arms if args.variants else default_arms(arms, share, pad_was_given=args.pad is not None),
+                arms
+                if args.variants
+                else default_arms(arms, share, reference=reference, pad_was_given=args.pad is not None),
                 settings,
                 num_blocks,
                 folder,

@@ -24,7 +24,7 @@ from harness.comparing.intervals import FEWEST_BLOCKS, MAX_MORE_BLOCKS
 from harness.results.manifest import RunManifest
 from harness.results.metrics import METRICS, Figure
 from harness.results.table import MISSING, render_table
-from harness.settings import add_setting_options
+from harness.settings import OF_COMPARE, add_setting_options
 
 Result = Literal["pass", "REGRESSION", "can't tell"]
 CANNOT_TELL_STATUS = 3
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="while the blocks cannot tell, measure more, for at most so many seconds in all",
     )
     add_corpus_option(parser)
-    add_setting_options(parser, leave_out=frozenset({"variant", "repeats", "url"}))
+    add_setting_options(parser, leave_out=(OF_COMPARE - {"draws"}) | {"variant", "repeats", "url"})
 
 
 def run(args: argparse.Namespace) -> int:
@@ -136,6 +136,7 @@ def _gate_commit(args: argparse.Namespace, figures: list[Figure] | None) -> int:
 
     runs = measure_against(args, goes_on)
     if runs.was_interrupted:
+        print(f"interrupted; rows: {runs.path}")
         return INTERRUPTED_STATUS
     gated = held(runs)
     print(runs.heading)

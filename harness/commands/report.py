@@ -274,5 +274,4 @@ def mean_batch_size(rows: pd.DataFrame, manifest: RunManifest) -> str:
 
 
 def dead_row_share(manifest: RunManifest) -> str:
-    shares = [entry.steps.dead_row_share for entry in manifest.repeats if entry.steps]
-    return share(sum(shares) / len(shares)) if shares else MISSING
+    return share(mean_of([entry.steps.dead_row_share for entry in manifest.repeats if entry.steps]))

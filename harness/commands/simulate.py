@@ -21,7 +21,7 @@ from harness.results.manifest import RunManifest
 from harness.results.metrics import OUTPUT_TOKENS, REQUESTS, TPOT, TTFT, Figure
 from harness.results.slo import Slo, goodput
 from harness.results.table import render_table, share
-from harness.settings import HarnessSettings, add_setting_options, read_settings
+from harness.settings import OF_COMPARE, HarnessSettings, add_setting_options, read_settings
 from harness.simulator.calibration import (
     DEFAULT,
     Calibration,
@@ -35,10 +35,10 @@ from harness.simulator.routers import ROUTERS
 from harness.simulator.simulation import FleetOptions, read_arm, simulate
 from harness.simulator.verify import render_verified, verify
 
-_OF_REAL_RUNS = frozenset(
+_OF_REAL_RUNS = OF_COMPARE.union(
     {
         *("variant", "backend", "model", "repeats", "url", "warmup", "floor", "processes", "shard"),
-        *("start_at", "start_timeout_s", "request_timeout_s", "temperature", "ignore_eos"),
+        *("start_at", "start_timeout_s", "request_timeout_s", "temperature", "ignore_eos", "salt"),
     }
 )
 """Settings of the harness that a virtual clock has no use for."""

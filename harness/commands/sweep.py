@@ -10,12 +10,10 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from adapters.base import ConfigError
-from harness.commands.bench import INTERRUPTED_STATUS, OF_COMPARE, add_corpus_option
+from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
 from harness.commands.options import add_slo_option
-from harness.comparing.capacity import next_load
+from harness.comparing.capacity import is_saturated, next_load
 from harness.measure import measure
 from harness.plan.planner import plan
 from harness.replay.arm_file import Arm, Measurement
@@ -24,10 +22,8 @@ from harness.results.metrics import OUTPUT_TOKENS, REQUESTS, Figure, compared_fi
 from harness.results.output_dir import make_folder
 from harness.results.slo import Slo
 from harness.results.table import render_table
-from harness.settings import HarnessSettings, add_setting_options, read_settings
+from harness.settings import OF_COMPARE, HarnessSettings, add_setting_options, read_settings
 
-SATURATED_SHARE = 0.90
-"""Below this share of the rate asked for (or of the gain that more users should bring), no more is tried."""
 KNEE_GAIN = 0.10
 """A doubling of users that brings less throughput than this is beyond the knee."""
 
@@ -99,7 +95,9 @@ class Sweep:
             if points[-1].measurement.was_interrupted or points[-1].is_saturated:
                 break
         for _ in range(num_searched if self._slo else 0):
-            between = next_load(points, is_open=self.is_open)
+            met = [point.load for point in points if point.met]
+            missed = [point.load for point in points if not point.met]
+            between = next_load(met, missed, is_open=self.is_open)
             if between is None or any(point.measurement.was_interrupted for point in points):
                 break
             points.append(self._measure(between, points, reporter))
@@ -125,21 +123,6 @@ class Sweep:
             gain = tokens_per_s / max(before[-2].tokens_per_s, 1e-9) - 1
             saturated = gain < KNEE_GAIN and met is not True
         return Point(load, measurement, tokens_per_s, saturated, met)
-
-
-def is_saturated(rows: pd.DataFrame) -> bool:
-    """Whether answers came clearly slower than requests: the queue then grows as long as the run lasts.
-
-    What is left to answer after the last arrival is held against what the first fifth of the requests took,
-    which met an empty server.
-    """
-    if rows["error"].notna().any() or len(rows) < 2:
-        return True
-    ordered = rows.sort_values("schedule_index")
-    asked_s = float(ordered["scheduled_s"].iloc[-1] - ordered["scheduled_s"].iloc[0])
-    left_s = float(ordered["finish_s"].max() - ordered["scheduled_s"].iloc[-1])
-    unloaded_s = float(ordered["total_sched_ms"].head(max(1, len(rows) // 5)).max()) / 1e3
-    return asked_s / (asked_s + max(0.0, left_s - unloaded_s)) < SATURATED_SHARE
 
 
 def knee(points: list[Point]) -> float | None:

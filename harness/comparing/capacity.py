@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
+import pandas as pd
 
 from harness.comparing.arms import arm_order
 from harness.comparing.contrasts import ratio_text
@@ -25,21 +25,8 @@ CONFIDENCE = 0.95
 FIRST_FACTOR, LATER_FACTOR = 2.0, 1.25
 """By how much rates grow until the limits do not hold: at first, and near the answer of another block."""
 MAX_TRIED = 16
-
-
-class Tried(Protocol):
-    """A load, and whether the limits held there (None without limits)."""
-
-    @property
-    def load(self) -> float: ...
-    @property
-    def met(self) -> bool | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    load: float
-    met: bool
+SATURATED_SHARE = 0.90
+"""Below this share of the rate asked for, no more is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +40,16 @@ class Estimate:
         return f"{self.value:.3g}" + (f" [{_range(self.interval)}]" if self.interval else "")
 
 
-def next_load(tried: Sequence[Tried], *, is_open: bool, closest: float = 0.05) -> float | None:
+def next_load(
+    met: Sequence[float], missed: Sequence[float], *, is_open: bool, closest: float = 0.05
+) -> float | None:
     """Between the highest load that met the limits and the lowest above it; None when these are `closest`
     (or, of users, neighbours)."""
-    met = [point.load for point in tried if point.met]
-    missed = [point.load for point in tried if not point.met and point.load > max(met, default=0.0)]
-    if not met or not missed:
+    low = max(met, default=0.0)
+    above = [load for load in missed if load > low]
+    if not met or not above:
         return None
-    low, high = max(met), min(missed)
+    high = min(above)
     if is_open:
         return math.sqrt(low * high) if high / low > 1 + closest else None
     return float(round((low + high) / 2)) if high - low > 1 else None
@@ -71,21 +60,36 @@ def search(holds: Callable[[float], bool], start: float, factor: float, closest:
 
     None where no such two were found in `MAX_TRIED` rates.
     """
-    tried: list[Probe] = []
+    met: list[float] = []
+    missed: list[float] = []
     rate: float | None = start
-    while rate is not None and len(tried) < MAX_TRIED:
-        tried.append(Probe(rate, holds(rate)))
-        met = [probe.load for probe in tried if probe.met]
+    while rate is not None and len(met) + len(missed) < MAX_TRIED:
+        (met if holds(rate) else missed).append(rate)
         if not met:
-            rate = min(probe.load for probe in tried) / factor
-        elif len(met) == len(tried):
+            rate = min(missed) / factor
+        elif not missed:
             rate = max(met) * factor
         else:
-            rate = next_load(tried, is_open=True, closest=closest)
+            rate = next_load(met, missed, is_open=True, closest=closest)
     if rate is not None:
         return None
-    low = max(probe.load for probe in tried if probe.met)
-    return math.sqrt(low * min(probe.load for probe in tried if probe.load > low))
+    low = max(met)
+    return math.sqrt(low * min(load for load in missed if load > low))
+
+
+def is_saturated(rows: pd.DataFrame) -> bool:
+    """Whether answers came clearly slower than requests: the queue then grows as long as the run lasts.
+
+    What is left to answer after the last arrival is held against what the first fifth of the requests took,
+    which met an empty server.
+    """
+    if rows["error"].notna().any() or len(rows) < 2:
+        return True
+    ordered = rows.sort_values("schedule_index")
+    asked_s = float(ordered["scheduled_s"].iloc[-1] - ordered["scheduled_s"].iloc[0])
+    left_s = float(ordered["finish_s"].max() - ordered["scheduled_s"].iloc[-1])
+    unloaded_s = float(ordered["total_sched_ms"].head(max(1, len(rows) // 5)).max()) / 1e3
+    return asked_s / (asked_s + max(0.0, left_s - unloaded_s)) < SATURATED_SHARE
 
 
 def start_of_block(before: Sequence[float], first: float, seed: int, arm: str) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from statistics import fmean, median
+from statistics import median
 
 import pandas as pd
 
@@ -26,6 +26,7 @@ from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.results.lengths import length_table, lengths_in_words, lengths_of
 from harness.results.manifest import ComparisonManifest
 from harness.results.metrics import Figure, compared_figures
+from harness.results.stats import mean_of
 from harness.results.steady import FIGURES as STEADY_FIGURES
 from harness.results.steady import steady_figures
 from harness.results.table import MISSING, number, render_table, share
@@ -217,11 +218,11 @@ def _figure_table(
         own = [f for f in figures if f.arm == arm]
         of_arm = rows[rows["arm"] == arm]
         cells = [_cell(figure, figure.over(of_arm, is_open)) for figure in columns]
-        batch = number(_mean([f.mean_batch_size for f in own]), 2)
+        batch = number(mean_of([f.mean_batch_size for f in own]), 2)
         same = min((f.num_same for f in own), default=0)
         compared = max((f.num_compared for f in own), default=0)
         lines.append(
-            [arm, *cells, batch, share(_mean([f.dead_row_share for f in own])), f"{same}/{compared}"]
+            [arm, *cells, batch, share(mean_of([f.dead_row_share for f in own])), f"{same}/{compared}"]
         )
     names = [c.label + (" (ms)" if c.metric.unit == "ms" else "") for c in columns]
     return render_table(["arm", *names, "mean batch", "dead rows", f"same as {reference}"], lines)
@@ -247,11 +248,6 @@ def _steady_table(rows: pd.DataFrame, manifest: ComparisonManifest) -> str:
     names = [f"{figure.label} (ms)" for figure in STEADY_FIGURES]
     headers = ["steady window", "of the time", "answers", "output tok/s", f"to {manifest.reference}", *names]
     return render_table(headers, lines)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return fmean(present) if present else None
 
 
 def _cell(figure: Figure, value: float | None) -> str:

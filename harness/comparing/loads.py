@@ -52,13 +52,21 @@ def with_defaults(settings: HarnessSettings) -> HarnessSettings:
     return settings.model_copy(update=chosen)
 
 
-def default_arms(arms: Sequence[Arm], share: float | None, *, pad_was_given: bool) -> list[Arm]:
-    """Those of the default arms that a load is about, so that all loads together take minutes."""
-    if share is None:
-        return [arm for arm in arms if "BATCH_WAIT_MS" not in arm.settings]
-    # A static client that waits until arrivals fill its chunk measures the rate, not the server.
-    served = [arm for arm in arms if arm.variant != "static"]
-    return served if pad_was_given else [a for a in served if a.settings.get("PAD_FINISHED") != "0"]
+def default_arms(
+    arms: Sequence[Arm], share: float | None, *, reference: str, pad_was_given: bool
+) -> list[Arm]:
+    """Those of the default arms that a load is about, so that all loads together take minutes.
+
+    The arm that ratios refer to is always among them.
+    """
+
+    def is_of_load(arm: Arm) -> bool:
+        if share is None:
+            return "BATCH_WAIT_MS" not in arm.settings
+        # A static client that waits until arrivals fill its chunk measures the rate, not the server.
+        return arm.variant != "static" and (pad_was_given or arm.settings.get("PAD_FINISHED") != "0")
+
+    return [arm for arm in arms if arm.name == reference or is_of_load(arm)]
 
 
 def known_capacity(path: Path, measure: Callable[[], float], *, resume: bool) -> float:
@@ -92,14 +100,11 @@ def plan_load(
         assert settings.capacity is not None, "measured before"
         of_closed: dict[str, None] = {"think_ms": None, "think": None, "ramp_s": None}
         settings = settings.model_copy(update={"rate": rate_of_share(share, settings.capacity), **of_closed})
-    planned = [
-        plan(
-            settings,
-            allow_changed_corpus=allow_changed_corpus,
-            draw=block if settings.draws == "new" else None,
-        )
-        for block in range(num_blocks)
-    ]
+    has_draws = settings.draws == "new" and settings.trace is None  # a trace has the requests that it has
+    draws = list(range(num_blocks)) if has_draws else [None]
+    planned = [plan(settings, allow_changed_corpus=allow_changed_corpus, draw=draw) for draw in draws]
     corpus, schedules = planned[0][0], [schedule for _, schedule in planned]
+    if not has_draws:
+        schedules *= num_blocks
     ledger = Ledger(folder, plan_digest(arms, settings, corpus, schedules[0]), resume=resume)
     return LoadPlan(arms, settings, corpus, schedules, ledger)

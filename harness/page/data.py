@@ -27,6 +27,7 @@ from harness.results.lengths import Lengths, lengths_of
 from harness.results.manifest import ComparisonManifest, RunManifest
 from harness.results.metrics import METRICS, TPOT, TTFT, Figure
 from harness.results.slo import Limit, Slo, goodput
+from harness.results.stats import mean_of
 from harness.results.steady import SteadyFigures, steady_figures
 from harness.results.steps import STEPS_SUFFIX, read_steps
 
@@ -196,14 +197,14 @@ def _arm_data(
         budget=latency_budget(
             own,
             next((trip for trip in round_trips if trip is not None), None),
-            [_mean([s for g in gauges if (s := told(g)) is not None]) for told in _SERVER_MEANS],
+            [mean_of([s for g in gauges if (s := told(g)) is not None]) for told in _SERVER_MEANS],
         ),
         timeline=timeline,
         over_time=over_time,
-        mean_batch_size=_mean(
+        mean_batch_size=mean_of(
             [size for run in runs for e in run.repeats if (size := e.mean_batch_size) is not None]
         ),
-        dead_row_share=_mean([entry.dead_row_share for entry in steps]),
+        dead_row_share=mean_of([entry.dead_row_share for entry in steps]),
         usd_per_million_tokens=price.per_million_tokens(float(np.median(tokens_per_s)))
         if tokens_per_s
         else None,
@@ -243,7 +244,3 @@ def _over_time(run: RunManifest, own: pd.DataFrame) -> tuple[Timeline | None, Ov
 
 def _sorted(values: pd.Series[float]) -> Floats:
     return np.sort(values.dropna().to_numpy(dtype=float))
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None

@@ -92,7 +92,7 @@ class PlainReporter:
         self._place = ""
         self._run_started_s = perf_counter()
         self._runs_s: list[float] = []
-        self._num_runs = 1
+        self._num_to_come = 0
 
     def __enter__(self) -> Self:
         return self
@@ -108,7 +108,7 @@ class PlainReporter:
         if self._place:
             self._runs_s.append(now_s - self._run_started_s)
         self._run_started_s, self._place = now_s, place
-        self._num_runs = len(self._runs_s) + 1 + num_to_come
+        self._num_to_come = num_to_come
         self._tally = None
         self.announce(place)
 
@@ -139,7 +139,7 @@ class PlainReporter:
     def _all_left_s(self) -> float | None:
         """Of all runs, from the mean of those that are done; None for one run alone, and during the first
         until its own time left is known."""
-        if self._num_runs < 2:
+        if not self._runs_s and not self._num_to_come:
             return None
         spent_s = perf_counter() - self._run_started_s
         if self._runs_s:
@@ -148,7 +148,7 @@ class PlainReporter:
             mean_s = spent_s + left_s
         else:
             return None
-        return max(0.0, mean_s - spent_s) + mean_s * (self._num_runs - len(self._runs_s) - 1)
+        return max(0.0, mean_s - spent_s) + mean_s * self._num_to_come
 
 
 class LiveReporter(PlainReporter):

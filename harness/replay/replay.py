@@ -73,9 +73,9 @@ def replay(
         reporter.begin(label, schedule, server)
         gpu = Gpu() if server.is_local else None
         watch = GaugeWatch(control.metrics_text) if server.card is None else None
-        before = MachineSample.take(server.pid, gpu)
-        start_s = _shared_start(settings.start_at)
         with watch or ExitStack():
+            before = MachineSample.take(server.pid, gpu)
+            start_s = _shared_start(settings.start_at)
             if settings.processes == 1:
                 measured = Replay(
                     client,
@@ -88,7 +88,7 @@ def replay(
             else:
                 client.close()
                 end = replay_in_processes(_worker_plans(server, schedule, settings), on_complete, start_s)
-        use = MachineSample.take(server.pid, gpu).use_since(before)
+            use = MachineSample.take(server.pid, gpu).use_since(before)
         use.harness_cpu_share /= settings.processes
         steps, num_dropped = ([], 0) if first_step is None else control.steps_since(first_step)
         gauges = watch.gauges(end.started_s, end.ended_s, len(schedule.requests)) if watch else None

@@ -94,8 +94,6 @@ class GaugeWatch:
     """Asks `read` (the text of `/metrics`, or LookupError with what is wrong) while it is entered."""
 
     read: Callable[[], str]
-    period_s: float | None = None
-    """None for `PERIOD_S`."""
     _samples: list[Sample] = field(default_factory=list)
     _problem: str | None = None
     _is_over: threading.Event = field(default_factory=threading.Event)
@@ -117,7 +115,7 @@ class GaugeWatch:
             self._take()
 
     def _watch(self) -> None:
-        while not self._is_over.wait(self.period_s or PERIOD_S):
+        while not self._is_over.wait(PERIOD_S):
             self._take()
 
     def _take(self) -> None:

@@ -8,6 +8,7 @@ and Nagaraja (2003), Order Statistics, section 7.1.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -83,7 +84,8 @@ def percentile(
     return Percentile(q, float(np.percentile(samples, q)), num, least, interval)
 
 
-def mean_of(values: ArrayLike) -> float | None:
+def mean_of(values: ArrayLike | Sequence[float | None]) -> float | None:
+    """Of those that are numbers; None where there is none."""
     samples = np.asarray(values, dtype=float)
     samples = samples[~np.isnan(samples)]
     return float(samples.mean()) if len(samples) else None

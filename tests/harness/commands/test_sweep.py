@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.commands.sweep import Point, is_saturated, knee
-from harness.comparing.capacity import next_load
+from harness.commands.sweep import Point, knee
+from harness.comparing.capacity import is_saturated, next_load
 from harness.replay.arm_file import Measurement
 from harness.results.manifest import Validity
 from tests.harness.commands.test_bench import _plain_environment  # noqa: F401
@@ -27,21 +27,17 @@ def open_loop(rate: float, serves_per_s: float, num: int = 100) -> Measurement:
     return Measurement(Path("x"), made_frame(rows), made_manifest(rows), Validity())
 
 
-def point(load: float, met: bool | None, tokens_per_s: float = 1.0) -> Point:
-    return Point(load, open_loop(1.0, 10.0, 2), tokens_per_s, False, met)
-
-
 @pytest.mark.parametrize(("rate", "saturated"), [(2.0, False), (9.0, False), (12.0, True), (40.0, True)])
 def test_saturation_is_a_queue_that_grows(rate: float, saturated: bool) -> None:
     assert is_saturated(open_loop(rate, 10.0).rows) is saturated
 
 
 def test_the_search_halves_what_is_left() -> None:
-    assert next_load([point(1, True), point(2, True), point(8, False)], is_open=True) == pytest.approx(4.0)
-    assert next_load([point(1, True), point(2, True), point(8, False)], is_open=False) == 5.0
-    assert next_load([point(7, True), point(8, False)], is_open=False) is None
-    assert next_load([point(1, False), point(2, False)], is_open=True) is None
-    assert next_load([point(1, True), point(2, True)], is_open=True) is None
+    assert next_load([1, 2], [8], is_open=True) == pytest.approx(4.0)
+    assert next_load([1, 2], [8], is_open=False) == 5.0
+    assert next_load([7], [8], is_open=False) is None
+    assert next_load([], [1, 2], is_open=True) is None
+    assert next_load([1, 2], [], is_open=True) is None
 
 
 def test_the_knee_is_where_throughput_for_latency_is_best() -> None:

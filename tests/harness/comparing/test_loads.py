@@ -60,10 +60,12 @@ def test_more_users_than_slots_and_few_requests_where_it_is_quick() -> None:
 
 
 def test_each_default_load_has_the_arms_that_it_is_about() -> None:
-    closed = [arm.name for arm in default_arms(ARMS, None, pad_was_given=False)]
+    closed = [arm.name for arm in default_arms(ARMS, None, reference="baseline", pad_was_given=False)]
     assert closed == [arm.name for arm in ARMS if arm.name != "dynamic BATCH_WAIT_MS=0"]
-    spread = [arm.name for arm in default_arms(ARMS, 0.75, pad_was_given=False)]
+    spread = [arm.name for arm in default_arms(ARMS, 0.75, reference="baseline", pad_was_given=False)]
     assert spread == ["baseline", "dynamic", "dynamic BATCH_WAIT_MS=0", "continuous"]
+    told = default_arms(ARMS, 0.75, reference="static", pad_was_given=False)
+    assert "static" in [arm.name for arm in told], "ratios refer to it"
 
 
 def test_a_noted_capacity_is_taken_by_resume_alone(tmp_path: Path) -> None:

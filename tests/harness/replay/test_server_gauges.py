@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from harness.client.control import Control
+from harness.replay import server_gauges
 from harness.replay.server_gauges import GaugeWatch, parse_metrics
 from harness.results.facts import ServerGauges
 from tests.harness.fake_server import FakeServer
@@ -50,9 +51,14 @@ llamacpp:n_busy_slots_per_decode %g
 """
 
 
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_gauges, "PERIOD_S", 0.001)
+
+
 def told(read: Callable[[], str], num_requests: int = 10) -> ServerGauges:
     """What a watch tells of a replay that took a second by its stamps, whatever the clock does meanwhile."""
-    with GaugeWatch(read, period_s=0.001) as watch:
+    with GaugeWatch(read) as watch:
         while watch._problem is None:
             time.sleep(0.001)
     first_s = watch._samples[0].at_s
