@@ -221,7 +221,6 @@ dash: .venv/.lab-base ## Prometheus over running services, Grafana where Docker 
 
 dashboards: .venv/.lab-base ## write the Grafana dashboards anew from tools/dashboards, and the rules for Kubernetes
 	@.venv/bin/python -m tools.dashboards
-	@.venv/bin/python -m tools.kubernetes_rules
 
 # Images and the stack. BACKEND, MODEL, SERVICE, REPLICAS and the names in docker/compose.yml can be given.
 REPLICAS ?= 1
@@ -252,7 +251,6 @@ check: .venv/.dev ## ruff, mypy, import-linter, drift of the corpus, .env.exampl
 	.venv/bin/python -m tools.cli prompts --check
 	.venv/bin/python -m tools.env_example --check
 	.venv/bin/python -m tools.dashboards --check
-	.venv/bin/python -m tools.kubernetes_rules --check
 
 lock-check: $(filter .uv/bin/uv,$(UV)) ## whether uv.lock is that of pyproject.toml
 	@$(UV) lock --check --quiet

@@ -1,12 +1,10 @@
 """Puts the alerts and field names of Prometheus into the manifest that its operator reads.
 
-The rules have one home, `docker/prometheus`. `--check` fails where the manifest is not what they make.
+The rules have one home, `docker/prometheus`; `make dashboards` writes the manifest.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
 DOCKER = Path(__file__).parents[1] / "docker"
@@ -28,19 +26,3 @@ def manifest() -> str:
     parts = [text.partition("\ngroups:\n") for f in files for text in [f.read_text(encoding="utf-8")]]
     groups = "".join(groups for _, found, groups in parts if found)
     return HEAD + "".join(f"  {line}" if line.strip() else line for line in groups.splitlines(keepends=True))
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true")
-    if parser.parse_args().check:
-        if MANIFEST.read_text(encoding="utf-8") == manifest():
-            return 0
-        print(f"{MANIFEST} is not what docker/prometheus makes: run `make dashboards`", file=sys.stderr)
-        return 1
-    MANIFEST.write_text(manifest(), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

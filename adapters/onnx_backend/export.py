@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from adapters.base import BackendError, ConfigError
-from adapters.models.artifact import Manifest, make_once, missing_files, read_manifest
+from adapters.models.artifact import Manifest, damaged_files, make_once, read_manifest
 from adapters.models.digests import list_files
 from adapters.models.store import ModelFiles
 
@@ -40,7 +40,7 @@ def exported_model(files: ModelFiles, precision: str, provider: str, artifacts_d
     def is_current() -> bool:
         made = read_manifest(manifest)
         is_same = made.get("recipe") == RECIPE and made.get("source_digest") == files.digest
-        return is_same and not missing_files(manifest)
+        return is_same and not damaged_files(manifest)
 
     def make(unfinished: Path) -> Manifest:
         logger.info("exporting %s to %s", files.folder, folder)

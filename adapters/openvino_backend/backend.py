@@ -28,7 +28,7 @@ from adapters.cores import default_threads
 from adapters.models.gguf.store import gguf_made_from
 from adapters.models.packaged import PACKAGED
 from adapters.models.safetensors_file import count_parameters
-from adapters.models.store import ModelFiles, resolve_model
+from adapters.models.store import ModelFiles, resolve_model, split_format
 from adapters.openvino_backend import FORMATS, OpenVinoOptions
 from adapters.openvino_backend.requests import Requests
 from adapters.text.tokenizer import HFTokenizer
@@ -165,7 +165,7 @@ def _model_path(files: ModelFiles, config: BackendConfig) -> tuple[Path, str]:
     """What OpenVINO loads, and the number format of its weights."""
     if (files.folder / _EXPORTED).is_file():
         return files.folder, "exported"
-    packaged = PACKAGED.get(files.name)
+    packaged = PACKAGED.get(split_format(config, FORMATS)[0])  # a folder of that name is another model
     file_format = files.format or (packaged.file_format if packaged else "f16")
     return gguf_made_from(files, file_format, config, packaged).path, file_format
 

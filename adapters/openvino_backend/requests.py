@@ -48,7 +48,9 @@ class Requests:
         if seq.seq_id in self._requests:
             return
         token_ids: Seq[int] = [*seq.prompt_token_ids, *seq.output_token_ids]
-        config = _generation_config(seq.params, self._max_model_len + 1 - len(token_ids))
+        config = _generation_config(
+            seq.params, self._max_model_len + 1 - len(token_ids), len(seq.output_token_ids)
+        )
         tensor = openvino.Tensor(np.array([token_ids], dtype=np.int64))
         self._requests[seq.seq_id] = Request(self._pipeline.add_request(seq.seq_id, tensor, config))
 
@@ -86,7 +88,7 @@ class Requests:
             request.read()
 
 
-def _generation_config(params: SamplingParams, max_new_tokens: int) -> Any:
+def _generation_config(params: SamplingParams, max_new_tokens: int, num_outputs: int) -> Any:
     """OpenVINO ends no answer itself: what ends one is the scheduler's to see.
 
     With `ignore_eos` its `stop_token_ids` end nothing either, and are only banned before `min_new_tokens`.
@@ -98,7 +100,7 @@ def _generation_config(params: SamplingParams, max_new_tokens: int) -> Any:
     config.presence_penalty = params.presence_penalty
     config.frequency_penalty = params.frequency_penalty
     if params.min_tokens and params.ending_token_ids:
-        config.min_new_tokens = params.min_tokens
+        config.min_new_tokens = max(0, params.min_tokens - num_outputs)  # a preempted one has some
         config.stop_token_ids = set(params.ending_token_ids)
     if params.temperature >= LEAST_TEMPERATURE:
         config.do_sample = True

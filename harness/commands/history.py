@@ -13,7 +13,7 @@ from harness.history import exposition, store
 from harness.history.page import write_page, write_pictures
 from harness.history.series import marks
 from harness.history.trials import trials_text
-from harness.results.metrics import METRICS
+from harness.results.metrics import FIGURES
 from harness.results.output_dir import whole_file
 
 DEFAULT_FOLDER = Path("history")
@@ -77,9 +77,8 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "page":
         page = args.html or args.folder / "index.html"
         parts = write_page(history, page)
-        label = {figure.key: figure.label for metric in METRICS for figure in metric.figures}
         for mark in marks(history.rows):
-            what = f"{label[mark.metric]} of {mark.strategy} ({', '.join(mark.group)})"
+            what = f"{FIGURES[mark.metric].label} of {mark.strategy} ({', '.join(mark.group)})"
             source = " (ratios of commits measured in turns)" if mark.of_ratios else ""
             print(f"{mark.at:%Y-%m-%d} {mark.commit}: {what} {mark.ratio - 1:+.1%}{source}")
         print(f"page: {page}")

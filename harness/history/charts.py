@@ -12,9 +12,8 @@ import altair as alt
 import pandas as pd
 
 from harness.history.series import Mark
-from harness.results.metrics import METRICS, Figure
+from harness.results.metrics import Figure
 
-FIGURES = {figure.key: figure for metric in METRICS for figure in metric.figures}
 # After Okabe and Ito (2008), the blue lighter: told apart by the colour-blind, on light and on dark.
 COLOURS = ("#2B8CD0", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999", "#F0E442")
 HEIGHT = 240
@@ -91,5 +90,5 @@ def trend_chart(rows: pd.DataFrame, found: Sequence[Mark], strategies: Sequence[
             ),
         ]
     chart = alt.layer(*layers).properties(width="container", height=HEIGHT)
-    made: dict[str, Any] = chart.to_dict()
+    made: dict[str, Any] = chart.to_dict(validate=False)
     return made

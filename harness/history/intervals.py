@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from harness.comparing.intervals import FEWEST_BLOCKS, log_interval
 from harness.results.formulas import Floats
 from harness.results.metrics import OUTPUT_TOKENS, Figure
+from harness.results.stats import rank_interval
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 400
-_Z = 1.959963984540054
 
 Source = Literal["blocks", "requests"]
 
@@ -37,10 +37,8 @@ def figure_interval(figure: Figure, rows: pd.DataFrame, value: float, *, is_open
     if len(each) >= FEWEST_BLOCKS and value > 0:
         low, high = map(float, log_interval(np.log(each), CONFIDENCE))
         # The middle of the blocks is not the figure of all their requests; the interval is the figure's.
-        shift = math.log(value) - float(np.log(each).mean())
-        return Interval(
-            _exp(min(low + shift, math.log(value))), _exp(max(high + shift, math.log(value))), "blocks"
-        )
+        middle, reach = math.log(value), (high - low) / 2
+        return Interval(_exp(middle - reach), _exp(middle + reach), "blocks")
     if figure.q is None:
         return _of_throughput(rows, value, is_open=is_open) if figure.metric is OUTPUT_TOKENS else None
     assert figure.metric.samples is not None
@@ -51,15 +49,9 @@ def figure_interval(figure: Figure, rows: pd.DataFrame, value: float, *, is_open
 
 
 def _of_ranks(values: Floats, q: int) -> Interval | None:
-    """Order statistics around the percentile (binomial, by its normal approximation)."""
     ordered = np.sort(values[~np.isnan(values)])
-    num, share = len(ordered), q / 100
-    if not num:
-        return None
-    reach = _Z * math.sqrt(num * share * (1 - share))
-    low = max(0, math.floor(num * share - reach) - 1)
-    high = min(num - 1, math.ceil(num * share + reach))
-    return Interval(float(ordered[low]), float(ordered[high]), "requests")
+    ranks = rank_interval(len(ordered), q, (1 - CONFIDENCE) / 2)
+    return ranks and Interval(float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1]), "requests")
 
 
 def _of_weighted(values: Floats, weights: Floats, request: NDArray[np.int64], q: int) -> Interval | None:

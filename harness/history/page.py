@@ -6,22 +6,23 @@ inside a script.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import pandas as pd
 import vl_convert
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from altair.utils.schemapi import debug_mode
 
 from harness.comparing.contrasts import ratio_text
 from harness.history.change_points import FALSE_ALARM
-from harness.history.charts import FIGURES, title_of, trend_chart
+from harness.history.charts import title_of, trend_chart
 from harness.history.series import GROUP, SHOWN, Mark, chained, is_number, marks, nights
 from harness.history.store import History
+from harness.page.offline import templates, vega
+from harness.results.metrics import FIGURES
 from harness.results.output_dir import make_folder, whole_file
 
 MAX_RATIO_LINES = 60
@@ -48,6 +49,12 @@ class Part:
 
 
 def make_parts(history: History) -> list[Part]:
+    # Years of nights are more rows than altair takes by itself, and checking each part takes seconds a page.
+    with alt.data_transformers.disable_max_rows(), debug_mode(False):
+        return _parts(history)
+
+
+def _parts(history: History) -> list[Part]:
     found = marks(history.rows)
     chains = chained(history.rows)
     parts: list[Part] = []
@@ -92,10 +99,8 @@ def write_page(history: History, path: Path) -> list[Part]:
         false_alarm=FALSE_ALARM,
         label={metric: FIGURES[metric].label for metric in SHOWN},
         ratios=_ratio_lines(rows),
-        script=Markup(
-            vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
-        ),
-        specs=Markup(json.dumps(specs).replace("<", "\\u003c")),
+        script=vega(),
+        specs=specs,
     )
     with whole_file(path) as file:
         file.write(page.encode(errors="replace"))
@@ -132,10 +137,4 @@ def _ratio_lines(rows: pd.DataFrame) -> list[list[str]]:
     return lines
 
 
-_PAGE = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=StrictUndefined,
-).get_template("history.html.j2")
+_PAGE = templates(Path(__file__).parent).get_template("history.html.j2")

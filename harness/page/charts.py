@@ -31,7 +31,8 @@ def _all_charts(data: ReportData) -> dict[str, Picture | None]:
     arms = [arm for arm in data.arms if arm.load == data.arms[0].load]
     kind = f"Gaps between {'tokens' if all(arm.itl_is_per_token for arm in arms) else 'chunks'}"
     right_up = "Up and to the right is better."
-    blocks = "One point a load." if len(data.loads) > 1 else "One point a block; the lines span them."
+    is_by_block = len(data.loads) == 1
+    blocks = "One point a block; the lines span them." if is_by_block else "One point a load."
     made: dict[str, Picture | None] = {
         "verdict": verdict_chart(data),
         "slots": slots_chart(data, arms),
@@ -39,12 +40,13 @@ def _all_charts(data: ReportData) -> dict[str, Picture | None]:
         "pareto": _lines(
             data, "Speed of one user over speed of the server", f"{blocks} {right_up}",
             _each_block(data, "user_tokens_per_s", "tokens_per_s"),
-            "tokens/s a user (1000 / TPOT p50)", "output tokens/s", has_points=True,
+            "tokens/s a user (1000 / TPOT p50)", "output tokens/s", has_points=True, has_crosses=is_by_block,
         ),
         "throughput-latency": _lines(
             data, "Throughput and latency", f"{blocks} Down and to the right is better.",
             _each_block(data, "tokens_per_s", "ttft_p50_ms"),
             "output tokens/s", "TTFT p50, from schedule (ms)", log="y", has_points=True,
+            has_crosses=is_by_block,
         ),
     }  # fmt: skip
     if data.slo is not None and len(data.loads) > 1:
@@ -65,11 +67,11 @@ def _all_charts(data: ReportData) -> dict[str, Picture | None]:
             data, title, f"{caption} Left is better.", points, "ms", "share", log="x", is_step=True
         )
     over = [(arm, arm.over_time) for arm in arms if arm.over_time]
-    for name, title, unit in (
-        ("tokens-over-time", "Throughput over time", "output tokens/s"),
-        ("batch-over-time", "Batch size over time", "live rows a step"),
+    for name, title, unit, column in (
+        ("tokens-over-time", "Throughput over time", "output tokens/s", "tokens_per_s"),
+        ("batch-over-time", "Batch size over time", "live rows a step", "batch_size"),
     ):
-        columns = [(a.name, o.at_s, o.tokens_per_s if unit[0] == "o" else o.batch_size) for a, o in over]
+        columns = [(a.name, o.at_s, getattr(o, column)) for a, o in over]
         points = [(name, t, y, t) for name, at, ys in columns for t, y in zip(at, ys, strict=False)]
         made[name] = _lines(
             data, title, "The first block of each arm.", points, "s since the first request", unit
@@ -125,7 +127,8 @@ def _bins(values: Floats) -> list[tuple[float, float]]:
 
 def _lines(
     data: ReportData, title: str, caption: str, points: Sequence[Point], x: str, y: str, *,
-    log: str = "", is_step: bool = False, has_points: bool = False, y_from_zero: bool = True,
+    log: str = "", is_step: bool = False, has_points: bool = False, has_crosses: bool = False,
+    y_from_zero: bool = True,
     series: Sequence[str] | None = None,
 ) -> Picture | None:  # fmt: skip
     """Series over two axes. Hover finds the nearest point; where a point is a block, a cross spans them."""
@@ -149,7 +152,7 @@ def _lines(
         ],
     )
     layers: list[alt.Chart] = []
-    if "One point a block" in caption:
+    if has_crosses:
         crosses = of_arms(_crosses(shown), data.names).mark_rule(strokeWidth=1.5)
         layers.append(crosses.encode(x="x:Q", x2="x2:Q", y="y:Q", y2="y2:Q", color=colour))
     else:

@@ -6,19 +6,15 @@ template, and in the charts because it is JSON in which `<` is spelled as a code
 
 from __future__ import annotations
 
-import re
-from functools import cache
 from pathlib import Path
-
-import vl_convert
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from harness.comparing.contrasts import contrast_table
 from harness.page.charts import make_charts
 from harness.page.data import ReportData
+from harness.page.offline import templates, vega
 from harness.page.picture import ARM_COLOURS, description, theme
 from harness.page.summary import (
+    answer_sentences,
     arm_table,
     as_json,
     budget_table,
@@ -29,7 +25,7 @@ from harness.page.summary import (
     question,
     setting_lines,
     steady_table,
-    verdict_sentences,
+    why,
 )
 from harness.results.metrics import METRICS
 
@@ -39,8 +35,6 @@ def render_page(data: ReportData, title: str) -> str:
     told = [run.model_dump(mode="json", exclude_unset=True) for run in data.manifest.runs]
     charts = make_charts(data)
     first = next(name for name in ("verdict", "throughput-latency", "ttft-cdf", *charts) if name in charts)
-    sentences = verdict_sentences(data)
-    is_why = [sentence.startswith(("Time of the batch", "Where the first token")) for sentence in sentences]
     return TEMPLATES.get_template("report.html.j2").render(
         data=data,
         title=title,
@@ -50,10 +44,10 @@ def render_page(data: ReportData, title: str) -> str:
         more=[name for name in charts if name not in (first, "slots", "budget")],
         specs={name: description(drawn, data.names, has_legend=False) for name, drawn in charts.items()},
         themes=[theme(), theme(is_dark=True)],
-        library=_library(),
+        library=vega(),
         colours=[ARM_COLOURS[i % len(ARM_COLOURS)] for i in range(len(data.names))],
-        answer=[s for s, why in zip(sentences, is_why, strict=True) if not why],
-        why=[s for s, why in zip(sentences, is_why, strict=True) if why],
+        answer=answer_sentences(data),
+        why=why(data),
         arm_table=arm_table(data),
         figure_table=figure_table(data),
         contrast_table=contrast_table(data.found),
@@ -72,17 +66,4 @@ def render_page(data: ReportData, title: str) -> str:
     )
 
 
-@cache
-def _library() -> Markup:
-    """Vega, Vega-Lite and Vega-Embed; 0.9 MB."""
-    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]
-    return Markup(re.sub("</(?=script)", r"<\\/", bundle, flags=re.IGNORECASE))
-
-
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=StrictUndefined,
-)
+TEMPLATES = templates(Path(__file__).parent)

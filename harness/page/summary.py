@@ -39,6 +39,10 @@ def question(data: ReportData) -> str:
 
 def verdict_sentences(data: ReportData) -> list[str]:
     """First the answer, then how sure it is, then why."""
+    return [*answer_sentences(data), *why(data)]
+
+
+def answer_sentences(data: ReportData) -> list[str]:
     if data.decision is None or data.reference is None:
         if len(data.names) > 1 and len(data.loads) > 1:
             return [_at_load(data, load) for load in data.loads] + [
@@ -51,12 +55,12 @@ def verdict_sentences(data: ReportData) -> list[str]:
     if reasons := data.manifest.validity.invalid:
         sure = [sentence for sentence in told if not sentence.startswith("How sure")]
         first = f"Nothing is decided: the runs are INVALID ({reasons[0]}), so this does not count."
-        return [first, "Mend that, and measure again. What came out all the same:", *sure, *why(data)]
+        return [first, "Mend that, and measure again. What came out all the same:", *sure]
     standing = {
         "VALID": "Nothing speaks against the runs.",
         "CAUTION": "There are reasons for caution (below).",
     }[data.manifest.validity.level]
-    return [*told, standing, *why(data)]
+    return [*told, standing]
 
 
 def _only_arm(arm: ArmData) -> str:

@@ -42,12 +42,12 @@ class Percentile:
 
 
 @lru_cache(maxsize=256)
-def rank_interval(num_samples: int, q: int) -> tuple[int, int] | None:
-    """Ranks from 1 on whose values enclose the q-th percentile, each end wrong in at most `RANK_ERROR`.
+def rank_interval(num_samples: int, q: int, error: float = RANK_ERROR) -> tuple[int, int] | None:
+    """Ranks from 1 on whose values enclose the q-th percentile, each end wrong in at most `error` of cases.
 
     None where the samples are too few to have both.
     """
-    share, tail = q / 100, RANK_ERROR
+    share, tail = q / 100, error
     log_factorials = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, num_samples + 1)))))
     num_below = np.arange(num_samples + 1)
     logs = log_factorials[-1] - log_factorials - log_factorials[::-1]

@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from tools.dashboards.live import LIVE
 from tools.dashboards.results import RESULTS
+from tools.kubernetes_rules import MANIFEST, manifest
 
 ROOT = Path(__file__).parents[2]
+
+
+def _json(dashboard: dict[str, Any]) -> str:
+    return json.dumps(dashboard, indent=1) + "\n"
+
+
 FILES = {
-    "docker/grafana/dashboards/live.json": LIVE,
-    "docker/grafana/dashboards/results.json": RESULTS,
-    "harness/grafana_dash.json": LIVE,
+    "docker/grafana/dashboards/live.json": _json(LIVE),
+    "docker/grafana/dashboards/results.json": _json(RESULTS),
+    "harness/grafana_dash.json": _json(LIVE),
+    str(MANIFEST.relative_to(ROOT)): manifest(),
 }
 
 
@@ -26,17 +35,13 @@ def main(arguments: list[str]) -> int:
     for name in stale:
         path = ROOT / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_text(name), encoding="utf-8")
+        path.write_text(FILES[name], encoding="utf-8")
     return 0
-
-
-def _text(name: str) -> str:
-    return json.dumps(FILES[name], indent=1) + "\n"
 
 
 def _is_current(name: str) -> bool:
     path = ROOT / name
-    return path.exists() and path.read_text(encoding="utf-8") == _text(name)
+    return path.exists() and path.read_text(encoding="utf-8") == FILES[name]
 
 
 if __name__ == "__main__":

@@ -21,14 +21,13 @@ from adapters.base import ConfigError, LabError
 from harness.commands.options import parse_share
 from harness.history.entries import entries_of
 from harness.history.series import SHOWN
-from harness.results.metrics import METRICS
+from harness.results.metrics import FIGURES
 from harness.results.steps import STEPS_SUFFIX
 from tools.nightly.verdict import EXIT_STATUS, Line, Pair, Verdict, Word, headline, to_markdown, write_verdict
 
 LAST_GOOD = "last_good"
 """The file in the history that names the last commit that passed."""
 _KEYS = (*SHOWN, "request_time_ms")
-_FIGURES = {figure.key: figure for metric in METRICS for figure in metric.figures}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,11 +114,11 @@ def _lines_of(folder: Path) -> tuple[int, tuple[Line, ...]]:
         found = {row["metric"]: row for row in rows if row["kind"] == "comparison"}
         lines = tuple(
             Line(
-                label=_FIGURES[key].label,
+                label=FIGURES[key].label,
                 ratio=row["value"],
                 low=row["low"],
                 high=row["high"],
-                higher_is_better=_FIGURES[key].metric.higher_is_better,
+                higher_is_better=FIGURES[key].metric.higher_is_better,
             )
             for key in _KEYS
             if (row := found.get(key))

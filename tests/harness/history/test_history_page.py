@@ -6,12 +6,14 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from harness.history import store
+from harness.history import page, store
 from harness.history.exposition import NAMES
 from harness.history.series import SHOWN
 from tests.harness.history.made_history import made_night, made_nights
@@ -90,3 +92,12 @@ def test_prometheus_takes_the_series(history: Path, tmp_path: Path) -> None:
     made = subprocess.run(words, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     assert len(list((tmp_path / "blocks").iterdir())) >= 24
+
+
+def test_years_of_nights_are_drawn(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = store.read(history)
+    one = kept.rows[kept.rows["metric"] == SHOWN[0]]
+    many = pd.concat([one] * (5001 // len(one) + 1), ignore_index=True)
+    monkeypatch.setattr(page, "marks", lambda rows: [])
+    monkeypatch.setattr(page, "chained", lambda rows: rows.iloc[:0])
+    assert page.make_parts(replace(kept, rows=many))

@@ -52,6 +52,18 @@ def test_blocks_give_the_interval_where_there_are_three(tmp_path: Path) -> None:
     assert 0.9 * row["value"] < row["low"] < row["value"] < row["high"] < 1.1 * row["value"]
 
 
+def test_one_bad_block_of_five_does_not_move_the_interval(tmp_path: Path) -> None:
+    speeds = (1.0, 1.01, 0.99, 1.0, 2.0)
+    rows = [row for block, s in enumerate(speeds) for row in run_rows("continuous", block, s)]
+    path = tmp_path / "blocks.parquet"
+    write_parquet(path, make_table(rows), made_manifest(rows, repeats=5, validity=Validity()))
+    store.add(tmp_path / "h", [path])
+    row = nights(store.read(tmp_path / "h").rows).set_index("metric").loc["output_tokens_per_s"]
+    # As far below the figure as above it, on a scale of ratios: it is the figure's own interval.
+    assert row["low"] * row["high"] == pytest.approx(row["value"] ** 2)
+    assert row["high"] < 1.1 * row["value"]
+
+
 def test_a_commit_beside_an_older_one(tmp_path: Path) -> None:
     """As `lab gate --against-commit` leaves it: the older one is the reference, not a night of its own."""
     old = f"continuous at {'a' * 12}"
