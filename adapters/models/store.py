@@ -8,6 +8,7 @@ number format. Nothing here loads torch, so that the HTTP process can find a tok
 from __future__ import annotations
 
 import difflib
+import hashlib
 import logging
 import shutil
 import time
@@ -230,3 +231,13 @@ def _refuse_typos(name: str) -> None:
     if "/" not in name and not Path(name).exists() and (near or name.startswith("lab-")):
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(preset_names())}"
         raise ConfigError(f"MODEL={name} is not a preset; {hint}")
+
+
+def made_folder(files: ModelFiles, artifacts_dir: str, kind: str) -> Path:
+    """Where what is made of a folder is kept, beside the presets; other folders may share a name, so part of
+    their path is added."""
+    models = Path(artifacts_dir) / "models"
+    name = files.name.replace("/", "--")
+    if files.folder.parent != models:
+        name += "-" + hashlib.sha256(str(files.folder.resolve()).encode()).hexdigest()[:8]
+    return models / f"{name}-{kind}"

@@ -6,7 +6,6 @@ for the last position only, so that a prompt does not pay for the whole vocabula
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from adapters.base import BackendError, ConfigError
 from adapters.models.artifact import Manifest, damaged_files, make_once, read_manifest
 from adapters.models.digests import list_files
-from adapters.models.store import ModelFiles
+from adapters.models.store import ModelFiles, made_folder
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ def exported_model(files: ModelFiles, precision: str, provider: str, artifacts_d
         ConfigError: it cannot be written.
         BackendError: the builder failed; the message repeats its last line.
     """
-    folder = _export_folder(files, precision, provider, artifacts_dir)
+    folder = made_folder(files, artifacts_dir, f"onnx-{provider}-{precision}")
     manifest = folder / _MANIFEST
 
     def is_current() -> bool:
@@ -54,14 +53,6 @@ def exported_model(files: ModelFiles, precision: str, provider: str, artifacts_d
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made: {error}; set ARTIFACTS_DIR elsewhere") from error
     return folder / "model.onnx"
-
-
-def _export_folder(files: ModelFiles, precision: str, provider: str, artifacts_dir: str) -> Path:
-    models = Path(artifacts_dir) / "models"
-    name = files.name.replace("/", "--")
-    if files.folder.parent != models:  # other folders may share a name
-        name += "-" + hashlib.sha256(str(files.folder.resolve()).encode()).hexdigest()[:8]
-    return models / f"{name}-onnx-{provider}-{precision}"
 
 
 def _build(source: Path, target: Path, precision: str, provider: str) -> None:

@@ -11,7 +11,7 @@ from harness.client.target import Target, completions_path, parse_origin
 from harness.settings import HarnessSettings, split_login
 from services.contract.status import ModelCard
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Server:
 
     @property
     def is_local(self) -> bool:
-        return self.pid is not None or self.target.origin.host in _LOOPBACK
+        return self.pid is not None or self.target.origin.host in LOOPBACK
 
 
 def find_server(url: str, settings: HarnessSettings, pid: int | None = None) -> Server:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic_core import from_json
 
 from adapters.text.unicode_text import printable
-from harness.results.parquet_file import MANIFEST_KEY, READ_ERRORS
+from harness.results.parquet_file import MANIFEST_KEY, READ_ERRORS, first_line
 from harness.results.steps import STEPS_SUFFIX
 
 COLUMNS = (
@@ -93,7 +93,7 @@ def _line(path: Path, place: str) -> dict[str, str]:
         raw = (pq.read_schema(path).metadata or {}).get(MANIFEST_KEY)
         line |= _facts(from_json(raw)) if raw is not None else {"problem": "no result of this harness"}
     except (*READ_ERRORS, RecursionError, TypeError, AttributeError, IndexError) as error:
-        line["problem"] = f"cannot be read: {str(error).partition(chr(10))[0]}"
+        line["problem"] = f"cannot be read: {first_line(error)}"
     return {name: printable(value)[:MAX_CELL_CHARS] for name, value in line.items()}
 
 

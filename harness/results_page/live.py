@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from adapters.base import ConfigError, LabError
 from harness.client.control import Control
+from harness.client.server import LOOPBACK
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SHOWN = ("start_s", "duration_s", "num_rows", "num_dead_rows", "queue_depth")
 NUM_FIRST = 1000
 """Steps that a page gets which has just been opened."""
@@ -22,7 +22,7 @@ class LiveSteps:
             ConfigError: it is no http URL of this machine.
         """
         parts = urlsplit(url)
-        if parts.scheme != "http" or parts.hostname not in _LOOPBACK or parts.username is not None:
+        if parts.scheme != "http" or parts.hostname not in LOOPBACK or parts.username is not None:
             raise ConfigError(f"--watch takes an address of this machine, http://127.0.0.1:8000, not {url!r}")
         self._url = url
 

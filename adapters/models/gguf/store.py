@@ -23,7 +23,14 @@ from adapters.models.artifact import Manifest, damaged, make_once, read_manifest
 from adapters.models.digests import file_digest, file_sha256
 from adapters.models.hub import fetch_file_from_hub, gguf_in_hub
 from adapters.models.packaged import PACKAGED, PackagedModel, packaged_file
-from adapters.models.store import ModelFiles, is_preset, resolve_model, split_format, wait_for_local
+from adapters.models.store import (
+    ModelFiles,
+    is_preset,
+    made_folder,
+    resolve_model,
+    split_format,
+    wait_for_local,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -141,21 +148,12 @@ def gguf_made_from(
     Raises:
         ConfigError, UnsupportedModel, BackendError: as `make_gguf`.
     """
-    folder = _gguf_folder(files, config.artifacts_dir)
+    folder = made_folder(files, config.artifacts_dir, "gguf")
     path = folder / f"{folder.name.removesuffix('-gguf')}-{file_format}.gguf"
     if not _is_current(path, files.digest):
         shipped = packaged if packaged and packaged.file_format == file_format else None
         make_gguf(files, file_format, path, config.num_threads or 1, shipped)
     return GgufFile(path, files.name, read_manifest(_manifest(path))["digest"], files.folder)
-
-
-def _gguf_folder(files: ModelFiles, artifacts_dir: str) -> Path:
-    """Beside a preset's folder; other folders may share a name, so part of their path is added."""
-    models = Path(artifacts_dir) / "models"
-    if files.folder.parent == models:
-        return models / f"{files.name}-gguf"
-    mark = hashlib.sha256(str(files.folder.resolve()).encode()).hexdigest()[:8]
-    return models / f"{files.name.replace('/', '--')}-{mark}-gguf"
 
 
 def make_gguf(
