@@ -53,7 +53,7 @@ class TimedBackend(NullBackend):
 
     @property
     def num_free_slots(self) -> int:
-        return MAX_BATCH - len(self._slots)
+        return MAX_BATCH - len(self._num_cached)
 
     def release(self, seq_ids: Seq[int]) -> None:
         self.released += seq_ids
