@@ -8,9 +8,11 @@ when a reader of today would misunderstand the JSON. No field holds a secret.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -54,6 +56,15 @@ class Validity:
         return [self.level, *reasons, *(f"  caution: {reason}" for reason in self.caution)]
 
 
+def _is_instant(text: str) -> str:
+    """Raises: ValueError for what is no date and time with an offset."""
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError(f"{text!r} has no offset from UTC")
+    return text
+
+
+Instant = Annotated[str, AfterValidator(_is_instant)]
+"""ISO 8601 with an offset, kept as it was written."""
 _Validity = Annotated[Validity, PlainSerializer(Validity.as_dict)]
 _LOAD = TypeAdapter(Load)
 
@@ -170,7 +181,7 @@ class RepeatEntry(Facts):
     """One replay. `clock_start_s` is on the clock of the rows' stamps."""
 
     repeat: int
-    ended_at: str
+    ended_at: Instant
     clock_start_s: float
     wall_s: float
     hit_in_flight_cap: bool
@@ -211,7 +222,7 @@ class RunManifest(Facts):
 
     schema_version: int = Field(le=SCHEMA_VERSION)
     run_id: str
-    started_at: str
+    started_at: Instant
     variant: str
     arm: str
     model: str
@@ -261,7 +272,7 @@ class ComparisonManifest(Facts):
 
     kind: Literal["comparison"]
     schema_version: int = Field(le=SCHEMA_VERSION)
-    started_at: str
+    started_at: Instant
     arms: list[str]
     reference: str
     num_blocks: int

@@ -57,7 +57,7 @@ def manifest_of(*runs: list[Row], settings: dict[str, object]) -> ComparisonMani
     return ComparisonManifest(
         kind="comparison",
         schema_version=1,
-        started_at="x",
+        started_at="2026-01-01T00:00:00+00:00",
         arms=arms,
         reference=arms[0],
         num_blocks=1,

@@ -83,6 +83,14 @@ def test_what_was_set_in_memory_alone_is_not_written() -> None:
         ([], "all of it: Input should be a valid dictionary"),
         (first_run() | {"schema_version": 99}, "schema_version: Input should be less than or equal to 1"),
         (first_run() | {"repeats": [{"repeat": 0}]}, "repeats.0.ended_at: Field required"),
+        (
+            first_run() | {"started_at": "2026-01-1T00:01:00+00:00"},
+            "started_at: Value error, Invalid isoformat",
+        ),
+        (
+            first_run() | {"started_at": "2026-01-01T00:01:00"},
+            "started_at: Value error, '2026-01-01T00:01:00' has",
+        ),
         (json.loads(RAW) | {"runs": []}, "runs: List should have at least 1 item"),
         (
             first_run() | {"schedule": first_run()["schedule"] | {"arrivals": "poisson"}},
