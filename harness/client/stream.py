@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from harness.client.answer import Answer, fail_all
+from harness.client.answer import Answer, as_text, fail_all
 from harness.client.connection import Connection, ConnectionPool
 from harness.client.sse import EventSplitter
 from harness.client.target import Target
@@ -159,12 +159,12 @@ class _Exchange:
             self._close(now_s, f"in mid-stream: {_describe(error)}")
             return
         for choice in event.get("choices") or ():
-            index = choice.get("index", 0)
+            index = choice.get("index") or 0
             if not 0 <= index < len(self._answers):
                 raise ValueError(f"a choice has index {index}, the request {len(self._answers)} prompts")
             answer = self._answers[index]
-            if answer.server_request_id is None:
-                answer.server_request_id = event.get("id")
+            if answer.server_request_id is None and event.get("id") is not None:
+                answer.server_request_id = as_text(event["id"])
             answer.add(choice, now_s)
         usage = event.get("usage")
         if usage and len(self._answers) == 1:
