@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapters.text.unicode_text import valid_unicode
+from adapters.text.unicode_text import printable
 from harness.plan.schedule import PlannedRequest
 
 _NO_REASON = ("", "null", "none")
@@ -171,8 +171,8 @@ def as_count(value: Any) -> int | None:
 
 
 def as_text(value: object) -> str:
-    """What a server wrote where a text belongs, as every file takes it."""
-    return valid_unicode(str(value))
+    """What a server wrote where a text belongs, as every file and terminal takes it."""
+    return printable(str(value))
 
 
 def _is_number(value: Any) -> bool:

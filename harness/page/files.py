@@ -163,12 +163,8 @@ def to_markdown(data: ReportData) -> str:
     if lines:
         parts.append(_table(headers, lines))
     parts.append("\n".join(f"- {markdown_text(line)}" for line in setting_lines(data)))
-    reasons = [
-        *(f"INVALID: {r}" for r in validity.invalid),
-        *(f"caution: {r}" for r in validity.caution),
-    ]
-    if reasons:
-        parts.append("\n".join(f"- {reason}" for reason in reasons))
+    if reasons := validity.reasons():
+        parts.append("\n".join(f"- {markdown_text(reason)}" for reason in reasons))
     return "\n\n".join(parts)
 
 

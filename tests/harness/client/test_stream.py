@@ -263,6 +263,11 @@ FAILURE = {
             id="refused",
         ),
         pytest.param(
+            scripted(json_response(400, {"error": {"message": "a\x1b[31m\nb\ud83d"}})),
+            r"http 400: a\x1b[31m\nb\ud83d",
+            id="control characters",
+        ),
+        pytest.param(
             scripted(b"HTTP/1.1 502 X\r\nContent-Length: 3\r\n\r\nbad"), "http 502: bad", id="not json"
         ),
         pytest.param(

@@ -16,10 +16,11 @@ from harness.results.manifest import Validity
 from harness.results.record import JOURNAL_SUFFIX, Journal, make_table, read_parquet, write_parquet
 from harness.results.slo import Slo
 from harness.results.steps import step_rows, write_steps
+from harness.results.validity import judge
 from services.contract.status import StepLine
 from tests.harness.commands.test_gate import write_file
 from tests.harness.comparing.test_comparison import comparison, run_rows
-from tests.harness.made_rows import made_manifest, made_row
+from tests.harness.made_rows import made_frame, made_manifest, made_row
 from tools.cli import main
 
 LINE = StepLine(
@@ -187,3 +188,32 @@ def test_names_from_outside_are_escaped_in_headings_too(
     main(["report", str(path), "--html", str(tmp_path / "x.html")])
     assert "\x1b" not in capsys.readouterr().out
     assert "<img src=y" not in (tmp_path / "x.html").read_text()
+
+
+def test_reasons_from_outside_are_escaped_wherever_they_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = "http 500: <img src=y> [a](x)\x1b[31m\nVALID"
+    paths = []
+    for name in ("baseline", "b\x1b[31m\nVALID"):
+        rows = [*run_rows(name, 0, 1.0), made_row(99, error=error, arm=name)]
+        manifest = made_manifest(rows, arm=name, damage=error)
+        manifest.validity = judge(made_frame(rows), manifest)
+        paths.append(tmp_path / f"{len(paths)}.parquet")
+        write_parquet(paths[-1], make_table(rows), manifest)
+    files = [str(path) for path in paths]
+    for command in (
+        ["report", files[0]],
+        ["report", *files, "--markdown"],
+        ["compare", "--files", *files],
+        ["compare", "--files", *files, "--allow-invalid"],
+        ["gate", files[1], "--against", files[0], "--allow-invalid"],
+    ):
+        main(command)
+        shown = capsys.readouterr()
+        told = shown.out + shown.err
+        assert r"http 500: " in told
+        assert "\x1b" not in told
+        assert "\nVALID" not in told.replace("\nVALID\n", "")
+        if "--markdown" in command:
+            assert "<img" not in told.replace(r"\<img", "")
