@@ -18,8 +18,8 @@ from harness.plan.schedule import PlannedRequest
 
 _NO_REASON = ("", "null", "none")
 """What servers write, small or large, where an answer goes on; by the API it is null."""
-_LIMIT = 2**31
-"""Of numbers in a row."""
+INT32_LIMIT = 2**31
+"""Rows hold whole numbers below it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -176,11 +176,11 @@ def as_text(value: object) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -_LIMIT < value < _LIMIT
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < INT32_LIMIT
 
 
 def _is_id(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _LIMIT
+    return type(value) is int and value >= 0
 
 
 def _numbers(timings: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """A server whose every delay is known: what the harness itself is measured with.
 
-Each token id is the instant of its sending, in whole microseconds of the machine's monotonic clock modulo
-`TOKEN_IDS`, and the finishing entry carries receipt and first write. So the client's stamps can be held
-against the truth. No model, no batching.
+Each token id is the instant of its sending, in whole microseconds of the machine's monotonic clock, and the
+finishing entry carries receipt and first write. So the client's stamps can be held against the truth. No
+model, no batching.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from time import perf_counter
 
 from harness.replay.event_loop import loop_factory
 from harness.replay.parent import end_with_parent
-
-TOKEN_IDS = 2**31
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -102,7 +100,7 @@ class _Connection(asyncio.Protocol):
                 )
             event = _event(
                 '{"id":"cmpl-0123456789abcdef","object":"text_completion","created":1700000000,"model":"none",'
-                f'"choices":[{{"index":0,"text":" word","token_ids":[{int(now_s * 1e6) % TOKEN_IDS}],'
+                f'"choices":[{{"index":0,"text":" word","token_ids":[{int(now_s * 1e6)}],'
                 f'"finish_reason":{ending}}}]}}'
             )
             self._write(event if position else HEAD + event)

@@ -23,7 +23,7 @@ from harness.client.stream import StreamClient
 from harness.client.target import Target
 from harness.plan.schedule import PlannedRequest
 from harness.replay.event_loop import loop_factory
-from harness.replay.known_server import TOKEN_IDS, Delays, known_server
+from harness.replay.known_server import Delays, known_server
 from harness.results.table import number, render_table
 
 GAP_S = 0.010
@@ -81,7 +81,7 @@ def _httpx_client(port: int, *, by_lines: bool) -> Stream:
 
 
 def _delays(stamps: Iterable[float], sent_us: Iterable[int]) -> Late:
-    return [(stamp * 1e6 - us) % TOKEN_IDS * 1e-6 for stamp, us in zip(stamps, sent_us, strict=True)]
+    return [stamp - us * 1e-6 for stamp, us in zip(stamps, sent_us, strict=True)]
 
 
 def _cost(make: Callable[[], Stream], uses_uvloop: bool, num_streams: int, num_tokens: int) -> list[str]:
