@@ -184,7 +184,7 @@ class _Exchange:
         text = bytes(self._other_body).decode("utf-8", "replace").strip()
         try:
             text = _describe(json.loads(text)["error"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             text = text[:300]
         return f"http {self._status}: {text}" if text else f"http {self._status}"
 

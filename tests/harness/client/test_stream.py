@@ -268,6 +268,9 @@ FAILURE = {
             id="control characters",
         ),
         pytest.param(
+            scripted(b"HTTP/1.1 500 X\r\n\r\n" + b"[" * 60_000, hang_up=True), "http 500: [[", id="too deep"
+        ),
+        pytest.param(
             scripted(b"HTTP/1.1 502 X\r\nContent-Length: 3\r\n\r\nbad"), "http 502: bad", id="not json"
         ),
         pytest.param(
