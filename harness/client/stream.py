@@ -148,7 +148,8 @@ class _Exchange:
         if problem is not None and not self._connection.got_bytes and self._problem is None:
             self.lost_before_answer = self._connection.num_requests > 1
         if not self.lost_before_answer:
-            self._close(now_s, self._problem or problem or self._unstreamed())
+            # A body without a length ends with its connection, which is no problem of its own.
+            self._close(now_s, self._problem or self._unstreamed() or problem)
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
@@ -175,8 +176,8 @@ class _Exchange:
             answer.close(now_s, problem)
 
     def _unstreamed(self) -> str | None:
-        """Why a response that arrived whole is no answer; None for a stream, which speaks for itself."""
-        if self._is_stream:
+        """Why a response is no answer; None for a stream, which speaks for itself, and where none came."""
+        if self._is_stream or not self._status:
             return None
         if self._status == 200:
             kind = self._content_type or "without a content type"

@@ -169,7 +169,9 @@ def join_runs(files: Sequence[ResultFile]) -> tuple[list[RunManifest], pd.DataFr
         own_runs = manifest.runs if isinstance(manifest, ComparisonManifest) else [manifest]
         digest = own_runs[0].schedule.plan_digest
         names = {
-            arm: _free_name(arm, path, own_runs[0], {name for name, load in taken if load == digest})
+            arm: printable(
+                _free_name(arm, path, own_runs[0], {name for name, load in taken if load == digest})
+            )
             for arm in dict.fromkeys(m.arm for m in own_runs)
         }
         taken |= {(name, digest) for name in names.values()}

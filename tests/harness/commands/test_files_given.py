@@ -127,6 +127,18 @@ def test_charts_of_arms_whose_names_hold_slashes(tmp_path: Path) -> None:
     assert all(chart.parent == tmp_path / "png" and chart.is_file() for chart in written)
 
 
+def test_charts_and_slide_of_names_that_no_picture_can_hold(tmp_path: Path) -> None:
+    name = "a\x00\x1b b"
+    rows = [made_row(i, arm=name, chunk_s=(1.0 + i, 2.0 + i)) for i in range(20)]
+    path, slide = tmp_path / "run.parquet", tmp_path / "slide.png"
+    write_parquet(path, make_table(rows), made_manifest(rows, arm=name, model="m\x00", validity=Validity()))
+    assert (
+        main(["report", str(path), "--markdown", "--svg", str(tmp_path / "svg"), "--slide", str(slide)]) == 0
+    )
+    assert slide.is_file()
+    assert all("\x1b" not in chart.read_text("utf-8") for chart in (tmp_path / "svg").iterdir())
+
+
 def test_damage_in_a_row_group_is_told_and_the_others_are_recovered(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
