@@ -169,9 +169,7 @@ def join_runs(files: Sequence[ResultFile]) -> tuple[list[RunManifest], pd.DataFr
         own_runs = manifest.runs if isinstance(manifest, ComparisonManifest) else [manifest]
         digest = own_runs[0].schedule.plan_digest
         names = {
-            arm: printable(
-                _free_name(arm, path, own_runs[0], {name for name, load in taken if load == digest})
-            )
+            arm: _free_name(arm, path, own_runs[0], {name for name, load in taken if load == digest})
             for arm in dict.fromkeys(m.arm for m in own_runs)
         }
         taken |= {(name, digest) for name in names.values()}
@@ -233,9 +231,8 @@ def cache_doubts(runs: Sequence[RunManifest], rows: pd.DataFrame) -> list[str]:
 
 
 def _free_name(arm: str, path: Path, run: RunManifest, taken: set[str]) -> str:
-    """The arm's own name, else with the commit, else with the file it stands in."""
+    """The arm's own name, else with the commit, else with the file it stands in; one that can be drawn."""
     sha = (run.git.sha or "")[:8]
-    for name in (arm, f"{arm} {sha}" if sha else arm, f"{arm} {path.stem}", f"{arm} {path}"):
-        if name not in taken:
-            return name
-    return f"{arm} {len(taken)}"
+    names = (arm, f"{arm} {sha}" if sha else arm, f"{arm} {path.stem}", f"{arm} {path}")
+    free = (name for name in map(printable, names) if name not in taken)
+    return next(free, printable(f"{arm} {len(taken)}"))
