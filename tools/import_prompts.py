@@ -37,8 +37,8 @@ _SHOWN = 10
 class Exchange:
     """`max_tokens`: what the line itself asks for; `reply`: what was answered, where the file has it."""
 
-    prompt: str | tuple[int, ...] | None
-    """Text, or token ids; None for what cannot be sent."""
+    prompt: str | tuple[int, ...]
+    """Text, or token ids."""
     reply: str | None = None
     max_tokens: int | None = None
 
@@ -99,7 +99,7 @@ def read_exchanges(path: Path, left_out: dict[int, str]) -> Iterator[Exchange]:
             raise ConfigError(f"{path}, entry {number}: has no conversations, messages, prompt or text")
         exchanges = _exchanges(body)
         for exchange in exchanges:
-            if exchange.prompt is None:
+            if exchange is None:
                 left_out[number] = f"{number}" if len(exchanges) == 1 else f"{number} in part"
                 continue
             if isinstance(exchange.prompt, str) and (half := _SURROGATE.search(exchange.prompt)):
@@ -120,16 +120,16 @@ def _items(path: Path) -> list[Any]:
         raise ConfigError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
 
 
-def _exchanges(body: Mapping[str, Any]) -> list[Exchange]:
-    """What one entry asks: one prompt, or each prompt of a list."""
+def _exchanges(body: Mapping[str, Any]) -> list[Exchange | None]:
+    """What one entry asks: one prompt, or each prompt of a list; None for what cannot be sent."""
     asked = (body.get(name) for name in ("max_tokens", "max_completion_tokens"))
     budget = next((n for n in asked if type(n) is int and n > 0), None)
     if budget is not None and budget > MAX_TOKENS:
-        return [Exchange(None)]
+        return [None]
     prompt = body.get("prompt", body.get("text"))
     if prompt is not None:
         reply = _text(body.get("completion") or body.get("response"))
-        return [Exchange(one, reply, budget) for one in _prompts(prompt)]
+        return [None if one is None else Exchange(one, reply, budget) for one in _prompts(prompt)]
     listed = body.get("conversations") or body.get("messages")
     turns = [
         (str(turn.get("from") or turn.get("role")), _text(turn.get("value", turn.get("content"))))
@@ -141,9 +141,10 @@ def _exchanges(body: Mapping[str, Any]) -> list[Exchange]:
         (i for i, (who, words) in enumerate(turns) if who in ("human", "user") and words != ""), None
     )
     if first is None or turns[first][1] is None:
-        return [Exchange(None)]
+        return [None]
     reply = next((words for who, words in turns[first + 1 :] if who in ("gpt", "assistant", "chatgpt")), None)
-    return [Exchange(one, reply, budget) for one in _prompts("\n\n".join([*system, turns[first][1] or ""]))]
+    asked_first = _prompts("\n\n".join([*system, turns[first][1] or ""]))
+    return [None if one is None else Exchange(one, reply, budget) for one in asked_first]
 
 
 def _prompts(prompt: Any) -> list[str | tuple[int, ...] | None]:
