@@ -17,7 +17,7 @@ from adapters.text.unicode_text import printable
 from harness.plan.schedule import PlannedRequest
 
 _NO_REASON = ("", "null", "none")
-"""What servers write, small or large, where an answer goes on; by the API it is null."""
+"""What servers write, in small letters or capitals, where an answer goes on; by the API it is null."""
 INT32_LIMIT = 2**31
 """Rows hold whole numbers below it."""
 
