@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapters.base import ConfigError
+from adapters.dotenv import reading_dotenv
 from adapters.registry import BACKENDS, check_backend
 
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
@@ -258,7 +259,8 @@ def read_settings(args: argparse.Namespace) -> HarnessSettings:
     """
     given = {name: value for name in _options() if (value := getattr(args, name, None)) is not None}
     try:
-        settings = HarnessSettings(**{name: value for name, value in given.items() if value != ""})
+        with reading_dotenv():
+            settings = HarnessSettings(**{name: value for name, value in given.items() if value != ""})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]).upper()

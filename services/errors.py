@@ -98,7 +98,7 @@ def too_many_values(strings: int, containers: int, values: int) -> ApiError:
 
 def bad_field(param: str, problem: str) -> ApiError:
     """`problem` completes a sentence that begins with the field's name."""
-    return ApiError(422, f"{param} {problem}.", code="invalid_value", param=param)
+    return ApiError(422, f"{param} {problem.rstrip('.')}.", code="invalid_value", param=param)
 
 
 def unsupported_field(param: str, problem: str) -> ApiError:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource
 
 from adapters.base import ConfigError
+from adapters.dotenv import reading_dotenv
 from services.settings import SECRETS, Settings, all_settings
 
 ALIASES: dict[str, str] = {
@@ -40,13 +41,14 @@ def read_settings(
     `passed_over` are names that others read from the same file.
 
     Raises:
-        ConfigError: naming each setting that is unknown or has a value that cannot work.
+        ConfigError: naming each setting that is unknown or has a value that cannot work, or `env_file`.
     """
     kind = all_settings()
     given = {name.lower(): value for name, value in (overrides or {}).items()}
     for name in given:
         _check_known(name, "given", kind)
-    in_file = DotEnvSettingsSource(BaseSettings, env_file=env_file).env_vars
+    with reading_dotenv():
+        in_file = DotEnvSettingsSource(BaseSettings, env_file=env_file).env_vars
     for name in in_file:
         _check_known(name, "in .env", kind, passed_over)
     environment = {name.lower(): value for name, value in os.environ.items()}

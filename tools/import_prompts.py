@@ -2,8 +2,8 @@
 
 The file is ShareGPT's JSON, OpenAI messages as JSON lines, or plain JSON lines with a prompt; the corpus has
 the format of `data/prompts.jsonl`, its digest beside it. A conversation becomes its first human turn, system
-messages before it. No tokenizer is at hand: the lengths of answers are told or estimated. Entries without a
-prompt are counted and named.
+messages before it. No tokenizer is at hand: the lengths of answers are told or estimated. Entries that
+cannot be sent in all their parts (an image, say) are counted and named.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any
 from adapters.base import ConfigError
 from harness.plan.corpus import Prompt
 from harness.plan.text_file import read_text, split_lines
-from tools.make_prompts import write_corpus
+from harness.plan.trace_formats import MAX_TOKENS
+from tools.make_prompts import positive, write_corpus
 
 CHARS_PER_TOKEN = 4
 """For `--max-tokens reply`: English text has about four characters a token."""
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="the corpus to write, as x.jsonl"
     )
-    parser.add_argument("--n", type=int, metavar="N", help="the first N prompts only")
+    parser.add_argument("--n", type=positive, metavar="N", help="the first N prompts only")
     parser.add_argument(
         "--max-tokens",
         default="128",
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.out.suffix != ".jsonl":
         raise ConfigError(f"--out {args.out} must end in .jsonl: its digest goes beside it as .sha256")
-    left_out: list[int] = []
+    left_out: dict[int, str] = {}
     exchanges = list(islice(read_exchanges(args.file, left_out), args.n))
     stem = args.file.stem.encode(errors="replace").decode()  # a file name need not be UTF-8
     prompts = [
@@ -78,13 +79,14 @@ def run(args: argparse.Namespace) -> int:
     write_corpus(args.out, content)
     print(f"{args.out}: {len(prompts)} prompts, {sum(p.max_tokens for p in prompts)} output tokens at most")
     if left_out:
-        shown = ", ".join(map(str, left_out[:_SHOWN])) + (", ..." if len(left_out) > _SHOWN else "")
+        shown = ", ".join(islice(left_out.values(), _SHOWN)) + (", ..." if len(left_out) > _SHOWN else "")
         print(f"left out: {len(left_out)} entries of {args.file} hold no prompt: {shown}", file=sys.stderr)
     return 0
 
 
-def read_exchanges(path: Path, left_out: list[int]) -> Iterator[Exchange]:
-    """All exchanges of a file, in its order. The numbers of entries without a prompt go to `left_out`.
+def read_exchanges(path: Path, left_out: dict[int, str]) -> Iterator[Exchange]:
+    """All exchanges of a file, in its order. Entries that are no prompt, or not in all their parts, go to
+    `left_out` by their numbers.
 
     Raises:
         ConfigError: as for `run`.
@@ -97,14 +99,15 @@ def read_exchanges(path: Path, left_out: list[int]) -> Iterator[Exchange]:
             raise ConfigError(f"{path}, entry {number}: has no conversations, messages, prompt or text")
         exchanges = _exchanges(body)
         for exchange in exchanges:
+            if exchange is None:
+                left_out[number] = f"{number}" if len(exchanges) == 1 else f"{number} in part"
+                continue
             if isinstance(exchange.prompt, str) and (half := _SURROGATE.search(exchange.prompt)):
                 raise ConfigError(
                     f"{path}, entry {number}: its text holds half a character (\\u{ord(half[0]):04x}), which "
                     "no request can carry: mend or remove the entry"
                 )
             yield exchange
-        if not exchanges:
-            left_out.append(number)
 
 
 def _items(path: Path) -> list[Any]:
@@ -117,44 +120,49 @@ def _items(path: Path) -> list[Any]:
         raise ConfigError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
 
 
-def _exchanges(body: Mapping[str, Any]) -> list[Exchange]:
-    """What one entry asks: nothing, one prompt, or each prompt of a list."""
+def _exchanges(body: Mapping[str, Any]) -> list[Exchange | None]:
+    """What one entry asks: one prompt, or each prompt of a list; None for what cannot be sent."""
     asked = (body.get(name) for name in ("max_tokens", "max_completion_tokens"))
-    budget = next((n for n in asked if isinstance(n, int) and not isinstance(n, bool) and n > 0), None)
+    budget = next((n for n in asked if type(n) is int and n > 0), None)
+    if budget is not None and budget > MAX_TOKENS:
+        return [None]
     prompt = body.get("prompt", body.get("text"))
     if prompt is not None:
         reply = _text(body.get("completion") or body.get("response"))
-        return [Exchange(one, reply, budget) for one in _prompts(prompt)]
+        return [None if one is None else Exchange(one, reply, budget) for one in _prompts(prompt)]
     listed = body.get("conversations") or body.get("messages")
     turns = [
-        (str(turn.get("from") or turn.get("role")), _text(turn.get("value") or turn.get("content")))
+        (str(turn.get("from") or turn.get("role")), _text(turn.get("value", turn.get("content"))))
         for turn in (listed if isinstance(listed, list) else ())
         if isinstance(turn, Mapping)
     ]
     system = [words for who, words in turns if who == "system" and words]
-    first = next((i for i, (who, words) in enumerate(turns) if who in ("human", "user") and words), None)
-    if first is None:
-        return []
+    first = next(
+        (i for i, (who, words) in enumerate(turns) if who in ("human", "user") and words != ""), None
+    )
+    if first is None or turns[first][1] is None:
+        return [None]
     reply = next((words for who, words in turns[first + 1 :] if who in ("gpt", "assistant", "chatgpt")), None)
-    return [Exchange(one, reply, budget) for one in _prompts("\n\n".join([*system, turns[first][1] or ""]))]
+    asked_first = _prompts("\n\n".join([*system, turns[first][1] or ""]))
+    return [None if one is None else Exchange(one, reply, budget) for one in asked_first]
 
 
-def _prompts(prompt: Any) -> list[str | tuple[int, ...]]:
-    """A text, a list of token ids, or a list of either, as the completions API takes them."""
+def _prompts(prompt: Any) -> list[str | tuple[int, ...] | None]:
+    """A text, a list of token ids, or a list of either, as the completions API takes them; else None."""
     if isinstance(prompt, str):
-        return [prompt] if prompt.strip() else []
+        return [prompt if prompt.strip() else None]
     if not isinstance(prompt, list) or not prompt:
-        return []
-    if all(isinstance(part, int) and not isinstance(part, bool) for part in prompt):
-        return [tuple(prompt)] if min(prompt) >= 0 else []
-    return [one for part in prompt if isinstance(part, str | list) for one in _prompts(part)]
+        return [None]
+    if all(type(part) is int for part in prompt):
+        return [tuple(prompt) if min(prompt) >= 0 else None]
+    return [one for part in prompt for one in _prompts(part)]
 
 
 def _text(content: Any) -> str | None:
-    """The text of a message, whose content may come in parts."""
+    """The text of a message, whose content may come in parts; None where not all of it is text."""
     if isinstance(content, list):
-        parts = (part.get("text") for part in content if isinstance(part, Mapping))
-        return "".join(part for part in parts if isinstance(part, str))
+        parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+        content = "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
     return content if isinstance(content, str) else None
 
 

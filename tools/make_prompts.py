@@ -172,14 +172,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which one (default: prompts; without --out both, each into its own file)",
     )
     parser.add_argument(
-        "--n", type=_positive, help=f"number of prompts ({DEFAULT_NUM}; {NUM_INSTRUCTIONS} instructions)"
+        "--n", type=positive, help=f"number of prompts ({DEFAULT_NUM}; {NUM_INSTRUCTIONS} instructions)"
     )
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="another seed is another corpus")
     parser.add_argument("--out", type=Path, help="file to write (data/CORPUS.jsonl)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail when the file differs")
     extend = parser.add_argument_group("extension by a language model")
     extend.add_argument("--extend-with", metavar="MODEL", help="a preset, a local folder or a hub id")
-    extend.add_argument("--extend-tokens", type=_positive, default=32, help="most tokens added (%(default)s)")
+    extend.add_argument("--extend-tokens", type=positive, default=32, help="most tokens added (%(default)s)")
     extend.add_argument("--artifacts-dir", default="artifacts", help="where models are kept (%(default)s)")
 
 
@@ -218,7 +218,7 @@ _CORPORA: dict[str, tuple[Callable[[int, int], list[Prompt]], int]] = {
 """What makes each corpus, and how many lines it has."""
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")

@@ -4,7 +4,8 @@ The work is done under a hidden name beside the final one, and a rename is its l
 final name therefore needs no lock. A JSON manifest says what was made: inside a folder, beside a file.
 
 A disk or a copy can damage a file later and leave its size. So each file is read and compared with its
-manifest once, and again only when its inode, size or times are others.
+manifest once, and again only when its inode, size or times are others. The manifest carries a CRC-32 of its
+own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,12 +90,14 @@ def lock_path(path: Path) -> Path:
 
 
 def read_manifest(manifest: Path) -> Manifest:
-    """What a manifest says; empty where there is none that can be read."""
+    """What a manifest says; empty where there is none that is whole. Those of earlier versions lack a CRC."""
     try:
         content = json.loads(manifest.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    return content if content.pop("crc32", None) in (None, _checksum(content)) else {}
 
 
 def missing_files(manifest: Path) -> list[Path]:
@@ -166,7 +170,12 @@ def _only_one(path: Path) -> Iterator[None]:
 
 
 def _write_manifest(manifest: Path, content: Manifest) -> None:
-    manifest.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    whole = {**content, "crc32": _checksum(content)}
+    manifest.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+
+
+def _checksum(content: Manifest) -> str:
+    return f"{zlib.crc32(json.dumps(content).encode()):08x}"
 
 
 def _sync(path: Path) -> None:

@@ -96,6 +96,8 @@ def wait_for_local(name: str, config: BackendConfig) -> None:
 def _refuse_damaged(folder: Path) -> None:
     """The digest of a folder samples large files, so a staged one is held to its manifest as well."""
     manifest = folder / STAGED_MANIFEST
+    if manifest.exists() and not read_manifest(manifest):
+        raise ConfigError(f"{manifest} is damaged; remove {folder} and stage it again")
     for path in missing_files(manifest) or damaged_files(manifest):
         raise ConfigError(f"{path} is damaged: it is not what was staged; remove {folder} and stage it again")
 

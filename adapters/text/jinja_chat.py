@@ -29,7 +29,7 @@ def render(
     """Raises: ChatTemplateError: the template does not compile, refuses the messages or fails on them."""
     template = _compiled(source)
     try:
-        given = {**options, **special_tokens}
+        given = {"documents": None, **options, **special_tokens}
         given |= {"messages": list(messages), "add_generation_prompt": True, "tools": None}
         return template.render(given)
     except Exception as error:  # a template is a program of somebody else's

@@ -1,7 +1,9 @@
 """What came back for one prompt: raw stamps, tokens and counts, before any metric is derived.
 
-An `Answer` is open, then ended (its own finishing entry came, its user may ask again), then complete (its
-counts are known too, or it failed). Instants are seconds of `time.perf_counter`.
+An `Answer` is open, then ended (its user may ask again), then complete (its counts are known too, or it
+failed). A finishing entry that carries counts ends it. Of other servers the last entry with a reason holds,
+since some send one with every entry, and the end of the stream ends it. Values of other types than the API's
+are left out or refused here: a row holds none. Instants are seconds of `time.perf_counter`.
 """
 
 from __future__ import annotations
@@ -11,10 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapters.text.unicode_text import printable
 from harness.plan.schedule import PlannedRequest
 
-_NO_REASON = (None, "", "null", "None")
-"""What servers write where an answer goes on; by the API it is null."""
+_NO_REASON = ("", "null", "none")
+"""What servers write, in small letters or capitals, where an answer goes on; by the API it is null."""
+INT32_LIMIT = 2**31
+"""Rows hold whole numbers below it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,9 +57,22 @@ class Answer:
     """Called once, when nothing about the answer will change any more."""
 
     def add(self, choice: dict[str, Any], now_s: float) -> None:
-        """Take one entry of an event's `choices`. It counts as a chunk only if it carries a token."""
-        text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+        """Take one entry of an event's `choices`. It counts as a chunk only if it carries a token.
+
+        Raises:
+            ValueError: its text is no string, or its `token_ids` are no list of ids.
+        """
+        if self.is_complete:
+            return
+        text = choice.get("text")
+        if not text:  # what a model thinks comes under names of its own, and is made of tokens as well
+            delta = choice.get("delta") or {}
+            text = delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or ""
         token_ids = choice.get("token_ids")
+        if not isinstance(text, str):
+            raise ValueError(f"a choice's text is {type(text).__name__}")
+        if token_ids and not (isinstance(token_ids, list) and all(map(_is_id, token_ids))):
+            raise ValueError("a choice's token_ids are no list of token ids")
         if text:
             self.text.append(text)
         if token_ids:
@@ -65,19 +83,21 @@ class Answer:
             # An empty list is different: text that was held back, and no new token.
             self.chunk_s.append(now_s)
             self.has_token_ids = False
+        if text and self.finish_reason is not None:
+            self.finish_s = now_s
         reason = choice.get("finish_reason")
-        if reason in _NO_REASON:
+        if not reason or str(reason).strip().lower() in _NO_REASON:
             return
-        self.finish_reason = str(reason)
+        self.finish_reason = as_text(reason)
         self.finish_s = now_s
-        self.timings = choice.get("timings") or {}
-        self._end()
+        self.timings = _numbers(choice.get("timings"))
         own_count = as_count(choice.get("num_output_tokens"))
         if reason in ("error", "abort"):
             self.fail(f"the server ended the answer: finish_reason {reason}", now_s)
         elif own_count is not None:
             self.num_prompt_tokens = as_count(choice.get("num_prompt_tokens"))
             self.num_output_tokens = own_count
+            self._end()
             self._complete()
 
     def add_usage(self, usage: dict[str, Any]) -> None:
@@ -102,16 +122,17 @@ class Answer:
             self.fail(problem or "the stream ended before the answer did", now_s)
         elif self.num_output_tokens is None:
             self.fail(problem or "no token counts: the server's stream carried no usage", now_s)
-        elif not self.num_output_tokens and self.chunk_s:
-            num_pieces = len(self.chunk_s)
-            self.fail(f"the server counted 0 tokens, but streamed {num_pieces} pieces of text", now_s)
+        elif self.num_output_tokens < min(2, num_pieces := len(self.chunk_s)):
+            counted = self.num_output_tokens
+            self.fail(f"the server counted {counted} tokens, but streamed {num_pieces} pieces of text", now_s)
         else:
+            self._end()
             self._complete()
 
     def fail(self, error: str, now_s: float) -> None:
         if self.is_complete:
             return
-        self.error = error
+        self.error = as_text(error)
         if self.finish_s is None:
             self.finish_s = now_s
         self._end()
@@ -145,9 +166,26 @@ class Answer:
 
 
 def as_count(value: Any) -> int | None:
-    """A count as the server wrote it; None for what is none."""
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return value if is_count else None
+    """A count as the server wrote it, 8.0 for 8 included; None for what is none."""
+    return int(value) if _is_number(value) and value >= 0 and value == int(value) else None
+
+
+def as_text(value: object) -> str:
+    """What a server wrote where a text belongs, as every file and terminal takes it."""
+    return printable(str(value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < INT32_LIMIT
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _numbers(timings: Any) -> dict[str, Any]:
+    found = timings if isinstance(timings, dict) else {}
+    return {name: value for name, value in found.items() if _is_number(value)}
 
 
 def fail_all(answers: Sequence[Answer], error: str, now_s: float) -> None:

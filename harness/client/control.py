@@ -13,8 +13,10 @@ from typing import Any, Self
 
 import httpx
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from adapters.base import LabError
+from adapters.text.unicode_text import printable
 from services.contract.status import Health, ModelCard, StepLine, Steps
 
 _NUM_ROUND_TRIPS = 5
@@ -39,7 +41,7 @@ class Control:
     def health(self) -> Health | None:
         """The state of a service of ours; None while nothing answers."""
         try:
-            return Health.model_validate(self._client.get("/health", timeout=2.0).json())
+            return Health.model_validate(from_json(self._client.get("/health", timeout=2.0).content))
         except (httpx.HTTPError, ValueError):
             return None
 
@@ -66,7 +68,7 @@ class Control:
         except httpx.HTTPError as error:
             raise LabError(f"no server answers at {self._client.base_url}: {error}") from error
         try:
-            return ModelCard.model_validate(response.json()) if response.is_success else None
+            return ModelCard.model_validate(from_json(response.content)) if response.is_success else None
         except (ValueError, ValidationError):
             return None
 
@@ -77,8 +79,8 @@ class Control:
             LabError: it lists none.
         """
         try:
-            listing: Any = self._client.get(models_url).json()
-            return str(listing["data"][0]["id"])
+            listing: Any = from_json(self._client.get(models_url).content)
+            return printable(listing["data"][0]["id"])
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
             raise LabError(f"{models_url} does not say which model is served; set MODEL") from error
 
@@ -120,6 +122,6 @@ class Control:
     def _steps(self, after: int) -> Steps | None:
         try:
             response = self._client.get("/steps", params={"after": after})
-            return Steps.model_validate(response.json()) if response.is_success else None
+            return Steps.model_validate(from_json(response.content)) if response.is_success else None
         except (httpx.HTTPError, ValueError):
             return None

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from harness.client.answer import Answer, fail_all
+from harness.client.answer import Answer, as_text, fail_all
 from harness.client.connection import Connection, ConnectionPool
 from harness.client.sse import EventSplitter
 from harness.client.target import Target
@@ -148,7 +148,8 @@ class _Exchange:
         if problem is not None and not self._connection.got_bytes and self._problem is None:
             self.lost_before_answer = self._connection.num_requests > 1
         if not self.lost_before_answer:
-            self._close(now_s, self._problem or problem or self._unstreamed())
+            # A body without a length ends with its connection, which is no problem of its own.
+            self._close(now_s, self._problem or self._unstreamed() or problem)
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
@@ -159,12 +160,12 @@ class _Exchange:
             self._close(now_s, f"in mid-stream: {_describe(error)}")
             return
         for choice in event.get("choices") or ():
-            index = choice.get("index", 0)
+            index = choice.get("index") or 0
             if not 0 <= index < len(self._answers):
                 raise ValueError(f"a choice has index {index}, the request {len(self._answers)} prompts")
             answer = self._answers[index]
-            if answer.server_request_id is None:
-                answer.server_request_id = event.get("id")
+            if answer.server_request_id is None and event.get("id") is not None:
+                answer.server_request_id = as_text(event["id"])
             answer.add(choice, now_s)
         usage = event.get("usage")
         if usage and len(self._answers) == 1:
@@ -175,8 +176,8 @@ class _Exchange:
             answer.close(now_s, problem)
 
     def _unstreamed(self) -> str | None:
-        """Why a response that arrived whole is no answer; None for a stream, which speaks for itself."""
-        if self._is_stream:
+        """Why a response is no answer; None for a stream, which speaks for itself, and where none came."""
+        if self._is_stream or not self._status:
             return None
         if self._status == 200:
             kind = self._content_type or "without a content type"
@@ -184,7 +185,7 @@ class _Exchange:
         text = bytes(self._other_body).decode("utf-8", "replace").strip()
         try:
             text = _describe(json.loads(text)["error"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             text = text[:300]
         return f"http {self._status}: {text}" if text else f"http {self._status}"
 

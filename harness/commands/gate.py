@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from adapters.base import ConfigError
+from adapters.text.unicode_text import printable
 from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
 from harness.commands.gate_commit import CommitRuns, measure_against
 from harness.commands.options import parse_share
@@ -155,7 +156,7 @@ def _gate_commit(args: argparse.Namespace, figures: list[Figure] | None) -> int:
 def _print_found(made: Comparison, gated: list[Gated]) -> None:
     print(_table(gated))
     print("TTFT, total and time per request are from schedule.")
-    print("\n".join(f"caution: {reason}" for reason in made.manifest.validity.caution))
+    print("\n".join(printable(f"caution: {reason}") for reason in made.manifest.validity.caution))
 
 
 def _read(old: Path | None, old_arm: str | None, new: Path, *, allow_invalid: bool) -> Comparison:

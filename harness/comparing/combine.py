@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from adapters.base import ConfigError
+from adapters.text.unicode_text import printable
 from harness.replay.arm_file import Measurement
 from harness.results.formulas import MIN_TTFT_FALL, ttft_fall
 from harness.results.manifest import ComparisonManifest, RunManifest, Validity
@@ -194,7 +195,8 @@ def compare_files(
     for file in files:
         told = file.manifest.validity or Validity(("unfinished",))
         if told.invalid and not allow_invalid:
-            raise ConfigError(f"{file.path} is INVALID ({told.invalid[0]}); --allow-invalid takes it anyway")
+            why = printable(told.invalid[0])
+            raise ConfigError(f"{file.path} is INVALID ({why}); --allow-invalid takes it anyway")
     runs, rows = join_runs(files)
     arms = list(dict.fromkeys(m.arm for m in runs))
     if len(arms) < 2:
@@ -229,9 +231,8 @@ def cache_doubts(runs: Sequence[RunManifest], rows: pd.DataFrame) -> list[str]:
 
 
 def _free_name(arm: str, path: Path, run: RunManifest, taken: set[str]) -> str:
-    """The arm's own name, else with the commit, else with the file it stands in."""
+    """The arm's own name, else with the commit, else with the file it stands in; one that can be drawn."""
     sha = (run.git.sha or "")[:8]
-    for name in (arm, f"{arm} {sha}" if sha else arm, f"{arm} {path.stem}", f"{arm} {path}"):
-        if name not in taken:
-            return name
-    return f"{arm} {len(taken)}"
+    names = (arm, f"{arm} {sha}" if sha else arm, f"{arm} {path.stem}", f"{arm} {path}")
+    free = (name for name in map(printable, names) if name not in taken)
+    return next(free, printable(f"{arm} {len(taken)}"))

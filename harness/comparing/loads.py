@@ -7,6 +7,7 @@ which is measured once and noted, so that the schedules can be had again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -73,9 +74,11 @@ def known_capacity(path: Path, measure: Callable[[], float], *, resume: bool) ->
     """What `path` notes of an earlier call of the same plan, else what is measured now."""
     if resume and path.is_file():
         try:
-            return float(path.read_text())
+            noted = float(path.read_text())
         except ValueError:
-            pass  # a damaged note: the plan is another one then
+            noted = 0.0
+        if 0 < noted < math.inf:
+            return noted  # else the note is damaged, and the plan another one
     found = measure()
     with whole_file(path) as file:
         file.write(repr(found).encode())

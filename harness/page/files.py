@@ -15,6 +15,7 @@ import vl_convert
 from markupsafe import Markup
 
 from adapters.base import ConfigError
+from adapters.text.unicode_text import printable
 from harness.comparing.combine import (
     ResultFile,
     choose_reference,
@@ -142,7 +143,7 @@ def write_slide(data: ReportData, path: Path) -> None:
         ],
     )
     with whole_file(path) as file:
-        file.write(vl_convert.svg_to_png(svg, scale=1))
+        file.write(vl_convert.svg_to_png("\n".join(map(printable, svg.split("\n"))), scale=1))
 
 
 def to_markdown(data: ReportData) -> str:
@@ -163,12 +164,8 @@ def to_markdown(data: ReportData) -> str:
     if lines:
         parts.append(_table(headers, lines))
     parts.append("\n".join(f"- {markdown_text(line)}" for line in setting_lines(data)))
-    reasons = [
-        *(f"INVALID: {r}" for r in validity.invalid),
-        *(f"caution: {r}" for r in validity.caution),
-    ]
-    if reasons:
-        parts.append("\n".join(f"- {reason}" for reason in reasons))
+    if reasons := validity.reasons():
+        parts.append("\n".join(f"- {markdown_text(reason)}" for reason in reasons))
     return "\n\n".join(parts)
 
 

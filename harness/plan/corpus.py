@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from adapters.base import ConfigError
 from adapters.data_files import DATA
 from harness.plan.text_file import decode, read_text, split_lines
+from harness.plan.trace_formats import MAX_TOKENS
 from services.contract.requests import ChatMessage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -30,7 +31,7 @@ class Prompt(BaseModel):
     """Text, or token ids."""
     messages: tuple[ChatMessage, ...] = Field(default=(), min_length=1)
     """Instead of a prompt: the turns of a chat so far."""
-    max_tokens: int = Field(ge=1)
+    max_tokens: int = Field(ge=1, le=MAX_TOKENS)
     category: str = ""
     chat: bool = False
     """The text is the message of a user."""

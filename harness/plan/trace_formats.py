@@ -26,8 +26,8 @@ MAX_TOKENS = 10_000_000
 MAX_SPAN_NS = 10 * 366 * 86_400 * 10**9
 
 _STAMP = re.compile(
-    r"(?P<whole>\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:[.,](?P<fraction>\d{1,18}))?\s*"
-    r"(?P<zone>Z|[+-]\d\d:?\d\d)?",
+    r"(?P<whole>\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:[.,](?P<fraction>\d+))?\s*"
+    r"(?:Z|UTC|(?P<offset>[+-]\d\d(?::?\d\d)?))?",
     re.IGNORECASE,
 )
 
@@ -83,6 +83,8 @@ def _kind_of(text: str, path: Path) -> tuple[Callable[[_Entry], FileRow], _Entri
 def _csv_entries(reader: Any, names: list[str], path: Path) -> _Entries:
     try:
         for cells in reader:
+            if any(cells[len(names) :]):  # a count with a comma in it, say: the rest is in wrong columns
+                raise ConfigError(f"{path}, line {reader.line_num}: has more cells than the header names")
             if cells:
                 yield reader.line_num, dict(zip(names, cells, strict=False))
     except csv.Error as error:
@@ -107,9 +109,8 @@ def _azure(entry: _Entry) -> FileRow:
     match = _STAMP.fullmatch(stamp.strip())
     if match is None:
         raise ValueError(f"{stamp!r} is no time stamp")
-    zone = (match["zone"] or "Z").upper()
     # Whole seconds by the calendar, the fraction by hand: Python's time stamps end at microseconds.
-    whole = datetime.fromisoformat(match["whole"] + ("+00:00" if zone == "Z" else zone))
+    whole = datetime.fromisoformat(match["whole"] + (match["offset"] or "+00:00"))
     at_s = int((whole - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds())
     fraction_ns = int((match["fraction"] or "").ljust(9, "0")[:9])
     return FileRow(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adapters.base import ConfigError
+from adapters.dotenv import reading_dotenv
 from harness.settings import ReportSettings
 
 
@@ -38,7 +39,8 @@ def read_price(per_hour_usd: float | None, per_token_usd: float | None) -> Price
         ConfigError: a price is no number above 0.
     """
     prices: list[float | None] = []
-    settings = ReportSettings()
+    with reading_dotenv():
+        settings = ReportSettings()
     for given, text, name in (
         (per_hour_usd, settings.price_per_hour_usd, "PRICE_PER_HOUR_USD"),
         (per_token_usd, settings.price_per_token_usd, "PRICE_PER_TOKEN_USD"),

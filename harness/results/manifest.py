@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import from_json
 
 from adapters.base import LabError
+from adapters.text.unicode_text import printable
 from harness.plan.arrival_times import Load
 from harness.results.facts import Facts, MachineUse, ServerGauges
 
@@ -51,9 +52,13 @@ class Validity:
     def as_dict(self) -> dict[str, str | list[str]]:
         return {"level": self.level, "invalid": list(self.invalid), "caution": list(self.caution)}
 
+    def reasons(self) -> list[str]:
+        """What speaks against it, a line each; names and errors from outside are escaped."""
+        told = [*(f"INVALID: {r}" for r in self.invalid), *(f"caution: {r}" for r in self.caution)]
+        return [printable(line) for line in told]
+
     def lines(self) -> list[str]:
-        reasons = [*(f"  INVALID: {reason}" for reason in self.invalid)]
-        return [self.level, *reasons, *(f"  caution: {reason}" for reason in self.caution)]
+        return [self.level, *(f"  {reason}" for reason in self.reasons())]
 
 
 def _is_instant(text: str) -> str:

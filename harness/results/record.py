@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from adapters.base import LabError
-from harness.client.answer import Answer
+from harness.client.answer import INT32_LIMIT, Answer
 from harness.results.formulas import RequestMetrics, request_metrics
 from harness.results.line_file import LineFile, read_records
 from harness.results.manifest import Manifest, RepeatEntry, RunManifest, parse_facts
@@ -124,6 +124,7 @@ def make_row(labels: ReplayLabels, answer: Answer) -> Row:
             chunk_tokens=chunk_tokens,
             num_output_tokens=answer.num_output_tokens,
         )
+    has_ids = answer.has_token_ids and max(answer.token_ids, default=0) < INT32_LIMIT
     return {
         **asdict(labels),
         **asdict(metrics),
@@ -150,7 +151,7 @@ def make_row(labels: ReplayLabels, answer: Answer) -> Row:
         "error": answer.error,
         "output_sha256": answer.output_sha256,
         "text_sha256": answer.text_sha256,
-        "output_token_ids": answer.token_ids if answer.has_token_ids else None,
+        "output_token_ids": answer.token_ids if has_ids else None,
         "server_request_id": answer.server_request_id,
     }
 

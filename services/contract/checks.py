@@ -110,7 +110,8 @@ def only(*neutral: object) -> AfterValidator:
     """For a field that would change the answer and is not supported: only values without effect pass."""
 
     def check(value: Any) -> Any:
-        if not any(type(value) is type(item) and value == item for item in neutral):
+        sent = without_nulls(value)
+        if not any(type(sent) is type(item) and sent == item for item in neutral):
             raise PydanticCustomError(
                 "unsupported",
                 "is not supported by this service; leave it out{neutral}",
@@ -124,3 +125,10 @@ def only(*neutral: object) -> AfterValidator:
 def without_nulls(value: Any) -> Any:
     """A field that is null counts as left out, here as in the request itself."""
     return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+def says_nothing(value: Any) -> bool:
+    """Null, or lists and objects that hold nothing else: what a client's dump of a message has in fields of
+    which it made no use."""
+    inner = value.values() if isinstance(value, dict) else value
+    return value is None or (isinstance(value, dict | list) and all(map(says_nothing, inner)))

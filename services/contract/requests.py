@@ -21,6 +21,7 @@ from services.contract.checks import (
     int_or_ints,
     is_int,
     only,
+    says_nothing,
     without_nulls,
 )
 
@@ -130,10 +131,21 @@ def _join_text_parts(value: Any) -> Any:
     return "".join(part["text"] for part in value) if is_text else value
 
 
+def _what_is_said(message: Any) -> Any:
+    return {k: v for k, v in message.items() if not says_nothing(v)} if isinstance(message, dict) else message
+
+
+def _message_said(message: Any) -> Any:
+    """An assistant that said nothing has no content in some clients' dumps."""
+    said = _what_is_said(message)
+    is_silent = isinstance(said, dict) and said.get("role") == "assistant" and "content" not in said
+    return {**said, "content": ""} if is_silent else said
+
+
 def _is_text_part(part: object) -> bool:
     return (
         isinstance(part, dict)
-        and without_nulls(part).keys() - {"cache_control"} == {"type", "text"}
+        and _what_is_said(part).keys() - {"cache_control"} == {"type", "text"}
         and part["type"] == "text"
         and isinstance(part["text"], str)
     )
@@ -144,10 +156,11 @@ class ChatMessage(BaseModel):
     role: Annotated[str, Field(min_length=1, max_length=64)]
     content: Annotated[str, Field(max_length=MAX_PROMPT_CHARS), BeforeValidator(_join_text_parts)]
     name: str | None = None
-    tool_calls: Annotated[Any, only([])] = None
-    annotations: Annotated[Any, only([])] = None
+    tool_calls: Annotated[Any, only()] = None
+    annotations: Annotated[Any, only()] = None
+    cache_control: Any = None
 
-    _nulls = model_validator(mode="before")(without_nulls)
+    _said = model_validator(mode="before")(_message_said)
 
     @property
     def for_template(self) -> dict[str, object]:

@@ -100,3 +100,11 @@ def test_the_service_is_told_which_names_are_the_harness_s(
     assert (
         "PUSHGATEWY_URL, in .env, is not a setting; did you mean PUSHGATEWAY_URL?" in capsys.readouterr().err
     )
+
+
+def test_a_dotenv_of_another_encoding_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes("VARIANT=static\n".encode("utf-16"))
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        read_settings(argparse.Namespace())
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        read_price(None, None)

@@ -176,3 +176,10 @@ def test_the_example_lists_every_setting_with_its_default(env_file: Path) -> Non
 
 def test_the_example_is_what_the_settings_say() -> None:
     assert env_example.PATH.read_text() == env_example.text()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_file_of_another_encoding_is_one_sentence(env_file: Path, encoding: str) -> None:
+    env_file.write_bytes("MAX_BATCH=2  # größer\n".encode(encoding))
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        read_settings(env_file=env_file)

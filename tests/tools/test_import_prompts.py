@@ -80,6 +80,44 @@ def test_entries_without_a_prompt_are_counted_and_named(
     assert f"3 entries of {source} hold no prompt: 2, 3, 4" in capsys.readouterr().err
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("item", "kept", "said"),
+    [
+        ({"prompt": ["a", ""]}, ["a"], "2 in part"),
+        ({"prompt": [1, "a"]}, ["a"], "2 in part"),
+        ({"prompt": [None, "a"]}, ["a"], "2 in part"),
+        ({"prompt": [True, "a"]}, ["a"], "2 in part"),
+        ({"prompt": [[1, 2], [-1]]}, [(1, 2)], "2 in part"),
+        ({"prompt": [["a"], {"text": "b"}]}, ["a"], "2 in part"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, IMAGE]}]}, [], "2"),
+        ({"messages": [{"role": "user", "content": None}, {"role": "user", "content": "b"}]}, [], "2"),
+        ({"prompt": "a", "max_tokens": 10**20}, [], "2"),
+    ],
+)
+def test_no_part_of_an_entry_is_left_out_in_silence(
+    tmp_path: Path,
+    item: dict[str, Any],
+    kept: list[str | tuple[int, ...]],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    items = [{"prompt": "one"}, item]
+    source, out = write(tmp_path / "source.json", items, as_list=True), tmp_path / "corpus.jsonl"
+    assert main(["import-prompts", str(source), "--out", str(out)]) == 0
+    assert f"1 entries of {source} hold no prompt: {said}\n" in capsys.readouterr().err
+    assert [p.prompt for p in load_corpus(out).prompts] == ["one", *kept]
+
+
+def test_a_number_of_prompts_below_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "source.json", PLAIN, as_list=True)
+    with pytest.raises(SystemExit):
+        main(["import-prompts", str(source), "--out", str(tmp_path / "c.jsonl"), "--n", "-1"])
+    assert "must be at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

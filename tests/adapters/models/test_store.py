@@ -23,7 +23,7 @@ from adapters.models import artifact, digests
 from adapters.models import presets as seeded_model
 from adapters.models import store as model_store
 from adapters.models.artifact import changed_files, read_manifest
-from adapters.models.digests import PRESET_MANIFEST, folder_digest
+from adapters.models.digests import PRESET_MANIFEST, STAGED_MANIFEST, folder_digest
 from adapters.models.presets import PRESETS, Preset
 from adapters.models.staging import stage
 from adapters.models.store import is_current, make_preset, resolve_model
@@ -101,6 +101,22 @@ def test_weights_damaged_at_equal_size_are_not_served(
     assert resolve(tiny, tmp_path) == files
 
 
+def test_a_damaged_manifest_is_never_believed(tiny: str, tmp_path: Path) -> None:
+    manifest = resolve(tiny, tmp_path).folder / PRESET_MANIFEST
+    content, sound = manifest.read_bytes(), read_manifest(manifest)
+    for position in range(0, len(content), 3):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        manifest.write_bytes(damaged)
+        assert read_manifest(manifest) in (sound, {}) or "crc32" not in json.loads(damaged)
+        assert is_current(manifest.parent) in (True, False)
+        manifest.write_bytes(content[:position])
+        assert read_manifest(manifest) in (sound, {})
+    manifest.write_bytes(content.replace(b'"digest": "sha256:', b'"digest": "sha256:0', 1))
+    assert not is_current(manifest.parent)
+    assert resolve(tiny, tmp_path).digest == sound["digest"]
+
+
 def test_a_staged_folder_that_was_damaged_is_refused(tiny: str, tmp_path: Path) -> None:
     source = resolve(tiny, tmp_path).folder
     target = tmp_path / "staged"
@@ -113,6 +129,9 @@ def test_a_staged_folder_that_was_damaged_is_refused(tiny: str, tmp_path: Path) 
         resolve(str(target), tmp_path)
     weights.write_bytes(content)
     assert resolve(str(target), tmp_path).digest == digest
+    (target / STAGED_MANIFEST).write_bytes(b"{")
+    with pytest.raises(ConfigError, match=r"lab_staged.json is damaged.*stage it again"):
+        resolve(str(target), tmp_path)
 
 
 def test_a_new_corpus_means_a_new_tokenizer(

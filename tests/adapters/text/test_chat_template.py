@@ -50,6 +50,12 @@ def test_tojson_takes_the_options_of_transformers(options: str, rendered: str) -
     assert ChatTemplate("{{ messages | tojson" + options + " }}", {}).render(MESSAGES) == rendered
 
 
+def test_what_transformers_gives_a_template_is_there() -> None:
+    asked = ChatTemplate("{{ documents is none }} {{ tools is none }} {{ messages | length }}", {})
+    assert asked.render(MESSAGES) == "True True 1"
+    assert asked.render(MESSAGES, {"documents": []}) == "False True 1"
+
+
 @pytest.mark.parametrize("entry", [3, {"default": "x"}, [], ["x"], [{"name": "other", "template": "x"}], ""])
 def test_a_config_without_a_usable_template_has_none(tmp_path: Path, entry: object) -> None:
     assert load_chat_template(tmp_path, {"chat_template": entry}) is None

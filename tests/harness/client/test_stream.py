@@ -18,6 +18,7 @@ from harness.client.stream import StreamClient
 from harness.client.target import Dialect, Target, completions_path, parse_origin
 from harness.plan.schedule import PlannedRequest
 from harness.replay.event_loop import loop_factory
+from harness.results.record import ReplayLabels, make_row, make_table
 from services.contract.requests import ChatMessage
 from tests.harness.fake_server import (
     END,
@@ -262,6 +263,14 @@ FAILURE = {
             id="refused",
         ),
         pytest.param(
+            scripted(json_response(400, {"error": {"message": "a\x1b[31m\nb\ud83d"}})),
+            r"http 400: a\x1b[31m\nb\ud83d",
+            id="control characters",
+        ),
+        pytest.param(
+            scripted(b"HTTP/1.1 500 X\r\n\r\n" + b"[" * 60_000, hang_up=True), "http 500: [[", id="too deep"
+        ),
+        pytest.param(
             scripted(b"HTTP/1.1 502 X\r\nContent-Length: 3\r\n\r\nbad"), "http 502: bad", id="not json"
         ),
         pytest.param(
@@ -401,6 +410,7 @@ def eight_words(usage: Callable[[int], Any], reason: Any, last: str = "length") 
     return [*events, end]
 
 
+NO_REASONS = ("", " ", "null", "NULL", "none", "None", False, 0, [], {})
 FINAL_USAGE = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 8}}
 
 
@@ -411,11 +421,11 @@ FINAL_USAGE = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens":
         [*eight_words(lambda n: {"prompt_tokens": 5, "completion_tokens": n - 1}, None), FINAL_USAGE],
         [*eight_words(lambda n: {"prompt_tokens": 5, "completion_tokens": 0}, None), FINAL_USAGE],
         [*eight_words(lambda n: {"prompt_tokens": 5, "completion_tokens": "?"}, None), FINAL_USAGE],
-        [*eight_words(lambda n: None, ""), FINAL_USAGE],
-        [*eight_words(lambda n: None, "null"), FINAL_USAGE],
+        eight_words(lambda n: {"prompt_tokens": 5.0, "completion_tokens": float(n)}, None),
+        *([*eight_words(lambda n: None, reason), FINAL_USAGE] for reason in NO_REASONS),
         eight_words(lambda n: {"prompt_tokens": 5, "completion_tokens": n}, "stop", "stop"),
     ],
-    ids=["counting up", "one behind", "zeros", "no numbers", "empty reason", "the word null", "always stop"],
+    ids=["counting up", "one behind", "zeros", "no numbers", "floats", *map(repr, NO_REASONS), "always stop"],
 )
 @pytest.mark.parametrize(
     "content_type",
@@ -426,17 +436,86 @@ def test_an_answer_ends_with_its_last_event_and_the_last_count_holds(
 ) -> None:
     head = f"HTTP/1.1 200 OK\r\ncontent-type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     pieces = [event(item) for item in events]
-    (answer,), _ = ask(scripted(head, *pieces, event("[DONE] "), END, wait_s=0.001), dialect="openai")
+    seen: list[int] = []
+    answer = Answer(PLAN, 0.0, on_ended=lambda answer: seen.append(len(answer.chunk_s)))
+    ask(
+        scripted(head, *pieces, event("[DONE] "), END, wait_s=0.001),
+        answers=[answer],
+        dialect="openai",
+    )
     assert answer.error is None
+    assert seen == [8], "the user asks again when all of it is there"
     assert (answer.num_prompt_tokens, answer.num_output_tokens, len(answer.chunk_s)) == (5, 8, 8)
     assert answer.finish_s is not None
     assert answer.finish_s >= answer.chunk_s[-1]
 
 
-def test_a_count_of_zero_beside_streamed_text_is_an_error() -> None:
-    events = eight_words(lambda n: {"prompt_tokens": 5, "completion_tokens": 0}, None)
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_count_that_cannot_be_true_of_what_was_streamed_is_an_error(count: int) -> None:
+    events = eight_words(lambda n: {"prompt_tokens": 5, "completion_tokens": count}, None)
     (answer,), _ = ask(scripted(STREAM_HEAD, *(event(item) for item in events), event("[DONE]"), END))
-    assert answer.error == "the server counted 0 tokens, but streamed 8 pieces of text"
+    assert answer.error == f"the server counted {count} tokens, but streamed 8 pieces of text"
+
+
+@pytest.mark.parametrize("name", ["content", "reasoning_content", "reasoning"])
+def test_tokens_of_a_chat_are_stamped_under_whatever_name_they_come(name: str) -> None:
+    pieces = [{"choices": [{"index": 0, "delta": {"content": None, name: " w"}}]}] * 8
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
+    events = [*pieces, end, FINAL_USAGE, "[DONE]"]
+    (answer,), _ = ask(scripted(STREAM_HEAD, *map(event, events), END), dialect="openai")
+    assert (answer.error, len(answer.chunk_s)) == (None, 8)
+
+
+def test_an_answer_that_goes_on_after_its_reason_ends_where_its_text_does() -> None:
+    events = eight_words(lambda n: {"prompt_tokens": 5, "completion_tokens": n}, None)[:-1]
+    events[2]["choices"][0]["finish_reason"] = "length"
+    answering = scripted(STREAM_HEAD, *map(event, [*events, "[DONE]"]), END, wait_s=0.001)
+    (answer,), _ = ask(answering, dialect="openai")
+    assert (answer.error, len(answer.chunk_s), answer.finish_s) == (None, 8, answer.chunk_s[-1])
+
+
+def test_what_follows_the_end_of_an_answer_changes_nothing() -> None:
+    done = [*eight_words(lambda n: {"prompt_tokens": 5, "completion_tokens": n}, None), "[DONE]"]
+    (answer,), _ = ask(scripted(STREAM_HEAD, *map(event, [*done, *done]), END), dialect="openai")
+    assert (answer.error, len(answer.chunk_s), answer.text) == (None, 8, [" w"] * 8)
+
+
+HALF = "\ud83d"
+LABELS = ReplayLabels("run", "continuous", "continuous", "null", "m", 0)
+
+
+@pytest.mark.parametrize(
+    ("choice", "beside"),
+    [
+        ({"text": 5}, {}),
+        ({"text": ["a"]}, {}),
+        ({"text": "", "delta": {"content": [{"type": "text", "text": "a"}]}}, {}),
+        ({"token_ids": "ab"}, {}),
+        ({"token_ids": 5}, {}),
+        ({"token_ids": [1, "a"]}, {}),
+        ({"token_ids": [2**40]}, {}),
+        ({"token_ids": [1.5]}, {}),
+        ({"finish_reason": HALF}, {}),
+        ({"index": None}, {}),
+        ({"timings": "x"}, {}),
+        ({"timings": [1]}, {}),
+        ({"timings": {"queue_s": "x", "decode_s": [1], "num_steps": 1e50, "mean_batch_size": HALF}}, {}),
+        ({"num_output_tokens": 2**70}, {}),
+        ({"num_prompt_tokens": 2**31}, {}),
+        ({}, {"id": 7}),
+        ({}, {"id": {"a": 1}}),
+        ({}, {"id": HALF}),
+        ({}, {"error": HALF}),
+        ({}, {"error": {"message": ["x"], "code": 5}}),
+        ({}, {"usage": {"prompt_tokens": 10**30, "completion_tokens": 2**33}}),
+    ],
+)
+def test_whatever_a_server_sends_becomes_a_row(choice: dict[str, Any], beside: dict[str, Any]) -> None:
+    piece = {"choices": [{**entry(0, [1], 1), **choice}], **beside}
+    (answer,), _ = ask(scripted(STREAM_HEAD, event(piece), event("[DONE]"), END))
+    assert answer.is_complete
+    table = make_table([make_row(LABELS, answer)])
+    assert table["error"].to_pylist() == [answer.error]
 
 
 def test_a_character_cut_into_two_events_is_read() -> None:

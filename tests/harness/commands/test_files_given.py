@@ -16,10 +16,11 @@ from harness.results.manifest import Validity
 from harness.results.record import JOURNAL_SUFFIX, Journal, make_table, read_parquet, write_parquet
 from harness.results.slo import Slo
 from harness.results.steps import step_rows, write_steps
+from harness.results.validity import judge
 from services.contract.status import StepLine
 from tests.harness.commands.test_gate import write_file
 from tests.harness.comparing.test_comparison import comparison, run_rows
-from tests.harness.made_rows import made_manifest, made_row
+from tests.harness.made_rows import made_frame, made_manifest, made_row
 from tools.cli import main
 
 LINE = StepLine(
@@ -126,6 +127,18 @@ def test_charts_of_arms_whose_names_hold_slashes(tmp_path: Path) -> None:
     assert all(chart.parent == tmp_path / "png" and chart.is_file() for chart in written)
 
 
+def test_charts_and_slide_of_names_that_no_picture_can_hold(tmp_path: Path) -> None:
+    name = "a\x00\x1b b"
+    rows = [made_row(i, arm=name, chunk_s=(1.0 + i, 2.0 + i)) for i in range(20)]
+    path, slide = tmp_path / "run.parquet", tmp_path / "slide.png"
+    write_parquet(path, make_table(rows), made_manifest(rows, arm=name, model="m\x00", validity=Validity()))
+    assert (
+        main(["report", str(path), "--markdown", "--svg", str(tmp_path / "svg"), "--slide", str(slide)]) == 0
+    )
+    assert slide.is_file()
+    assert all("\x1b" not in chart.read_text("utf-8") for chart in (tmp_path / "svg").iterdir())
+
+
 def test_damage_in_a_row_group_is_told_and_the_others_are_recovered(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,3 +200,32 @@ def test_names_from_outside_are_escaped_in_headings_too(
     main(["report", str(path), "--html", str(tmp_path / "x.html")])
     assert "\x1b" not in capsys.readouterr().out
     assert "<img src=y" not in (tmp_path / "x.html").read_text()
+
+
+def test_reasons_from_outside_are_escaped_wherever_they_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = "http 500: <img src=y> [a](x)\x1b[31m\nVALID"
+    paths = []
+    for name in ("baseline", "b\x1b[31m\nVALID"):
+        rows = [*run_rows(name, 0, 1.0), made_row(99, error=error, arm=name)]
+        manifest = made_manifest(rows, arm=name, damage=error)
+        manifest.validity = judge(made_frame(rows), manifest)
+        paths.append(tmp_path / f"{len(paths)}.parquet")
+        write_parquet(paths[-1], make_table(rows), manifest)
+    files = [str(path) for path in paths]
+    for command in (
+        ["report", files[0]],
+        ["report", *files, "--markdown"],
+        ["compare", "--files", *files],
+        ["compare", "--files", *files, "--allow-invalid"],
+        ["gate", files[1], "--against", files[0], "--allow-invalid"],
+    ):
+        main(command)
+        shown = capsys.readouterr()
+        told = shown.out + shown.err
+        assert r"http 500: " in told
+        assert "\x1b" not in told
+        assert "\nVALID" not in told.replace("\nVALID\n", "")
+        if "--markdown" in command:
+            assert "<img" not in told.replace(r"\<img", "")

@@ -73,8 +73,9 @@ def test_a_noted_capacity_is_taken_by_resume_alone(tmp_path: Path) -> None:
     assert known_capacity(note, lambda: 5.87, resume=True) == 5.87
     assert known_capacity(note, lambda: 6.1, resume=True) == 5.87
     assert known_capacity(note, lambda: 6.1, resume=False) == 6.1
-    note.write_text("?")
-    assert known_capacity(note, lambda: 7.0, resume=True) == 7.0
+    for damaged in (b"?", b"", b"\xff", b"nan", b"inf", b"-5.87", b"0"):
+        note.write_bytes(damaged)
+        assert known_capacity(note, lambda: 7.0, resume=True) == 7.0
 
 
 def test_one_capacity_gives_one_plan_with_a_draw_for_each_block(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_corpus_without_digest_is_refused_with_the_command_to_record_it(tmp_path
         ("not json\n", "line 1"),
         (LINE + '{"id": "b", "prompt": "", "max_tokens": 3}\n', "line 2: prompt"),
         ('{"id": "a", "prompt": "x", "max_tokens": 0}\n', "max_tokens"),
+        (f'{{"id": "a", "prompt": "x", "max_tokens": {10**20}}}\n', "line 1: max_tokens"),
         (LINE + LINE, "line 2: the id 'a' is used twice"),
         ("\n", "holds no prompts"),
         (LINE + '{"id": "b", "prompt": "x", "max_tokens": 3, "chat": true}\n', "line 2: `chat` must be"),

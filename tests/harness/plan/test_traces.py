@@ -120,8 +120,14 @@ HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
         (("2025-06-01 10:00:00.009+00:00", "2025-06-01 10:00:01+00:00"), 0.991),
         (("2025-06-01 10:00:00.1234567", "2025-06-01 10:00:00.1234569"), 2e-7),
         (("2025-06-01 10:00:05", "2025-06-01 10:00:03.5"), 1.5),
+        (("2025-06-01 10:00:00.25+05", "2025-06-01 10:00:01.75 +05:00"), 1.5),
+        (("2025-06-01 10:00:00.25 UTC", "2025-06-01 10:00:01.75utc"), 1.5),
+        ((f"2025-06-01 10:00:00.25{'0' * 30}", "2025-06-01 10:00:01.75"), 1.5),
     ],
-    ids=["zulu", "negative offset", "offset that changes", "whole second", "seven digits", "unsorted"],
+    ids=[
+        *("zulu", "negative offset", "offset that changes", "whole second", "seven digits", "unsorted"),
+        *("hours alone", "in words", "many digits"),
+    ],
 )
 def test_time_stamps_are_read_whole(tmp_path: Path, stamps: tuple[str, str], offset_s: float) -> None:
     text = HEADER + "".join(f"{stamp},10,4\n" for stamp in stamps)
@@ -144,6 +150,7 @@ def test_the_earliest_rows_are_taken_wherever_they_stand(tmp_path: Path) -> None
         (HEADER + "2025-06-01 10:00:00,10.5,4\n", "line 2.*10.5.*whole number"),
         (HEADER + "2025-06-01 10:00:00,nan,4\n", "line 2.*nan"),
         (HEADER + "2025-06-01 10:00:00,10\n", "line 2.*GeneratedTokens is missing"),
+        (HEADER + "2025-06-01 10:00:00,1,024,4\n", "line 2: has more cells"),
         (HEADER + "yesterday,10,4\n", "line 2.*'yesterday' is no time stamp"),
         (HEADER + "2025-13-01 10:00:00,10,4\n", "line 2.*month"),
         (HEADER + "1970-01-01 10:00:00,10,4\n2025-06-01 10:00:00,10,4\n", "line 3.*ten years"),

@@ -134,6 +134,11 @@ def test_unknown_fields_are_named(client: httpx.Client) -> None:
         {"max_tokens": 3, "max_completion_tokens": 3, "max_new_tokens": 3},
         {"max_tokens": 3, "top_k": -1, "seed": -1},
         {"max_tokens": 3, "max_completion_tokens": None, "stream_options": {"include_usage": None}},
+        {
+            "max_tokens": 3,
+            "response_format": {"type": "text", "json_schema": None},
+            "logit_bias": {"1": None},
+        },
     ],
 )
 def test_what_standard_clients_send_is_taken(client: httpx.Client, fields: dict[str, Any]) -> None:
@@ -158,6 +163,29 @@ def test_messages_are_taken_back_as_a_client_dumps_them(client: httpx.Client) ->
     messages[1]["tool_calls"] = [{"id": "x"}]
     error = refused(client.post("/v1/chat/completions", json={"messages": messages}), 422)
     assert "tool_calls" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "assistant", "content": "a", "images": [], "audio": {}, "function_call": {"name": None}},
+        {"role": "assistant", "content": "a", "provider_specific_fields": {"refusal": None, "blocks": []}},
+        {"role": "assistant", "content": [{"type": "text", "text": "a", "annotations": [], "id": None}]},
+        {"role": "user", "content": "a", "cache_control": {"type": "ephemeral"}},
+    ],
+)
+def test_what_says_nothing_in_a_message_counts_as_left_out(
+    client: httpx.Client, message: dict[str, Any]
+) -> None:
+    answer = client.post("/v1/chat/completions", json={"messages": [message], "max_tokens": 2})
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": []}])
+def test_a_user_who_says_nothing_is_refused(client: httpx.Client, content: dict[str, Any]) -> None:
+    body = {"messages": [{"role": "user", **content}]}
+    assert refused(client.post("/v1/chat/completions", json=body), 422)["param"] == "messages.0.content"
 
 
 def test_bad_json(client: httpx.Client) -> None:
