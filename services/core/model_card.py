@@ -62,6 +62,7 @@ def model_card(settings: Settings, info: BackendInfo) -> ModelCard:
             "order": spec.policies.order,
             "step_layout": spec.policies.step_layout,
             "kv_policy": spec.policies.kv_policy,
+            "prefix_cache": spec.policies.prefix_cache,
         },
         client_chunk=min(settings.max_batch, MAX_PROMPTS) if strategy.takes_groups else 1,
         max_queue=settings.max_queue,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from adapters.base import ConfigError
+from adapters.base import KV_BLOCK, ConfigError
 from adapters.description import option
 from services.engine.limits import SchedulerLimits
 from services.kv_policies import KV_POLICIES
@@ -42,6 +42,11 @@ class Policies:
         lt=1,
         allow_inf_nan=False,
     )
+    prefix_cache: bool = option(
+        False,
+        "paged: prompts that begin alike share the blocks of their common beginning, which stay until memory "
+        "is needed (docs/policies.md). Only with backends that keep keys and values in blocks.",
+    )
     kv_capacity_tokens: int = option(
         0,
         "KV positions that the scheduler gives out, all sequences together; never more than the backend has. "
@@ -58,6 +63,10 @@ class Policies:
         ):
             if value not in known:
                 raise ConfigError(f"{name} is {value!r}: it must be one of {', '.join(known)}")
+        if self.prefix_cache and KV_POLICIES[self.kv_policy].block_tokens != KV_BLOCK:
+            raise ConfigError(
+                f"PREFIX_CACHE=1 shares blocks, and KV_POLICY={self.kv_policy} has none: set KV_POLICY=paged"
+            )
         self.make_oracle()
         if not all(0 <= due_s <= 86_400 for due_s in self._slo_ttft_s()):
             raise ConfigError(f"EDF_TTFT_MS is {self.edf_ttft_ms!r}: each must be from 0 to 86400000")

@@ -46,6 +46,7 @@ def test_model(served: Served) -> None:
         "order": "fcfs",
         "step_layout": "decode_first",
         "kv_policy": "reserve",
+        "prefix_cache": False,
     }
     assert (card.client_chunk, card.max_queue, card.eos_token_ids) == (1, 256, [256])
     assert card.settings["max_step_tokens"] == 512
