@@ -71,6 +71,7 @@ class Answer:
         self.finish_reason = str(reason)
         self.finish_s = now_s
         self.timings = choice.get("timings") or {}
+        self.num_cached_tokens = as_count(self.timings.get("num_cached_tokens"))
         self._end()
         own_count = as_count(choice.get("num_output_tokens"))
         if reason in ("error", "abort"):

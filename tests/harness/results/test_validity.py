@@ -230,6 +230,15 @@ def test_a_corpus_may_be_replayed_again_where_nothing_caches() -> None:
     assert changed(corpus=RECORDED | {"num_prompts": 59}).level == "VALID"
 
 
+@pytest.mark.parametrize(("strategy", "is_told"), [({}, True), ({"prefix_cache": True}, False)])
+def test_hits_that_were_asked_for_are_measured_and_others_told(
+    strategy: dict[str, bool], is_told: bool
+) -> None:
+    rows = closed_rows(num_cached_tokens=3)
+    told = judged(rows, made_manifest(rows, service={"strategy": strategy})).caution
+    assert any("prompt tokens" in reason and "from a prefix cache" in reason for reason in told) is is_told
+
+
 def test_repeats_against_one_running_server_call_for_caution() -> None:
     rows = closed_rows() + closed_rows(repeat=1)
     manifest = made_manifest(rows, repeats=2, settings={"url": "http://h", "seed": 0})
