@@ -14,6 +14,7 @@ Errors::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -163,6 +164,11 @@ class Sequence:
     def max_total_tokens(self) -> int:
         """KV positions to reserve: the prompt and everything it may still produce."""
         return len(self.prompt_token_ids) + self.params.max_tokens
+
+    @property
+    def length_bin(self) -> int:
+        """Answers that are expected to be of like length, within a factor of two, have the same."""
+        return math.floor(math.log2(self.predicted_tokens))
 
     def token_at(self, position: int) -> int:
         num_prompt = len(self.prompt_token_ids)

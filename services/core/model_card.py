@@ -60,6 +60,7 @@ def model_card(settings: Settings, info: BackendInfo) -> ModelCard:
             "pad_finished": settings.pad_finished and strategy.keeps_finished_rows,
             "long_prefill_token_threshold": limits.long_prefill_token_threshold,
             "order": spec.policies.order,
+            "admission": spec.policies.admission,
             "step_layout": spec.policies.step_layout,
             "kv_policy": spec.policies.kv_policy,
             "prefix_cache": spec.policies.prefix_cache,

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from adapters.base import KV_BLOCK, ConfigError
 from adapters.description import option
+from services.admissions import ADMISSIONS
+from services.admissions.base import AdmissionPolicy
 from services.engine.limits import SchedulerLimits
 from services.kv_policies import KV_POLICIES
 from services.kv_policies.base import KvPolicy
@@ -21,6 +23,11 @@ class Policies:
     """Raises ConfigError for a name that nothing has, or a value that cannot work."""
 
     order: str = option("fcfs", f"In which order the queue stands: {', '.join(ORDERS)} (docs/policies.md).")
+    admission: str = option(
+        "all",
+        f"How many join of those that the strategy lets in: {', '.join(ADMISSIONS)} (docs/policies.md). "
+        "A strategy that takes groups lets all of one join.",
+    )
     length_oracle: str = option(
         "max_tokens",
         "How sjf, hrrn and multi_bin know the length of an answer: max_tokens; exact (expected_tokens of the "
@@ -58,6 +65,7 @@ class Policies:
     def __post_init__(self) -> None:
         for name, value, known in (
             ("ORDER", self.order, ORDERS),
+            ("ADMISSION", self.admission, ADMISSIONS),
             ("STEP_LAYOUT", self.step_layout, LAYOUTS),
             ("KV_POLICY", self.kv_policy, KV_POLICIES),
         ):
@@ -73,6 +81,9 @@ class Policies:
 
     def make_order(self, aging_s: float) -> QueueOrder:
         return ORDERS[self.order](OrderConfig(aging_s, self._slo_ttft_s()))
+
+    def make_admission(self) -> AdmissionPolicy:
+        return ADMISSIONS[self.admission]()
 
     def make_layout(self) -> StepLayout:
         return LAYOUTS[self.step_layout]()

@@ -63,6 +63,7 @@ class Scheduler:
         self._strategy = strategy
         self._eos_token_ids = frozenset(eos_token_ids)
         self._layout, self._oracle = policies.make_layout(), policies.make_oracle()
+        self._admission = policies.make_admission()
         order = policies.make_order(limits.aging_s)
         self._waiting = WaitingQueue(order)
         self._note_served = order.served if isinstance(order, ChangingOrder) else None
@@ -239,6 +240,8 @@ class Scheduler:
         admission = self._strategy.admit(waiting, running, now_s=now_s, draining=self._draining)
         num_fitting = self._batch.num_fitting(waiting)
         count = min(max(admission.count, 0), len(waiting))
+        if count and not self._strategy.takes_groups:
+            count = min(count, self._admission.most(waiting, len(running), self.limits.max_batch))
         if count > num_fitting:
             # A group joins whole. When nothing runs it joins in part instead: waiting would free no KV.
             waits_until_all_fit = self._strategy.takes_groups and running

@@ -14,7 +14,7 @@ from collections.abc import Set
 from itertools import chain, compress, islice, takewhile
 
 from adapters.base import Sequence
-from services.orders.base import ChangingOrder, Group, QueueOrder
+from services.orders.base import ChangingOrder, QueueOrder
 
 
 class WaitingQueue:

@@ -13,6 +13,7 @@ import pytest
 
 from adapters.base import Backend
 from adapters.registry import create_backend
+from services.admissions import ADMISSIONS
 from services.engine.messages import StepReport
 from services.engine.policies import Policies
 from services.kv_policies import KV_POLICIES
@@ -110,6 +111,7 @@ def test_no_combination_of_policies_changes_a_token(dtype: str) -> None:
         kv_policy = rng.choice(sorted(KV_POLICIES))
         policies = Policies(
             order=rng.choice(sorted(ORDERS)),
+            admission=rng.choice(sorted(ADMISSIONS)),
             step_layout=rng.choice(sorted(LAYOUTS)),
             length_oracle=rng.choice(["max_tokens", "exact", "0.5", "2.0"]),
             kv_policy=kv_policy,

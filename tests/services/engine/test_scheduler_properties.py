@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.base import SamplingParams, Sequence
+from services.admissions import ADMISSIONS
 from services.engine.limits import SchedulerLimits
 from services.engine.policies import Policies
 from services.kv_policies import KV_POLICIES
@@ -95,6 +96,7 @@ def model(seq: Sequence) -> list[int]:
 POLICIES = st.builds(
     Policies,
     order=st.sampled_from(sorted(ORDERS)),
+    admission=st.sampled_from(sorted(ADMISSIONS)),
     step_layout=st.sampled_from(sorted(LAYOUTS)),
     length_oracle=st.sampled_from(["max_tokens", "1.0"]),
     kv_policy=st.sampled_from(sorted(KV_POLICIES)),

@@ -44,6 +44,7 @@ def test_model(served: Served) -> None:
         "pad_finished": False,
         "long_prefill_token_threshold": 0,
         "order": "fcfs",
+        "admission": "all",
         "step_layout": "decode_first",
         "kv_policy": "reserve",
         "prefix_cache": False,
