@@ -15,7 +15,6 @@ import heapq
 from array import array
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from itertools import takewhile
 
 from adapters.base import KV_BLOCK
 
@@ -45,8 +44,13 @@ class BlockPool:
 
     def find(self, keys: Iterable[bytes]) -> list[int]:
         """The remembered blocks of the first of these keys, as far as they go."""
-        found = (self._block_of.get(key) for key in keys)
-        return [block for block in takewhile(lambda block: block is not None, found) if block is not None]
+        found = []
+        for key in keys:
+            block = self._block_of.get(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
 
     def num_held(self, blocks: Iterable[int]) -> int:
         """How many of these somebody holds."""

@@ -23,7 +23,8 @@ class KvMemory:
         self._pool = BlockPool(limits.kv_capacity_tokens // KV_BLOCK) if kv.block_tokens == KV_BLOCK else None
         # Prompts are cut at multiples of a chunk, and what is computed together must not depend on a hit.
         self._hit_blocks = math.lcm(KV_BLOCK, limits.prefill_chunk) // KV_BLOCK
-        self._held_tokens: dict[int, int] = {}  # by seq_id
+        self.held_tokens: dict[int, int] = {}
+        """What each sequence holds, by `seq_id`; not to be changed."""
         self._used_tokens = 0  # where there are no blocks
 
     @property
@@ -41,9 +42,6 @@ class KvMemory:
         """Positions that must stay free when a sequence joins. One that `is_alone` may take all."""
         return 0 if is_alone else self._num_spare_tokens
 
-    def held_tokens(self, seq: Sequence) -> int:
-        return self._held_tokens[seq.seq_id]
-
     def num_to_join(self, seq: Sequence) -> int:
         """The free positions that a waiting sequence would take."""
         num_tokens = self._kv.num_tokens(seq)
@@ -53,11 +51,11 @@ class KvMemory:
 
     def num_to_grow(self, seq: Sequence) -> int:
         """The free positions that a running sequence would take for its next step."""
-        return self._kv.num_tokens(seq) - self._held_tokens[seq.seq_id]
+        return self._kv.num_tokens(seq) - self.held_tokens[seq.seq_id]
 
     def join(self, seq: Sequence) -> None:
         """Give `seq` what it needs to join; what is in shared blocks already counts as computed."""
-        self._held_tokens[seq.seq_id] = num_tokens = self._kv.num_tokens(seq)
+        self.held_tokens[seq.seq_id] = num_tokens = self._kv.num_tokens(seq)
         if self._pool is None:
             self._used_tokens += num_tokens
             return
@@ -69,14 +67,14 @@ class KvMemory:
             seq.num_cached_tokens = seq.num_computed_tokens
 
     def grow(self, seq: Sequence, num_tokens: int) -> None:
-        self._held_tokens[seq.seq_id] += num_tokens
+        self.held_tokens[seq.seq_id] += num_tokens
         if self._pool is None:
             self._used_tokens += num_tokens
         else:
             seq.block_ids += self._pool.take(num_tokens // KV_BLOCK)
 
     def leave(self, seq: Sequence) -> None:
-        num_tokens = self._held_tokens.pop(seq.seq_id)
+        num_tokens = self.held_tokens.pop(seq.seq_id)
         if self._pool is None:
             self._used_tokens -= num_tokens
             return

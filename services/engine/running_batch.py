@@ -49,7 +49,8 @@ class RunningBatch:
         free_kv_tokens = memory.free_tokens
         num_others = len(self.sequences)
         if without_dead and self.num_dead:
-            free_kv_tokens += sum(memory.held_tokens(s) for s in self.sequences if s.state is not _RUNNING)
+            dead = [seq for seq in self.sequences if seq.state is not _RUNNING]
+            free_kv_tokens += sum(memory.held_tokens[seq.seq_id] for seq in dead)
             num_others = self.num_live
         count = 0
         for seq in waiting[: self._limits.max_batch - num_others]:
@@ -62,7 +63,7 @@ class RunningBatch:
 
     def num_steps_within(self, seq: Sequence) -> int:
         """How many more steps a decoding sequence can take in the KV that it holds."""
-        return self.memory.held_tokens(seq) - seq.num_computed_tokens
+        return self.memory.held_tokens[seq.seq_id] - seq.num_computed_tokens
 
     def join(self, joining: Seq[Sequence], now_s: float) -> None:
         for seq in joining:
@@ -84,8 +85,8 @@ class RunningBatch:
         preempted: list[Sequence] = []
         if not self._grows:
             return released, preempted
-        memory = self.memory
-        outgrown = [s for s in self.sequences if s.num_computed_tokens >= memory.held_tokens(s)]
+        memory, held_tokens = self.memory, self.memory.held_tokens
+        outgrown = [s for s in self.sequences if s.num_computed_tokens >= held_tokens[s.seq_id]]
         for seq in outgrown:
             if seq.state is not _RUNNING:
                 continue  # a dead row, or preempted for one before it
