@@ -31,13 +31,13 @@ NUM_COMBINATIONS = int(os.environ.get("POLICY_COMBINATIONS", "10"))
 
 
 def work(num_prompts: int = NUM_PROMPTS) -> list[Work]:
-    """Half of the prompts begin with a part of one of three texts."""
+    """Half of the prompts begin with a part of one of three texts, neighbours with the same."""
     rng = random.Random(5)
     texts = [[rng.randrange(256) for _ in range(80)] for _ in range(3)]
     items = []
     for n in range(num_prompts):
         own = [rng.randrange(256) for _ in range(rng.randint(1, 90))]
-        common = texts[n % 3][: rng.randint(0, 80)] if n % 2 else []
+        common = texts[n // 8 % 3][: rng.randint(0, 80)] if n % 2 else []
         items.append(Work((common + own)[:100], rng.randint(1, 24), client=str(n % 3)))
     return items
 
@@ -124,6 +124,10 @@ def test_no_combination_of_policies_changes_a_token(dtype: str) -> None:
         made, counts = answers(backend(dtype), variant, max_batch, max_step_tokens, policies, work())
         assert made == truth, (variant, max_batch, max_step_tokens, policies)
         total += counts
+    paged = Policies(kv_policy="paged", kv_capacity_tokens=160)
+    made, counts = answers(backend(dtype), "continuous", 16, 64, paged, work())
+    assert made == truth
+    assert counts["preempted"] > 0
     assert NUM_COMBINATIONS < 10 or total.keys() >= {"preempted", "hit"}, "the drawn ones never had both"
 
 
@@ -132,8 +136,8 @@ def test_prefix_hits_and_preemptions_change_no_token_of_128_prompts(dtype: str, 
     """The shared blocks lie anywhere, are evicted under pressure and found again after a preemption."""
     loaded, items = backend(dtype, cpu_kernels=cpu_kernels), work(128)
     truth, _ = answers(loaded, "baseline", 1, 512, Policies(), items)
-    policies = Policies(kv_policy="paged", prefix_cache=True, kv_capacity_tokens=400, kv_watermark=0.0)
+    policies = Policies(kv_policy="paged", prefix_cache=True, kv_capacity_tokens=512, kv_watermark=0.0)
     made, counts = answers(loaded, "continuous", 16, 64, policies, items)
     assert made == truth
     assert counts["preempted"] > 0
-    assert counts["hit"] > 500
+    assert counts["hit"] > 300
