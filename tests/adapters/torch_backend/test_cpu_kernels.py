@@ -115,20 +115,25 @@ def test_blocks_may_lie_anywhere(folder: Path, dtype: torch.dtype, window: int) 
     keys[1, :64], values[1, :64] = keys[0, :64], values[0, :64]
     tables = torch.randperm(NUM_SLOTS * MAX_LEN // KV_BLOCK, generator=torch.Generator().manual_seed(1))
     tables = tables.view(NUM_SLOTS, -1)
-    moved = []
-    for cache in (keys, values):
+
+    def moved(cache: Tensor) -> Tensor:
         blocks = torch.empty_like(cache).view(-1, KV_BLOCK, 2, dim)
         blocks[tables.flatten()] = cache.view(-1, KV_BLOCK, 2, dim)
-        moved.append(blocks.view_as(cache))
+        return blocks.view_as(cache)
+
+    moved_keys, moved_values = moved(keys), moved(values)
     tables[1, :4] = tables[0, :4]
     q = drawn(22, length, 4, dim, dtype=dtype)
-    rows = q[:4], [0, 1, 2, 3], [70, 299, 5, 200], window
-    want = attend(lab, rows[0], keys, values, *rows[1:])
-    assert torch.equal(attend(lab, rows[0], *moved, *rows[1:], tables), want)
+    slots, positions = [0, 1, 2, 3], [70, 299, 5, 200]
+    want = attend(lab, q[:4], keys, values, slots, positions, window)
+    assert torch.equal(attend(lab, q[:4], moved_keys, moved_values, slots, positions, window, tables), want)
     if lab.has_linear:
-        prompt = {"slot": 1, "sizes": [64, 63, 23], "window": window}
-        want = attend_prompt(lab, q, keys, values, **prompt)
-        assert torch.equal(attend_prompt(lab, q, *moved, **prompt, tables=tables), want)
+        sizes = [64, 63, 23]
+        want = attend_prompt(lab, q, keys, values, slot=1, sizes=sizes, window=window)
+        got = attend_prompt(
+            lab, q, moved_keys, moved_values, slot=1, sizes=sizes, window=window, tables=tables
+        )
+        assert torch.equal(got, want)
 
 
 def test_huge_scores_and_garbage_behind_the_end(folder: Path) -> None:
