@@ -102,7 +102,7 @@ def test_preemption_changes_no_token_of_llama_cpp(make: Callable[[], Backend]) -
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_no_combination_of_policies_changes_a_token(dtype: str) -> None:
-    rng = random.Random(dtype)
+    rng = random.Random(f"{dtype} 0")
     total: Counter[str] = Counter()
     truth, _ = answers(backend(dtype), "baseline", 1, 512, Policies(), work())
     assert [len(answer) for answer in truth] == [item.max_tokens for item in work()]
