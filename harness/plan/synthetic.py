@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from adapters.base import ConfigError
@@ -24,9 +23,11 @@ def synthetic_ids(name: str, num_tokens: int, seed: int) -> tuple[int, ...]:
     return tuple(LOWEST_ID + int(draws.uniform() * NUM_IDS) % NUM_IDS for _ in range(num_tokens))
 
 
-def synthetic_prompt(name: str, num_prompt_tokens: int, num_output_tokens: int, seed: int) -> Prompt:
-    """One whose token ids are drawn from the name and the seed."""
-    ids = synthetic_ids(name, num_prompt_tokens, seed)
+def synthetic_prompt(
+    name: str, num_own_tokens: int, num_output_tokens: int, seed: int, begins: tuple[int, ...] = ()
+) -> Prompt:
+    """One that `begins` so, and whose own token ids are drawn from the name and the seed."""
+    ids = begins + synthetic_ids(name, num_own_tokens, seed)
     return Prompt(id=name, prompt=ids, max_tokens=num_output_tokens, category="synthetic")
 
 
@@ -44,9 +45,9 @@ def synthetic_corpus(spec: str, num_prompts: int, seed: int) -> Corpus:
             "synthetic:COMMON+OWNxOUTPUT for prompts that begin alike, as synthetic:384+128x128"
         )
     shared = synthetic_ids("synthetic-common", num_shared, seed)
-    prompts = []
-    for number in range(num_prompts):
-        own = synthetic_prompt(f"synthetic-{num_own}-{number}", num_own, num_output, seed)
-        prompts.append(replace(own, prompt=shared + own.prompt))
+    prompts = tuple(
+        synthetic_prompt(f"synthetic-{num_own}-{number}", num_own, num_output, seed, shared)
+        for number in range(num_prompts)
+    )
     digest = hashlib.sha256(f"{spec}/{num_prompts}/{seed}".encode()).hexdigest()
-    return Corpus(tuple(prompts), Path(f"synthetic:{spec}"), digest, digest)
+    return Corpus(prompts, Path(f"synthetic:{spec}"), digest, digest)

@@ -10,7 +10,7 @@ that are made up.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -119,10 +119,8 @@ def trace_corpus(trace: Trace, path: Path, seed: int, *, max_tokens: int | None 
     prompts = []
     for row in trace.rows:
         shared = tuple(chain.from_iterable(map(hashed_ids, row.hash_ids)))[: row.num_prompt_tokens]
-        own = synthetic_prompt(
-            f"{name}-{row.number}", row.num_prompt_tokens - len(shared), row.num_output_tokens, seed
-        )
-        prompts.append(replace(own, prompt=shared + own.prompt))
+        num_own = row.num_prompt_tokens - len(shared)
+        prompts.append(synthetic_prompt(f"{name}-{row.number}", num_own, row.num_output_tokens, seed, shared))
     return Corpus(tuple(prompts), path, trace.sha256, trace.sha256, trace.left_out(max_tokens))
 
 
