@@ -14,6 +14,7 @@ Errors::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -59,6 +60,8 @@ class SequenceState(StrEnum):
     FINISHED = "finished"
 
 
+KV_BLOCK = 16
+"""Positions of a block of keys and values."""
 LEAST_TEMPERATURE = 1e-5
 """Dividing by less overflows, and nothing but the likeliest token has a chance there anyway."""
 
@@ -119,7 +122,14 @@ class Sequence:
     """Output tokens that the client expects, if it said so."""
     predicted_tokens: float = 1.0
     """Output tokens that the scheduler expects."""
+    block_ids: list[int] = field(default_factory=list)
+    """Where its keys and values lie, `KV_BLOCK` positions in each; empty: in memory that the backend finds. A
+    block may be shared by sequences whose tokens up to its end are the same."""
     output_token_ids: list[int] = field(default_factory=list)
+    prefix_keys: list[bytes] = field(default_factory=list)
+    """What stands for the tokens up to the end of each block that may be shared."""
+    num_cached_tokens: int = 0
+    """Prompt tokens whose keys and values were there when it first joined."""
     num_prefill_tokens: int = field(init=False)
     """Tokens, from position 0 on, that are computed as a prompt: the prompt, and, after a preemption, the
     output until then."""
@@ -154,6 +164,11 @@ class Sequence:
     def max_total_tokens(self) -> int:
         """KV positions to reserve: the prompt and everything it may still produce."""
         return len(self.prompt_token_ids) + self.params.max_tokens
+
+    @property
+    def length_bin(self) -> int:
+        """Answers that are expected to be of like length, within a factor of two, have the same."""
+        return math.floor(math.log2(self.predicted_tokens))
 
     def token_at(self, position: int) -> int:
         num_prompt = len(self.prompt_token_ids)
@@ -233,6 +248,8 @@ class BackendInfo:
     model_digest: str = ""
     num_threads: int = 1
     details: dict[str, str | int | float | bool] = field(default_factory=dict)
+    has_kv_blocks: bool = False
+    """Whether it keeps keys and values in the blocks that `Sequence.block_ids` names."""
     has_logprobs: bool = False
     """Whether it fills `StepOutput.logprobs`; the service refuses requests for them otherwise."""
 
@@ -279,7 +296,8 @@ class Backend(Protocol):
 
         Reads `seq.prompt_token_ids`, `seq.output_token_ids` and `seq.params`; changes no sequence.
         A sequence gets cache space with its first chunk and keeps it until `release`. What a sequence gets
-        does not depend on which others are in `chunks`.
+        does not depend on which others are in `chunks`. A first chunk that starts above 0 follows keys and
+        values that are in its blocks already.
 
         Raises:
             BackendError: the step failed; no sequence of it got a token. Its chunks may be given again.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adapters.base import (
+    KV_BLOCK,
     BackendConfig,
     BackendInfo,
     ScheduledChunk,
@@ -78,6 +79,8 @@ class NullBackend:
         self._num_cached: dict[int, int] = {}
         self._digests: dict[int, int] = {}
         """Of the tokens of each sequence with a slot."""
+        self._block_digests: dict[int, int] = {}
+        """Of the tokens up to the end of each block that may be shared."""
         max_model_len = config.max_model_len or _DEFAULT_MAX_MODEL_LEN
         self._info = BackendInfo(
             backend="null",
@@ -89,6 +92,7 @@ class NullBackend:
             max_batch_size=config.max_batch_size,
             max_model_len=max_model_len,
             kv_capacity_tokens=config.max_batch_size * max_model_len,
+            has_kv_blocks=True,
             details={
                 "null_step_s": self._step_s,
                 "null_row_s": self._row_s,
@@ -108,14 +112,16 @@ class NullBackend:
             CapacityError: more sequences than slots, or a sequence longer than a slot.
         """
         begin_s = time.perf_counter()
+        for chunk in chunks:
+            if chunk.seq.prefix_keys and chunk.start and chunk.seq.seq_id not in self._num_cached:
+                self._begin_with_hit(chunk.seq, chunk.start)
         check_chunks(chunks, self._num_cached, self._info.max_batch_size, self._info.max_model_len)
         outputs = []
         for chunk in chunks:
             if chunk.dead:
                 continue
             seq = chunk.seq
-            digest = zlib.crc32(array("I", chunk.token_ids), self._digests.get(seq.seq_id, 0))
-            self._digests[seq.seq_id] = digest
+            self._digests[seq.seq_id] = digest = self._digest_with(chunk)
             self._num_cached[seq.seq_id] = num_tokens = chunk.start + chunk.num_tokens
             if chunk.samples:
                 outputs.append(StepOutput(seq.seq_id, [_next_token(seq, num_tokens << 32 | digest)]))
@@ -131,6 +137,22 @@ class NullBackend:
     def close(self) -> None:
         self._num_cached.clear()
         self._digests.clear()
+
+    def _begin_with_hit(self, seq: Sequence, start: int) -> None:
+        self._num_cached[seq.seq_id] = start
+        self._digests[seq.seq_id] = self._block_digests[seq.block_ids[start // KV_BLOCK - 1]]
+
+    def _digest_with(self, chunk: ScheduledChunk) -> int:
+        """The digest of its sequence with the tokens of `chunk`; on the way, those of its blocks are kept."""
+        seq, token_ids = chunk.seq, chunk.token_ids
+        digest, done = self._digests.get(seq.seq_id, 0), 0
+        for index in range(chunk.start // KV_BLOCK, len(seq.prefix_keys)):
+            end = (index + 1) * KV_BLOCK - chunk.start
+            if end > len(token_ids):
+                break
+            digest, done = zlib.crc32(array("I", token_ids[done:end]), digest), end
+            self._block_digests[seq.block_ids[index]] = digest
+        return zlib.crc32(array("I", token_ids[done:]), digest)
 
     def _cost_s(self, chunks: Seq[ScheduledChunk]) -> float:
         num_rows = sum(1 for chunk in chunks if chunk.dead or chunk.is_decode)

@@ -122,7 +122,8 @@ class HarnessSettings(BaseSettings):
     corpus: Path | None = Field(
         None,
         description="prompts to replay (default data/prompts.jsonl), instructions "
-        "(data/instructions.jsonl, as messages of a chat), or synthetic:PROMPTxOUTPUT in tokens",
+        "(data/instructions.jsonl, as messages of a chat), or in tokens synthetic:PROMPTxOUTPUT or "
+        "synthetic:COMMON+OWNxOUTPUT",
     )
     warmup: int | None = Field(
         None, ge=0, description="warm-up prompts before the measured ones (default: concurrency, at most 16)"

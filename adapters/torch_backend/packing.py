@@ -13,7 +13,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from adapters.base import BackendError, ScheduledChunk, Sequence
+from adapters.base import KV_BLOCK, BackendError, ScheduledChunk, Sequence
 from adapters.torch_backend.cpu.kernels import CpuKernels
 from adapters.torch_backend.model.attention import PromptBlock, StepLayout, prompt_blocks
 from adapters.torch_backend.model.kv_cache import SlotAllocator, SlotCache
@@ -64,9 +64,10 @@ class StepPacker:
         self.max_len = max_len
         self._prefill_chunk = prefill_chunk
         self._device = device
+        self._has_blocks = device.type == "cpu"
 
     def plan(self, chunks: Seq[ScheduledChunk]) -> RowPlan:
-        """Order the rows of a step; sequences that begin get a slot."""
+        """Order the rows of a step; sequences that begin get a slot, and a slot its sequence's blocks."""
         decodes: list[tuple[int, ScheduledChunk]] = []
         prompts: list[tuple[int, ScheduledChunk]] = []
         slot_for, max_len = self.slots.slot_for, self.max_len
@@ -74,7 +75,11 @@ class StepPacker:
             seq, start = chunk.seq, chunk.start
             if start + chunk.num_tokens > max_len:
                 raise BackendError(f"sequence {seq.seq_id} outgrew its {max_len} positions")
-            slot, is_decode = slot_for(seq.seq_id, start), chunk.dead or start >= seq.num_prefill_tokens
+            block_ids = seq.block_ids if self._has_blocks else ()
+            slot = slot_for(seq.seq_id, 0 if block_ids else start)  # they may hold what is before `start`
+            if start % KV_BLOCK == 0 or chunk.num_tokens > 1:  # else it has got no block since its last row
+                self.cache.place(slot, block_ids)
+            is_decode = chunk.dead or start >= seq.num_prefill_tokens
             if is_decode or start + chunk.num_tokens <= len(seq.prompt_token_ids) or self.overlaps:
                 (decodes if is_decode else prompts).append((slot, chunk))
                 continue

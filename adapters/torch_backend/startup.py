@@ -163,6 +163,7 @@ def make_ready(config: BackendConfig, setup: DeviceSetup) -> tuple[LoadedModel, 
         num_parameters=loaded.num_parameters,
         model_digest=files.digest,
         num_threads=num_threads,
+        has_kv_blocks=setup.device.type == "cpu",
         details={
             "torch": torch.__version__,
             "forward": path,

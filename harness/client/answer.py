@@ -91,6 +91,7 @@ class Answer:
         self.finish_reason = as_text(reason)
         self.finish_s = now_s
         self.timings = _numbers(choice.get("timings"))
+        self.num_cached_tokens = as_count(self.timings.get("num_cached_tokens"))
         own_count = as_count(choice.get("num_output_tokens"))
         if reason in ("error", "abort"):
             self.fail(f"the server ended the answer: finish_reason {reason}", now_s)

@@ -23,6 +23,8 @@ from harness.plan.text_file import split_lines
 
 MAX_TOKENS = 10_000_000
 """More in one prompt or answer is taken for damage: the longest contexts sold are of one or two million."""
+HASHED_TOKENS = 512
+"""Tokens that one of Mooncake's hash ids stands for."""
 MAX_SPAN_NS = 10 * 366 * 86_400 * 10**9
 
 _STAMP = re.compile(
@@ -37,6 +39,8 @@ class FileRow:
     at_ns: int
     num_prompt_tokens: int
     num_output_tokens: int
+    hash_ids: tuple[int, ...] = ()
+    """Each stands for the next `HASHED_TOKENS` of the prompt: who begins with the same ids begins alike."""
 
 
 def parse_trace(text: str, path: Path) -> list[FileRow]:
@@ -119,8 +123,14 @@ def _azure(entry: _Entry) -> FileRow:
 
 
 def _mooncake(entry: _Entry) -> FileRow:
+    hash_ids = entry.get("hash_ids", [])
+    if not isinstance(hash_ids, list) or not all(type(number) is int for number in hash_ids):
+        raise ValueError(f"hash_ids is {hash_ids!r}: it must be a list of whole numbers")
     return FileRow(
-        _time_ns(entry, "timestamp", 10**6), _tokens(entry, "input_length"), _tokens(entry, "output_length")
+        _time_ns(entry, "timestamp", 10**6),
+        _tokens(entry, "input_length"),
+        _tokens(entry, "output_length"),
+        tuple(hash_ids),
     )
 
 

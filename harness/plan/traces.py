@@ -3,20 +3,23 @@
 Rows are sorted by time before the first REQUESTS of them are taken, since files from the field are not
 always in order. A row that cannot be replayed is left out and counted: with it goes a part of the load, and
 whoever reads the figures has to know. Prompts are made up in tokens and depend on what the trace says, not
-on how its file is called or encoded.
+on how its file is called or encoded. Where a trace tells which prompts begin alike (`hash_ids`), so do those
+that are made up.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from adapters.base import ConfigError
 from harness.plan.corpus import Corpus
-from harness.plan.synthetic import synthetic_prompt
+from harness.plan.synthetic import synthetic_ids, synthetic_prompt
 from harness.plan.text_file import decode
-from harness.plan.trace_formats import FileRow, parse_trace
+from harness.plan.trace_formats import HASHED_TOKENS, FileRow, parse_trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class TraceRow:
     num_prompt_tokens: int
     num_output_tokens: int
     number: int = 0
+    hash_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,7 @@ def load_trace(path: Path, *, num_rows: int, time_scale: float = 1.0, max_tokens
             row.num_prompt_tokens,
             row.num_output_tokens,
             number,
+            row.hash_ids,
         )
         for number, row in taken
     )
@@ -101,17 +106,22 @@ def load_trace(path: Path, *, num_rows: int, time_scale: float = 1.0, max_tokens
 
 
 def trace_corpus(trace: Trace, path: Path, seed: int, *, max_tokens: int | None = None) -> Corpus:
-    """One made-up prompt for each row, named after the trace's content and the row's index in it."""
-    prompts = tuple(
-        synthetic_prompt(
-            f"trace-{trace.content_digest[:12]}-{row.number}",
-            row.num_prompt_tokens,
-            row.num_output_tokens,
-            seed,
-        )
-        for row in trace.rows
-    )
-    return Corpus(prompts, path, trace.sha256, trace.sha256, trace.left_out(max_tokens))
+    """One made-up prompt for each row, named after the trace's content and the row's index in it.
+
+    Equal hash ids give equal tokens; what they do not cover is the row's own.
+    """
+    name = f"trace-{trace.content_digest[:12]}"
+
+    @cache
+    def hashed_ids(hash_id: int) -> tuple[int, ...]:
+        return synthetic_ids(f"{name}-hash-{hash_id}", HASHED_TOKENS, seed)
+
+    prompts = []
+    for row in trace.rows:
+        shared = tuple(chain.from_iterable(map(hashed_ids, row.hash_ids)))[: row.num_prompt_tokens]
+        num_own = row.num_prompt_tokens - len(shared)
+        prompts.append(synthetic_prompt(f"{name}-{row.number}", num_own, row.num_output_tokens, seed, shared))
+    return Corpus(tuple(prompts), path, trace.sha256, trace.sha256, trace.left_out(max_tokens))
 
 
 def _digest(rows: list[FileRow]) -> str:
@@ -119,5 +129,7 @@ def _digest(rows: list[FileRow]) -> str:
     first_ns = rows[0].at_ns if rows else 0
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(f"{row.at_ns - first_ns},{row.num_prompt_tokens},{row.num_output_tokens}\n".encode())
+        ids = "".join(f",{number}" for number in row.hash_ids)
+        line = f"{row.at_ns - first_ns},{row.num_prompt_tokens},{row.num_output_tokens}{ids}\n"
+        digest.update(line.encode())
     return digest.hexdigest()

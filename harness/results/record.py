@@ -79,7 +79,6 @@ SCHEMA = pa.schema(
         # what the server said
         ("num_prompt_tokens", pa.int32()),
         ("num_output_tokens", pa.int32()),
-        ("num_cached_tokens", pa.int32()),
         ("finish_reason", pa.string()),
         ("error", pa.string()),
         ("output_sha256", pa.string()),

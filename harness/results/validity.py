@@ -185,7 +185,8 @@ def _unsalted_doubts(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
 
 
 def _may_cache(manifest: RunManifest) -> bool:
-    """The lab's own scheduler keeps nothing of an answered prompt; what a foreign server does is unknown."""
+    """The lab's own scheduler keeps nothing of an answered prompt unless PREFIX_CACHE=1 asks for it, which is
+    measured then; what a foreign server does is unknown."""
     return manifest.service is None or manifest.service.scheduling != "lab"
 
 
@@ -210,7 +211,8 @@ def _server_doubts(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
     if merged.any():
         doubts.append("the server sends no token ids: gaps are between chunks, which may hold several tokens")
     cached = int(done["num_cached_tokens"].fillna(0).sum()) if "num_cached_tokens" in done else 0
-    if cached:
+    # Where PREFIX_CACHE=1 asked for it, what the cache served is part of what is measured.
+    if cached and not (service and service.strategy.get("prefix_cache")):
         of_all = cached / max(1, int(done["num_prompt_tokens"].sum()))
         doubts.append(f"the server took {cached} prompt tokens ({of_all:.0%}) from a prefix cache")
     doubts.extend(

@@ -30,6 +30,8 @@ class SequenceTimings:
     """Steps that computed a row of this sequence."""
     mean_batch_size: float
     """Rows of these steps, dead ones left out."""
+    num_cached_tokens: int = 0
+    """Prompt tokens whose keys and values were in the prefix cache."""
     received_s: float | None = field(default=None, compare=False)
     """When the API received the request."""
     first_token_s: float | None = field(default=None, compare=False)
@@ -70,3 +72,7 @@ class StepRecord:
     """The same of all prompt tokens: their number times their context."""
     num_preempted: int = 0
     """Sequences whose KV memory was taken for this step; they wait and compute their tokens again."""
+    num_looked_up_tokens: int = 0
+    """With PREFIX_CACHE=1: prompt tokens of the sequences that joined for this step."""
+    num_cached_tokens: int = 0
+    """Those of them whose keys and values were in the prefix cache."""

@@ -72,6 +72,12 @@ class Metrics:
             "lab_preemptions",
             "Sequences whose KV memory was taken for others; they compute their tokens again.",
         )
+        self._prefix_queries = self._series.counter(
+            "lab_prefix_cache_queries", "With PREFIX_CACHE=1: tokens of the prompts that joined."
+        )
+        self._prefix_hits = self._series.counter(
+            "lab_prefix_cache_hits", "Those of them whose keys and values were there, and were not computed."
+        )
         self._rejected = self._series.counter_by(
             "lab_requests_rejected",
             "Requests that got an error instead of an answer, by the code of the error.",
@@ -209,6 +215,8 @@ class Metrics:
         self._padded.value += record.num_dead_rows
         self._wasted.values["dead_rows"] += record.num_dead_rows
         self._preemptions.value += record.num_preempted
+        self._prefix_queries.value += record.num_looked_up_tokens
+        self._prefix_hits.value += record.num_cached_tokens
 
     def first_token(self, request_id: str, seconds: float) -> None:
         self._first_token.observe_of(request_id, seconds)

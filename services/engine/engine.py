@@ -285,6 +285,8 @@ class Engine:
             queue_depth=self._scheduler.queue_depth,
             **contexts(plan.chunks),
             num_preempted=plan.num_preempted,
+            num_looked_up_tokens=plan.num_looked_up_tokens,
+            num_cached_tokens=plan.num_cached_tokens,
         )
         self._num_steps += 1
         return record

@@ -24,6 +24,7 @@ def finish(
         decode_s=now_s - first_token_s,
         num_steps=seq.num_steps,
         mean_batch_size=seq.sum_batch_rows / seq.num_steps if seq.num_steps else 0.0,
+        num_cached_tokens=seq.num_cached_tokens,
         first_token_s=seq.first_token_s,
     )
     return SequenceUpdate(seq.seq_id, token_ids, reason, timings, error)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from adapters.base import ConfigError
+from adapters.base import KV_BLOCK, ConfigError
 from adapters.description import option
+from services.admissions import ADMISSIONS
+from services.admissions.base import AdmissionPolicy
 from services.engine.limits import SchedulerLimits
 from services.kv_policies import KV_POLICIES
 from services.kv_policies.base import KvPolicy
@@ -21,6 +23,11 @@ class Policies:
     """Raises ConfigError for a name that nothing has, or a value that cannot work."""
 
     order: str = option("fcfs", f"In which order the queue stands: {', '.join(ORDERS)} (docs/policies.md).")
+    admission: str = option(
+        "all",
+        f"How many join of those that the strategy lets in: {', '.join(ADMISSIONS)} (docs/policies.md). "
+        "A strategy that takes groups lets all of one join.",
+    )
     length_oracle: str = option(
         "max_tokens",
         "How sjf, hrrn and multi_bin know the length of an answer: max_tokens; exact (expected_tokens of the "
@@ -42,6 +49,11 @@ class Policies:
         lt=1,
         allow_inf_nan=False,
     )
+    prefix_cache: bool = option(
+        False,
+        "paged: prompts that begin alike share the blocks of their common beginning, which stay until memory "
+        "is needed (docs/policies.md). Only with backends that keep keys and values in blocks.",
+    )
     kv_capacity_tokens: int = option(
         0,
         "KV positions that the scheduler gives out, all sequences together; never more than the backend has. "
@@ -53,17 +65,25 @@ class Policies:
     def __post_init__(self) -> None:
         for name, value, known in (
             ("ORDER", self.order, ORDERS),
+            ("ADMISSION", self.admission, ADMISSIONS),
             ("STEP_LAYOUT", self.step_layout, LAYOUTS),
             ("KV_POLICY", self.kv_policy, KV_POLICIES),
         ):
             if value not in known:
                 raise ConfigError(f"{name} is {value!r}: it must be one of {', '.join(known)}")
+        if self.prefix_cache and KV_POLICIES[self.kv_policy].block_tokens != KV_BLOCK:
+            raise ConfigError(
+                f"PREFIX_CACHE=1 shares blocks, and KV_POLICY={self.kv_policy} has none: set KV_POLICY=paged"
+            )
         self.make_oracle()
         if not all(0 <= due_s <= 86_400 for due_s in self._slo_ttft_s()):
             raise ConfigError(f"EDF_TTFT_MS is {self.edf_ttft_ms!r}: each must be from 0 to 86400000")
 
     def make_order(self, aging_s: float) -> QueueOrder:
         return ORDERS[self.order](OrderConfig(aging_s, self._slo_ttft_s()))
+
+    def make_admission(self) -> AdmissionPolicy:
+        return ADMISSIONS[self.admission]()
 
     def make_layout(self) -> StepLayout:
         return LAYOUTS[self.step_layout]()

@@ -1,4 +1,4 @@
-"""The sequences that have a slot, and the account of slots and KV.
+"""The sequences that have a slot, and who must go where memory runs out.
 
 A sequence joins when it is admitted and leaves when its cache space may be freed. In a padded batch a
 finished sequence stays as a dead row until the last one is done. A sequence whose last token is launched
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
-from adapters.base import Sequence, SequenceState
+from adapters.base import KV_BLOCK, Sequence, SequenceState
+from services.engine.kv_memory import KvMemory
 from services.engine.limits import SchedulerLimits
 from services.kv_policies.base import KvPolicy
 
@@ -21,17 +22,15 @@ _RUNNING = SequenceState.RUNNING
 
 
 class RunningBatch:
-    """`pads`: finished rows stay. `kv` says how many KV positions a sequence holds."""
+    """`pads`: finished rows stay."""
 
     def __init__(self, limits: SchedulerLimits, kv: KvPolicy, *, pads: bool) -> None:
         self._limits = limits
-        self._kv = kv
-        self._num_spare_tokens = kv.num_spare_tokens(limits.kv_capacity_tokens)
+        self._grows = kv.grows
+        self.memory = KvMemory(kv, limits)
         self._pads = pads
         self.sequences: list[Sequence] = []  # in order of admission, dead rows among them
         self.num_dead = 0  # whoever ends a sequence of this batch counts it here, then calls `sweep`
-        self.kv_used_tokens = 0
-        self._held_tokens: dict[int, int] = {}  # by seq_id
 
     @property
     def num_live(self) -> int:
@@ -46,35 +45,34 @@ class RunningBatch:
 
         `without_dead` counts what dead rows keep as free.
         """
-        free_kv_tokens = self._limits.kv_capacity_tokens - self.kv_used_tokens
+        memory = self.memory
+        free_kv_tokens = memory.free_tokens
         num_others = len(self.sequences)
         if without_dead and self.num_dead:
-            free_kv_tokens += sum(
-                self._held_tokens[s.seq_id] for s in self.sequences if s.state is not _RUNNING
-            )
+            dead = [seq for seq in self.sequences if seq.state is not _RUNNING]
+            free_kv_tokens += sum(memory.held_tokens[seq.seq_id] for seq in dead)
             num_others = self.num_live
         count = 0
         for seq in waiting[: self._limits.max_batch - num_others]:
-            free_kv_tokens -= self._kv.num_tokens(seq)
+            free_kv_tokens -= memory.num_to_join(seq)
             # One alone needs nothing to spare, or a long one might never join.
-            if free_kv_tokens < (self._num_spare_tokens if num_others or count else 0):
+            if free_kv_tokens < memory.num_spare_tokens(is_alone=not (num_others or count)):
                 break  # a shorter one behind it does not slip past, or the head might never fit
             count += 1
         return count
 
     def num_steps_within(self, seq: Sequence) -> int:
         """How many more steps a decoding sequence can take in the KV that it holds."""
-        return self._held_tokens[seq.seq_id] - seq.num_computed_tokens
+        return self.memory.held_tokens[seq.seq_id] - seq.num_computed_tokens
 
     def join(self, joining: Seq[Sequence], now_s: float) -> None:
         for seq in joining:
             assert not seq.num_pending_tokens, "a preempted sequence got its launched token before this step"
             seq.state = _RUNNING
+            seq.num_prefill_tokens = seq.num_tokens
+            self.memory.join(seq)
             if seq.admitted_s is None:
                 seq.admitted_s = now_s
-            seq.num_prefill_tokens = seq.num_tokens
-            self._held_tokens[seq.seq_id] = num_tokens = self._kv.num_tokens(seq)
-            self.kv_used_tokens += num_tokens
         self.sequences += joining
 
     def make_room(self) -> tuple[list[int], list[Sequence]]:
@@ -85,18 +83,18 @@ class RunningBatch:
         """
         released: list[int] = []
         preempted: list[Sequence] = []
-        if not self._kv.grows:
+        if not self._grows:
             return released, preempted
-        held_tokens = self._held_tokens
+        memory, held_tokens = self.memory, self.memory.held_tokens
         outgrown = [s for s in self.sequences if s.num_computed_tokens >= held_tokens[s.seq_id]]
         for seq in outgrown:
             if seq.state is not _RUNNING:
                 continue  # a dead row, or preempted for one before it
-            more = self._kv.num_tokens(seq) - held_tokens[seq.seq_id]
-            while seq.state is _RUNNING and self.kv_used_tokens + more > self._limits.kv_capacity_tokens:
+            more = memory.num_to_grow(seq)
+            while seq.state is _RUNNING and memory.free_tokens < more:
                 victim = self._choose_victim()
                 self.sequences.remove(victim)
-                self.kv_used_tokens -= held_tokens.pop(victim.seq_id)
+                memory.leave(victim)
                 released.append(victim.seq_id)
                 if victim.state is _RUNNING:
                     victim.state = SequenceState.WAITING
@@ -105,8 +103,7 @@ class RunningBatch:
                 else:
                     self.num_dead -= 1
             if seq.state is _RUNNING:
-                held_tokens[seq.seq_id] += more
-                self.kv_used_tokens += more
+                memory.grow(seq, more)
         return released, preempted
 
     def sweep(self) -> list[int]:
@@ -123,12 +120,14 @@ class RunningBatch:
         staying: list[Sequence] = []
         leaving: list[Sequence] = []
         for seq in self.sequences:
-            has_no_row = seq.exclusive or not seq.num_computed_tokens
+            # A row would compute its last position: not in a block that others may share.
+            has_no_row = seq.exclusive or seq.num_computed_tokens <= KV_BLOCK * len(seq.prefix_keys)
             goes = seq.state is not _RUNNING and (is_done or has_no_row)
             (leaving if goes else staying).append(seq)
         self.sequences = staying
         self.num_dead -= len(leaving)
-        self.kv_used_tokens -= sum(self._held_tokens.pop(seq.seq_id) for seq in leaving)
+        for seq in leaving:
+            self.memory.leave(seq)
         return [seq.seq_id for seq in leaving]
 
     def _choose_victim(self) -> Sequence:

@@ -27,6 +27,7 @@ from functools import partial
 from itertools import chain
 
 from adapters.base import FinishReason, Sequence, SequenceState, StepOutput
+from services.engine.block_pool import prefix_keys
 from services.engine.finish import finish
 from services.engine.limits import SchedulerLimits
 from services.engine.messages import SequenceUpdate
@@ -62,11 +63,14 @@ class Scheduler:
         self._strategy = strategy
         self._eos_token_ids = frozenset(eos_token_ids)
         self._layout, self._oracle = policies.make_layout(), policies.make_oracle()
+        self._admission = policies.make_admission()
         order = policies.make_order(limits.aging_s)
         self._waiting = WaitingQueue(order)
         self._note_served = order.served if isinstance(order, ChangingOrder) else None
         pads = strategy.keeps_finished_rows and limits.pad_finished
         self._batch = RunningBatch(limits, policies.make_kv_policy(), pads=pads)
+        self._caches_prefixes = policies.prefix_cache
+        self._joined: list[Sequence] = []  # for the first time, with the step that is being scheduled
         self._ending: dict[int, Sequence] = {}  # their last token is launched and not known yet
         self._alone: deque[Sequence] = deque()  # the exclusive ones of the batch, whose turn is next first
         self._was_alone = False  # whether the last step was for one of them
@@ -86,7 +90,7 @@ class Scheduler:
     @property
     def kv_used_tokens(self) -> int:
         """KV positions that sequences hold, dead rows included."""
-        return self._batch.kv_used_tokens
+        return self._batch.memory.used_tokens
 
     def prefilling_seq_ids(self) -> list[int]:
         """The running sequences that have no token yet."""
@@ -116,6 +120,8 @@ class Scheduler:
         self.limits.check(sequences, together=self._strategy.takes_groups)
         for seq in sequences:
             seq.predicted_tokens = self._oracle.predict(seq)
+            if self._caches_prefixes:
+                seq.prefix_keys = prefix_keys(seq.prompt_token_ids)
         self._waiting.push(sequences)
 
     def drain(self) -> None:
@@ -144,12 +150,13 @@ class Scheduler:
             self._waiting.push_back(seq)
             if seq.exclusive:
                 self._alone.remove(seq)
+        self._joined = []
         # Where those that run find no room, nobody joins them.
         recheck_at_s = self._admit(now_s) if self._waiting and not preempted else None
         plan = self._lay_out(recheck_at_s)
         if released_seq_ids:
             plan = replace(plan, released_seq_ids=released_seq_ids, num_preempted=len(preempted))
-        return plan
+        return plan.with_looked_up(self._joined) if self._caches_prefixes and self._joined else plan
 
     def _lay_out(self, recheck_at_s: float | None) -> StepPlan:
         while self._alone and self._alone[0].state is not _RUNNING:
@@ -177,6 +184,8 @@ class Scheduler:
                 continue
             seq = chunk.seq
             seq.num_computed_tokens = end = chunk.start + chunk.num_tokens
+            if seq.prefix_keys and not chunk.is_decode:
+                self._batch.memory.note_computed(seq, chunk.start)
             num_outputs = len(seq.output_token_ids) + seq.num_pending_tokens
             if end < len(seq.prompt_token_ids) + num_outputs:
                 continue  # the chunk ends inside the prompt
@@ -231,16 +240,18 @@ class Scheduler:
         admission = self._strategy.admit(waiting, running, now_s=now_s, draining=self._draining)
         num_fitting = self._batch.num_fitting(waiting)
         count = min(max(admission.count, 0), len(waiting))
+        if count and not self._strategy.takes_groups:
+            count = min(count, self._admission.most(waiting, len(running), self.limits.max_batch))
         if count > num_fitting:
             # A group joins whole. When nothing runs it joins in part instead: waiting would free no KV.
             waits_until_all_fit = self._strategy.takes_groups and running
             count = 0 if waits_until_all_fit else num_fitting
         if count:
             joining = self._waiting.pop(count, keep_group_first=self._strategy.takes_groups)
+            self._joined = [seq for seq in joining if seq.admitted_s is None]
             if self._note_served:
-                for seq in joining:
-                    if seq.admitted_s is None:  # what it computes again is not its client's doing
-                        self._note_served(seq, 0)
+                for seq in self._joined:  # what others compute again is not their clients' doing
+                    self._note_served(seq, 0)
             self._batch.join(joining, now_s)
             self._alone += [seq for seq in joining if seq.exclusive]
         self._held_back = self._find_held_back()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapters.base import Backend, BackendConfig, BackendInfo
+from adapters.base import Backend, BackendConfig, BackendInfo, ConfigError
 from adapters.registry import BACKENDS
 from services.engine.engine import Engine
 from services.engine.limits import DEFAULTS, SchedulerLimits
@@ -46,7 +46,16 @@ class EngineSpec:
         return StrategyConfig(self.backend.max_batch_size, **self.strategy_settings)
 
     def limits(self, info: BackendInfo) -> SchedulerLimits:
-        """The scheduler's limits for what the backend has loaded."""
+        """The scheduler's limits for what the backend has loaded.
+
+        Raises:
+            ConfigError: the backend cannot do what the policies ask for.
+        """
+        if self.policies.prefix_cache and not info.has_kv_blocks:
+            raise ConfigError(
+                f"PREFIX_CACHE=1 needs keys and values in blocks, which {info.backend} on {info.device} does "
+                "not have: set PREFIX_CACHE=0, or use BACKEND=torch on a CPU"
+            )
         threshold = self.long_prefill_token_threshold
         if threshold is None:
             kind_of_device = info.device.partition(":")[0]

@@ -35,6 +35,10 @@ class StepPlan:
     released_seq_ids: list[int] = field(default_factory=list)
     """Their cache space is to be freed before this step is launched."""
     num_preempted: int = 0
+    num_looked_up_tokens: int = 0
+    """Prompt tokens of the sequences that first joined for this step, where prefixes are kept."""
+    num_cached_tokens: int = 0
+    """Those of them whose keys and values were there."""
 
     def apart(self) -> list[StepPlan]:
         """Its live rows as steps of one row each."""
@@ -47,10 +51,20 @@ class StepPlan:
                 num_prompt_tokens=0 if chunk.is_decode else chunk.num_tokens,
                 num_decode_tokens=int(chunk.is_decode),
                 num_preempted=0,
+                num_looked_up_tokens=0,
+                num_cached_tokens=0,
             )
             for chunk in self.chunks
             if not chunk.dead
         ]
+
+    def with_looked_up(self, joined: Seq[Sequence]) -> StepPlan:
+        """The same step, for which these sequences first joined, after their prompts were looked up."""
+        return replace(
+            self,
+            num_looked_up_tokens=sum(seq.num_prompt_tokens for seq in joined),
+            num_cached_tokens=sum(seq.num_cached_tokens for seq in joined),
+        )
 
     def with_ended_rows_dead(self) -> StepPlan:
         """The same step with the rows of sequences that have ended since it was launched as dead rows.

@@ -11,7 +11,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence as Seq
 from collections.abc import Set
-from itertools import compress, groupby, islice, takewhile
+from itertools import chain, compress, islice, takewhile
 
 from adapters.base import Sequence
 from services.orders.base import ChangingOrder, Group, QueueOrder
@@ -53,11 +53,17 @@ class WaitingQueue:
         if self._arrange is None or not self._sequences:
             return
         num_begun = self._num_begun()
-        groups: list[Group] = [
-            list(group) for _, group in groupby(self._sequences[num_begun:], lambda seq: seq.group_id)
-        ]
+        # Without `groupby`, which takes three times as long: this is done at each step with a free slot.
+        groups: list[Group] = []
+        last: list[Sequence] = []
+        for seq in islice(self._sequences, num_begun, None):
+            if last and seq.group_id == last[0].group_id:
+                last.append(seq)
+            else:
+                last = [seq]
+                groups.append(last)
         if groups:
-            self._sequences[num_begun:] = [s for group in self._arrange(groups, now_s) for s in group]
+            self._sequences[num_begun:] = chain.from_iterable(self._arrange(groups, now_s))
 
     def pop(self, count: int, *, keep_group_first: bool) -> list[Sequence]:
         """Take `count` sequences from the head.

@@ -15,7 +15,7 @@ from adapters.base import Sequence
 class KvPolicy(Protocol):
     name: ClassVar[str]
     block_tokens: ClassVar[int]
-    """Positions that are given and taken together."""
+    """Positions that are given and taken together; `KV_BLOCK`: blocks that a backend may know by number."""
     grows: ClassVar[bool]
     """False: the answer for a sequence is always the same, so none is ever preempted."""
 

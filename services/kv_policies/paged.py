@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from adapters.base import Sequence
+from adapters.base import KV_BLOCK, Sequence
 
 
 class Paged:
     name: ClassVar[str] = "paged"
-    block_tokens: ClassVar[int] = 16
+    block_tokens: ClassVar[int] = KV_BLOCK
     grows: ClassVar[bool] = True
 
     def __init__(self, watermark: float) -> None:

@@ -56,4 +56,6 @@ QueueOrder = FixedOrder | ChangingOrder
 
 def predicted_tokens(group: Group) -> float:
     """How long a group is expected to run, in output tokens: as long as its longest sequence."""
+    if len(group) == 1:
+        return group[0].predicted_tokens
     return max(seq.predicted_tokens for seq in group)

@@ -7,7 +7,10 @@ import pytest
 from adapters import null_backend
 from adapters.base import BackendConfig, BackendError, SamplingParams, ScheduledChunk, Sequence
 from adapters.null_backend import EOS_TOKEN_ID, NullBackend
+from services.engine.messages import StepReport
+from services.engine.policies import Policies
 from tests.adapters.configs import make_config
+from tools.engine_drive import Work, drive
 
 COSTS = make_config("null", null_step_ms=10, null_row_ms=2, null_prompt_token_ms=0.5)
 
@@ -114,3 +117,27 @@ def test_tokens_are_text_and_an_answer_ends_some_day() -> None:
     assert 100 < len(text) < 4000
     assert text.replace(" ", "").isalpha()
     assert 0.05 < text.count(" ") / len(text) < 0.25
+
+
+def test_a_shared_block_holds_what_its_tokens_say() -> None:
+    """Whoever begins with the wrong block gets other tokens; blocks go round many times here."""
+    texts = [[65 + n] * 70 for n in range(3)]
+    work = [Work(texts[n % 3][: 20 + n] + [n] * 9, 1 + n % 40) for n in range(50)]
+
+    def answers(policies: Policies) -> tuple[list[list[int]], int]:
+        made: list[list[int]] = [[] for _ in work]
+        hits = []
+
+        def publish(report: StepReport) -> None:
+            for update in report.updates:
+                made[update.seq_id] += update.token_ids
+            hits.append(report.record.num_cached_tokens if report.record else 0)
+
+        drive(NullBackend(BackendConfig()), "continuous", work, policies=policies, publish=publish)
+        return made, sum(hits)
+
+    truth, num_hits = answers(Policies())
+    assert num_hits == 0
+    made, num_hits = answers(Policies(kv_policy="paged", prefix_cache=True, kv_capacity_tokens=400))
+    assert made == truth
+    assert num_hits > 300

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
-from adapters.base import FinishReason, SamplingParams, Sequence, SequenceState, StepOutput
+from adapters.base import KV_BLOCK, FinishReason, SamplingParams, Sequence, SequenceState, StepOutput
 from services.engine.limits import SchedulerLimits
 from services.engine.messages import SequenceUpdate
 from services.engine.policies import Policies
@@ -169,7 +169,9 @@ class VirtualLab:
         kv = self.policies.make_kv_policy()
         needed = [(seq.state is SequenceState.RUNNING, kv.num_tokens(seq)) for seq in holders]
         num_needed = sum(num_tokens for _, num_tokens in needed)
-        if (
+        if self.policies.prefix_cache:  # what is shared counts once
+            assert scheduler.kv_used_tokens <= num_needed
+        elif (
             kv.grows
         ):  # an ended one may have got its last token in the first place of a block it does not have
             num_needed_at_least = num_needed - kv.block_tokens * sum(not lives for lives, _ in needed)
@@ -188,10 +190,12 @@ class VirtualLab:
         is_row = [chunk.dead or chunk.is_decode for chunk in plan.chunks]
         assert is_row == sorted(is_row, reverse=True), "decode goes first"
         for chunk in plan.chunks:
-            num_cached = self._num_cached.get(chunk.seq.seq_id, 0)
+            hit = chunk.seq.num_computed_tokens if self.policies.prefix_cache else 0
+            num_cached = self._num_cached.get(chunk.seq.seq_id, hit)
             end = chunk.start + chunk.num_tokens
             if chunk.dead:
                 assert (chunk.start, chunk.num_tokens) == (num_cached - 1, 1)
+                assert chunk.start >= KV_BLOCK * len(chunk.seq.prefix_keys), "it writes where others read"
                 continue
             assert chunk.start == num_cached
             assert end <= chunk.seq.num_tokens

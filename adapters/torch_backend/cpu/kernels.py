@@ -40,8 +40,9 @@ class KernelStep(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.POINTER(_INT)) for name in ("slots", "positions")),
-        *((name, _PTR) for name in ("cosines", "sines")),
-        *((name, _INT) for name in ("rows", "decode_rows", "heads", "kv_heads", "dim", "max_len", "window")),
+        *((name, _PTR) for name in ("tables", "cosines", "sines")),
+        *((name, _INT) for name in ("rows", "decode_rows", "heads", "kv_heads", "dim")),
+        *((name, _INT) for name in ("table_width", "window")),
         ("scale", ctypes.c_float),
         ("threads", _I32),
     )
@@ -170,20 +171,21 @@ class CpuKernels:
         num_decode_rows: int,
         rotary: tuple[Tensor, Tensor] | None,
         heads: tuple[int, int, int],
-        max_len: int,
+        tables: Tensor,
         scale: float,
         window: int = 0,
     ) -> KernelStep:
         """What the other kernels want to know of a step, given the slot and the position of each row.
 
-        `rotary` are fp32 cosines and sines `(max_len, dim / 2)`; `heads` are query heads, key heads, dim.
+        `rotary` are fp32 cosines and sines `(max_len, dim / 2)`; `heads` are query heads, key heads, dim;
+        `tables` are those of a cache. All three tensors must outlive the step.
         """
         cosines, sines = (t.data_ptr() for t in rotary) if rotary else (None, None)
         num_heads, kv_heads, dim = heads
         where = _INT * len(slots)
         return KernelStep(
-            where(*slots), where(*positions), cosines, sines,
-            len(slots), num_decode_rows, num_heads, kv_heads, dim, max_len, window, scale, self.num_threads,
+            where(*slots), where(*positions), tables.data_ptr(), cosines, sines, len(slots), num_decode_rows,
+            num_heads, kv_heads, dim, tables.shape[1], window, scale, self.num_threads,
         )  # fmt: skip
 
     def rotate_and_store(self, step: KernelStep, qkv: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:

@@ -118,14 +118,14 @@ class StepLayout:
             return out
         repeat = heads // k_cache.shape[2]
         for block in self.prompt_blocks:
-            rows, slot = slice(block.row, block.row + block.count), slice(block.slot, block.slot + 1)
+            rows, end = slice(block.row, block.row + block.count), block.slot + 1
             # Grouped query heads become extra query rows of their key head, whose keys are then read once:
             # (1, kv_heads, repeat * count, D).
             grouped = q[rows].reshape(block.count, -1, repeat, q.shape[2]).permute(1, 2, 0, 3)
             part = F.scaled_dot_product_attention(
                 grouped.reshape(1, -1, repeat * block.count, q.shape[2]),
-                k_cache[slot, : block.padded_len].transpose(1, 2),
-                v_cache[slot, : block.padded_len].transpose(1, 2),
+                self.cache.slots_of(k_cache, block.slot, end, block.padded_len).transpose(1, 2),
+                self.cache.slots_of(v_cache, block.slot, end, block.padded_len).transpose(1, 2),
                 attn_mask=self._block_mask(block, repeat, window, q),
                 scale=scaling,
             )
@@ -145,8 +145,8 @@ class StepLayout:
             rows, end = slice(run.row, run.row + run.count), run.slot + run.count
             part = F.scaled_dot_product_attention(
                 q[rows].reshape(run.count, -1, repeat, q.shape[2]),
-                k_cache[run.slot : end, : run.padded_len].transpose(1, 2),
-                v_cache[run.slot : end, : run.padded_len].transpose(1, 2),
+                self.cache.slots_of(k_cache, run.slot, end, run.padded_len).transpose(1, 2),
+                self.cache.slots_of(v_cache, run.slot, end, run.padded_len).transpose(1, 2),
                 attn_mask=self._decode_mask(run, repeat, window, q),
                 scale=scaling,
             )
@@ -171,7 +171,7 @@ class StepLayout:
         if key not in self._steps:
             slots, positions = self.slots.tolist(), self.positions.tolist()
             self._steps[key] = self.kernels.step(
-                slots, positions, self.num_decode_rows, rotary, heads, self.cache.max_len, scaling, window
+                slots, positions, self.num_decode_rows, rotary, heads, self.cache.tables, scaling, window
             )
         return self._steps[key]
 

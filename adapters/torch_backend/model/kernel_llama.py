@@ -74,7 +74,7 @@ class KernelLlama(nn.Module):
         shape = self._shape
         heads = shape.num_heads, shape.num_kv_heads, shape.head_dim
         step = self.kernels.step(
-            slots, positions, num_decode_rows, self._rotary, heads, cache.max_len, shape.scaling
+            slots, positions, num_decode_rows, self._rotary, heads, cache.tables, shape.scaling
         )
         model = self._bound[1]
         likeliest = self.kernels.run_model(step, model, ids, prompts, logit_rows, self._padded_logits)

@@ -1,20 +1,25 @@
-"""Keys and values of every running sequence, one slot each; layers read whole slots as views, without a copy.
+"""Keys and values of every running sequence, which has a slot: its row in the tables of blocks.
 
-A slot is `max_len` positions in a row, each with all its heads side by side. What a decode row reads is then
-one stream, which a CPU core reads twice as fast as one short piece a head. Layers are allocated when their
-first keys arrive, so the cache needs to know no model.
+A block is `KV_BLOCK` positions in a row, each with all its heads side by side. What a decode row reads is
+then one stream, which a CPU core reads twice as fast as one short piece a head. At first the blocks of a slot
+lie in a row, so that torch's operators read a slot as a view. Sequences that come with `block_ids` have
+theirs anywhere: the compiled kernels then read them where they are, torch's operators from a copy. On an
+accelerator the blocks of a slot always lie in a row.
+
+Layers are allocated when their first keys arrive, so the cache needs to know no model.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence as Seq
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.base import BackendError
+from adapters.base import KV_BLOCK, BackendError
 
 
 class SlotAllocator:
@@ -57,7 +62,29 @@ class SlotCache:
         self.num_slots = num_slots + 1
         self.scratch_slot = num_slots
         self.max_len = max_len
+        width = max_len // KV_BLOCK
+        self._tables = np.arange(self.num_slots * width, dtype=np.int64).reshape(self.num_slots, width)
+        self.tables = torch.from_numpy(self._tables)
+        """The blocks of each slot `(num_slots, max_len / KV_BLOCK)`, on the CPU. Past a sequence's end they
+        are any blocks."""
+        self._in_a_row = True
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def place(self, slot: int, block_ids: Seq[int]) -> None:
+        """The sequence in `slot` has these blocks; none: those of the slot itself, in a row."""
+        if block_ids:
+            self._tables[slot, : len(block_ids)] = block_ids
+            self._in_a_row = False
+        elif not self._in_a_row:
+            width = self._tables.shape[1]
+            self._tables[slot] = range(slot * width, (slot + 1) * width)
+
+    def slots_of(self, cache: Tensor, slot: int, end: int, length: int) -> Tensor:
+        """The first positions of the slots `slot .. end - 1` of a layer: `(slots, length, heads, dim)`."""
+        if self._in_a_row:
+            return cache[slot:end, :length]
+        blocks = self.tables[slot:end, : -(-length // KV_BLOCK)]
+        return cache.view(-1, KV_BLOCK, *cache.shape[2:])[blocks].flatten(1, 2)[:, :length]
 
     def layer(self, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The tensors of a layer; made on first use in the shape, dtype and device of `k` and `v`."""
@@ -93,8 +120,10 @@ class SlotCache:
         return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(like.dtype).view(shape)
 
     def kv_positions(self, slots: Tensor, positions: Tensor) -> Tensor:
-        """KV positions `(T,)`, counted through all slots, of the tokens at `positions` in `slots (T,)`."""
-        return slots * self.max_len + positions
+        """KV positions `(T,)`, counted through all blocks, of the tokens at `positions` in `slots (T,)`."""
+        if self._in_a_row:
+            return slots * self.max_len + positions
+        return self.tables[slots, positions // KV_BLOCK] * KV_BLOCK + positions % KV_BLOCK
 
     @staticmethod
     def write(cache: Tensor, kv_positions: Tensor, new: Tensor) -> None:

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="needs the torch extra")
 from torch import Tensor
 from torch.nn import functional as F
 
+from adapters.base import KV_BLOCK
 from adapters.torch_backend.cpu import build as kernel_build
 from adapters.torch_backend.cpu.kernels import CpuKernels, load_kernels
 
@@ -36,6 +37,12 @@ def kernels(folder: Path, dtype: torch.dtype, num_threads: int = 1) -> CpuKernel
 
 def drawn(seed: int, *shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def in_a_row(cache: Tensor) -> Tensor:
+    """Tables of the blocks of slots that lie in a row."""
+    num_slots, max_len = cache.shape[:2]
+    return torch.arange(num_slots * (max_len // KV_BLOCK)).view(num_slots, -1)
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -99,6 +106,36 @@ def test_a_row_has_the_same_bits_in_any_company(folder: Path, dtype: torch.dtype
             assert torch.equal(alone[0], together[row])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [0, 100])
+def test_blocks_may_lie_anywhere(folder: Path, dtype: torch.dtype, window: int) -> None:
+    """Rows and prompts have the same bits as where blocks lie in a row; two slots share some of them."""
+    lab, dim, length = kernels(folder, dtype), 64, 150
+    keys, values = (drawn(s, NUM_SLOTS, MAX_LEN, 2, dim, dtype=dtype) for s in (20, 21))
+    keys[1, :64], values[1, :64] = keys[0, :64], values[0, :64]
+    tables = torch.randperm(NUM_SLOTS * MAX_LEN // KV_BLOCK, generator=torch.Generator().manual_seed(1))
+    tables = tables.view(NUM_SLOTS, -1)
+
+    def moved(cache: Tensor) -> Tensor:
+        blocks = torch.empty_like(cache).view(-1, KV_BLOCK, 2, dim)
+        blocks[tables.flatten()] = cache.view(-1, KV_BLOCK, 2, dim)
+        return blocks.view_as(cache)
+
+    moved_keys, moved_values = moved(keys), moved(values)
+    tables[1, :4] = tables[0, :4]
+    q = drawn(22, length, 4, dim, dtype=dtype)
+    slots, positions = [0, 1, 2, 3], [70, 299, 5, 200]
+    want = attend(lab, q[:4], keys, values, slots, positions, window)
+    assert torch.equal(attend(lab, q[:4], moved_keys, moved_values, slots, positions, window, tables), want)
+    if lab.has_linear:
+        sizes = [64, 63, 23]
+        want = attend_prompt(lab, q, keys, values, slot=1, sizes=sizes, window=window)
+        got = attend_prompt(
+            lab, q, moved_keys, moved_values, slot=1, sizes=sizes, window=window, tables=tables
+        )
+        assert torch.equal(got, want)
+
+
 def test_huge_scores_and_garbage_behind_the_end(folder: Path) -> None:
     """A softmax over scores of any size sums to one, and places past the end do not count, NaN or not."""
     keys, values = torch.full((2, 32, 1, 32), torch.nan), torch.full((2, 32, 1, 32), torch.nan)
@@ -118,7 +155,8 @@ def test_rotation_and_cache_writes(folder: Path, dtype: torch.dtype) -> None:
     cos, sin = angles.cos(), angles.sin()
     keys, values = (torch.zeros(NUM_SLOTS, MAX_LEN, kv_heads, dim, dtype=dtype) for _ in range(2))
     lab = kernels(folder, dtype)
-    step = lab.step(slots, positions, 0, (cos, sin), (heads, kv_heads, dim), MAX_LEN, 1.0)
+    tables = in_a_row(keys)
+    step = lab.step(slots, positions, 0, (cos, sin), (heads, kv_heads, dim), tables, 1.0)
     lab.rotate_and_store(step, qkv, keys, values)
     a, b = before[..., : dim // 2], before[..., dim // 2 :]
     c, s = (t[positions][:, None].double() for t in (cos, sin))
@@ -195,17 +233,26 @@ def test_prompt_attention(folder: Path, window: int, heads: int, kv_heads: int, 
 
 
 def attend_prompt(
-    lab: CpuKernels, q: Tensor, keys: Tensor, values: Tensor, *, slot: int, sizes: list[int], window: int
+    lab: CpuKernels,
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    slot: int,
+    sizes: list[int],
+    window: int,
+    tables: Tensor | None = None,
 ) -> Tensor:
     """Chunk by chunk, each behind two rows of another kind."""
     heads, dim = q.shape[1:]
+    tables = in_a_row(keys) if tables is None else tables
     assert sum(sizes) == len(q)
     parts: list[Tensor] = []
     start = 0
     for size in sizes:
         slots, positions = [0, 0, *[slot] * size], [3, 4, *range(start, start + size)]
         shape = (heads, keys.shape[2], dim)
-        step = lab.step(slots, positions, 2, None, shape, keys.shape[1], dim**-0.5, window)
+        step = lab.step(slots, positions, 2, None, shape, tables, dim**-0.5, window)
         rows = torch.cat((q[:2], q[start : start + size]))
         out = torch.full_like(rows, 7.0)
         lab.attend_prompt(step, 2, size, rows, keys, values, out)
@@ -274,10 +321,12 @@ def attend(
     slots: list[int],
     positions: list[int],
     window: int = 0,
+    tables: Tensor | None = None,
 ) -> Tensor:
     heads, dim = q.shape[1:]
     shape = (heads, keys.shape[2], dim)
-    step = lab.step(slots, positions, len(slots), None, shape, keys.shape[1], dim**-0.5, window)
+    tables = in_a_row(keys) if tables is None else tables
+    step = lab.step(slots, positions, len(slots), None, shape, tables, dim**-0.5, window)
     out = torch.empty_like(q)
     lab.attend(step, q, keys, values, out)
     return out

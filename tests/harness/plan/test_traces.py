@@ -66,6 +66,37 @@ def test_prompts_have_exactly_the_lengths_and_no_common_beginning(tmp_path: Path
     assert len({p.prompt for p in many}) == 50
 
 
+def test_equal_hash_ids_are_equal_tokens(tmp_path: Path) -> None:
+    """Whole blocks of 512, the last one cut at the end of the prompt; what no id covers is the row's own."""
+    rows = [(1100, [7, 8, 9]), (1536, [7, 8, 5]), (600, [7]), (600, [7]), (512, [8])]
+    lines = [
+        f'{{"timestamp": {at}, "input_length": {length}, "output_length": 3, "hash_ids": {ids}}}'
+        for at, (length, ids) in enumerate(rows)
+    ]
+    trace = load_trace(write(tmp_path, "\n".join(lines)), num_rows=9)
+    first, second, third, fourth, other = (p.prompt for p in trace_corpus(trace, tmp_path, seed=1).prompts)
+    assert [len(p) for p in (first, second, third, fourth, other)] == [length for length, _ in rows]
+    assert first[:1024] == second[:1024]
+    assert first[1024:1100] != second[1024:1100]
+    assert third[:512] == fourth[:512] == first[:512]
+    assert third[512:] != fourth[512:]
+    assert other == first[512:1024]
+    again = load_trace(write(tmp_path, "\n".join(lines).replace("[8]", "[6]")), num_rows=9)
+    assert again.content_digest != trace.content_digest
+    with pytest.raises(ConfigError, match="hash_ids is 'x'"):
+        load_trace(write(tmp_path, lines[0].replace("[7, 8, 9]", '"x"')), num_rows=9)
+
+
+def test_synthetic_prompts_may_begin_alike() -> None:
+    prompts = [p.prompt for p in synthetic_corpus("48+16x3", 20, seed=2).prompts]
+    assert {len(ids) for ids in prompts} == {64}
+    assert len({ids[:48] for ids in prompts}) == 1
+    assert len({ids[48:] for ids in prompts}) == 20
+    for wrong in ("48+x3", "+16x3", "48+0x3", "16x", "1+2+3x4"):
+        with pytest.raises(ConfigError, match="COMMON"):
+            synthetic_corpus(wrong, 1, seed=2)
+
+
 def test_a_trace_is_the_schedule(tmp_path: Path) -> None:
     settings = HarnessSettings(trace=write(tmp_path, AZURE), time_scale=2.0)
     corpus, schedule = plan(settings, allow_changed_corpus=False)

@@ -230,6 +230,13 @@ def test_a_corpus_may_be_replayed_again_where_nothing_caches() -> None:
     assert changed(corpus=RECORDED | {"num_prompts": 59}).level == "VALID"
 
 
+@pytest.mark.parametrize(("is_asked_for", "level"), [(False, "CAUTION"), (True, "VALID")])
+def test_hits_that_were_asked_for_are_measured_and_others_told(is_asked_for: bool, level: str) -> None:
+    rows = [row | {"num_cached_tokens": 3} for row in closed_rows()]
+    strategy = {"max_batch": 4, "prefix_cache": is_asked_for}
+    assert judged(rows, made_manifest(rows, service={"strategy": strategy})).level == level
+
+
 def test_repeats_against_one_running_server_call_for_caution() -> None:
     rows = closed_rows() + closed_rows(repeat=1)
     manifest = made_manifest(rows, repeats=2, settings={"url": "http://h", "seed": 0})

@@ -58,6 +58,8 @@ NAMES = {
     "lab_kv_cache_capacity_tokens",
     "lab_padded_row_steps_total",
     "lab_preemptions_total",
+    "lab_prefix_cache_queries_total",
+    "lab_prefix_cache_hits_total",
     "lab_requests_rejected_total",
     "lab_requests_cancelled_total",
     "lab_worker_restarts_total",
@@ -346,3 +348,11 @@ def test_a_crash_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     with TestClient(create_app(service), raise_server_exceptions=False) as client:
         assert client.get("/model").status_code == 500
     assert b'reason="internal_error"} 1.0' in service.metrics.text()
+
+
+def test_prefix_hits_are_counted_in_tokens() -> None:
+    with serving(BACKEND="null", KV_POLICY="paged", PREFIX_CACHE=1) as served:
+        answers = [served.post(prompt="x" * 50, max_tokens=2).json() for _ in range(2)]
+        found = values(served)
+    assert [answer["choices"][0]["timings"]["num_cached_tokens"] for answer in answers] == [0, 48]
+    assert (found["lab_prefix_cache_queries_total"], found["lab_prefix_cache_hits_total"]) == (100, 48)

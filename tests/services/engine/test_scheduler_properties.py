@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.base import SamplingParams, Sequence
+from services.admissions import ADMISSIONS
 from services.engine.limits import SchedulerLimits
 from services.engine.policies import Policies
 from services.kv_policies import KV_POLICIES
@@ -95,11 +96,12 @@ def model(seq: Sequence) -> list[int]:
 POLICIES = st.builds(
     Policies,
     order=st.sampled_from(sorted(ORDERS)),
+    admission=st.sampled_from(sorted(ADMISSIONS)),
     step_layout=st.sampled_from(sorted(LAYOUTS)),
     length_oracle=st.sampled_from(["max_tokens", "1.0"]),
     kv_policy=st.sampled_from(sorted(KV_POLICIES)),
     kv_watermark=st.sampled_from([0.0, 0.01, 0.3]),
-)
+) | st.builds(Policies, kv_policy=st.just("paged"), prefix_cache=st.just(True))
 
 
 def replay(
@@ -215,12 +217,13 @@ def test_nobody_is_overtaken_by_those_who_come_too_late(limits: SchedulerLimits,
                 assert first.arrival_s <= second.arrival_s + head_start_s
 
 
+@pytest.mark.parametrize("prefix_cache", [False, True])
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
-def test_no_block_is_lost_or_freed_twice_in_a_long_run(variant: str) -> None:
+def test_no_block_is_lost_or_freed_twice_in_a_long_run(variant: str, prefix_cache: bool) -> None:
     """2,500 steps for each of the strategies, with all kinds of events, in the memory of three sequences."""
     rng = random.Random(variant)
     limits = replace(LIMITS, kv_capacity_tokens=144, max_model_len=48, max_batch=8, aging_s=AGING_S)
-    policies = Policies(kv_policy="paged", kv_watermark=0.0)
+    policies = Policies(kv_policy="paged", kv_watermark=0.0, prefix_cache=prefix_cache)
     lab = VirtualLab(variant, limits=limits, batch_wait_s=2.0, step_s=0.5, model=model, policies=policies)
     while len(lab.batches) < 2500:
         if lab.scheduler.queue_depth < 8:

@@ -44,8 +44,10 @@ def test_model(served: Served) -> None:
         "pad_finished": False,
         "long_prefill_token_threshold": 0,
         "order": "fcfs",
+        "admission": "all",
         "step_layout": "decode_first",
         "kv_policy": "reserve",
+        "prefix_cache": False,
     }
     assert (card.client_chunk, card.max_queue, card.eos_token_ids) == (1, 256, [256])
     assert card.settings["max_step_tokens"] == 512

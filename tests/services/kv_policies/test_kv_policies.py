@@ -151,3 +151,56 @@ def test_the_setting_limits_the_memory_in_whole_blocks() -> None:
         capacity(replace(PAGED, kv_capacity_tokens=15))
     with pytest.raises(ConfigError, match="KV_POLICY is 'none'"):
         Policies(kv_policy="none")
+
+
+def test_prompts_that_begin_alike_share_blocks_and_compute_the_rest() -> None:
+    lab = lab_of(8, policies=replace(PAGED, prefix_cache=True))
+    (first,) = lab.submit(3, prompt=50)
+    lab.step()
+    assert lab.scheduler.kv_used_tokens == 64
+    (second,) = lab.submit(3, prompt=40)
+    plan = lab.step()
+    assert (plan.num_looked_up_tokens, plan.num_cached_tokens) == (40, 32)
+    assert plan.num_prompt_tokens == 8
+    assert first.block_ids[:2] == second.block_ids[:2]
+    assert lab.scheduler.kv_used_tokens == 64 + 16
+    lab.run()
+    assert lab.scheduler.kv_used_tokens == 0
+    timings = [lab.published[seq.seq_id][-1].timings for seq in (first, second)]
+    assert [t.num_cached_tokens for t in timings if t] == [0, 32]
+    (third,) = lab.submit(3, prompt=50)  # what nobody holds any more is still found
+    lab.run()
+    assert third.num_cached_tokens == 48
+    assert third.output_token_ids == first.output_token_ids
+
+
+def test_a_hit_ends_where_a_prompt_may_be_cut() -> None:
+    limits = replace(LIMITS, kv_capacity_tokens=256, prefill_chunk=32, max_step_tokens=128)
+    lab = VirtualLab("continuous", limits=limits, policies=replace(PAGED, prefix_cache=True))
+    for _ in range(2):
+        (seq,) = lab.submit(3, prompt=60)
+        lab.run()
+    assert seq.num_cached_tokens == 32
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_a_cancelled_row_writes_no_block_that_others_read(num_steps: int) -> None:
+    """It leaves a padded batch at once while its prompt is not whole: its last position may be shared."""
+    limits = replace(LIMITS, kv_capacity_tokens=512, max_step_tokens=32, prefill_chunk=16, max_batch=2)
+    lab = VirtualLab("static", limits=limits, policies=replace(PAGED, prefix_cache=True))
+    first, second = lab.submit(3, 3, prompt=60)
+    steps(lab, num_steps)
+    lab.cancel(second)
+    lab.run()
+    assert first.finish_reason == "length"
+    assert lab.scheduler.kv_used_tokens == 0
+
+
+def test_a_prefix_cache_needs_blocks() -> None:
+    with pytest.raises(ConfigError, match="KV_POLICY=reserve has none: set KV_POLICY=paged"):
+        Policies(prefix_cache=True)
+    spec = EngineSpec("continuous", policies=replace(PAGED, prefix_cache=True))
+    info = BackendInfo("llama_cpp", "m", "cpu", "none", 257, (256,), 4, 1000, 4000)
+    with pytest.raises(ConfigError, match="which llama_cpp on cpu does not have"):
+        spec.limits(info)
+    spec.limits(replace(info, has_kv_blocks=True))

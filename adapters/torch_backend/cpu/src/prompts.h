@@ -29,13 +29,14 @@ static inline void exchange(__m512i* v) {
     }
 }
 
-// kBlock keys (one head, `stride` apart) as panels of kLanes positions.
+// kBlock keys (one head, `stride` apart in each block `at` of the cache) as panels of kLanes positions.
 template <int D>
-static void pack_keys(const bf16* keys, int64_t stride, bf16* panels) {
+static void pack_keys(const bf16* cache, const int64_t* at, int64_t stride, bf16* panels) {
     for (int64_t panel = 0; panel < kPanels; panel++) {
+        const bf16* keys = cache + at[panel] * kLanes * stride;
         for (int64_t i = 0; i < D; i += 2 * kLanes) {
             __m512i pairs[kLanes];
-            for (int j = 0; j < kLanes; j++) pairs[j] = _mm512_loadu_si512(keys + (panel * kLanes + j) * stride + i);
+            for (int j = 0; j < kLanes; j++) pairs[j] = _mm512_loadu_si512(keys + j * stride + i);
             exchange<1>(pairs), exchange<2>(pairs), exchange<4>(pairs), exchange<8>(pairs);
             std::memcpy(panels + (panel * D + i) * kLanes, pairs, sizeof(pairs));
         }
@@ -44,16 +45,17 @@ static void pack_keys(const bf16* keys, int64_t stride, bf16* panels) {
 
 // `count` values, and zeros up to kBlock, as panels of kLanes dimensions.
 template <int D>
-static void pack_values(const bf16* values, int64_t stride, int64_t count, bf16* panels) {
+static void pack_values(const bf16* cache, const int64_t* at, int64_t stride, int64_t count, bf16* panels) {
     i32v lane{};
     for (int i = 0; i < kLanes; i++) lane[i] = i;
     auto low = (__m512i)(lane | (lane + 2 * kLanes) << 16);  // a lane each of the one and of the other
     auto high = (__m512i)((lane + kLanes) | (lane + 3 * kLanes) << 16);
     for (int64_t j = 0; j < kBlock; j += 2) {
+        const bf16* values = cache + (at[j / kLanes] * kLanes + j % kLanes) * stride;
         for (int64_t i = 0; i < D; i += 2 * kLanes) {
             __m512i a{}, b{};
-            if (j < count) a = _mm512_loadu_si512(values + j * stride + i);
-            if (j + 1 < count) b = _mm512_loadu_si512(values + (j + 1) * stride + i);
+            if (j < count) a = _mm512_loadu_si512(values + i);
+            if (j + 1 < count) b = _mm512_loadu_si512(values + stride + i);
             bf16* to = panels + i * kBlock + j * kLanes;
             _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, low, b));
             _mm512_storeu_si512(to + kLanes * kBlock, _mm512_permutex2var_epi16(a, high, b));
@@ -132,7 +134,7 @@ static void attend_rest(int64_t rows, Rest... rest) {
 }
 
 // Rows `row .. row + count - 1`, neighbouring positions of one slot, and the query heads of the key heads
-// `head .. end_head - 1`: a block of all of them is one stretch of memory, and the next is fetched meanwhile.
+// `head .. end_head - 1`, whose next kBlock positions are fetched meanwhile.
 template <int D>
 static void attend_prompt_heads(
     const Step& s, int64_t row, int64_t count, int64_t head, int64_t end_head, const bf16* q, int64_t row_stride,
@@ -141,7 +143,7 @@ static void attend_prompt_heads(
     int64_t repeat = s.heads / s.kv_heads, rows = repeat * count, stride = s.kv_heads * D;
     int64_t start = s.positions[row], end = start + count, num_heads = end_head - head;
     int64_t begin = s.window && start >= s.window ? (start - s.window + 1) / kBlock * kBlock : 0;
-    int64_t slot = s.slots[row] * s.max_len * stride + head * D;
+    const int64_t* table = table_of(s, s.slots[row], 0);
     int64_t num_tiles = (rows + kTile - 1) / kTile, share = (kBlock + num_tiles - 1) / num_tiles;
 
     static thread_local std::vector<float> space;
@@ -162,21 +164,23 @@ static void attend_prompt_heads(
     }
     for (int64_t base = begin; base < end; base += kBlock) {
         for (int64_t h = 0; h < num_heads; h++) {
-            const bf16 *k = keys + slot + base * stride + h * D, *v = values + slot + base * stride + h * D;
-            pack_keys<D>(k, stride, key_panels);
-            pack_values<D>(v, stride, end - base, value_panels);
+            const int64_t* at = table + base / kLanes;
+            const bf16 *k = keys + (head + h) * D, *v = values + (head + h) * D;
+            pack_keys<D>(k, at, stride, key_panels);
+            pack_values<D>(v, at, stride, end - base, value_panels);
             for (int64_t i = 0; i < rows; i += kTile) {
                 for (int64_t j = i / kTile * share; j < (i / kTile + 1) * share && j < kBlock; j++) {
+                    int64_t next = (at[kPanels + j / kLanes] * kLanes + j % kLanes) * stride;
                     for (int64_t d = 0; d < D; d += 2 * kLanes) {
-                        __builtin_prefetch(k + (kBlock + j) * stride + d, 0, 2);
-                        __builtin_prefetch(v + (kBlock + j) * stride + d, 0, 2);
+                        __builtin_prefetch(k + next + d, 0, 2);
+                        __builtin_prefetch(v + next + d, 0, 2);
                     }
                 }
-                int64_t tile = rows - i < kTile ? rows - i : kTile, at = h * rows + i;
+                int64_t tile = rows - i < kTile ? rows - i : kTile, done = h * rows + i;
                 if (last[i + tile - 1] < base || first[i] >= base + kBlock) continue;  // nobody sees this block
                 attend_rest<D>(
-                    tile, (const bf16*)query + at * D, (const bf16*)key_panels, (const bf16*)value_panels, s.scale,
-                    base, (const int64_t*)&first[i], (const int64_t*)&last[i], &softmax[at], mix + at * D
+                    tile, (const bf16*)query + done * D, (const bf16*)key_panels, (const bf16*)value_panels, s.scale,
+                    base, (const int64_t*)&first[i], (const int64_t*)&last[i], &softmax[done], mix + done * D
                 );
             }
         }

@@ -49,18 +49,27 @@ static void argmax(const T* x, int64_t rows, int64_t size, int64_t stride, int64
 struct Step {
     const int64_t* slots;      // per row
     const int64_t* positions;  // per row
+    const int64_t* tables;     // (slots, table_width): which block holds a slot's next kLanes positions
     const float* cosines;      // (max_len, dim / 2), or null: nothing is rotated here
     const float* sines;
     int64_t rows, decode_rows;  // the first `decode_rows` rows are one token each
-    int64_t heads, kv_heads, dim, max_len;
+    int64_t heads, kv_heads, dim, table_width;
     int64_t window;  // 0: none
     float scale;
     int32_t threads;
 };
 
-template <typename T>
-static inline T* kv_of(T* cache, const Step& s, int64_t row, int64_t head) {
-    return cache + ((s.slots[row] * s.max_len + s.positions[row]) * s.kv_heads + head) * s.dim;
+// A block is kLanes positions, each with all its key heads side by side: what the inner loops read at a time, so
+// that blocks may lie anywhere. A table has an entry for every position a slot may have; one past the sequence's
+// end names some block, which may be read and is never used.
+static inline const int64_t* table_of(const Step& s, int64_t slot, int64_t position) {
+    return s.tables + slot * s.table_width + position / kLanes;
+}
+
+// Where a row's own position begins in the cache of a layer.
+static inline int64_t kv_of(const Step& s, int64_t row) {
+    int64_t position = s.positions[row];
+    return (*table_of(s, s.slots[row], position) * kLanes + position % kLanes) * s.kv_heads * s.dim;
 }
 
 // Rotates one head: the first half of its dimensions pairs with the second (Llama's layout). `y` may be `x`.
@@ -84,10 +93,11 @@ static void rotate_and_store(const Step& s, T* qkv, T* keys, T* values) {
         const T* v = k + s.kv_heads * s.dim;
         const float* cosine = s.cosines + s.positions[row] * half;
         const float* sine = s.sines + s.positions[row] * half;
+        int64_t at = kv_of(s, row);
         for (int64_t h = 0; h < s.heads; h++) rotate(q + h * s.dim, q + h * s.dim, cosine, sine, half);
         for (int64_t h = 0; h < s.kv_heads; h++) {
-            rotate(k + h * s.dim, kv_of(keys, s, row, h), cosine, sine, half);
-            std::memcpy(kv_of(values, s, row, h), v + h * s.dim, s.dim * sizeof(T));
+            rotate(k + h * s.dim, keys + at + h * s.dim, cosine, sine, half);
+            std::memcpy(values + at + h * s.dim, v + h * s.dim, s.dim * sizeof(T));
         }
     }
 }
@@ -162,8 +172,10 @@ static inline void mix_block(
         for (int i = 0; i < V; i++) store(mix + r * D + i * kLanes, acc[r][i]);
 }
 
-// exp(score - highest) over one head's `length` scores, in place; returns their sum. Fills up to `room`.
-static float soften(float* scores, int64_t length, int64_t room) {
+// exp(score - highest) over one head's scores `first .. length - 1`, in place, and 0 before and after them up to
+// `room`; returns their sum.
+static float soften(float* scores, int64_t first, int64_t length, int64_t room) {
+    for (int64_t j = 0; j < first; j++) scores[j] = -INFINITY;
     for (int64_t j = length; j < room; j++) scores[j] = -INFINITY;
     f32v top = load(scores);
     for (int64_t j = kLanes; j < room; j += kLanes) top = larger(top, load(scores + j));
@@ -199,19 +211,23 @@ static inline int64_t first_seen(const Step& s, int64_t row) {
     return s.window && end > s.window ? end - s.window : 0;
 }
 
-// One row and the query heads of the key heads `first .. last - 1`. Keys are read once, then values, each as
-// one stream: a position holds all heads side by side.
+// One row and the query heads of the key heads `first .. last - 1`. Keys are read once, then values, block by
+// block; they begin with the block of the first position that the row sees.
 template <typename T, int D>
 static void attend_row(
     const Step& s, int64_t row, int64_t first, int64_t last, const T* q, int64_t head_stride, const T* keys,
     const T* values, T* out
 ) {
-    int64_t repeat = s.heads / s.kv_heads, stride = s.kv_heads * D, begin = first_seen(s, row);
-    int64_t length = s.positions[row] + 1 - begin, room = (length + kLanes - 1) / kLanes * kLanes;
-    int64_t base = (s.slots[row] * s.max_len + begin) * stride;
+    int64_t repeat = s.heads / s.kv_heads, stride = s.kv_heads * D, hidden = first_seen(s, row) % kLanes;
+    int64_t begin = first_seen(s, row) - hidden, length = s.positions[row] + 1 - begin;
+    int64_t room = (length + kLanes - 1) / kLanes * kLanes;
+    const int64_t* table = table_of(s, s.slots[row], begin);
     // Threads take rows in turn, so the next row's cache is read soon: it is asked for while this one is computed.
     int64_t following = row + 1 < s.decode_rows ? row + 1 : row;
-    int64_t next_base = (s.slots[following] * s.max_len + first_seen(s, following)) * stride;
+    const int64_t* next_table = table_of(s, s.slots[following], first_seen(s, following));
+    auto block_of = [&](const T* cache, const int64_t* blocks, int64_t j) {
+        return cache + blocks[j / kLanes] * kLanes * stride;
+    };
 
     static thread_local std::vector<float> space;
     space.assign(s.heads * D, 0.0f);  // `mix (heads, D)` starts at 0; `scores (heads, room)` are all written
@@ -221,33 +237,31 @@ static void attend_row(
     // The block to fetch while block `number` is computed, keys and values counted through.
     auto ahead = [&](int64_t number) {
         int64_t at = (number + kBlocksAhead) * kLanes;
-        if (at < room) return keys + base + at * stride;
-        return at < 2 * room ? values + base + (at - room) * stride : keys + next_base + (at - 2 * room) * stride;
+        if (at < room) return block_of(keys, table, at);
+        return at < 2 * room ? block_of(values, table, at - room) : block_of(keys, next_table, at - 2 * room);
     };
     for (int64_t j = 0; j < room; j += kLanes) {
-        find_pages(keys + next_base + j * stride, kLanes * stride);
+        find_pages(block_of(keys, next_table, j), kLanes * stride);
+        const T *block = block_of(keys, table, j), *next = ahead(j / kLanes);
         for_heads(first, last, repeat, [&](int64_t h, int64_t head, auto r) {
-            const T* block = keys + base + j * stride + head * D;
-            const T* next = ahead(j / kLanes);
             score_block<T, D, r.value>(
-                q + h * head_stride, head_stride, block, stride, s.scale, scores + h * room + j, room,
+                q + h * head_stride, head_stride, block + head * D, stride, s.scale, scores + h * room + j, room,
                 h == head * repeat ? next + head * kLanes * D : nullptr
             );
         });
     }
     for (int64_t h = first * repeat; h < last * repeat; h++) {
-        float total = soften(scores + h * room, length, room);
+        float total = soften(scores + h * room, hidden, length, room);
         for (int64_t j = 0; j < room; j += kLanes)
             store(scores + h * room + j, load(scores + h * room + j) * (1.0f / total));
     }
     for (int64_t j = 0; j < length; j += kLanes) {
-        find_pages(values + next_base + j * stride, kLanes * stride);
+        find_pages(block_of(values, next_table, j), kLanes * stride);
+        const T *block = block_of(values, table, j), *next = ahead((room + j) / kLanes);
+        int64_t count = length - j < kLanes ? length - j : kLanes;
         for_heads(first, last, repeat, [&](int64_t h, int64_t head, auto r) {
-            const T* block = values + base + j * stride + head * D;
-            int64_t count = length - j < kLanes ? length - j : kLanes;
-            const T* next = ahead((room + j) / kLanes);
             mix_block<T, D, r.value>(
-                scores + h * room + j, room, block, stride, count, mix + h * D,
+                scores + h * room + j, room, block + head * D, stride, count, mix + h * D,
                 h == head * repeat ? next + head * kLanes * D : nullptr
             );
         });
