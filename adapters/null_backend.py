@@ -89,6 +89,7 @@ class NullBackend:
             max_batch_size=config.max_batch_size,
             max_model_len=max_model_len,
             kv_capacity_tokens=config.max_batch_size * max_model_len,
+            computes_padding=True,
             details={
                 "null_step_s": self._step_s,
                 "null_row_s": self._row_s,
@@ -108,7 +109,8 @@ class NullBackend:
             CapacityError: more sequences than slots, or a sequence longer than a slot.
         """
         begin_s = time.perf_counter()
-        check_chunks(chunks, self._num_cached, self._info.max_batch_size, self._info.max_model_len)
+        info = self._info
+        check_chunks(chunks, self._num_cached, info.max_batch_size, info.max_model_len, may_pad=True)
         outputs = []
         for chunk in chunks:
             if chunk.dead:

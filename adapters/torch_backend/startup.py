@@ -157,6 +157,7 @@ def make_ready(config: BackendConfig, setup: DeviceSetup) -> tuple[LoadedModel, 
         num_parameters=loaded.num_parameters,
         model_digest=files.digest,
         num_threads=num_threads,
+        computes_padding=setup.device.type == "cpu",
         details={
             "torch": torch.__version__,
             "forward": path,

@@ -156,13 +156,17 @@ def render_comparison(
 
 def padding_lines(manifest: ComparisonManifest) -> list[str]:
     """What the arms with dead rows are, where there are any: less than the stacks they stand for."""
-    if not any(run.service and run.service.strategy.get("pad_finished") for run in manifest.runs):
-        return []
-    return [
-        "Padded arms keep finished rows until their batch is done. In the rest they are kinder than padded "
-        "generate(): prompts are not padded and run in chunks beside decode, dead rows do not grow, and "
-        "answers end singly."
-    ]
+    strategies = [run.service.strategy for run in manifest.runs if run.service]
+    styles = {of.get("pad_style", "lean") for of in strategies if of.get("pad_finished")}
+    told = {
+        "lean": "Padded arms keep finished rows until their batch is done. In the rest they are kinder than "
+        "padded generate(): prompts are not padded and run in chunks beside decode, dead rows do not grow, "
+        "and answers end singly.",
+        "generate": "Arms with PAD_STYLE=generate compute what padded generate() does: all prompts, padded to "
+        "the longest of their batch, before the first decode step, and finished rows that grow. They are "
+        "kinder in two things: rows do not attend to padding, and answers end singly.",
+    }
+    return [words for style, words in told.items() if style in styles]
 
 
 def _natural_lengths(rows: pd.DataFrame, manifest: ComparisonManifest, num_unlike: int) -> list[str]:
@@ -187,9 +191,9 @@ def verdict_lines(found: Sequence[Contrast]) -> list[str]:
     """One line an arm, then what is missing where requests were too few."""
     arms = dict.fromkeys(contrast.arm for contrast in found)
     lines = [f"{arm}: {in_words(found, arm)}" for arm in arms]
-    missing = {contrast.figure.q for contrast in found if contrast.verdict is None} & MIN_SAMPLES.keys()
-    if missing:
-        needs = ", ".join(f"of p{q} {MIN_SAMPLES[q]} requests" for q in sorted(missing))
+    too_few = {contrast.figure.q for contrast in found if contrast.verdict is None}
+    if missing := [q for q in MIN_SAMPLES if q in too_few]:
+        needs = ", ".join(f"of p{q} {MIN_SAMPLES[q]} requests" for q in missing)
         lines.append(f"Too few requests: a ratio needs {needs} in each block (of gaps: in all blocks)")
     return lines
 

@@ -58,6 +58,7 @@ def model_card(settings: Settings, info: BackendInfo) -> ModelCard:
             "max_batch": settings.max_batch,
             "batch_wait_ms": settings.batch_wait_ms,
             "pad_finished": settings.pad_finished and strategy.keeps_finished_rows,
+            "pad_style": "generate" if limits.pads_like_generate else "lean",
             "long_prefill_token_threshold": limits.long_prefill_token_threshold,
             "order": spec.policies.order,
             "step_layout": spec.policies.step_layout,

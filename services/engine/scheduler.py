@@ -156,7 +156,11 @@ class Scheduler:
             self._alone.popleft()
         lay_out_step = partial(lay_out, self._layout, self.limits, recheck_at_s)
         if not self._alone:
-            return lay_out_step(self._batch.sequences, self._batch.num_dead)
+            plan = lay_out_step(self._batch.sequences, self._batch.num_dead)
+            # As in generate(), nothing decodes before all prompts of the batch are computed and padded.
+            if not plan.num_prompt_tokens and (padding := self._batch.take_padding()):
+                return StepPlan(padding, 0, len(padding), 0, 0, recheck_at_s)
+            return plan
         shared = [seq for seq in self._batch.sequences if not seq.exclusive]
         has_shared = len(shared) > self._batch.num_dead
         self._was_alone = not (self._was_alone and has_shared)
@@ -173,9 +177,11 @@ class Scheduler:
         """
         has_ending = False
         for chunk in plan.chunks:
-            if chunk.dead:
-                continue
             seq = chunk.seq
+            if chunk.dead:
+                if seq.state is not _RUNNING:
+                    seq.num_computed_tokens = chunk.start + 1
+                continue
             seq.num_computed_tokens = end = chunk.start + chunk.num_tokens
             num_outputs = len(seq.output_token_ids) + seq.num_pending_tokens
             if end < len(seq.prompt_token_ids) + num_outputs:
@@ -218,7 +224,9 @@ class Scheduler:
 
         A later step that is launched already computes their rows in vain.
         """
-        updates = [self._fail(chunk.seq, message, now_s) for chunk in plan.chunks if not chunk.dead]
+        # Of a running sequence only padding is dead.
+        failed = {id(c.seq): c.seq for c in plan.chunks if not c.dead or c.seq.state is _RUNNING}
+        updates = [self._fail(seq, message, now_s) for seq in failed.values()]
         for chunk in plan.chunks:
             chunk.seq.num_computed_tokens = 0  # nothing in the cache can be trusted: `sweep` lets it go
         return Outcome(updates, self._batch.sweep())

@@ -199,6 +199,11 @@ def test_what_padded_arms_leave_out_is_said_where_there_are_some() -> None:
     assert service is not None
     service.strategy["pad_finished"] = True
     assert "kinder than padded" in render_comparison(made_frame(rows), manifest)
+    service.strategy["pad_style"] = "generate"
+    text = render_comparison(made_frame(rows), manifest)
+    assert "compute what padded generate() does" in text
+    assert "kinder than padded" not in text
+    service.strategy["pad_style"] = "lean"
     assert any(
         "kinder than padded" in line
         for line in setting_lines(gather(made_frame(rows), manifest, slo=Slo(()), price=Price()))
