@@ -162,8 +162,8 @@ def padding_lines(manifest: ComparisonManifest) -> list[str]:
         "lean": "Padded arms keep finished rows until their batch is done. In the rest they are kinder than "
         "padded generate(): prompts are not padded and run in chunks beside decode, dead rows do not grow, "
         "and answers end singly.",
-        "generate": "Arms with PAD_STYLE=generate compute what padded generate() does: all prompts, padded to "
-        "the longest of their batch, before the first decode step, and finished rows that grow. They are "
+        "generate": "Arms with PAD_STYLE=generate compute what padded generate() does: all prompts, padded "
+        "to the longest of their batch, before the first decode step, and finished rows that grow. They are "
         "kinder in two things: rows do not attend to padding, and answers end singly.",
     }
     return [words for style, words in told.items() if style in styles]
