@@ -78,11 +78,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bf16 where the CPU multiplies it natively, else fp32; bf16 or fp16 on an accelerator."""
+def pick_dtype(name: str, device: torch.device, *, in_kernels: bool = False) -> torch.dtype:
+    """`auto` on a CPU: bf16 where it has instructions for it, or where the compiled kernels compute the whole
+    step (`in_kernels`), else fp32. On an accelerator: bf16 or fp16."""
     if name == "auto":
         if device.type == "cpu":
-            return torch.bfloat16 if cpu_has_bf16() else torch.float32
+            return torch.bfloat16 if in_kernels or cpu_has_bf16() else torch.float32
         if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
         return torch.float16
@@ -222,7 +223,7 @@ def make_batched(
     """
     packed = can_pack(loaded.dtype, loaded.device)
     module: Any = loaded.module
-    shape = llama_shape(module) if fast else None
+    shape = llama_shape(loaded.config) if fast else None
     if shape is not None:
         if kernels is not None and KernelLlama.covers(shape, kernels):
             loaded.module = KernelLlama(module, shape, kernels, max_len)

@@ -26,12 +26,14 @@ from adapters.base import (
 from adapters.cores import default_threads
 from adapters.models.store import ModelFiles, resolve_model
 from adapters.torch_backend import TorchOptions, loading
-from adapters.torch_backend.cpu.kernels import load_kernels
+from adapters.torch_backend.cpu.kernels import CpuKernels, load_kernels
 from adapters.torch_backend.loading import LoadedModel
 from adapters.torch_backend.model.attention import BLOCK, own_padded_len, padding_is_neutral
+from adapters.torch_backend.model.kernel_llama import KernelLlama
 from adapters.torch_backend.model.kv_cache import SlotCache
 from adapters.torch_backend.model.linear import common_row_range
 from adapters.torch_backend.model.llama_forward import FusedOps
+from adapters.torch_backend.model.llama_shape import llama_shape
 from adapters.torch_backend.packing import StepPacker
 
 logger = logging.getLogger(__name__)
@@ -102,8 +104,8 @@ class PlainSetup:
         # Elsewhere bits depend on more than this, and each block is a call.
         block = config.prefill_chunk if self._is_cpu else BLOCK
         self.packer = StepPacker(cache, max_len, block, self.device)
-        if self._is_cpu and config.options_as(TorchOptions).cpu_kernels:
-            self.packer.kernels = load_kernels(Path(config.artifacts_dir) / "kernels", dtype, num_threads)
+        if self._is_cpu:
+            self.packer.kernels = _kernels(config, dtype, num_threads)
         return self.packer
 
     def fused(self, loaded: LoadedModel) -> FusedOps | None:
@@ -131,8 +133,12 @@ def make_ready(config: BackendConfig, setup: DeviceSetup) -> tuple[LoadedModel, 
     files = resolve_model(config)
     num_threads = config.num_threads or default_threads()
     torch.set_num_threads(num_threads)
-    dtype = loading.pick_dtype(files.format or config.dtype, setup.device)
     model_config = loading.read_config(files.folder)
+    dtype = loading.pick_dtype(
+        files.format or config.dtype,
+        setup.device,
+        in_kernels=setup.device.type == "cpu" and _runs_in_kernels(model_config, config, num_threads),
+    )
     limit = getattr(model_config, "max_position_embeddings", None) or _DEFAULT_MODEL_LEN
     if config.max_model_len is not None and config.max_model_len > limit:
         raise ConfigError(
@@ -170,6 +176,19 @@ def make_ready(config: BackendConfig, setup: DeviceSetup) -> tuple[LoadedModel, 
             **setup.details(),
         },
     )
+
+
+def _kernels(config: BackendConfig, dtype: torch.dtype, num_threads: int) -> CpuKernels | None:
+    if not config.options_as(TorchOptions).cpu_kernels:
+        return None
+    return load_kernels(Path(config.artifacts_dir) / "kernels", dtype, num_threads)
+
+
+def _runs_in_kernels(model_config: Any, config: BackendConfig, num_threads: int) -> bool:
+    """True where a step of the model in bf16 is one call of the compiled kernels on this CPU."""
+    shape = llama_shape(model_config)
+    kernels = _kernels(config, torch.bfloat16, num_threads) if shape else None
+    return shape is not None and kernels is not None and KernelLlama.covers(shape, kernels)
 
 
 def _load(

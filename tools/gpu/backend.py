@@ -42,12 +42,12 @@ def _tell_machine(part: PartRun) -> None:
 @contextmanager
 def loadable(part: PartRun, max_batch_size: int | None = None) -> Iterator[BackendConfig]:
     """The configuration with which the part's model can be loaded while this lasts."""
-    sizes = part.sizes
+    sizes, device = part.sizes, loading.pick_device(part.device)
     _tell_machine(part)
     config = BackendConfig(
         model=part.model,
-        device=str(loading.pick_device(part.device)),
-        dtype=part.dtype,
+        device=str(device),
+        dtype=str(loading.pick_dtype(part.dtype, device)).removeprefix("torch."),
         max_batch_size=max_batch_size or max(*sizes.rows, *sizes.concurrency, *sizes.yardstick),
         max_step_tokens=sizes.max_step_tokens,
         artifacts_dir=part.artifacts_dir,
@@ -63,7 +63,7 @@ def loadable(part: PartRun, max_batch_size: int | None = None) -> Iterator[Backe
 
 def check_memory(part: PartRun, config: BackendConfig) -> None:
     """Raises: BackendError where the weights of a preset do not fit into the memory that is free."""
-    dtype = loading.pick_dtype(config.dtype, torch.device(config.device))
+    dtype = loading.DTYPES[config.dtype]
     if part.model in PRESETS and not fits_memory(part.model, config.device, dtype):
         raise BackendError(f"the weights of {part.model} in {dtype} do not fit into the memory that is free")
 

@@ -33,11 +33,10 @@ _SAMPLED = {
 def same_tokens(part: PartRun) -> None:
     """Greedy answers of the engine, in one batch, against those of `generate()`, one by one."""
     with loadable(part, max_batch_size=part.sizes.answers) as config:
-        own = str(loading.pick_dtype(part.dtype, torch.device(config.device))).removeprefix("torch.")
         _same_tokens(part, dataclasses.replace(config, dtype="float32"))
         free()
-        if own != "float32":
-            part.run(own, lambda: _same_tokens(part, dataclasses.replace(config, dtype=own)))
+        if config.dtype != "float32":
+            part.run(config.dtype, lambda: _same_tokens(part, config))
 
 
 def _same_tokens(part: PartRun, config: BackendConfig) -> None:

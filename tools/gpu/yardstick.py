@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from adapters.torch_backend import loading
 from tools.engine_drive import Work
 from tools.gpu.backend import ModelSize, drive_all, free, load, loadable, make_work
 from tools.gpu.paged_attention import choose_attention, is_fair, reads_in_place
@@ -33,9 +32,7 @@ def engine(part: PartRun) -> None:
 def transformers(part: PartRun) -> None:
     """Greedy as well. All of the work is done once before it is timed: graphs are captured on the way."""
     with loadable(part) as config:
-        device = loading.pick_device(config.device)
-        dtype = str(loading.pick_dtype(part.dtype, device)).removeprefix("torch.")
-        model = load_reference(config, dtype, config.device)
+        model = load_reference(config, config.dtype, config.device)
         attention = choose_attention(model)
         if not is_fair(attention):
             part.note(f"{attention}: transformers' batching without flash attention is not comparable")

@@ -69,7 +69,7 @@ class CudaSetup:
 
     def fused(self, loaded: LoadedModel) -> FusedOps | None:
         """Raises: AcceleratorError where the device is lost."""
-        shape = llama_shape(loaded.module)
+        shape = llama_shape(loaded.config)
         return usable_ops(self._ops, shape, loaded.dtype, self.device) if shape else None
 
     def tune(self, loaded: LoadedModel, *, flash: bool) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adapters.torch_backend.model.linear import Linear
 
-_FAMILY = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+_FAMILY = {"llama", "mistral", "qwen2"}
 
 L = TypeVar("L", bound=Linear)
 
@@ -44,11 +44,10 @@ class LlamaShape:
         return [(qkv, hidden), (hidden, mixed), (self.inner_size, hidden), (hidden, self.inner_size)]
 
 
-def llama_shape(model: nn.Module) -> LlamaShape | None:
-    """None for a model with any part that is not as in Llama."""
-    config: Any = model.config
+def llama_shape(config: Any) -> LlamaShape | None:
+    """None where a causal language model of such a configuration has any part that is not as in Llama."""
     if (
-        _FAMILY.get(config.model_type) != type(model).__name__
+        config.model_type not in _FAMILY
         or config.hidden_act != "silu"
         or getattr(config, "sliding_window", None) is not None
     ):

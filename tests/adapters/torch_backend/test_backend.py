@@ -23,7 +23,9 @@ torch = pytest.importorskip("torch", reason="needs the torch extra")
 transformers = pytest.importorskip("transformers", reason="needs the torch extra")
 
 from adapters.torch_backend import backend as torch_backend
+from adapters.torch_backend import loading
 from adapters.torch_backend.backend import TorchBackend
+from adapters.torch_backend.cpu.kernels import load_kernels
 
 VOCAB = 199
 SHAPE = {"vocab_size": VOCAB, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -235,6 +237,18 @@ def test_limits_are_errors_that_leave_the_backend_usable(llama: Path) -> None:
 def test_presets_agree_with_their_own_forward(preset: str, tmp_path: Path) -> None:
     config = BackendConfig(model=preset, dtype="bf16", max_batch_size=2, artifacts_dir=str(tmp_path))
     assert 0.0 < float(TorchBackend(config).info.details["self_test_error"]) < 0.1
+
+
+def test_auto_is_bf16_where_the_compiled_kernels_compute_the_whole_step(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "cpu_has_bf16", lambda: False)
+    found = load_kernels(tmp_path / "kernels", torch.bfloat16, 1)
+    in_kernels = "bfloat16" if found is not None and found.has_linear else "float32"
+    gpt2 = make_model(tmp_path / "gpt2", "GPT2Config")
+    assert load(llama, dtype="auto").info.dtype == in_kernels
+    assert load(llama, dtype="auto", cpu_kernels=False).info.dtype == "float32"
+    assert load(gpt2, dtype="auto").info.dtype == "float32"
 
 
 def test_what_cannot_run_is_refused_by_name(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def make_module(family: str = "Llama", **changes: Any) -> Any:
 
 def make_ours(kernels: CpuKernels, family: str = "Llama", **changes: Any) -> KernelLlama:
     module = make_module(family, **changes).bfloat16()
-    shape = llama_shape(module)
+    shape = llama_shape(module.config)
     assert shape is not None
     assert KernelLlama.covers(shape, kernels)
     return KernelLlama(module, shape, kernels, MAX_LEN)
@@ -144,7 +144,7 @@ def test_a_padded_head_never_wins(kernels: CpuKernels) -> None:
             layer.mlp.down_proj.weight.zero_()
         module.lm_head.weight.fill_(-1.0)
         module.lm_head.weight[200] = -0.5
-    shape = llama_shape(module)
+    shape = llama_shape(module.config)
     assert shape is not None
     model = KernelLlama(module, shape, kernels, MAX_LEN)
     logits, likeliest = model.run(SlotCache(1, 64), [5, 6], [0, 0], [0, 1], 0, [(0, 2)], [0, 1])
@@ -181,12 +181,12 @@ def test_parts_take_time_from_the_first_question_on(kernels: CpuKernels) -> None
 
 @pytest.mark.parametrize("changes", [{"head_dim": 48}, {"intermediate_size": 100}, {"hidden_size": 136}])
 def test_what_the_kernels_do_not_cover(kernels: CpuKernels, changes: dict[str, Any]) -> None:
-    shape = llama_shape(make_module(**changes))
+    shape = llama_shape(make_module(**changes).config)
     assert shape is not None
     assert not KernelLlama.covers(shape, kernels)
 
 
 def test_other_shapes_are_named_none() -> None:
-    assert llama_shape(make_module(hidden_act="gelu")) is None
-    assert llama_shape(make_module("Mistral", sliding_window=24)) is None
-    assert llama_shape(make_module("Qwen3", head_dim=32)) is None
+    assert llama_shape(make_module(hidden_act="gelu").config) is None
+    assert llama_shape(make_module("Mistral", sliding_window=24).config) is None
+    assert llama_shape(make_module("Qwen3", head_dim=32).config) is None
