@@ -224,11 +224,10 @@ class Scheduler:
 
         A later step that is launched already computes their rows in vain.
         """
-        # Of a running sequence only padding is dead.
-        failed = {id(c.seq): c.seq for c in plan.chunks if not c.dead or c.seq.state is _RUNNING}
-        updates = [self._fail(seq, message, now_s) for seq in failed.values()]
+        updates = [self._fail(chunk.seq, message, now_s) for chunk in plan.chunks if not chunk.dead]
         for chunk in plan.chunks:
-            chunk.seq.num_computed_tokens = 0  # nothing in the cache can be trusted: `sweep` lets it go
+            if chunk.seq.state is not _RUNNING:  # one that runs had padding in this step, which is for nobody
+                chunk.seq.num_computed_tokens = 0  # nothing in the cache can be trusted: `sweep` lets it go
         return Outcome(updates, self._batch.sweep())
 
     def _admit(self, now_s: float) -> float | None:
