@@ -117,9 +117,9 @@ def test_no_token_changes(strategy: str) -> None:
     assert list(map(len, answers("lean"))) == list(BUDGETS)
 
 
-def info(**changes: object) -> BackendInfo:
+def info(*, computes_padding: bool = True) -> BackendInfo:
     known = NullBackend(BackendConfig(backend="null")).info
-    return replace(known, **changes)
+    return replace(known, computes_padding=computes_padding)
 
 
 @pytest.mark.parametrize(
