@@ -17,7 +17,7 @@ def check_chunks(
     may_pad: bool = False,
 ) -> None:
     """`num_cached` has the tokens in the cache of each sequence with a slot, by `seq_id`. `may_pad` is
-    `BackendInfo.computes_padding`.
+    `BackendInfo.computes_padding`: dead rows may then stand behind the prompt.
 
     Raises:
         BackendError: a chunk does not continue what its slot holds.
@@ -29,7 +29,8 @@ def check_chunks(
         num_new += seq_id not in num_cached
         num_tokens = num_cached.get(seq_id, 0)
         expected = num_tokens - 1 if chunk.dead else num_tokens
-        if chunk.start != expected and not (chunk.dead and may_pad and chunk.start > expected):
+        is_padding = may_pad and chunk.dead and chunk.start >= max(num_tokens, chunk.seq.num_prompt_tokens)
+        if chunk.start != expected and not is_padding:
             raise BackendError(
                 f"sequence {seq_id} has {num_tokens} tokens in the cache, so its chunk must start at "
                 f"{expected}, not at {chunk.start}"
