@@ -144,6 +144,8 @@ class RunningBatch:
             goes = seq.state is not _RUNNING and (is_done or has_no_row)
             (leaving if goes else staying).append(seq)
         self.sequences = staying
+        if not staying:
+            self._padding.clear()  # all ended with their first token
         self.num_dead -= len(leaving)
         self.kv_used_tokens -= sum(self._held_tokens.pop(seq.seq_id) for seq in leaving)
         return [seq.seq_id for seq in leaving]

@@ -81,6 +81,16 @@ def test_padding_in_several_steps_when_it_is_more_than_one_holds() -> None:
     assert padding == [20, 10]
 
 
+def test_padding_ends_with_its_batch() -> None:
+    lab = VirtualLab("dynamic", limits=GENERATE)
+    for number in (3, 9, 5):
+        lab.submit(1, prompt=number)
+    lab.now_s = 5.0
+    assert lab.step().num_prompt_tokens == 17
+    lab.submit(2, prompt=4, at_s=0.0)
+    assert [(plan.num_prompt_tokens, plan.num_dead_rows) for plan in steps_of(lab)] == [(4, 0), (0, 0)]
+
+
 def test_a_row_that_grows_ends_at_the_longest_length() -> None:
     lab = VirtualLab("dynamic", limits=replace(GENERATE, max_model_len=12))
     lab.submit(1, prompt=9)
