@@ -182,7 +182,8 @@ class ScheduledChunk:
     """Work of one sequence in one step: the tokens at positions `start .. start + num_tokens - 1`.
 
     A prompt chunk has `num_tokens >= 1`, a decode row exactly one token. A dead row (a finished sequence that
-    a padded batch still carries) recomputes its last position and gives no output.
+    a padded batch still carries) recomputes its last position and gives no output. With backends that
+    `computes_padding` it may stand at any later position of its slot instead, where no token is known.
     """
 
     seq: Sequence
@@ -250,6 +251,8 @@ class BackendInfo:
     details: dict[str, str | int | float | bool] = field(default_factory=dict)
     has_kv_blocks: bool = False
     """Whether it keeps keys and values in the blocks that `Sequence.block_ids` names."""
+    computes_padding: bool = False
+    """Whether dead rows may stand at positions without a token, several of one sequence in a step."""
     has_logprobs: bool = False
     """Whether it fills `StepOutput.logprobs`; the service refuses requests for them otherwise."""
 

@@ -9,9 +9,15 @@ from adapters.base import BackendError, CapacityError, ScheduledChunk
 
 
 def check_chunks(
-    chunks: Seq[ScheduledChunk], num_cached: Mapping[int, int], num_slots: int, max_model_len: int
+    chunks: Seq[ScheduledChunk],
+    num_cached: Mapping[int, int],
+    num_slots: int,
+    max_model_len: int,
+    *,
+    may_pad: bool = False,
 ) -> None:
-    """`num_cached` has the tokens in the cache of each sequence with a slot, by `seq_id`.
+    """`num_cached` has the tokens in the cache of each sequence with a slot, by `seq_id`. `may_pad` is
+    `BackendInfo.computes_padding`: dead rows may then stand behind the prompt.
 
     Raises:
         BackendError: a chunk does not continue what its slot holds.
@@ -23,7 +29,8 @@ def check_chunks(
         num_new += seq_id not in num_cached
         num_tokens = num_cached.get(seq_id, 0)
         expected = num_tokens - 1 if chunk.dead else num_tokens
-        if chunk.start != expected:
+        is_padding = may_pad and chunk.dead and chunk.start >= max(num_tokens, chunk.seq.num_prompt_tokens)
+        if chunk.start != expected and not is_padding:
             raise BackendError(
                 f"sequence {seq_id} has {num_tokens} tokens in the cache, so its chunk must start at "
                 f"{expected}, not at {chunk.start}"

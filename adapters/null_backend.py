@@ -93,6 +93,7 @@ class NullBackend:
             max_model_len=max_model_len,
             kv_capacity_tokens=config.max_batch_size * max_model_len,
             has_kv_blocks=True,
+            computes_padding=True,
             details={
                 "null_step_s": self._step_s,
                 "null_row_s": self._row_s,
@@ -115,7 +116,8 @@ class NullBackend:
         for chunk in chunks:
             if chunk.seq.prefix_keys and chunk.start and chunk.seq.seq_id not in self._num_cached:
                 self._begin_with_hit(chunk.seq, chunk.start)
-        check_chunks(chunks, self._num_cached, self._info.max_batch_size, self._info.max_model_len)
+        info = self._info
+        check_chunks(chunks, self._num_cached, info.max_batch_size, info.max_model_len, may_pad=True)
         outputs = []
         for chunk in chunks:
             if chunk.dead:

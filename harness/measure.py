@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from time import perf_counter
 
 from adapters.base import ConfigError, LabError
 from harness.client.answer import Answer
 from harness.client.server import Server, find_server
 from harness.plan.corpus import Corpus
-from harness.plan.run_size import mean_budget
+from harness.plan.run_size import Trial, mean_budget
 from harness.plan.salt import choose_salt, with_salted_prompts
 from harness.plan.schedule import Schedule
 from harness.replay.arm_file import Arm, ArmFile, Measurement
@@ -58,7 +59,7 @@ def measure(
                     if file is None:
                         if sized is not None:
                             reporter.announce("sizing the run")
-                            schedule = sized(tokens_per_s(server, settings))
+                            schedule = sized(tokens_per_s(server, settings)[0])
                         schedule = schedule.salted(choose_salt(settings, is_foreign=server.card is None))
                         file = ArmFile(arm, server, settings, corpus, schedule, repeats)
                         file.manifest.floor = floor
@@ -78,17 +79,24 @@ def measure(
     return file.finish()
 
 
-def measure_capacity(arm: Arm, settings: HarnessSettings, corpus: Corpus, reporter: Reporter) -> float:
-    """Requests of this corpus that the arm can answer in a second, to three digits: a guess of seconds, from
-    the rate of its tokens alone.
+def try_out(
+    arm: Arm, settings: HarnessSettings, corpus: Corpus, reporter: Reporter, budgets: Sequence[int] = ()
+) -> Trial:
+    """What the arm does in some seconds: answers of one length, then those of `budgets` where there are any.
 
     Raises:
         LabError: as `measure`.
         KeyboardInterrupt: told to stop.
     """
+    start_s = perf_counter()
     with on_interrupt(raise_interrupt), _served(arm, settings, reporter) as (server, _):
-        reporter.announce("measuring the capacity")
-        return float(f"{tokens_per_s(server, settings) / mean_budget(corpus):.3g}")
+        reporter.announce(f"trying out {arm.name}")
+        guess_s = perf_counter()
+        rates = tokens_per_s(server, settings, budgets)
+        guess_s = perf_counter() - guess_s
+    # Three digits, so that schedules can be had again.
+    capacity = float(f"{rates[0] / mean_budget(corpus):.3g}")
+    return Trial(capacity, rates[-1], perf_counter() - start_s - guess_s)
 
 
 def _measure_repeat(

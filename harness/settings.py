@@ -42,7 +42,10 @@ class HarnessSettings(BaseSettings):
         description="preset, hub id, folder or file that the service loads; with --url the name to ask for",
     )
     requests: int = Field(
-        64, ge=1, description="prompts to send; where not given, `bench` sizes a closed loop to 15 to 25 s"
+        64,
+        ge=1,
+        description="prompts to send; where not given, `bench` sizes a closed loop to 15 to 25 s, "
+        "and `compare` all that it measures to ten minutes",
     )
     concurrency: int = Field(16, ge=1, description="virtual users of the closed loop")
     think_ms: float | None = Field(
@@ -100,7 +103,8 @@ class HarnessSettings(BaseSettings):
     )
     quick: bool = Field(
         False,
-        description="1: `compare` does one block of 48 requests, padding on: a first look, without intervals",
+        description="1: `compare` does one block, padding on, in under three minutes: a first look, without "
+        "intervals",
     )
     draws: Literal["new", "same"] = Field(
         "new",

@@ -17,7 +17,7 @@ from adapters.base import BackendConfig, ConfigError
 from adapters.cores import default_threads
 from adapters.registry import BACKENDS, check_backend
 from services.engine.policies import Policies
-from services.engine.spec import EngineSpec
+from services.engine.spec import EngineSpec, PadStyle
 from services.logs import LogFormat, LogLevel
 from services.strategies import VARIANTS, resolve_variant
 from services.strategies.base import StrategyConfig
@@ -88,6 +88,12 @@ class Settings(BaseModel):
         _ENGINE.pad_finished,
         description="static, dynamic: finished rows stay in the batch, computed for nothing, until its last "
         "row is done, as padded generate() stacks do. 0 drops them.",
+    )
+    pad_style: PadStyle = Field(
+        _ENGINE.pad_style,
+        description="static, dynamic: generate also computes the padding of prompts to the longest of their "
+        "batch and lets finished rows grow, so that steps take what those of padded generate() do. lean: "
+        "prompts are not padded, finished rows compute their last position again.",
     )
     prefill_chunk: int = Field(
         _BACKEND.prefill_chunk,

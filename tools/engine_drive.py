@@ -71,6 +71,7 @@ def drive(
     *,
     max_batch: int = 16,
     max_step_tokens: int = 512,
+    pads_like_generate: bool = False,
     policies: Policies = Policies(),  # noqa: B008 frozen
     publish: Callable[[StepReport], None] = lambda report: None,
 ) -> None:
@@ -80,7 +81,11 @@ def drive(
     """
     info = backend.info
     limits = SchedulerLimits(
-        info.kv_capacity_tokens, info.max_model_len, max_batch=max_batch, max_step_tokens=max_step_tokens
+        info.kv_capacity_tokens,
+        info.max_model_len,
+        max_batch=max_batch,
+        max_step_tokens=max_step_tokens,
+        pads_like_generate=pads_like_generate,
     )
     strategy = VARIANTS[variant](StrategyConfig(max_batch=max_batch))
     inbox = QueueInbox()

@@ -1,7 +1,8 @@
 """`lab yardsticks`: how far the engine is from what else could run the same weights on the same threads.
 
-Five contestants answer the same prompts: the engine one by one and continuous, `generate()` one by one and in
-padded batches, and transformers' own continuous batching. Then decode steps are held against their matrix
+Six contestants answer the same prompts: the engine one by one, continuous and in static batches that compute
+what those of `generate()` do; `generate()` one by one and in padded batches; and transformers' own continuous
+batching. Then decode steps are held against their matrix
 products, and against those of plain linear layers. All of it runs in this process without HTTP, in
 interleaved blocks.
 """
@@ -36,6 +37,7 @@ from tools.transformers_runs import load_reference, run_continuous_batching, run
 
 ONE_BY_ONE = "engine, one by one"
 CONTINUOUS = "engine, continuous"
+STATIC = "engine, static, PAD_STYLE=generate"
 GENERATE = "generate(), one by one"
 PADDED = "generate(), padded batches of 16"
 TRANSFORMERS = "transformers continuous batching"
@@ -60,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     contestants: dict[str, Callable[[list[Work]], Any]] = {
         ONE_BY_ONE: lambda items: drive(backend, "baseline", items),
         CONTINUOUS: lambda items: drive(backend, "continuous", items),
+        STATIC: lambda items: drive(backend, "static", items, pads_like_generate=True),
         GENERATE: lambda items: run_generate(reference, items),
         PADDED: lambda items: run_padded_generate(reference, items),
         TRANSFORMERS: lambda items: run_continuous_batching(reference, items),
@@ -141,7 +144,7 @@ def _print(frame: pd.DataFrame, backend: TorchBackend) -> None:
     table = Table(title=f"{info.model}, {info.dtype}, {info.num_threads} thread(s): output tokens/s")
     for column in ("", "median", "of generate()", "of transformers' batching"):
         table.add_column(column, justify="left" if not column else "right")
-    for name in (ONE_BY_ONE, CONTINUOUS, GENERATE, PADDED, TRANSFORMERS):
+    for name in (ONE_BY_ONE, CONTINUOUS, STATIC, GENERATE, PADDED, TRANSFORMERS):
         ratios = [f"{(rates[name] / rates[other]).median():.2f}x" for other in (GENERATE, TRANSFORMERS)]
         table.add_row(name, f"{rates[name].median():.0f}", *ratios)
     console.print(table)

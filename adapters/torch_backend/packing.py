@@ -101,10 +101,10 @@ class StepPacker:
             index = start - num_prompt
             if index < 0:
                 ids.append(seq.prompt_token_ids[start])  # a dead row that never had a token
-            elif self.overlaps and index >= len(output):
-                ids.append(UNKNOWN)
-            else:
+            elif index < len(output):
                 ids.append(output[index])
+            else:
+                ids.append(UNKNOWN if self.overlaps else 0)  # without overlap only padding has no token
             slots.append(slot)
             positions.append(start)
             if not chunk.dead and index + 1 == len(output) + seq.num_pending_tokens:

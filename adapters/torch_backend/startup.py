@@ -164,6 +164,7 @@ def make_ready(config: BackendConfig, setup: DeviceSetup) -> tuple[LoadedModel, 
         model_digest=files.digest,
         num_threads=num_threads,
         has_kv_blocks=setup.device.type == "cpu",
+        computes_padding=setup.device.type == "cpu",
         details={
             "torch": torch.__version__,
             "forward": path,

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 
 from adapters.base import ConfigError, LabError
 from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
@@ -35,19 +36,19 @@ from harness.comparing.loads import (
     NO_WAIT,
     default_arms,
     find_loads,
-    known_capacity,
+    load_settings,
     plan_load,
     with_defaults,
 )
+from harness.comparing.size import DEFAULT_BLOCKS, SizedLoad, find_size, noted, size_text, without_unpadded
 from harness.comparing.verdict import DEFAULT_MARGIN
-from harness.measure import measure_capacity
+from harness.measure import try_out
 from harness.plan.planner import plan
+from harness.plan.run_size import sizes_itself
 from harness.replay.progress import make_reporter
 from harness.results.output_dir import make_folder
 from harness.results.record import read_parquet
 from harness.settings import add_setting_options, read_settings
-
-DEFAULT_BLOCKS = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,14 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="NAME",
         help="strategies, each with settings of its own if wanted: continuous@MAX_BATCH=8,MODEL=lab-110m "
-        f"(default: {' '.join(DEFAULT_VARIANTS)}; in open loops {NO_WAIT} beside them and no static)",
+        f"(default: {' '.join(DEFAULT_VARIANTS)}; in open loops {NO_WAIT} beside them)",
     )
-    parser.add_argument("--blocks", type=int, metavar="N", help=f"default {DEFAULT_BLOCKS}, with QUICK=1 1")
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        metavar="N",
+        help=f"default {DEFAULT_BLOCKS}; 1 with QUICK=1, or where more would take over ten minutes",
+    )
     parser.add_argument(
         "--pad",
         choices=("on", "off", "both"),
-        help="PAD_FINISHED of the strategies that keep finished rows (default both; on with QUICK=1 and for "
-        "the default arms of open loops)",
+        help="PAD_FINISHED of the strategies that keep finished rows (default both; on with QUICK=1, for the "
+        "default arms of open loops, and for all default arms where time is short)",
     )
     parser.add_argument(
         "--baseline", metavar="NAME", help="arm that ratios refer to (default baseline, else the first)"
@@ -97,12 +103,12 @@ def run(args: argparse.Namespace) -> int:
         made = compare_files(files, asked_reference=args.baseline, allow_invalid=args.allow_invalid)
         print(render_comparison(made.rows, made.manifest, args.margin, objective))
         return 1 if made.manifest.validity.level == "INVALID" else 0
-    read = with_defaults(read_settings(args))
-    num_blocks = args.blocks if args.blocks is not None else 1 if read.quick else DEFAULT_BLOCKS
-    if num_blocks < 1:
-        raise ConfigError(f"--blocks must be at least 1, not {num_blocks}")
-    settings = read.model_copy(update={"variant": None, "url": None, "repeats": 1})
-    loads = find_loads(settings)
+    if args.blocks is not None and args.blocks < 1:
+        raise ConfigError(f"--blocks must be at least 1, not {args.blocks}")
+    started_s = perf_counter()
+    given = read_settings(args)
+    settings = with_defaults(given).model_copy(update={"variant": None, "url": None, "repeats": 1})
+    shares = find_loads(settings)
     corpus, schedule = plan(settings, allow_changed_corpus=args.allow_changed_corpus)
     folder = settings.out / "compare"
     make_folder(folder)
@@ -110,28 +116,43 @@ def run(args: argparse.Namespace) -> int:
         pad = args.pad or ("on" if settings.quick else "both")
         arms = find_arms(args.variants or [*DEFAULT_VARIANTS, NO_WAIT], pad, settings, reporter)
         reference = choose_reference([str(arm.name) for arm in arms], args.baseline)
-        if settings.capacity is None and any(share is not None for share in loads):
-            told = next(arm for arm in arms if arm.name == reference)
-            note = folder / f"{plan_digest(arms, settings, corpus, schedule)[:12]}.capacity"
-            found = known_capacity(
-                note, lambda: measure_capacity(told, settings, corpus, reporter), resume=args.resume
-            )
-            settings = settings.model_copy(update={"capacity": found})
-            reporter.announce(f"capacity of {reference}: CAPACITY={found:g} gives these schedules again")
+        of_loads = [
+            list(arms)
+            if args.variants
+            else default_arms(arms, share, reference=reference, pad_was_given=args.pad is not None)
+            for share in shares
+        ]
+        size = noted(
+            folder / f"{plan_digest(arms, settings, corpus, schedule)[:12]}.size.json",
+            lambda: find_size(
+                settings,
+                list(zip(shares, of_loads, strict=True)),
+                reference,
+                corpus,
+                lambda arm, budgets: try_out(arm, settings, corpus, reporter, budgets),
+                is_given=not sizes_itself(given.model_copy(update={"rate": None})),
+                asked_blocks=args.blocks,
+                may_leave_out=not (args.variants or args.pad or settings.quick),
+                started_s=started_s,
+            ),
+            resume=args.resume,
+        )
+        num_blocks = args.blocks or size.num_blocks
+        settings = settings.model_copy(update={"capacity": size.capacity})
         plans = [
             plan_load(
-                share,
-                arms
-                if args.variants
-                else default_arms(arms, share, reference=reference, pad_was_given=args.pad is not None),
-                settings,
+                own if size.has_unpadded else without_unpadded(own, reference),
+                load_settings(share, settings).model_copy(update={"requests": num_requests}),
                 num_blocks,
                 folder,
                 resume=args.resume,
                 allow_changed_corpus=args.allow_changed_corpus,
             )
-            for share in loads
+            for share, own, num_requests in zip(shares, of_loads, size.requests, strict=True)
         ]
+        loads = [SizedLoad(of.arms, of.settings.rate) for of in plans]
+        for line in size_text(size, loads, reference, settings, num_blocks):
+            reporter.say(line)
         if num_kept := sum(len(of.ledger) for of in plans):
             reporter.announce(f"{num_kept} runs of this plan are there already")
         for of in plans:

@@ -63,7 +63,6 @@ def measure_against(args: argparse.Namespace, goes_on: Callable[[CommitRuns], bo
         started_s, num_blocks = time.monotonic(), args.blocks
         while True:
             blocks = plan_load(
-                None,
                 arms,
                 settings,
                 num_blocks,

@@ -1,7 +1,7 @@
 """Which arms a comparison has, and in which order each block measures them.
 
 A strategy that keeps finished rows in the batch becomes two arms, one for each value of PAD_FINISHED, unless
-its settings name one.
+its settings name one, or a PAD_STYLE.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def find_arms(
         card = _card_of(text, name, own, settings, source)
         chosen = "".join(f" {setting}={value}" for setting, value in own.items())
         label = f"{card.variant}{chosen}" + (f" at {source.sha[:12]}" if source else "")
-        if "PAD_FINISHED" in own or not card.strategy.get("pad_finished"):
+        # PAD_STYLE says how finished rows are kept, so that such an arm keeps them.
+        if {"PAD_FINISHED", "PAD_STYLE"} & own.keys() or not card.strategy.get("pad_finished"):
             arms[label] = Arm(card.variant, label, own, source)
             continue
         if pad in ("on", "both"):

@@ -6,7 +6,7 @@ Only metrics that decide get a verdict.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
@@ -26,7 +26,7 @@ from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.results.lengths import length_table, lengths_in_words, lengths_of
 from harness.results.manifest import ComparisonManifest
 from harness.results.metrics import Figure, compared_figures
-from harness.results.stats import mean_of
+from harness.results.stats import MIN_SAMPLES, mean_of
 from harness.results.steady import FIGURES as STEADY_FIGURES
 from harness.results.steady import steady_figures
 from harness.results.table import MISSING, number, render_table, share
@@ -131,6 +131,10 @@ def render_comparison(
             "",
             _figure_table(rows, is_open, figures, manifest.arms, reference),
             "",
+            RANKS_TEXT,
+            "",
+            render_table(*interval_table(_rank_intervals(rows, manifest.arms))),
+            "",
             "Where load is as asked, without start-up and end (medians over blocks):",
             "",
             _steady_table(rows, manifest),
@@ -153,13 +157,17 @@ def render_comparison(
 
 def padding_lines(manifest: ComparisonManifest) -> list[str]:
     """What the arms with dead rows are, where there are any: less than the stacks they stand for."""
-    if not any(run.service and run.service.strategy.get("pad_finished") for run in manifest.runs):
-        return []
-    return [
-        "Padded arms keep finished rows until their batch is done. In the rest they are kinder than padded "
-        "generate(): prompts are not padded and run in chunks beside decode, dead rows do not grow, and "
-        "answers end singly."
-    ]
+    strategies = [run.service.strategy for run in manifest.runs if run.service]
+    styles = {of.get("pad_style", "lean") for of in strategies if of.get("pad_finished")}
+    told = {
+        "lean": "Padded arms keep finished rows until their batch is done. In the rest they are kinder than "
+        "padded generate(): prompts are not padded and run in chunks beside decode, dead rows do not grow, "
+        "and answers end singly.",
+        "generate": "Arms with PAD_STYLE=generate compute what padded generate() does: all prompts, padded "
+        "to the longest of their batch, before the first decode step, and finished rows that grow. They are "
+        "kinder in two things: rows do not attend to padding, and answers end singly.",
+    }
+    return [words for style, words in told.items() if style in styles]
 
 
 def _natural_lengths(rows: pd.DataFrame, manifest: ComparisonManifest, num_unlike: int) -> list[str]:
@@ -181,9 +189,14 @@ def unlike_work(num_unlike: int) -> str:
 
 
 def verdict_lines(found: Sequence[Contrast]) -> list[str]:
-    """One line an arm."""
+    """One line an arm, then what is missing where requests were too few."""
     arms = dict.fromkeys(contrast.arm for contrast in found)
-    return [f"{arm}: {in_words(found, arm)}" for arm in arms]
+    lines = [f"{arm}: {in_words(found, arm)}" for arm in arms]
+    too_few = {contrast.figure.q for contrast in found if contrast.verdict is None}
+    if missing := [q for q in MIN_SAMPLES if q in too_few]:
+        needs = ", ".join(f"of p{q} {MIN_SAMPLES[q]} requests" for q in missing)
+        lines.append(f"Too few requests: a ratio needs {needs} in each block (of gaps: in all blocks)")
+    return lines
 
 
 def block_seconds(manifest: ComparisonManifest) -> float | None:
@@ -225,8 +238,32 @@ def _figure_table(
         lines.append(
             [arm, *cells, batch, share(mean_of([f.dead_row_share for f in own])), f"{same}/{compared}"]
         )
-    names = [c.label + (" (ms)" if c.metric.unit == "ms" else "") for c in columns]
-    return render_table(["arm", *names, "mean batch", "dead rows", f"same as {reference}"], lines)
+    return render_table(
+        ["arm", *map(_with_unit, columns), "mean batch", "dead rows", f"same as {reference}"], lines
+    )
+
+
+RANKS_TEXT = "Intervals of these percentiles by ranks over all requests of an arm, each end at 95%:"
+
+
+def interval_table(
+    intervals: Mapping[str, Mapping[str, tuple[float, float] | None]],
+) -> tuple[list[str], list[list[str]]]:
+    """Headers, and one line an arm, of the percentiles that comparisons show; `intervals` by their keys."""
+    figures = [figure for figure in compared_figures() if figure.q is not None]
+    lines = [[arm, *(f.interval_text(own[f.key]) for f in figures)] for arm, own in intervals.items()]
+    return ["intervals by ranks", *(_with_unit(figure) for figure in figures)], lines
+
+
+def _rank_intervals(
+    rows: pd.DataFrame, arms: Sequence[str]
+) -> dict[str, dict[str, tuple[float, float] | None]]:
+    own = {arm: rows[rows["arm"] == arm] for arm in arms}
+    return {arm: {f.key: f.interval(of_arm) for f in compared_figures()} for arm, of_arm in own.items()}
+
+
+def _with_unit(figure: Figure) -> str:
+    return figure.label + (" (ms)" if figure.metric.unit == "ms" else "")
 
 
 def _steady_table(rows: pd.DataFrame, manifest: ComparisonManifest) -> str:

@@ -7,8 +7,8 @@ which is measured once and noted, so that the schedules can be had again.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from adapters.base import ConfigError
@@ -16,7 +16,6 @@ from harness.comparing.compare_runs import Ledger, LoadPlan, plan_digest
 from harness.plan.load import parse_loads, rate_of_share
 from harness.plan.planner import plan
 from harness.replay.arm_file import Arm
-from harness.results.output_dir import whole_file
 from harness.settings import HarnessSettings
 
 DEFAULT_VARIANTS = ("baseline", "static", "dynamic", "continuous")
@@ -58,35 +57,28 @@ def default_arms(
 ) -> list[Arm]:
     """Those of the default arms that a load is about, so that all loads together take minutes.
 
-    The arm that ratios refer to is always among them.
+    The arm that ratios refer to is always among them. A static client's wait until arrivals fill its chunk is
+    what the strategy costs where arrivals are spread, and counts.
     """
 
     def is_of_load(arm: Arm) -> bool:
         if share is None:
             return "BATCH_WAIT_MS" not in arm.settings
-        # A static client that waits until arrivals fill its chunk measures the rate, not the server.
-        return arm.variant != "static" and (pad_was_given or arm.settings.get("PAD_FINISHED") != "0")
+        return pad_was_given or arm.settings.get("PAD_FINISHED") != "0"
 
     return [arm for arm in arms if arm.name == reference or is_of_load(arm)]
 
 
-def known_capacity(path: Path, measure: Callable[[], float], *, resume: bool) -> float:
-    """What `path` notes of an earlier call of the same plan, else what is measured now."""
-    if resume and path.is_file():
-        try:
-            noted = float(path.read_text())
-        except ValueError:
-            noted = 0.0
-        if 0 < noted < math.inf:
-            return noted  # else the note is damaged, and the plan another one
-    found = measure()
-    with whole_file(path) as file:
-        file.write(repr(found).encode())
-    return found
+def load_settings(share: float | None, settings: HarnessSettings) -> HarnessSettings:
+    """Those of one load: with its rate, if it is a share of the capacity."""
+    if share is None:
+        return settings
+    assert settings.capacity is not None, "measured before"
+    of_closed: dict[str, None] = {"think_ms": None, "think": None, "ramp_s": None}
+    return settings.model_copy(update={"rate": rate_of_share(share, settings.capacity), **of_closed})
 
 
 def plan_load(
-    share: float | None,
     arms: Sequence[Arm],
     settings: HarnessSettings,
     num_blocks: int,
@@ -99,14 +91,11 @@ def plan_load(
     Raises:
         ConfigError: the settings make no plan.
     """
-    if share is not None:
-        assert settings.capacity is not None, "measured before"
-        of_closed: dict[str, None] = {"think_ms": None, "think": None, "ramp_s": None}
-        settings = settings.model_copy(update={"rate": rate_of_share(share, settings.capacity), **of_closed})
     has_draws = settings.draws == "new" and settings.trace is None  # a trace has the requests that it has
     draws = list(range(num_blocks)) if has_draws else [None]
     planned = [plan(settings, allow_changed_corpus=allow_changed_corpus, draw=draw) for draw in draws]
-    corpus, schedules = planned[0][0], [schedule for _, schedule in planned]
+    corpus = planned[0][0]
+    schedules = [replace(schedule, num_blocks=num_blocks) for _, schedule in planned]
     if not has_draws:
         schedules *= num_blocks
     ledger = Ledger(folder, plan_digest(arms, settings, corpus, schedules[0]), resume=resume)

@@ -24,19 +24,21 @@ from harness.comparing.combine import (
     schedules_differ,
     validity_of,
 )
-from harness.comparing.comparison import agreement_of_all
+from harness.comparing.comparison import RANKS_TEXT, agreement_of_all, interval_table
 from harness.comparing.contrasts import contrast_table
 from harness.page.charts import make_charts
 from harness.page.data import ReportData, gather
 from harness.page.html import TEMPLATES, render_page
 from harness.page.picture import description, theme
 from harness.page.summary import (
+    arm_at,
     arm_table,
     budget_table,
     contrast_sentences,
     length_lines,
     question,
     setting_lines,
+    steady_table,
     verdict_sentences,
 )
 from harness.results.cost import Price
@@ -154,6 +156,8 @@ def to_markdown(data: ReportData) -> str:
         f"**{validity.level}.** " + markdown_text(" ".join(verdict_sentences(data))),
     ]
     parts.append(_table(*arm_table(data)))
+    parts += [RANKS_TEXT, _table(*interval_table({arm_at(data, arm): arm.intervals for arm in data.arms}))]
+    parts += ["The steady window, while load was as asked:", _table(*steady_table(data))]
     if data.found:
         reference = markdown_text(str(data.reference))
         parts.append(f"Latencies from schedule. Ratios to {reference}; intervals hold together at 95%.")

@@ -146,11 +146,16 @@ def length_lines(data: ReportData) -> list[str]:
     return lines
 
 
+def arm_at(data: ReportData, arm: ArmData) -> str:
+    """With its load, where there are several."""
+    return arm.name if len(data.loads) == 1 else f"{arm.name}, {arm.load}"
+
+
 def figure_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
     """Every figure of the table of metrics; a column an arm, and what each figure means as the last one."""
     headers = [
         "figure",
-        *(arm.name if len(data.loads) == 1 else f"{arm.name}, {arm.load}" for arm in data.arms),
+        *(arm_at(data, arm) for arm in data.arms),
     ]
     lines = [
         [

@@ -8,6 +8,7 @@ with the REQUESTS that its file names.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from harness.plan.corpus import Corpus
 from harness.settings import HarnessSettings
@@ -17,6 +18,18 @@ LONGEST_S = 25.0
 """A run is made long enough in requests where that takes no longer than this."""
 ROUND_TO = 64
 ENOUGH_REQUESTS, ENOUGH_ROUNDS = 300, 25
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What one arm did before the comparison."""
+
+    capacity: float
+    """Requests a second of answers of the corpus's mean length, all users busy."""
+    tokens_per_s: float
+    """Of a closed loop of unequal answers."""
+    run_s: float
+    """What a run takes beside its requests: the service's start and end, warm-up."""
 
 
 def enough_requests(users: int) -> int:

@@ -74,6 +74,8 @@ class Schedule:
     """Runs of one schedule have it in common, whatever their salt."""
     draw: int | None = None
     """Which sample of the corpus and which arrivals; None for the corpus in its order."""
+    num_blocks: int = 1
+    """Of the comparison that this is one block of."""
 
     @property
     def num_users(self) -> int:

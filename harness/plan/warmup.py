@@ -7,22 +7,29 @@ seen. No file holds their rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from harness.plan.schedule import Arrivals, Load, PlannedRequest, Schedule, derive_seed, schedule_digest
 
 WARMUP_SEED = 20_260_101
 FEWEST_TOKENS = 2
 
 
-def make_warmup(num_requests: int, max_tokens: int | None = None) -> Schedule:
-    """All requests at once, number i with a budget of i + 2 tokens, or all with the budget given."""
+def make_warmup(
+    num_requests: int, max_tokens: int | Sequence[int] | None = None, users: int | None = None
+) -> Schedule:
+    """Number i with a budget of i + 2 tokens, or all with the budget or budgets given; all requests at once
+    unless fewer `users` send them."""
     seed = derive_seed(WARMUP_SEED, "warmup")
-    load = Load(Arrivals.CLOSED, concurrency=num_requests)
+    load = Load(Arrivals.CLOSED, concurrency=users or num_requests)
+    if max_tokens is None or isinstance(max_tokens, int):
+        max_tokens = [max_tokens or FEWEST_TOKENS + index for index in range(num_requests)]
     requests = tuple(
         PlannedRequest(
             index=index,
             prompt_id=f"warmup-{index}",
-            prompt=f"{index} warm-up " + "count " * (4 + 4 * index),
-            max_tokens=max_tokens or FEWEST_TOKENS + index,
+            prompt=f"{index} warm-up " + "count " * (4 + 4 * (index % load.concurrency)),
+            max_tokens=max_tokens[index],
             seed=(seed + index) % 2**31,
         )
         for index in range(num_requests)

@@ -119,6 +119,10 @@ class PlainReporter:
             self._announced, self._announced_s = stem, perf_counter()
             print(text, file=sys.stderr, flush=True)
 
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        print(text, file=sys.stderr, flush=True)
+
     def begin(self, label: str, schedule: Schedule, server: Server | None = None) -> None:
         self._tally = _Tally(label, schedule)
         print(f"{label}: {self._tally.total} requests", file=sys.stderr, flush=True)
@@ -177,6 +181,9 @@ class LiveReporter(PlainReporter):
 
     def announce(self, text: str) -> None:
         self._send({"place": self._place, "notice": text, "all_left_s": self._all_left_s()})
+
+    def say(self, text: str) -> None:
+        self._send({"said": text})
 
     def begin(self, label: str, schedule: Schedule, server: Server | None = None) -> None:
         self._tally = _Tally(label, schedule)

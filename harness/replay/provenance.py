@@ -86,6 +86,7 @@ def make_manifest(
             salt=schedule.salt,
             unsalted_digest=schedule.unsalted_digest,
             draw=schedule.draw,
+            num_blocks=schedule.num_blocks,
         ),
         git=git_state(source),
         uv_lock_sha256=_sha256_of(source / "uv.lock"),

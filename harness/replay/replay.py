@@ -7,6 +7,7 @@ client that have settled.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from time import perf_counter, time
@@ -95,8 +96,9 @@ def replay(
         return ReplayResult(end, use, steps, num_dropped, round_trip_s, gauges)
 
 
-def tokens_per_s(server: Server, settings: HarnessSettings) -> float:
-    """What the server makes with all users busy: a first guess from a few tokens each, after a warm-up.
+def tokens_per_s(server: Server, settings: HarnessSettings, budgets: Sequence[int] = ()) -> list[float]:
+    """What the server makes with all users busy: a first guess from a few tokens each, after a warm-up; then,
+    where there are `budgets`, what a closed loop of answers of so many tokens makes.
 
     Raises:
         LabError: every request failed.
@@ -114,7 +116,16 @@ def tokens_per_s(server: Server, settings: HarnessSettings) -> float:
             took_s = perf_counter() - start_s
             if took_s > GUESS_S:
                 break
-        return sum(answer.num_output_tokens or 0 for answer in answers) / took_s
+        rates = [_num_tokens(answers) / took_s]
+        if budgets:
+            start_s = perf_counter()
+            answers = _warm_up(runner, client, server, make_warmup(len(budgets), budgets, users))
+            rates.append(_num_tokens(answers) / (perf_counter() - start_s))
+        return rates
+
+
+def _num_tokens(answers: Sequence[Answer]) -> int:
+    return sum(answer.num_output_tokens or 0 for answer in answers)
 
 
 def _shared_start(start_at: float | None) -> float | None:

@@ -134,8 +134,11 @@ def main() -> None:
                 if not (read := os.read(sys.stdin.fileno(), 65536)):
                     return
                 *lines, unread = (unread + read).split(b"\n")
-                if lines:
-                    told, told_s = json.loads(lines[-1]), monotonic()
+                for line in map(json.loads, lines):
+                    if "said" in line:
+                        live.console.print(Text(line["said"]))
+                    else:
+                        told, told_s = line, monotonic()
             batch.follow(told.get("server", {}))
             batch.poll()
 

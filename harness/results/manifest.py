@@ -131,6 +131,8 @@ class ScheduleFacts(Facts):
 
     draw: int | None = None
     """Which sample of the corpus and which arrivals; None for the corpus in its order."""
+    num_blocks: int = 1
+    """Of the comparison that this run is one block of."""
 
     @property
     def load(self) -> Load:

@@ -112,6 +112,10 @@ class Figure:
         few = MISSING if self.q is None else f"n<{MIN_SAMPLES[self.q]}"
         return few if value is None else number(value, self.metric.digits)
 
+    def interval_text(self, interval: tuple[float, float] | None) -> str:
+        """As 150.2-210.9."""
+        return MISSING if interval is None else "-".join(number(end, self.metric.digits) for end in interval)
+
 
 OUTPUT_TOKENS = Metric(
     name="output_tokens", unit="per_s", label="output tok/s", description="Output tokens a second.",

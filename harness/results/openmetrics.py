@@ -5,6 +5,7 @@ A gateway that does not answer costs a warning, never the run.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -15,8 +16,10 @@ from prometheus_client.exposition import basic_auth_handler, default_handler
 from prometheus_client.openmetrics.exposition import generate_latest
 
 from harness.results.manifest import RunManifest
-from harness.results.metrics import METRICS
+from harness.results.metrics import METRICS, OUTPUT_TOKENS, Figure
 from harness.results.output_dir import whole_file
+from harness.results.steady import FIGURES as STEADY_FIGURES
+from harness.results.steady import steady_figures
 from harness.settings import ReportSettings, split_login
 
 LABELS = ("variant", "backend", "model", "arm")
@@ -50,6 +53,26 @@ def push(rows: pd.DataFrame, manifest: RunManifest) -> str | None:
     return None
 
 
+def _quantile(figure: Figure) -> dict[str, str]:
+    return {} if figure.q is None else {"quantile": f"0.{figure.q}"}
+
+
+def _add_steady(gauge: Callable[..., None], rows: pd.DataFrame, manifest: RunManifest) -> None:
+    """The figures of the steady window; nothing where load was never as asked."""
+    found = steady_figures(rows, manifest.schedule.load)
+    if found is None:
+        return
+    where = "In the steady window, while load was as asked."
+    gauge("lab_run_steady_share", "Share of the time that the steady window covers.", found.share)
+    gauge("lab_run_steady_requests", f"Requests. {where}", float(found.num_requests))
+    rate = OUTPUT_TOKENS
+    gauge(f"lab_run_steady_{rate.name}_per_second", f"{rate.description} {where}", found.output_tokens_per_s)
+    for figure, value in zip(STEADY_FIGURES, found.latencies, strict=True):
+        unit, factor = _UNITS[figure.metric.unit]
+        words = f"{figure.metric.description} {where}"
+        gauge(f"lab_run_steady_{figure.metric.name}_{unit}", words, value, factor, **_quantile(figure))
+
+
 def summary_of(rows: pd.DataFrame, manifest: RunManifest) -> CollectorRegistry:
     """Gauges of one run; a percentile with too few samples behind it is left out."""
     registry = CollectorRegistry()
@@ -70,8 +93,12 @@ def summary_of(rows: pd.DataFrame, manifest: RunManifest) -> CollectorRegistry:
         unit, factor = _UNITS.get(metric.unit, (metric.unit, 1.0))
         name = "_".join(filter(None, ("lab_run", metric.name, unit)))
         for figure in metric.figures:
-            extra = {} if figure.q is None else {"quantile": f"0.{figure.q}"}
-            gauge(name, metric.description, figure.over(rows, is_open), factor, **extra)
+            gauge(name, metric.description, figure.over(rows, is_open), factor, **_quantile(figure))
+            for end, bound in zip(("low", "high"), figure.interval(rows) or (), strict=False):
+                words = f"{end.capitalize()} end, by ranks, of the percentile's interval."
+                name_of_end = "_".join(("lab_run", metric.name, end, unit))
+                gauge(name_of_end, f"{metric.description} {words}", bound, factor, **_quantile(figure))
+    _add_steady(gauge, rows, manifest)
     gauge("lab_run_requests", "Requests of the run.", float(len(rows)))
     gauge("lab_run_failed_requests", "Requests that failed.", float(rows["error"].notna().sum()))
     joules = [entry.joules_per_token for entry in manifest.repeats if entry.joules_per_token is not None]

@@ -38,6 +38,7 @@ def model_card(settings: Settings, info: BackendInfo) -> ModelCard:
     strategy = VARIANTS[settings.variant]
     spec = settings.engine_spec()
     limits = spec.limits(info)
+    pads = settings.pad_finished and strategy.keeps_finished_rows
     return ModelCard(
         model=info.model,
         backend=info.backend,
@@ -57,7 +58,8 @@ def model_card(settings: Settings, info: BackendInfo) -> ModelCard:
         strategy={
             "max_batch": settings.max_batch,
             "batch_wait_ms": settings.batch_wait_ms,
-            "pad_finished": settings.pad_finished and strategy.keeps_finished_rows,
+            "pad_finished": pads,
+            **({"pad_style": settings.pad_style} if pads else {}),
             "long_prefill_token_threshold": limits.long_prefill_token_threshold,
             "order": spec.policies.order,
             "admission": spec.policies.admission,

@@ -29,6 +29,8 @@ class SchedulerLimits:
     """While others decode, prompts of more tokens get one chunk a step for each of them; 0: never so."""
     pad_finished: bool = True
     """Strategies that keep finished rows do so; False drops them."""
+    pads_like_generate: bool = False
+    """Padded batches compute the padding of their prompts, and their finished rows go on growing."""
     aging_s: float = 10.0
     """A waiting request gains one priority level each time this long passes; 0 ignores priorities."""
 

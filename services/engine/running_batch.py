@@ -11,9 +11,10 @@ most those with a higher priority that came less than `2 * aging_s` after a sequ
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence as Seq
 
-from adapters.base import KV_BLOCK, Sequence, SequenceState
+from adapters.base import KV_BLOCK, ScheduledChunk, Sequence, SequenceState
 from services.engine.kv_memory import KvMemory
 from services.engine.limits import SchedulerLimits
 from services.kv_policies.base import KvPolicy
@@ -31,6 +32,7 @@ class RunningBatch:
         self._pads = pads
         self.sequences: list[Sequence] = []  # in order of admission, dead rows among them
         self.num_dead = 0  # whoever ends a sequence of this batch counts it here, then calls `sweep`
+        self._padding: deque[tuple[Sequence, int]] = deque()  # positions up to the longest prompt
 
     @property
     def num_live(self) -> int:
@@ -74,6 +76,21 @@ class RunningBatch:
             if seq.admitted_s is None:
                 seq.admitted_s = now_s
         self.sequences += joining
+        if self._pads and self._limits.pads_like_generate:
+            shared = [seq for seq in joining if not seq.exclusive]
+            width = max((seq.num_prompt_tokens for seq in shared), default=0)
+            self._padding.extend((seq, at) for seq in shared for at in range(seq.num_prompt_tokens, width))
+
+    def take_padding(self) -> list[ScheduledChunk]:
+        """The next step of rows that pad prompts up to the longest of their batch, once these are computed.
+
+        Later rows of the sequence overwrite what they leave in its cache.
+        """
+        num = min(len(self._padding), self._limits.max_step_tokens)
+        taken = [self._padding.popleft() for _ in range(num)]
+        # One that was cancelled before its first chunk has no slot; a position with a token stays as it is.
+        useful = [(seq, at) for seq, at in taken if 0 < seq.num_computed_tokens <= at]
+        return [ScheduledChunk(seq, at, 1, dead=True) for seq, at in useful]
 
     def make_room(self) -> tuple[list[int], list[Sequence]]:
         """Give each running sequence the KV of its next step, at the cost of others where none is free.
@@ -125,6 +142,8 @@ class RunningBatch:
             goes = seq.state is not _RUNNING and (is_done or has_no_row)
             (leaving if goes else staying).append(seq)
         self.sequences = staying
+        if not staying:
+            self._padding.clear()  # all ended with their first token
         self.num_dead -= len(leaving)
         for seq in leaving:
             self.memory.leave(seq)

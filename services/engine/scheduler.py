@@ -163,7 +163,11 @@ class Scheduler:
             self._alone.popleft()
         lay_out_step = partial(lay_out, self._layout, self.limits, recheck_at_s)
         if not self._alone:
-            return lay_out_step(self._batch.sequences, self._batch.num_dead)
+            plan = lay_out_step(self._batch.sequences, self._batch.num_dead)
+            # As in generate(), nothing decodes before all prompts of the batch are computed and padded.
+            if not plan.num_prompt_tokens and (padding := self._batch.take_padding()):
+                return StepPlan(padding, 0, len(padding), 0, 0, recheck_at_s)
+            return plan
         shared = [seq for seq in self._batch.sequences if not seq.exclusive]
         has_shared = len(shared) > self._batch.num_dead
         self._was_alone = not (self._was_alone and has_shared)
@@ -180,9 +184,11 @@ class Scheduler:
         """
         has_ending = False
         for chunk in plan.chunks:
-            if chunk.dead:
-                continue
             seq = chunk.seq
+            if chunk.dead:
+                if seq.state is not _RUNNING:
+                    seq.num_computed_tokens = chunk.start + 1
+                continue
             seq.num_computed_tokens = end = chunk.start + chunk.num_tokens
             if seq.prefix_keys and not chunk.is_decode:
                 self._batch.memory.note_computed(seq, chunk.start)
@@ -229,7 +235,8 @@ class Scheduler:
         """
         updates = [self._fail(chunk.seq, message, now_s) for chunk in plan.chunks if not chunk.dead]
         for chunk in plan.chunks:
-            chunk.seq.num_computed_tokens = 0  # nothing in the cache can be trusted: `sweep` lets it go
+            if chunk.seq.state is not _RUNNING:  # one that runs had padding in this step, which is for nobody
+                chunk.seq.num_computed_tokens = 0  # nothing in the cache can be trusted: `sweep` lets it go
         return Outcome(updates, self._batch.sweep())
 
     def _admit(self, now_s: float) -> float | None:

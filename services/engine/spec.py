@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from adapters.base import Backend, BackendConfig, BackendInfo, ConfigError
 from adapters.registry import BACKENDS
@@ -19,6 +19,8 @@ from services.engine.scheduler import Scheduler
 from services.logs import LogFormat, LogLevel
 from services.strategies import VARIANTS
 from services.strategies.base import StrategyConfig
+
+PadStyle = Literal["lean", "generate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class EngineSpec:
     """None: what suits the backend on its device."""
     policies: Policies = field(default_factory=Policies)
     pad_finished: bool = DEFAULTS.pad_finished
+    pad_style: PadStyle = "lean"
     aging_s: float = DEFAULTS.aging_s
     tick_s: float = 0.0
     log_level: LogLevel = "INFO"
@@ -69,9 +72,31 @@ class EngineSpec:
             # A batch that ends together waits for its last one anyway.
             long_prefill_token_threshold=0 if VARIANTS[self.variant].keeps_finished_rows else threshold,
             pad_finished=self.pad_finished,
+            pads_like_generate=self._pads_like_generate(info),
             aging_s=self.aging_s,
         )
         return self.policies.within(limits)
+
+    def _pads_like_generate(self, info: BackendInfo) -> bool:
+        """
+        Raises:
+            ConfigError: it is asked for where it cannot be had.
+        """
+        if self.pad_style == "lean" or not VARIANTS[self.variant].keeps_finished_rows:
+            return False
+        problem = None
+        if not self.pad_finished:
+            problem = "keeps finished rows, so it needs PAD_FINISHED=1"
+        elif self.policies.kv_policy != "reserve" or self.policies.kv_capacity_tokens:
+            problem = "lets rows grow past their budgets, so it needs KV_POLICY=reserve and all KV there is"
+        elif not info.computes_padding:
+            problem = (
+                f"needs a backend that computes padding, torch on a CPU or null, not {info.backend} on "
+                f"{info.device}"
+            )
+        if problem:
+            raise ConfigError(f"PAD_STYLE=generate {problem}")
+        return True
 
 
 def build_engine(spec: EngineSpec, backend: Backend, publish: Callable[[StepReport], None]) -> Engine:

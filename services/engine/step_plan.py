@@ -120,13 +120,14 @@ def lay_out(
     for seq in sequences:
         num_computed = seq.num_computed_tokens
         if seq.state is not _RUNNING:
-            # It computes its last position over and over, as a finished row of a padded batch does.
-            rows.append(ScheduledChunk(seq, num_computed - 1, 1, dead=True))
+            # It computes its last position over and over, or grows as those of generate() do.
+            grows = limits.pads_like_generate and num_computed < limits.max_model_len
+            rows.append(ScheduledChunk(seq, num_computed if grows else num_computed - 1, 1, dead=True))
         elif num_computed < seq.num_prefill_tokens:
             prompts.append(seq)
         else:
             rows.append(ScheduledChunk(seq, num_computed, 1))
-    if prompts and layout.rows_wait:
+    if prompts and (layout.rows_wait or limits.pads_like_generate):
         rows, num_dead = [], 0
     num_decode_tokens = len(rows) - num_dead
     if not prompts:

@@ -199,6 +199,28 @@ def test_a_dead_row_gives_nothing_and_disturbs_nobody(llama: Path) -> None:
     assert live.output_token_ids == want
 
 
+def test_rows_of_padding_disturb_nobody_and_are_overwritten(llama: Path) -> None:
+    backend = load(llama)
+    assert backend.info.computes_padding
+    want = run_together(load(llama), sequences_of(prompts(2), 8))
+    ours = sequences_of(prompts(2), 8)
+    for seq in ours:
+        (output,) = backend.step([ScheduledChunk(seq, 0, seq.num_tokens)])
+        seq.output_token_ids += output.token_ids
+    padding = [
+        ScheduledChunk(seq, at, 1, dead=True)
+        for seq in ours
+        for at in range(seq.num_prompt_tokens, seq.num_prompt_tokens + 20)
+    ]
+    assert backend.step(padding) == []
+    for _ in range(7):
+        rows = [ScheduledChunk(seq, seq.num_tokens - 1, 1) for seq in ours]
+        outputs = {output.seq_id: output.token_ids for output in backend.step(rows)}
+        for seq in ours:
+            seq.output_token_ids += outputs[seq.seq_id]
+    assert [seq.output_token_ids for seq in ours] == want
+
+
 def test_limits_are_errors_that_leave_the_backend_usable(llama: Path) -> None:
     backend = load(llama, max_batch_size=2, max_model_len=128)
     a, b, c = sequences_of([[5, 6, 7]] * 3)

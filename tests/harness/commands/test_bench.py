@@ -527,6 +527,34 @@ def test_compare_measures_two_loads_and_repeats_their_schedules(
     assert digests("two") == first
 
 
+def test_compare_is_sized_before_it_starts_and_resumes_with_that_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (NULL | {"NULL_STEP_MS": "1"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("REQUESTS", raising=False)
+    words = ["--variants", "baseline", "continuous", "--quick", "1", "--loads", "closed"]
+    words += ["--concurrency", "4"]
+    assert main(["compare", *words]) == 0
+    (note,) = (tmp_path / "out" / "compare").glob("*.size.json")
+    size = json.loads(note.read_text())
+    assert (size["num_blocks"], size["requests"], size["has_unpadded"]) == (1, [48], True)
+    told = capsys.readouterr().err
+    assert "trying out baseline" in told
+    assert "plan: 1 block of 2 runs, about " in told
+    assert "4 users: 48 requests a block; baseline, continuous" in told
+    (path,) = (tmp_path / "out" / "compare").glob("*.parquet")
+    manifest, _ = read_parquet(path)
+    assert isinstance(manifest, ComparisonManifest)
+    assert {run.schedule.num_requests for run in manifest.runs} == {48}
+    note.write_text(json.dumps(size | {"block_s": 1e6}))
+    assert main(["compare", *words, "--resume"]) == 0
+    told = capsys.readouterr().err
+    assert "trying out" not in told
+    assert "about 16667 min" in told
+    assert "2 runs of this plan are there already" in told
+
+
 def test_a_mistyped_setting_of_an_arm_fails_before_anything_is_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

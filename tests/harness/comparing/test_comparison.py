@@ -22,6 +22,7 @@ from harness.page.summary import arm_table, setting_lines
 from harness.replay.arm_file import Arm
 from harness.results.cost import Price
 from harness.results.manifest import ComparisonManifest, Validity
+from harness.results.metrics import TTFT, Figure
 from harness.results.record import Row, read_parquet
 from harness.results.slo import Slo
 from tests.harness.made_rows import made_frame, made_manifest, made_repeat, made_row
@@ -150,7 +151,27 @@ def test_tables_show_ratios_and_say_when_samples_are_too_few() -> None:
     assert "All arms gave the same output for 59 of 60 prompts." in text
     few = [run_rows("baseline", 0, 1.0, num=10), run_rows("static", 0, 1.0, num=10)]
     rows, manifest = comparison(*few)
-    assert "n<60" in render_comparison(made_frame(rows), manifest)
+    text = render_comparison(made_frame(rows), manifest)
+    assert "n<60" in text
+    needs = "of p95 60 requests, of p99 300 requests in each block (of gaps: in all blocks)"
+    assert f"Too few requests: a ratio needs {needs}" in text
+
+
+def test_percentiles_have_their_intervals_by_ranks() -> None:
+    rows, manifest = comparison(*BLOCKS)
+    frame = made_frame(rows)
+    lines = render_comparison(frame, manifest).splitlines()
+    top = next(i for i, line in enumerate(lines) if line.startswith("| intervals by ranks"))
+    names, *arms = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in (lines[top], *lines[top + 2 : top + 4])
+    )
+    assert [arm[0] for arm in arms] == manifest.arms
+    for arm in arms:
+        told = dict(zip(names, arm, strict=True))
+        found = Figure(TTFT, 95).interval(frame[frame["arm"] == arm[0]])
+        assert found is not None
+        assert told["TTFT p95 (ms)"] == f"{found[0]:,.1f}-{found[1]:,.1f}"
+        assert told["ITL p99 (ms)"] == "-", "120 requests have none"
 
 
 def test_the_table_and_the_page_show_one_value_of_each_figure() -> None:
@@ -178,6 +199,11 @@ def test_what_padded_arms_leave_out_is_said_where_there_are_some() -> None:
     assert service is not None
     service.strategy["pad_finished"] = True
     assert "kinder than padded" in render_comparison(made_frame(rows), manifest)
+    service.strategy["pad_style"] = "generate"
+    text = render_comparison(made_frame(rows), manifest)
+    assert "compute what padded generate() does" in text
+    assert "kinder than padded" not in text
+    service.strategy["pad_style"] = "lean"
     assert any(
         "kinder than padded" in line
         for line in setting_lines(gather(made_frame(rows), manifest, slo=Slo(()), price=Price()))

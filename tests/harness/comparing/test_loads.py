@@ -10,7 +10,7 @@ from adapters.base import ConfigError
 from harness.comparing.loads import (
     default_arms,
     find_loads,
-    known_capacity,
+    load_settings,
     plan_load,
     with_defaults,
 )
@@ -63,26 +63,18 @@ def test_each_default_load_has_the_arms_that_it_is_about() -> None:
     closed = [arm.name for arm in default_arms(ARMS, None, reference="baseline", pad_was_given=False)]
     assert closed == [arm.name for arm in ARMS if arm.name != "dynamic BATCH_WAIT_MS=0"]
     spread = [arm.name for arm in default_arms(ARMS, 0.75, reference="baseline", pad_was_given=False)]
-    assert spread == ["baseline", "dynamic", "dynamic BATCH_WAIT_MS=0", "continuous"]
-    told = default_arms(ARMS, 0.75, reference="static", pad_was_given=False)
-    assert "static" in [arm.name for arm in told], "ratios refer to it"
-
-
-def test_a_noted_capacity_is_taken_by_resume_alone(tmp_path: Path) -> None:
-    note = tmp_path / "x.capacity"
-    assert known_capacity(note, lambda: 5.87, resume=True) == 5.87
-    assert known_capacity(note, lambda: 6.1, resume=True) == 5.87
-    assert known_capacity(note, lambda: 6.1, resume=False) == 6.1
-    for damaged in (b"?", b"", b"\xff", b"nan", b"inf", b"-5.87", b"0"):
-        note.write_bytes(damaged)
-        assert known_capacity(note, lambda: 7.0, resume=True) == 7.0
+    assert spread == ["baseline", "static", "dynamic", "dynamic BATCH_WAIT_MS=0", "continuous"]
+    unpadded = "static PAD_FINISHED=0"
+    told = default_arms(ARMS, 0.75, reference=unpadded, pad_was_given=False)
+    assert unpadded in [arm.name for arm in told], "ratios refer to it"
 
 
 def test_one_capacity_gives_one_plan_with_a_draw_for_each_block(tmp_path: Path) -> None:
     def planned(capacity: float, draws: str = "new") -> list[str]:
-        asked = settings(capacity=capacity, draws=draws)
-        made = plan_load(0.75, ARMS, asked, 3, tmp_path, resume=False, allow_changed_corpus=False)
+        asked = load_settings(0.75, settings(capacity=capacity, draws=draws))
+        made = plan_load(ARMS, asked, 3, tmp_path, resume=False, allow_changed_corpus=False)
         assert made.settings.rate == pytest.approx(0.75 * capacity, rel=0.005)
+        assert {schedule.num_blocks for schedule in made.schedules} == {3}
         return [schedule.digest for schedule in made.schedules]
 
     assert planned(5.87) == planned(5.87)

@@ -202,6 +202,8 @@ def test_page_markdown_and_json_show_one_number(result: Path, capsys: pytest.Cap
             if figure in compared_figures():
                 row = next(r for r in markdown.splitlines() if r.startswith(f"| {arm['arm']} "))
                 assert f" {markdown_text(cell)} |" in row
+    assert "| intervals by ranks |" in markdown
+    assert "The steady window, while load was as asked:" in markdown
     for ratio, contrast in zip(told["ratios"], data.found, strict=True):
         value = contrast.verdict and contrast.verdict.ratio
         assert (ratio["figure"], ratio["ratio"]) == (contrast.figure.key, value)

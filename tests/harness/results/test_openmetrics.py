@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from harness.plan.schedule import Arrivals, Load
 from harness.results.openmetrics import push, write_openmetrics
 from tests.harness.made_rows import made_frame, made_manifest, made_row
 
@@ -30,6 +31,33 @@ def test_the_file_says_what_the_table_says(tmp_path: Path) -> None:
     assert samples["lab_run_ttft_seconds", "0.95"] == pytest.approx(0.5)
     assert ("lab_run_ttft_seconds", "0.99") not in samples
     assert samples["lab_run_is_valid", None] == 1
+
+
+def test_percentiles_come_with_their_ends_and_the_steady_window(tmp_path: Path) -> None:
+    rows = [
+        made_row(
+            i, sent_s=i, scheduled_s=i, offset_s=float(i), chunk_s=(i + 0.5 + i / 1e3, i + 1.0 + i / 1e3)
+        )
+        for i in range(60)
+    ]
+    manifest = made_manifest(rows, load=Load(Arrivals.POISSON, rate=1.0))
+    text = write_openmetrics(tmp_path / "run.parquet", made_frame(rows), manifest).read_text()
+    samples = {
+        (sample.name, sample.labels.get("quantile")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    for q in ("0.50", "0.95"):
+        low, middle, high = (
+            samples[f"lab_run_{name}_seconds", q] for name in ("ttft_low", "ttft", "ttft_high")
+        )
+        assert 0.5 <= low < middle < high <= 0.559
+    assert ("lab_run_ttft_low_seconds", "0.99") not in samples
+    assert 0.9 < samples["lab_run_steady_share", None] < 1
+    assert samples["lab_run_steady_requests", None] == 56
+    assert samples["lab_run_steady_output_tokens_per_second", None] == pytest.approx(2.0, rel=0.05)
+    assert samples["lab_run_steady_ttft_seconds", "0.50"] == pytest.approx(0.53, abs=0.002)
+    assert ("lab_run_steady_ttft_seconds", "0.95") not in samples  # 56 requests
 
 
 def test_the_summary_is_pushed_where_a_gateway_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

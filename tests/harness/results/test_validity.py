@@ -130,6 +130,24 @@ def test_many_requests_are_long_enough_on_a_fast_machine() -> None:
     assert few_rounds.caution == ("short run: 5.0 s measured, less than 10 s",)
 
 
+def test_the_blocks_of_a_comparison_count_together() -> None:
+    """9 answers of 9 s: too short and too few alone and in three blocks, enough in seven."""
+
+    def doubts(num_blocks: int) -> tuple[str, ...]:
+        rows = closed_rows(9)
+        manifest = made_manifest(rows)
+        manifest.schedule.num_blocks = num_blocks
+        return judge(made_frame(rows), manifest).caution
+
+    short, few = doubts(1)[::-1]
+    assert (short, few) == (
+        "short run: 9.0 s measured, less than 10 s",
+        "few samples: 9 answers, p95 needs 60",
+    )
+    assert doubts(3) == ("few samples: 9 answers in each of 3 blocks, p95 needs 60",)
+    assert doubts(7) == ()
+
+
 def test_small_lag_and_a_slightly_stretched_load_are_allowed() -> None:
     assert judged(open_rows(lag_s=0.019), load=OPEN).level == "VALID"
 

@@ -1,0 +1,249 @@
+"""How many blocks and requests a comparison has that nobody gave a number: fixed before its first run.
+
+All arms of a block answer the same requests, since a percentile of the first thirty requests and one of sixty
+are not two values of one figure. So the slowest arm sets how many there are. Each kind of arm is tried out on
+answers as unequal as the corpus's. An open loop takes its time from its rate, whatever its arms do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
+
+from harness.comparing.loads import load_settings
+from harness.plan.corpus import Corpus
+from harness.plan.run_size import Trial, enough_requests, mean_budget
+from harness.replay.arm_file import Arm
+from harness.results.output_dir import whole_file
+from harness.results.stats import MIN_SAMPLES
+from harness.settings import HarnessSettings
+
+DEFAULT_BLOCKS = 3
+WHOLE_S, QUICK_S = 570.0, 165.0
+"""What the command takes in all, trials included."""
+LONG_S = 12.0
+"""What the fastest arm measures in all blocks together: a tenth more than a run that counts as short."""
+TAIL_REQUESTS = 3
+"""Of an open loop: what is still to be answered after the last arrival, in gaps between arrivals."""
+QUICK_ARRIVALS = 12
+"""Of an open loop, at least; of a closed one each user asks once."""
+TRIAL_TOKENS = 16
+_ALIKE = frozenset({"PAD_FINISHED", "BATCH_WAIT_MS"})
+"""Arms that differ in these alone are tried out once; the wait does not matter where a queue never ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class SizedLoad:
+    """One load to be measured; `rate` None for a closed loop."""
+
+    arms: Sequence[Arm]
+    rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What is noted beside the results, so that `--resume` measures the same."""
+
+    capacity: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    num_blocks: PositiveInt
+    requests: list[PositiveInt]
+    """Of each load, in one block."""
+    has_unpadded: bool
+    block_s: float | None
+    """What a block is expected to take; None where nobody tried the arms out."""
+
+
+_SIZE = TypeAdapter(Size)
+
+
+def kind_of(arm: Arm) -> str:
+    """Arms of one kind have one trial."""
+    own = sorted(item for item in arm.settings.items() if item[0] not in _ALIKE)
+    return json.dumps([arm.variant, own])
+
+
+def noted(path: Path, find: Callable[[], Size], *, resume: bool) -> Size:
+    """What `path` notes of an earlier call of the same plan, else what is found now."""
+    if resume and path.is_file():
+        with suppress(ValidationError):  # a damaged note: the plan is another one then
+            return _SIZE.validate_json(path.read_bytes())
+    found = find()
+    with whole_file(path) as file:
+        file.write(json.dumps(asdict(found)).encode())
+    return found
+
+
+def without_unpadded(arms: Sequence[Arm], reference: str) -> list[Arm]:
+    """PAD_FINISHED=0 is the second setting of an arm, and the first to be left out where time is short."""
+    return [arm for arm in arms if arm.name == reference or arm.settings.get("PAD_FINISHED") != "0"]
+
+
+def find_size(
+    settings: HarnessSettings,
+    loads: Sequence[tuple[float | None, Sequence[Arm]]],
+    reference: str,
+    corpus: Corpus,
+    try_out: Callable[[Arm, Sequence[int]], Trial],
+    *,
+    is_given: bool,
+    asked_blocks: int | None,
+    may_leave_out: bool,
+    started_s: float,
+) -> Size:
+    """Of `loads`, each with its share of the capacity and its arms.
+
+    Where the number of requests `is_given`, only a capacity that is missing is measured. `may_leave_out`:
+    unpadded arms need not be there. `started_s` is when the command began, on `perf_counter`.
+    """
+    told = next(arm for _, arms in loads for arm in arms if arm.name == reference)
+    needs_capacity = settings.capacity is None and any(share is not None for share, _ in loads)
+    if is_given:
+        capacity = try_out(told, ()).capacity if needs_capacity else settings.capacity
+        usual = 1 if settings.quick else DEFAULT_BLOCKS
+        return Size(capacity, asked_blocks or usual, [settings.requests] * len(loads), True, None)
+    budgets = trial_budgets(corpus, 2 * settings.concurrency)
+    trials: dict[str, Trial] = {}
+    for arm in (told, *(arm for _, arms in loads for arm in arms)):
+        if kind_of(arm) not in trials:
+            trials[kind_of(arm)] = try_out(arm, budgets)
+    capacity = trials[kind_of(told)].capacity if needs_capacity else settings.capacity
+    settings = settings.model_copy(update={"capacity": capacity})
+    return choose_size(
+        [SizedLoad(arms, load_settings(share, settings).rate) for share, arms in loads],
+        trials,
+        mean_budget(corpus),
+        settings,
+        reference=reference,
+        asked_blocks=asked_blocks,
+        may_leave_out=may_leave_out,
+        spent_s=perf_counter() - started_s,
+    )
+
+
+def choose_size(
+    loads: Sequence[SizedLoad],
+    trials: Mapping[str, Trial],
+    mean_tokens: float,
+    settings: HarnessSettings,
+    *,
+    reference: str,
+    asked_blocks: int | None,
+    may_leave_out: bool,
+    spent_s: float,
+) -> Size:
+    """The most requests with which the usual number of blocks fits into the time that is left; one block
+    where that is not even the least that counts."""
+    whole_s, usual = (QUICK_S, 1) if settings.quick else (WHOLE_S, DEFAULT_BLOCKS)
+    left_s = whole_s - spent_s
+
+    def costs_of(chosen: Sequence[SizedLoad]) -> list[_Cost]:
+        return [_cost(load, trials, mean_tokens, settings, usual) for load in chosen]
+
+    costs, has_unpadded = costs_of(loads), True
+    requests = _most_requests(costs, left_s / usual)
+    # A p95 in each block is worth more than a second setting of some arms.
+    if may_leave_out and min(requests or [0]) < MIN_SAMPLES[95]:
+        has_unpadded = False
+        costs = costs_of([replace(of, arms=without_unpadded(of.arms, reference)) for of in loads])
+        requests = _most_requests(costs, left_s / usual)
+    num_blocks = asked_blocks or usual
+    if requests is None and asked_blocks is None:
+        num_blocks = 1
+        requests = _most_requests(costs, left_s)
+    requests = requests or [cost.least for cost in costs]
+    block_s = sum(cost.seconds(num) for cost, num in zip(costs, requests, strict=True))
+    return Size(settings.capacity, num_blocks, requests, has_unpadded, block_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """One block of one load: seconds of its runs without a request, and of each request in all of them."""
+
+    fixed_s: float
+    request_s: float
+    least: int
+    wanted: int
+
+    def seconds(self, num_requests: int) -> float:
+        return self.fixed_s + num_requests * self.request_s
+
+
+def _cost(
+    load: SizedLoad,
+    trials: Mapping[str, Trial],
+    mean_tokens: float,
+    settings: HarnessSettings,
+    num_blocks: int,
+) -> _Cost:
+    tried = [trials[kind_of(arm)] for arm in load.arms]
+    fixed_s = sum(trial.run_s for trial in tried)
+    users = settings.concurrency
+    if load.rate is None:
+        think_s = (settings.think_ms or 0.0) / 1e3 / users
+        each_s = [max(mean_tokens / trial.tokens_per_s, think_s) for trial in tried]
+        request_s, fastest_s = sum(each_s), min(each_s)
+        enough = min(enough_requests(users), LONG_S / fastest_s)
+        least = users if settings.quick else 2 * users
+    else:
+        fixed_s += len(tried) * TAIL_REQUESTS / load.rate
+        request_s = len(tried) / load.rate
+        enough = LONG_S * load.rate
+        least = QUICK_ARRIVALS if settings.quick else math.ceil(MIN_SAMPLES[95] / DEFAULT_BLOCKS)
+    if not settings.quick:
+        least = max(least, math.ceil(enough / num_blocks))
+    return _Cost(fixed_s, request_s, least, max(settings.requests, least))
+
+
+def _most_requests(costs: Sequence[_Cost], block_s: float) -> list[int] | None:
+    """Of each load, as far on the way from its least number to the wanted one as all of them can go."""
+    spare_s = block_s - sum(cost.seconds(cost.least) for cost in costs)
+    if spare_s < 0:
+        return None
+    more_s = sum((cost.wanted - cost.least) * cost.request_s for cost in costs)
+    part = min(1.0, spare_s / more_s) if more_s else 1.0
+    return [cost.least + math.floor(part * (cost.wanted - cost.least)) for cost in costs]
+
+
+def trial_budgets(corpus: Corpus, num_requests: int) -> list[int]:
+    """Tokens of answers that are short, and as unequal as the first ones of the corpus."""
+    budgets = [prompt.max_tokens for prompt in corpus.prompts[:num_requests]]
+    scale = TRIAL_TOKENS * len(budgets) / sum(budgets)
+    return [max(2, round(budget * scale)) for budget in budgets]
+
+
+def size_text(
+    size: Size, loads: Sequence[SizedLoad], reference: str, settings: HarnessSettings, num_blocks: int
+) -> list[str]:
+    """The plan, before it starts: blocks, requests, arms, minutes, and what so few requests cannot tell."""
+    least = MIN_SAMPLES[95]
+    num_runs = sum(len(load.arms) for load in loads)
+    takes = f", about {_minutes(num_blocks * size.block_s)}" if size.block_s else ""
+    lines = [f"plan: {num_blocks} block{'s' * (num_blocks != 1)} of {num_runs} runs{takes}"]
+    for load, num in zip(loads, size.requests, strict=True):
+        words = f"{settings.concurrency} users" if load.rate is None else f"{load.rate:.3g} requests/s"
+        lines.append(f"  {words}: {num} requests a block; {', '.join(str(arm.name) for arm in load.arms)}")
+    if size.capacity and any(load.rate is not None for load in loads):
+        again = f"CAPACITY={size.capacity:g} gives these rates again"
+        lines.append(f"  capacity of {reference}: {size.capacity:g} requests/s ({again})")
+    if min(size.requests) < least:
+        lines.append(f"  under {least} requests a block there is no ratio of p95 (REQUESTS={least} gives it)")
+    if size.block_s and num_blocks < DEFAULT_BLOCKS and not settings.quick:
+        more = _minutes(DEFAULT_BLOCKS * size.block_s)
+        lines.append(
+            f"  intervals need {DEFAULT_BLOCKS} blocks: --blocks {DEFAULT_BLOCKS} takes about {more}"
+        )
+    if not size.has_unpadded:
+        lines.append("  arms with PAD_FINISHED=0 are left out for time (--pad both measures them)")
+    return lines
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
