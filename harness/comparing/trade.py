@@ -15,6 +15,7 @@ import pandas as pd
 
 from adapters.base import ConfigError
 from harness.comparing.contrasts import (
+    Blocks,
     Contrast,
     Places,
     contrasts,
@@ -90,19 +91,21 @@ def decide(
     margin: float,
     places: Places,
     objective: Figure | None = None,
+    blocks: Blocks | None = None,
 ) -> Decision | None:
-    """None where there is nothing to choose between."""
+    """None where there is nothing to choose between. `blocks` are those of `rows`, where they are known."""
     figure = objective or Figure(primary(is_open))
     ranked = _ranked(rows, arms, figure, is_open)
     if len(ranked) < 2:
         return None
     first, second = ranked[:2]
+    known = blocks or Blocks(rows)
 
     def against(other: str) -> list[Contrast]:
         judged = deciding_figures()
         if objective is not None and objective not in judged:
             judged.append(objective)
-        return contrasts(rows, arms, other, is_open=is_open, margin=margin, places=places, figures=judged)
+        return contrasts(known, arms, other, is_open=is_open, margin=margin, places=places, figures=judged)
 
     return Decision(
         first,
