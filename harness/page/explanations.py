@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness.comparing.trade import phrase_of
+from harness.comparing.trade import factor_text
 from harness.page.data import ArmData, ReportData
 from harness.page.picture import Picture, Spec, hover, of_arms
 from harness.results.latency_budget import TERMS
@@ -38,9 +38,8 @@ def verdict_chart(data: ReportData) -> Picture | None:
             ratios = (verdict.ratio, *(verdict.interval or ()))
             if not contrast.figure.metric.higher_is_better:
                 ratios = tuple(1 / ratio for ratio in ratios)
-            is_sure = verdict.word in ("better", "worse")
-            said = phrase_of(contrast) if is_sure else verdict.text().partition(":")[0]
-            figure = contrast.figure.label
+            figure, factor = contrast.figure.label, factor_text(max(ratios[0], 1 / ratios[0]))
+            said = f"{factor} {verdict.word}" if verdict.word in ("better", "worse") else verdict.word
             values.append({
                 "figure": figure, "word": verdict.word, "ratio": contrast.text(), "verdict": verdict.text(),
                 "said": f"{figure}: {said}", "x": ratios[0], "low": min(ratios), "high": max(ratios),
@@ -48,23 +47,31 @@ def verdict_chart(data: ReportData) -> Picture | None:
     if not values or made is None:
         return None
     # Few blocks give intervals over many powers of ten: the axis keeps to what the ratios need.
-    far = max(2.0, *(2 * max(v["x"], 1 / v["x"]) for v in values))
+    far = 1.5 * max(max(v["x"], 1 / v["x"]) for v in values)
     ticks = (
-        "datum.value == 1 ? 'same' : format(max(datum.value, 1 / datum.value), '.2~r') + "
+        "datum.value == 1 ? 'same' : format(max(datum.value, 1 / datum.value), '.3~r') + "
         "(datum.value < 1 ? 'x worse' : 'x better')"
     )
+    marked = [tick for tick in (1, 1.25, 2, 5, 10, 30, 100, 300, 1000) if tick <= far]
     x = {
         "type": "quantitative", "title": None,
-        "scale": {"type": "log", "domain": [1 / far, far], "clamp": True},
-        "axis": {"labelExpr": ticks, "tickCount": 4, "labelOverlap": "greedy", "labelSeparation": 10},
+        "scale": {"type": "log", "domain": [1 / far, far], "clamp": True, "nice": False},
+        "axis": {"labelExpr": ticks, "values": sorted({*marked, *(1 / tick for tick in marked)}),
+                 "labelOverlap": "greedy", "labelSeparation": 10, "grid": False},
     }  # fmt: skip
     words = {word: look for word, look in _WORDS.items() if any(v["word"] == word for v in values)}
     looks = [
         {"field": "word", "title": None, "scale": {"domain": list(words), "range": list(of)}}
         for of in zip(*words.values(), strict=True)
     ]
+    margin = 1 + next(c.verdict.margin for c in told if c.verdict)
+    once: Spec = {"data": {"values": [{}]}}
+    no_rows: Spec = {"y": None, "tooltip": None}
     layers = [
-        {"mark": {"type": "rule", "strokeDash": [4, 3]}, "encoding": {"y": {}, "x": {"datum": 1, **x}}},
+        {**once, "mark": {"type": "rect", "color": "#88888833"},
+         "encoding": {**no_rows, "x": {"datum": 1 / margin, **x}, "x2": {"datum": margin}}},
+        {**once, "mark": {"type": "rule", "strokeDash": [4, 3]},
+         "encoding": {**no_rows, "x": {"datum": 1, **x}}},
         {"mark": {"type": "rule", "strokeWidth": 3},
          "encoding": {"x": {"field": "low", **x}, "x2": {"field": "high"}, "color": looks[0]}},
         {"mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
@@ -74,7 +81,8 @@ def verdict_chart(data: ReportData) -> Picture | None:
     ]  # fmt: skip
     return Picture(
         f"{made.first} against {data.reference if made.against_reference else made.second}",
-        "Right of the dashed line is better; the bars are intervals that hold together at 95%.",
+        f"Right of the dashed line is better; the bars are intervals that hold together at 95%. An interval "
+        f"inside the grey band, {margin - 1:.0%} either way, is equivalent.",
         {
             "data": {"values": values},
             "height": 42 * len(values),
@@ -122,8 +130,11 @@ def budget_chart(arms: Sequence[ArmData]) -> Picture | None:
     )  # fmt: skip
 
 
-def slots_chart(arms: Sequence[ArmData]) -> Picture | None:
-    """All arms over one time axis, one lane a slot; what is drawn half as high is computed for nothing."""
+def slots_chart(arms: Sequence[ArmData], lanes_px: float = 480) -> Picture | None:
+    """All arms over one time axis, one lane a slot; what is drawn half as high is computed for nothing.
+
+    `lanes_px` is how high all lanes together may be.
+    """
     lines = [(arm.name, arm.timeline) for arm in arms if arm.timeline]
     if not lines:
         return None
@@ -131,15 +142,15 @@ def slots_chart(arms: Sequence[ArmData]) -> Picture | None:
     # Bars that are left out would look like empty slots: time ends where the first of them begins.
     left_out_s = [line.bars[MAX_BARS].joined_s for _, line in lines if len(line.bars) > MAX_BARS]
     until_s = min(max(spans_s), TIMELINE_STRETCH * min(spans_s), *left_out_s)
-    lane_px = max(5.0, min(13.0, 480 / sum(line.num_lanes for _, line in lines)))
+    lane_px = max(4.0, min(13.0, lanes_px / sum(line.num_lanes for _, line in lines)))
     bars: list[Spec] = []
     heads: list[Spec] = []
     top = 0.0
     for name, line in lines:
-        top += 30 / lane_px
+        top += 44 / lane_px
         shares = f"{line.live_share:.0%} live, {line.dead_share:.0%} dead rows, {line.idle_share:.0%} empty"
         heads.append({
-            "arm": name, "words": f"{name}: {shares}", "from": 0, "to": min(line.span_s, until_s),
+            "arm": name, "words": [name, shares], "from": 0, "to": min(line.span_s, until_s),
             "top": top, "bottom": top + line.num_lanes,
         })  # fmt: skip
         for bar in line.bars[:MAX_BARS]:
@@ -181,7 +192,7 @@ def slots_chart(arms: Sequence[ArmData]) -> Picture | None:
             },
         },
         of_arms(heads) | {
-            "mark": {"type": "text", "align": "left", "baseline": "bottom", "dy": -4, "fontWeight": 600},
+            "mark": {"type": "text", "align": "left", "baseline": "bottom", "dy": -18, "fontWeight": 600},
             "encoding": {"x": {"value": 0}, "y": encoding["y"], "text": {"field": "words"}},
         },
     ]  # fmt: skip

@@ -20,6 +20,7 @@ from harness.comparing.contrasts import contrast_table
 from harness.page import summary
 from harness.page.charts import make_charts
 from harness.page.data import ReportData
+from harness.page.explanations import slots_chart
 from harness.page.offline import templates, vega
 from harness.page.picture import ARM_COLOURS, Picture, cycled, description, theme
 from harness.results.metrics import METRICS
@@ -83,6 +84,8 @@ def write_charts(data: ReportData, folder: Path, kind: ChartKind) -> list[Path]:
 def write_slide(data: ReportData, path: Path) -> None:
     """One picture of 1,200 x 675 that stands alone: the question, the answer, how sure, one chart or two."""
     charts = make_charts(data)
+    if (slots := slots_chart(data.first_load, lanes_px=220)) is not None:
+        charts["slots"] = slots
     names = [name for name in ("verdict", "slots", "throughput-latency", "ttft-cdf") if name in charts][:2]
     answer = summary.answer_sentences(data)
     validity = data.manifest.validity
@@ -101,10 +104,9 @@ def write_slide(data: ReportData, path: Path) -> None:
 
 def _small(drawn: Picture, names: Sequence[str]) -> Markup:
     """A chart whose size its surroundings set."""
-    spec = description(drawn, names, has_legend=True, width=540)
-    spec["height"] = min(spec["height"], 300)
-    svg = vl_convert.vegalite_to_svg(spec, config=theme())
-    return Markup(re.sub(r' width="[\d.]+" height="[\d.]+"', "", svg, count=1))
+    svg = vl_convert.vegalite_to_svg(description(drawn, names, has_legend=True, width=540), config=theme())
+    at_top = ' preserveAspectRatio="xMinYMin"'
+    return Markup(re.sub(r' width="[\d.]+" height="[\d.]+"', at_top, svg, count=1))
 
 
 def to_markdown(data: ReportData) -> str:

@@ -53,15 +53,16 @@ def answer_sentences(data: ReportData) -> list[str]:
                 "How sure: a page of several loads has no intervals; the page of each file has them."
             ]
         return [_only_arm(arm) for arm in data.arms]
+    validity = data.manifest.validity
+    if validity.invalid:
+        reason = validity.invalid[0].partition(";")[0]
+        return [
+            f"Nothing is decided: the runs are INVALID ({reason}), so this does not count.",
+            "Next: mend that, and measure again with the command at the end of the page.",
+        ]
     told = decision_sentences(data.decision, data.reference, data.is_open, data.block_s)
     if data.manifest.num_blocks > 1:
         told.append(draws_text(data.manifest.runs))
-    validity = data.manifest.validity
-    if validity.invalid:
-        sure = [sentence for sentence in told if not sentence.startswith("How sure")]
-        first = f"Nothing is decided: the runs are INVALID ({validity.invalid[0]}), so this does not count."
-        next_step = "Next: mend that, and measure again with the command at the end of the page."
-        return [first, next_step, "What came out all the same:", *sure]
     told.append(f"Next: {_next_step(data.decision, data.manifest.num_blocks, data.is_open)}")
     return [
         *told,
