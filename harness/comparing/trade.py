@@ -151,7 +151,7 @@ def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: f
             sentences.append(f"By {label}, which was chosen to decide, {made.first} wins: {standing}")
         elif lead.word == "better":
             sentences.append(f"It comes first in {label}: {standing}")
-        else:
+        elif lead.word != "equivalent":
             sentences.append(
                 f"No winner is sure: {made.first} comes first in {label}, {lead.text()} that of "
                 f"{made.second}."

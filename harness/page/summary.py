@@ -63,11 +63,7 @@ def answer_sentences(data: ReportData) -> list[str]:
     told = decision_sentences(data.decision, data.reference, data.is_open, data.block_s)
     if data.manifest.num_blocks > 1:
         told.append(draws_text(data.manifest.runs))
-    told.append(f"Next: {_next_step(data.decision, data.manifest.num_blocks, data.is_open)}")
-    return [
-        *told,
-        "There are reasons for caution (below)." if validity.caution else "Nothing speaks against the runs.",
-    ]
+    return [*told, f"Next: {_next_step(data.decision, data.manifest.num_blocks, data.is_open)}"]
 
 
 def _next_step(made: Decision, num_blocks: int, is_open: bool) -> str:

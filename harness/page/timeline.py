@@ -7,6 +7,7 @@ times are seconds since the first step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,7 @@ _SAME_S = 1e-6
 _NUM_BINS = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
+class Bar(NamedTuple):
     """Prompt from `joined_s`, tokens from `first_token_s`, dead from `finished_s` to `left_s`."""
 
     lane: int
