@@ -84,9 +84,9 @@ class Blocks:
 
     def __init__(self, rows: pd.DataFrame) -> None:
         self._parts = {
-            (str(arm), int(block)): part[part["error"].isna() & part["total_sched_ms"].notna()].set_index(
-                "schedule_index"
-            )
+            (str(arm), int(str(block))): part[
+                part["error"].isna() & part["total_sched_ms"].notna()
+            ].set_index("schedule_index")
             for (arm, block), part in rows.groupby(["arm", "repeat"])
         }
         self._pairs: dict[tuple[str, str, int], tuple[pd.DataFrame, pd.DataFrame]] = {}
