@@ -142,7 +142,7 @@ def slots_chart(arms: Sequence[ArmData], lanes_px: float = 480) -> Picture | Non
     # Bars that are left out would look like empty slots: time ends where the first of them begins.
     left_out_s = [line.bars[MAX_BARS].joined_s for _, line in lines if len(line.bars) > MAX_BARS]
     until_s = min(max(spans_s), TIMELINE_STRETCH * min(spans_s), *left_out_s)
-    lane_px = max(4.0, min(13.0, lanes_px / sum(line.num_lanes for _, line in lines)))
+    lane_px = max(2.0, min(13.0, lanes_px / sum(line.num_lanes for _, line in lines)))
     bars: list[Spec] = []
     heads: list[Spec] = []
     top = 0.0

@@ -84,7 +84,7 @@ def write_charts(data: ReportData, folder: Path, kind: ChartKind) -> list[Path]:
 def write_slide(data: ReportData, path: Path) -> None:
     """One picture of 1,200 x 675 that stands alone: the question, the answer, how sure, one chart or two."""
     charts = make_charts(data)
-    if (slots := slots_chart(data.first_load, lanes_px=220)) is not None:
+    if (slots := slots_chart(data.first_load, lanes_px=130)) is not None:
         charts["slots"] = slots
     names = [name for name in ("verdict", "slots", "throughput-latency", "ttft-cdf") if name in charts][:2]
     answer = summary.answer_sentences(data)
@@ -92,7 +92,7 @@ def write_slide(data: ReportData, path: Path) -> None:
     svg = TEMPLATES.get_template("slide.svg.j2").render(
         question=wrap(summary.question(data), 110)[:2],
         answer=wrap(answer[0], 72)[:4],
-        sure=wrap(" ".join(answer[1:]), 125)[:4],
+        sure=wrap(" ".join(s for s in answer[1:] if s.startswith(("Against", "How sure", "Next"))), 125)[:3],
         level=validity.level,
         doubts=wrap("; ".join((*validity.invalid, *validity.caution)), 125)[:1],
         pictures=[_small(charts[name], data.names) for name in names],
