@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.page.data import OF_BLOCKS, ReportData
 from harness.page.explanations import budget_chart, slots_chart, verdict_chart
-from harness.page.picture import ARM_COLOURS, DASHES, SHAPES, Picture, cycled, hover, of_arms
+from harness.page.picture import ARM_COLOURS, DASHES, SHAPES, Picture, cycled, hover, of_arms, quantity
 from harness.results.formulas import Floats, Samples
 
 MAX_CURVE_POINTS = 120
@@ -148,13 +148,8 @@ def _lines(
     if not kept:
         return None
 
-    axes = {
-        field: {
-            "field": field, "type": "quantitative", "title": title,
-            "scale": {"type": "log", "nice": False} if field == log else {"zero": from_zero or field == "x"},
-        }
-        for field, title in (("x", x), ("y", y))
-    }  # fmt: skip
+    scales = {of: {"zero": of == "x" or from_zero} for of in "xy"} | {log: {"type": "log", "nice": False}}
+    axes = {of: quantity(of, title, scale=scales[of]) for of, title in (("x", x), ("y", y))}
     spans = [
         {
             "mark": {"type": "rule", "strokeWidth": 1.5},

@@ -6,11 +6,12 @@ Phases (of a slot, of the time to the first token) have Tol's light colours, and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from harness.comparing.trade import factor_text
 from harness.page.data import ArmData, ReportData
-from harness.page.picture import Picture, Spec, hover, of_arms
+from harness.page.picture import Picture, Spec, hover, of_arms, quantity
 from harness.results.latency_budget import TERMS
 
 MAX_BARS = 300
@@ -98,36 +99,31 @@ def verdict_chart(data: ReportData) -> Picture | None:
 
 def budget_chart(arms: Sequence[ArmData]) -> Picture | None:
     labels = dict((*TERMS, ("residual_ms", "residual")))
-    colours = dict(zip(labels.values(), _TERM_COLOURS, strict=True))
-    names = [arm.name for arm in arms if arm.budget]
-    values: list[dict[str, Any]] = [
-        {"arm": arm.name, "term": labels[name], "ms": max(0.0, ms), "order": place}
-        for arm in arms
-        if arm.budget
-        for place, (name, ms) in enumerate(arm.budget.means().items())
-    ]
-    used = [words for words in colours if any(v["term"] == words and v["ms"] > 0.0005 for v in values)]
+    means = {arm.name: arm.budget.means() for arm in arms if arm.budget}
+    used = [name for name in labels if any(of[name] > 0.0005 for of in means.values())]
     if not used:
         return None
-    return Picture(
-        "Where the first token waited",
-        "Parts of the mean time to the first token, the same scale for all arms.",
-        {
-            **of_arms([value for value in values if value["term"] in used]),
-            "height": 34 * len(names) + 10,
-            "mark": {"type": "bar", "stroke": "#FFF", "strokeWidth": 0.5},
-            "encoding": {
-                "y": {"field": "arm", "sort": names, "title": None},
-                "x": {"field": "ms", "type": "quantitative",
-                      "title": "mean ms to the first token, from schedule"},
-                "color": {"field": "term", "title": None,
-                          "scale": {"domain": used, "range": [colours[words] for words in used]}},
-                "order": {"field": "order"},
-                "tooltip": hover("arm", "term", ms="ms"),
-            },
+    values = [
+        {"arm": arm, "term": labels[name], "ms": max(0.0, of[name]), "order": place}
+        for arm, of in means.items()
+        for place, name in enumerate(labels)
+        if name in used
+    ]
+    colours = dict(zip(labels, _TERM_COLOURS, strict=True))
+    scale = {"domain": [labels[name] for name in used], "range": [colours[name] for name in used]}
+    spec = of_arms(values) | {
+        "height": 34 * len(means) + 10,
+        "mark": {"type": "bar", "stroke": "#FFF", "strokeWidth": 0.5},
+        "encoding": {
+            "y": {"field": "arm", "sort": list(means), "title": None},
+            "x": quantity("ms", "mean ms to the first token, from schedule"),
+            "color": {"field": "term", "title": None, "scale": scale},
+            "order": {"field": "order"},
+            "tooltip": hover("arm", "term", ms="ms"),
         },
-        is_of_arms=False,
-    )  # fmt: skip
+    }
+    caption = "Parts of the mean time to the first token, the same scale for all arms."
+    return Picture("Where the first token waited", caption, spec, is_of_arms=False)
 
 
 def slots_chart(arms: Sequence[ArmData], lanes_px: float = 480) -> Picture | None:
@@ -153,17 +149,14 @@ def slots_chart(arms: Sequence[ArmData], lanes_px: float = 480) -> Picture | Non
             "arm": name, "words": [name, shares], "from": 0, "to": min(line.span_s, until_s),
             "top": top, "bottom": top + line.num_lanes,
         })  # fmt: skip
-        for bar in line.bars[:MAX_BARS]:
-            for phase, start_s, end_s, inset in (
-                ("prompt", bar.joined_s, bar.first_token_s, 0.06),
-                ("tokens", bar.first_token_s, bar.finished_s, 0.06),
-                ("dead row", bar.finished_s, bar.left_s, 0.35),
-            ):
+        for lane, label, *stamps_s in line.bars[:MAX_BARS]:
+            for phase, (start_s, end_s) in zip(PHASE_COLOURS, pairwise(stamps_s), strict=False):
                 if end_s > start_s and start_s < until_s:
+                    inset = 0.35 if phase == "dead row" else 0.06
                     bars.append({
-                        "arm": name, "request": bar.label, "phase": phase,
+                        "arm": name, "request": label, "phase": phase,
                         "from": round(start_s, 4), "to": round(min(end_s, until_s), 4),
-                        "top": round(top + bar.lane + inset, 3), "bottom": round(top + bar.lane + 0.94, 3),
+                        "top": round(top + lane + inset, 3), "bottom": round(top + lane + 0.94, 3),
                     })  # fmt: skip
         top += line.num_lanes
     zoom = {
@@ -174,11 +167,11 @@ def slots_chart(arms: Sequence[ArmData], lanes_px: float = 480) -> Picture | Non
         },
     }  # fmt: skip
     phases = {"domain": list(PHASE_COLOURS), "range": list(PHASE_COLOURS.values())}
-    y = {"type": "quantitative", "axis": None, "scale": {"domain": [0, top], "reverse": True, "nice": False}}
+    across = {"domain": [0, until_s], "nice": False}
+    down = {"domain": [0, top], "reverse": True, "nice": False}
     encoding = {
-        "x": {"field": "from", "type": "quantitative", "title": "s since the first step",
-              "scale": {"domain": [0, until_s], "nice": False}},
-        "x2": {"field": "to"}, "y": {"field": "top", **y}, "y2": {"field": "bottom"},
+        "x": quantity("from", "s since the first step", scale=across), "x2": {"field": "to"},
+        "y": quantity("top", axis=None, scale=down), "y2": {"field": "bottom"},
     }  # fmt: skip
     layers = [
         of_arms(heads) | {

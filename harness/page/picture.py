@@ -65,6 +65,11 @@ def of_arms(values: Sequence[Mapping[str, Any]]) -> Spec:
     return {"data": {"values": values}, "transform": [{"filter": "indexof(shown, datum.arm) >= 0"}]}
 
 
+def quantity(field: str, title: str | None = None, **more: Any) -> Spec:
+    """A channel of numbers."""
+    return {"field": field, "type": "quantitative", "title": title, **more}
+
+
 def cycled(names: Sequence[str], of: Sequence[Any]) -> Spec:
     """The scale that gives each name one of these."""
     return {"domain": list(names), "range": [of[i % len(of)] for i in range(len(names))]}
@@ -73,5 +78,4 @@ def cycled(names: Sequence[str], of: Sequence[Any]) -> Spec:
 def hover(*words: str, **numbers: str) -> list[Spec]:
     """What a pointer over a mark shows: fields of text, and those of numbers with their titles."""
     plain = [{"field": field, "title": field} for field in words]
-    number = {"type": "quantitative", "format": ",.4~r"}
-    return [*plain, *({"field": field, "title": title, **number} for field, title in numbers.items())]
+    return [*plain, *(quantity(field, title, format=",.4~r") for field, title in numbers.items())]
