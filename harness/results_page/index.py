@@ -44,36 +44,37 @@ class ResultIndex:
     def __init__(self, folder: Path) -> None:
         self._root = folder.resolve()
         self._known: dict[Identity, tuple[Path, Line]] = {}
+        self._database = duckdb.connect(config={"enable_external_access": "false"})
 
     def read(self) -> list[tuple[Path, Line]]:
         """What lies there now; a file that has not changed is not read again."""
         known: dict[Identity, tuple[Path, Line]] = {}
         for path in sorted(_files(self._root)):
             try:
-                told = path.lstat()
+                told = os.lstat(path)
             except OSError:
                 continue
             if stat.S_ISREG(told.st_mode):
-                place = str(path.relative_to(self._root))
+                place = os.path.relpath(path, self._root)
                 identity = (place, told.st_ino, told.st_size, told.st_mtime_ns)
-                known[identity] = self._known.get(identity) or (path, _line(path, place))
+                known[identity] = self._known.get(identity) or (Path(path), _line(Path(path), place))
         self._known = known  # whole, because several requests read at once
         return list(known.values())
 
     def search(self, text: str = "", level: str = "", model: str = "") -> list[Line]:
         """The lines that hold `text`, the newest first."""
         lines = pa.Table.from_pylist([line for _, line in self.read()], _SCHEMA)
-        with duckdb.connect(config={"enable_external_access": "false"}) as database:
+        with self._database.cursor() as database:  # a connection of its own, which threads need
             database.register("lines", lines)
             found = database.execute(_FILTERED, {"text": text, "level": level, "model": model})
             return [dict(zip(COLUMNS, row, strict=True)) for row in found.fetchall()]
 
 
-def _files(root: Path) -> Iterator[Path]:
+def _files(root: Path) -> Iterator[str]:
     for folder, _, names in os.walk(root):
         for name in names:
             if name.endswith(".parquet") and not name.endswith(STEPS_SUFFIX):
-                yield Path(folder, name)
+                yield os.path.join(folder, name)
 
 
 def _line(path: Path, place: str) -> dict[str, str]:
