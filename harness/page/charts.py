@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from harness.page.data import OF_BLOCKS, ReportData
 from harness.page.explanations import budget_chart, slots_chart, verdict_chart
@@ -42,8 +43,9 @@ def _trades(data: ReportData) -> dict[str, Picture | None]:
     users: list[Point] = []
     waits: list[Point] = []
     for arm in data.arms:
-        blocks = np.column_stack((1e3 / arm.blocks[tpots], arm.blocks[rates], arm.blocks[ttfts]))
-        for user, rate, wait in blocks if is_by_block else [np.median(blocks, axis=0)]:
+        blocks = pd.DataFrame([1e3 / arm.blocks[tpots], arm.blocks[rates], arm.blocks[ttfts]]).T
+        shown = blocks if is_by_block else blocks.median().to_frame().T
+        for user, rate, wait in shown.itertuples(index=False):
             users.append((arm.name, user, rate))
             waits.append((arm.name, rate, wait))
     charts = {
@@ -94,7 +96,7 @@ def _over_time(data: ReportData) -> dict[str, Picture | None]:
     drift = [
         (arm.name, block + 1.0, rate / middle)
         for arm in data.first_load
-        if len(rates := arm.blocks[OF_BLOCKS[0].key]) > 1 and (middle := float(np.median(rates)))
+        if len(rates := arm.blocks[OF_BLOCKS[0].key]) > 1 and (middle := arm.figures[OF_BLOCKS[0].key])
         for block, rate in enumerate(rates)
     ]
     return {

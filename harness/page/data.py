@@ -122,6 +122,8 @@ def load_report(
 ) -> ReportData:
     """Everything that these files say. INVALID ones are shown, and marked.
 
+    One schedule in all files makes a comparison with a reference, several make curves over load.
+
     Raises:
         ConfigError: the reference is not in them, or no row is.
     """

@@ -62,8 +62,9 @@ def write_html(data: ReportData, path: Path) -> None:
     Raises:
         LabError: the disk does not take it.
     """
+    page = render_page(data).encode(errors="replace")
     with whole_file(path) as file:
-        file.write(render_page(data).encode(errors="replace"))
+        file.write(page)
 
 
 def write_charts(data: ReportData, folder: Path, kind: ChartKind) -> list[Path]:
