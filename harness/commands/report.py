@@ -26,7 +26,8 @@ from harness.commands.options import (
 from harness.comparing.combine import ResultFile, read_result
 from harness.comparing.comparison import render_comparison
 from harness.comparing.verdict import DEFAULT_MARGIN
-from harness.page.files import CHART_KINDS, load_report, to_markdown, write_charts, write_html, write_slide
+from harness.page.data import load_report
+from harness.page.files import CHART_KINDS, to_markdown, write_charts, write_html, write_slide
 from harness.page.summary import as_json
 from harness.results.cost import read_price
 from harness.results.formulas import throughput
@@ -127,7 +128,7 @@ def _write_report(files: list[ResultFile], slo: Slo, args: argparse.Namespace) -
         margin=args.margin,
         objective=chosen_objective(args),
     )
-    if not data.manifest.runs or not any(len(arm.ttft_ms) for arm in data.arms):
+    if not data.manifest.runs or not any(arm.figures["ttft_p50_ms"] is not None for arm in data.arms):
         return
     if args.markdown:
         print(to_markdown(data))

@@ -15,7 +15,7 @@ import pandas as pd
 
 from adapters.text.unicode_text import printable
 from harness.comparing.combine import draws_text
-from harness.comparing.contrasts import Contrast, contrast_table, contrasts, places_of
+from harness.comparing.contrasts import Blocks, Contrast, contrast_table, contrasts, places_of
 from harness.comparing.trade import (
     decide,
     decision_sentences,
@@ -111,7 +111,8 @@ def render_comparison(
     figures, reference = compare_arms(rows, manifest), manifest.reference
     is_open = manifest.runs[0].schedule.load.is_open
     places, block_s = places_of(manifest.runs), block_seconds(manifest)
-    found = contrasts(rows, manifest.arms, reference, is_open=is_open, margin=margin, places=places)
+    blocks = Blocks(rows)
+    found = contrasts(blocks, manifest.arms, reference, is_open=is_open, margin=margin, places=places)
     made = decide(
         rows,
         manifest.arms,
@@ -120,6 +121,7 @@ def render_comparison(
         margin=margin,
         places=places,
         objective=objective,
+        blocks=blocks,
     )
     num_same, num_planned = agreement_of_all(rows)
     return "\n".join(

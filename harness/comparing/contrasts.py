@@ -78,8 +78,42 @@ def places_of(runs: Iterable[RunManifest]) -> Places:
     return places
 
 
+class Blocks:
+    """The answered requests of each arm and block. A figure of a part is worked out once: an arm is compared
+    with several others, and nearly always all of its requests are."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        self._parts = {
+            (str(arm), int(str(block))): part[
+                part["error"].isna() & part["total_sched_ms"].notna()
+            ].set_index("schedule_index")
+            for (arm, block), part in rows.groupby(["arm", "repeat"])
+        }
+        self._pairs: dict[tuple[str, str, int], tuple[pd.DataFrame, pd.DataFrame]] = {}
+        self._values: dict[tuple[Figure, int, int], float | None] = {}
+
+    def pairs(self, arm: str, reference: str) -> dict[int, tuple[pd.DataFrame, pd.DataFrame]]:
+        """By block, the same planned requests under both arms, without those that got no token in either."""
+        for name, block in self._parts:
+            key = (arm, reference, block)
+            if name == arm and (reference, block) in self._parts and key not in self._pairs:
+                ours, theirs = self._parts[arm, block], self._parts[reference, block]
+                if set(ours.index) != set(theirs.index):
+                    common = ours.index.intersection(theirs.index)
+                    ours, theirs = ours.loc[common], theirs.loc[common]
+                self._pairs[key] = ours, theirs
+        return {key[2]: pair for key, pair in self._pairs.items() if key[:2] == (arm, reference)}
+
+    def value(self, figure: Figure, part: pd.DataFrame, is_open: bool, num_blocks: int) -> float | None:
+        """Of one of the frames of `pairs`, which all live as long as this does."""
+        key = (figure, id(part), num_blocks)
+        if key not in self._values:
+            self._values[key] = figure.value(part, is_open, num_blocks)
+        return self._values[key]
+
+
 def contrasts(
-    rows: pd.DataFrame,
+    rows: pd.DataFrame | Blocks,
     arms: Sequence[str],
     reference: str,
     *,
@@ -90,28 +124,22 @@ def contrasts(
 ) -> list[Contrast]:
     """Every arm but the reference, each with all deciding figures (or with `figures`).
 
-    The intervals of all deciding figures hold together for one arm.
+    The intervals of all deciding figures hold together for one arm. `Blocks` serve several calls.
     """
+    of_rows = rows if isinstance(rows, Blocks) else Blocks(rows)
     deciding = deciding_figures()
     judged = deciding if figures is None else figures
     num_judged = max(len(deciding), len(judged))
     found: dict[tuple[str, Figure], Contrast] = {}
     others = [arm for arm in arms if arm != reference]
-    theirs = dict(tuple(rows[rows["arm"] == reference].groupby("repeat")))
-    pairs = {
-        arm: {
-            int(str(block)): both_answered(ours, theirs[block])
-            for block, ours in rows[rows["arm"] == arm].groupby("repeat")
-            if block in theirs
-        }
-        for arm in others
-    }
+    pairs = {arm: of_rows.pairs(arm, reference) for arm in others}
     for figure in judged:
         logs = {
             arm: {
                 block: log
-                for block, (ours, other) in of_block.items()
-                if (log := _log_ratio(figure, ours, other, is_open, len(of_block))) is not None
+                for block, pair in of_block.items()
+                if (log := _log_ratio([of_rows.value(figure, p, is_open, len(of_block)) for p in pair]))
+                is not None
             }
             for arm, of_block in pairs.items()
         }
@@ -148,23 +176,9 @@ def _in_order(logs: Mapping[str, Mapping[int, float]], reference: str, places: P
     }
 
 
-def both_answered(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The same planned requests of one block under two arms, those left out that got no token in either."""
-    ours, theirs = (
-        part[part["error"].isna() & part["total_sched_ms"].notna()].set_index("schedule_index")
-        for part in (ours, theirs)
-    )
-    if set(ours.index) == set(theirs.index):
-        return ours, theirs
-    common = ours.index.intersection(theirs.index)
-    return ours.loc[common], theirs.loc[common]
-
-
-def _log_ratio(
-    figure: Figure, ours: pd.DataFrame, theirs: pd.DataFrame, is_open: bool, num_blocks: int
-) -> float | None:
-    pair = [figure.value(part, is_open, num_blocks) for part in (ours, theirs)]
-    return math.log(pair[0] / pair[1]) if pair[0] and pair[1] else None
+def _log_ratio(pair: Sequence[float | None]) -> float | None:
+    ours, theirs = pair
+    return math.log(ours / theirs) if ours and theirs else None
 
 
 def contrast_table(found: Sequence[Contrast]) -> tuple[list[str], list[list[str]]]:

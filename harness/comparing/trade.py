@@ -15,6 +15,7 @@ import pandas as pd
 
 from adapters.base import ConfigError
 from harness.comparing.contrasts import (
+    Blocks,
     Contrast,
     Places,
     contrasts,
@@ -90,19 +91,21 @@ def decide(
     margin: float,
     places: Places,
     objective: Figure | None = None,
+    blocks: Blocks | None = None,
 ) -> Decision | None:
-    """None where there is nothing to choose between."""
+    """None where there is nothing to choose between. `blocks` are those of `rows`, where they are known."""
     figure = objective or Figure(primary(is_open))
     ranked = _ranked(rows, arms, figure, is_open)
     if len(ranked) < 2:
         return None
     first, second = ranked[:2]
+    known = blocks or Blocks(rows)
 
     def against(other: str) -> list[Contrast]:
         judged = deciding_figures()
         if objective is not None and objective not in judged:
             judged.append(objective)
-        return contrasts(rows, arms, other, is_open=is_open, margin=margin, places=places, figures=judged)
+        return contrasts(known, arms, other, is_open=is_open, margin=margin, places=places, figures=judged)
 
     return Decision(
         first,
@@ -148,7 +151,7 @@ def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: f
             sentences.append(f"By {label}, which was chosen to decide, {made.first} wins: {standing}")
         elif lead.word == "better":
             sentences.append(f"It comes first in {label}: {standing}")
-        else:
+        elif lead.word != "equivalent":
             sentences.append(
                 f"No winner is sure: {made.first} comes first in {label}, {lead.text()} that of "
                 f"{made.second}."

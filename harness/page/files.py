@@ -1,6 +1,7 @@
-"""Result files as one report: HTML, Markdown, JSON, single charts, or one slide.
+"""Result files as one report: HTML, Markdown, single charts, or one slide.
 
-One schedule in all files makes a comparison with a reference, several make curves over load.
+The page opens offline: no font, script or picture is fetched. Whatever comes from outside (names of arms,
+errors) is escaped: by the template, and in the charts because it is JSON in which `<` is spelled as a code.
 """
 
 from __future__ import annotations
@@ -14,81 +15,47 @@ from typing import Literal, get_args
 import vl_convert
 from markupsafe import Markup
 
-from adapters.base import ConfigError
 from adapters.text.unicode_text import printable
-from harness.comparing.combine import (
-    ResultFile,
-    choose_reference,
-    comparison_manifest,
-    join_runs,
-    schedules_differ,
-    validity_of,
-)
-from harness.comparing.comparison import RANKS_TEXT, agreement_of_all, interval_table
+from harness.comparing.comparison import RANKS_TEXT, interval_table, verdict_lines
 from harness.comparing.contrasts import contrast_table
+from harness.page import summary
 from harness.page.charts import make_charts
-from harness.page.data import ReportData, gather
-from harness.page.html import TEMPLATES, render_page
-from harness.page.picture import description, theme
-from harness.page.summary import (
-    arm_at,
-    arm_table,
-    budget_table,
-    contrast_sentences,
-    length_lines,
-    question,
-    setting_lines,
-    steady_table,
-    verdict_sentences,
-)
-from harness.results.cost import Price
-from harness.results.manifest import ComparisonManifest, Validity
-from harness.results.metrics import Figure
+from harness.page.data import ReportData
+from harness.page.explanations import slots_chart
+from harness.page.offline import templates, vega
+from harness.page.picture import ARM_COLOURS, Picture, cycled, description, theme
+from harness.results.metrics import METRICS
 from harness.results.output_dir import make_folder, whole_file
-from harness.results.slo import Slo
 from harness.results.table import markdown_text, render_table
 
 ChartKind = Literal["png", "svg"]
 CHART_KINDS: tuple[ChartKind, ...] = get_args(ChartKind)
 CHART_WIDTH = 560
+TEMPLATES = templates(Path(__file__).parent)
 
 
-def load_report(
-    files: Sequence[ResultFile],
-    *,
-    slo: Slo,
-    price: Price,
-    reference: str | None,
-    margin: float,
-    objective: Figure | None = None,
-) -> ReportData:
-    """Everything that these files say. INVALID ones are shown, and marked.
-
-    Raises:
-        ConfigError: the reference is not in them, or no row is.
-    """
-    runs, rows = join_runs(files)
-    if rows.empty:
-        raise ConfigError("the result files hold no row: nothing was measured, or the rows were taken out")
-    has_loads = schedules_differ(runs)
-    kept = files[0].manifest if len(files) == 1 else None
-    asked = kept if isinstance(kept, ComparisonManifest) else None
-    # Runs stand in the order in which they were measured, arms in the one in which they were asked for.
-    arms = asked.arms if asked else list(dict.fromkeys(run.arm for run in runs))
-    runs.sort(key=lambda run: arms.index(run.arm))
-    # An interrupted comparison may not have come to its reference.
-    kept_reference = asked.reference if asked and asked.reference in arms else None
-    chosen = choose_reference(arms, reference or kept_reference)
-    validity = validity_of(runs, len(runs))
-    if has_loads:
-        different = "the runs had different schedules"
-        validity = Validity(
-            tuple(r for r in validity.invalid if not r.startswith(different)), validity.caution
-        )
-    num_blocks = int(rows.groupby("arm")["repeat"].nunique().max())
-    manifest = comparison_manifest(runs, arms, chosen, num_blocks, validity)
-    same = (0, 0) if has_loads else agreement_of_all(rows)
-    return gather(rows, manifest, slo=slo, price=price, margin=margin, num_same=same, objective=objective)
+def render_page(data: ReportData) -> str:
+    charts = make_charts(data)
+    first = next(name for name in ("verdict", "throughput-latency", "ttft-cdf", *charts) if name in charts)
+    budgets = [arm.budget for arm in data.arms if arm.budget]
+    figures = [(figure, metric) for metric in METRICS for figure in metric.figures]
+    return TEMPLATES.get_template("report.html.j2").render(
+        data=data,
+        told=summary,
+        charts=charts,
+        first=first,
+        more=[name for name in charts if name not in (first, "slots", "budget")],
+        specs={name: description(drawn, data.names, has_legend=False) for name, drawn in charts.items()},
+        themes=[theme(), theme(is_dark=True)],
+        library=vega(),
+        colours=cycled(data.names, ARM_COLOURS)["range"],
+        contrast_table=contrast_table(data.found),
+        contrast_lines=verdict_lines(data.found),
+        shares_clock=all(budget.shares_clock for budget in budgets),
+        has_server_means=any(budget.has_server_means for budget in budgets),
+        metrics=METRICS,
+        meanings={f"{figure.label}{unit}": m.description for figure, m in figures for unit in ("", " (ms)")},
+    )
 
 
 def write_html(data: ReportData, path: Path) -> None:
@@ -96,7 +63,7 @@ def write_html(data: ReportData, path: Path) -> None:
     Raises:
         LabError: the disk does not take it.
     """
-    page = render_page(data, _title(data)).encode(errors="replace")
+    page = render_page(data).encode(errors="replace")
     with whole_file(path) as file:
         file.write(page)
 
@@ -106,79 +73,70 @@ def write_charts(data: ReportData, folder: Path, kind: ChartKind) -> list[Path]:
     make_folder(folder)
     written: list[Path] = []
     for name, drawn in make_charts(data).items():
-        width = 1000 if name == "slots" else CHART_WIDTH
-        spec = description(drawn, data.names, has_legend=True, width=width)
-        path = folder / f"{name}.{kind}"
-        with whole_file(path) as file:
+        spec = description(drawn, data.names, has_legend=True, width=1000 if name == "slots" else CHART_WIDTH)
+        written.append(folder / f"{name}.{kind}")
+        with whole_file(written[-1]) as file:
             if kind == "png":
                 file.write(vl_convert.vegalite_to_png(spec, config=theme(), scale=2))
             else:
                 file.write(vl_convert.vegalite_to_svg(spec, config=theme()).encode())
-        written.append(path)
     return written
 
 
 def write_slide(data: ReportData, path: Path) -> None:
     """One picture of 1,200 x 675 that stands alone: the question, the answer, how sure, one chart or two."""
     charts = make_charts(data)
+    if (slots := slots_chart(data.first_load, lanes_px=130)) is not None:
+        charts["slots"] = slots
     names = [name for name in ("verdict", "slots", "throughput-latency", "ttft-cdf") if name in charts][:2]
-    pictures: list[Markup] = []
-    for name in names:
-        spec = description(charts[name], data.names, has_legend=True, width=540)
-        if name == "slots":
-            spec["height"] = 300
-        drawn = vl_convert.vegalite_to_svg(spec, config=theme())
-        pictures.append(Markup(re.sub(r' width="[\d.]+" height="[\d.]+"', "", drawn, count=1)))
-    answer = verdict_sentences(data)
-    sure = [s for s in answer[1:] if s.startswith(("Against", "No winner", "How sure"))]
+    answer = summary.answer_sentences(data)
     validity = data.manifest.validity
-    doubts = (*validity.invalid, *validity.caution)
     svg = TEMPLATES.get_template("slide.svg.j2").render(
-        question=wrap(question(data), 110)[:2],
+        question=wrap(summary.question(data), 110)[:2],
         answer=wrap(answer[0], 72)[:4],
-        sure=wrap(" ".join(sure), 125)[:3],
+        sure=wrap(" ".join(s for s in answer[1:] if s.startswith(("Against", "How sure", "Next"))), 125)[:3],
         level=validity.level,
-        doubts=wrap("; ".join(doubts), 125)[:1],
-        pictures=pictures,
-        setting=[
-            " ".join(line) if (line := wrap(words, 170)[:1]) else "" for words in setting_lines(data)[:3]
-        ],
+        doubts=wrap("; ".join((*validity.invalid, *validity.caution)), 125)[:1],
+        pictures=[_small(charts[name], data.names) for name in names],
+        setting=[line for words in summary.setting_lines(data)[:3] for line in wrap(words, 170)[:1]],
     )
     with whole_file(path) as file:
         file.write(vl_convert.svg_to_png("\n".join(map(printable, svg.split("\n"))), scale=1))
 
 
+def _small(drawn: Picture, names: Sequence[str]) -> Markup:
+    """A chart whose size its surroundings set."""
+    svg = vl_convert.vegalite_to_svg(description(drawn, names, has_legend=True, width=540), config=theme())
+    at_top = ' preserveAspectRatio="xMinYMin"'
+    return Markup(re.sub(r' width="[\d.]+" height="[\d.]+"', at_top, svg, count=1))
+
+
 def to_markdown(data: ReportData) -> str:
     """For a pull request: the answer, the tables, the doubts."""
     validity = data.manifest.validity
+
+    def table(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+        return render_table(headers, [[markdown_text(cell) for cell in line] for line in lines])
+
+    def listed(lines: Sequence[str]) -> str:
+        return "\n".join(f"- {line}" for line in lines)
+
     parts = [
-        f"### {markdown_text(_title(data))}",
-        f"**{validity.level}.** " + markdown_text(" ".join(verdict_sentences(data))),
+        f"### {markdown_text(summary.title(data))}",
+        f"**{validity.level}.** " + markdown_text(" ".join(summary.verdict_sentences(data))),
+        table(*summary.arm_table(data)),
+        RANKS_TEXT,
+        table(*interval_table({summary.arm_at(data, arm): arm.intervals for arm in data.arms})),
+        "The steady window, while load was as asked:",
+        table(*summary.steady_table(data)),
     ]
-    parts.append(_table(*arm_table(data)))
-    parts += [RANKS_TEXT, _table(*interval_table({arm_at(data, arm): arm.intervals for arm in data.arms}))]
-    parts += ["The steady window, while load was as asked:", _table(*steady_table(data))]
     if data.found:
-        reference = markdown_text(str(data.reference))
-        parts.append(f"Latencies from schedule. Ratios to {reference}; intervals hold together at 95%.")
-        parts.append(_table(*contrast_table(data.found)))
-        parts.append("\n".join(f"- {markdown_text(sentence)}" for sentence in contrast_sentences(data.found)))
-    parts += length_lines(data)
-    headers, lines = budget_table(data)
-    if lines:
-        parts.append(_table(headers, lines))
-    parts.append("\n".join(f"- {markdown_text(line)}" for line in setting_lines(data)))
-    if reasons := validity.reasons():
-        parts.append("\n".join(f"- {markdown_text(reason)}" for reason in reasons))
-    return "\n\n".join(parts)
-
-
-def _table(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return render_table(headers, [[markdown_text(cell) for cell in line] for line in lines])
-
-
-def _title(data: ReportData) -> str:
-    model = data.manifest.runs[0].model
-    return (
-        f"{', '.join(data.names)} on {model}" if len(data.names) < 7 else f"{len(data.names)} arms on {model}"
-    )
+        told = f"Ratios to {markdown_text(str(data.reference))}; intervals hold together at 95%."
+        parts += [f"Latencies from schedule. {told}", table(*contrast_table(data.found))]
+        parts.append(listed([markdown_text(f"{line}.") for line in verdict_lines(data.found)]))
+    parts += summary.length_lines(data)
+    if (budgets := summary.budget_table(data))[1]:
+        parts.append(table(*budgets))
+    parts.append(listed([markdown_text(line) for line in summary.setting_lines(data)]))
+    parts.append(listed([markdown_text(reason) for reason in validity.reasons()]))
+    return "\n\n".join(part for part in parts if part)

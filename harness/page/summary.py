@@ -4,37 +4,41 @@ sure that is, and why. Every claim names its figure.
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from harness.comparing.combine import draws_text
-from harness.comparing.comparison import padding_lines, unlike_work, verdict_lines
-from harness.comparing.contrasts import Contrast
-from harness.comparing.trade import decision_sentences
+from harness.comparing.comparison import padding_lines, unlike_work
+from harness.comparing.contrasts import more_blocks
+from harness.comparing.trade import Decision, decision_sentences
 from harness.page.data import ArmData, ReportData
 from harness.results.latency_budget import TERMS
 from harness.results.lengths import length_table
-from harness.results.metrics import METRICS, compared_figures
+from harness.results.metrics import METRICS, OUTPUT_TOKENS, Figure, compared_figures
 from harness.results.server_lines import server_lines
 from harness.results.steady import FIGURES as STEADY_FIGURES
 from harness.results.table import MISSING, number, render_table, share
 from harness.settings import HarnessSettings, spelled
 
+TOKENS = Figure(OUTPUT_TOKENS).key
+
+
+def title(data: ReportData) -> str:
+    listed = ", ".join(data.names) if len(data.names) < 7 else f"{len(data.names)} arms"
+    return f"{listed} on {data.manifest.runs[0].model}"
+
 
 def question(data: ReportData) -> str:
-    model = data.manifest.runs[0].model
+    model, names = data.manifest.runs[0].model, data.names
     load = f" at {data.loads[0]}" if len(data.loads) == 1 else f" over {len(data.loads)} loads"
-    names = data.names
     if len(names) == 1:
         return f"How does {names[0]} serve {model}{load}?"
-    listed = ", ".join(names[:-1]) + f" or {names[-1]}" if len(names) < 5 else f"{len(names)} arms"
-    return (
-        f"What serves {model} best{load}: {listed}?"
-        if len(names) < 5
-        else f"Which of {listed} serves {model} best{load}?"
-    )
+    if len(names) > 4:
+        return f"Which of {len(names)} arms serves {model} best{load}?"
+    return f"What serves {model} best{load}: {', '.join(names[:-1])} or {names[-1]}?"
 
 
 def verdict_sentences(data: ReportData) -> list[str]:
@@ -49,35 +53,50 @@ def answer_sentences(data: ReportData) -> list[str]:
                 "How sure: a page of several loads has no intervals; the page of each file has them."
             ]
         return [_only_arm(arm) for arm in data.arms]
+    validity = data.manifest.validity
+    if validity.invalid:
+        reason = validity.invalid[0].partition(";")[0]
+        return [
+            f"Nothing is decided: the runs are INVALID ({reason}), so this does not count.",
+            "Next: mend that, and measure again with the command at the end of the page.",
+        ]
     told = decision_sentences(data.decision, data.reference, data.is_open, data.block_s)
-    if data.num_blocks > 1:
+    if data.manifest.num_blocks > 1:
         told.append(draws_text(data.manifest.runs))
-    if reasons := data.manifest.validity.invalid:
-        sure = [sentence for sentence in told if not sentence.startswith("How sure")]
-        first = f"Nothing is decided: the runs are INVALID ({reasons[0]}), so this does not count."
-        return [first, "Mend that, and measure again. What came out all the same:", *sure]
-    standing = {
-        "VALID": "Nothing speaks against the runs.",
-        "CAUTION": "There are reasons for caution (below).",
-    }[data.manifest.validity.level]
-    return [*told, standing]
+    return [*told, f"Next: {_next_step(data.decision, data.manifest.num_blocks, data.is_open)}"]
+
+
+def _next_step(made: Decision, num_blocks: int, is_open: bool) -> str:
+    """What a reader can do with this answer."""
+    if made.winner:
+        return f"serve with {made.winner}; another load, model or machine needs a comparison of its own."
+    if made.lead.word == "better":
+        others = ", ".join(dict.fromkeys(c.arm for c in made.better_elsewhere))
+        return f"take {made.first} if {made.figure.label} counts most, and {others} if its price counts more."
+    if made.lead.word == "equivalent":
+        return f"take whichever of {made.first} and {made.second} is simpler to run."
+    if missing := more_blocks(made.against_next, is_open):
+        return f"measure on, with --blocks {num_blocks + missing}."
+    return "take either: what is left between them is small, or too noisy for any number of blocks."
 
 
 def _only_arm(arm: ArmData) -> str:
-    ttft_ms = arm.figures["ttft_p50_ms"]
     return (
-        f"{arm.name} at {arm.load}: {number(arm.middle_tokens_per_s)} output tok/s, "
-        f"TTFT p50 {number(ttft_ms)} ms from schedule."
+        f"{arm.name} at {arm.load}: {number(arm.figures[TOKENS])} output tok/s, "
+        f"TTFT p50 {number(arm.figures['ttft_p50_ms'])} ms from schedule."
     )
 
 
 def _at_load(data: ReportData, load: str) -> str:
-    arms = [arm for arm in data.arms if arm.load == load]
-    by_rate = sorted(arms, key=lambda arm: -arm.middle_tokens_per_s)
-    by_ttft = sorted(arms, key=lambda arm: arm.figures["ttft_p50_ms"] or float("inf"))
-    rates = ", ".join(f"{arm.name} {number(arm.middle_tokens_per_s, 0)}" for arm in by_rate)
-    times = ", ".join(f"{arm.name} {number(arm.figures['ttft_p50_ms'], 0)}" for arm in by_ttft)
-    return f"At {load}: output tok/s {rates}; TTFT p50 from schedule, ms: {times}."
+    def ranked(key: str, sign: int) -> str:
+        told = [(arm.figures[key], arm.name) for arm in data.arms if arm.load == load]
+        best_first = sorted(told, key=lambda pair: math.inf if pair[0] is None else sign * pair[0])
+        return ", ".join(f"{name} {number(value, 0)}" for value, name in best_first)
+
+    return (
+        f"At {load}: output tok/s {ranked(TOKENS, -1)}; TTFT p50 from schedule, ms: "
+        f"{ranked('ttft_p50_ms', 1)}."
+    )
 
 
 def why(data: ReportData) -> list[str]:
@@ -107,31 +126,32 @@ def why(data: ReportData) -> list[str]:
 def _largest_term(arm: ArmData) -> str:
     assert arm.budget is not None
     means = arm.budget.means()
-    total = sum(means.values())
-    name = max(means, key=lambda term: means[term])
+    name, longest = max(means.items(), key=lambda term: term[1])
     words = {**dict(TERMS), "residual_ms": "unaccounted"}[name]
-    return f"{words} ({means[name]:,.0f} of {total:,.0f} ms)"
+    return f"{words} ({longest:,.0f} of {sum(means.values()):,.0f} ms)"
 
 
-def arm_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
-    figures = compared_figures()
-    headers = ["arm", "load", *(figure.label for figure in figures), "mean batch", "dead rows"]
-    if data.slo is not None:
-        headers += ["goodput/s", "met SLO"]
-    headers += [limit.text() for limit in data.run_limits]
-    headers.append("USD per 1M tokens")
-    lines: list[list[str]] = []
+Table = tuple[list[str], list[list[str]]]
+"""Headers, and lines."""
+
+
+def _table(lines: Sequence[Mapping[str, str]]) -> Table:
+    """Every line has the same keys: the headers."""
+    return list(lines[0]) if lines else [], [list(line.values()) for line in lines]
+
+
+def arm_table(data: ReportData) -> Table:
+    lines: list[dict[str, str]] = []
     for arm in data.arms:
-        cells = [arm.name, arm.load, *(figure.text(arm.figures[figure.key]) for figure in figures)]
-        cells += [number(arm.mean_batch_size, 2), share(arm.dead_row_share)]
-        if data.slo is not None:
-            cells += [number(arm.goodput_per_s, 2), share(arm.goodput_share)]
-        cells += [
-            "met" if limit.is_met_by(arm.figures[limit.figure.key]) else "missed" for limit in data.run_limits
-        ]
-        cells.append(number(arm.usd_per_million_tokens, 2))
-        lines.append(cells)
-    return headers, lines
+        line = {"arm": arm.name, "load": arm.load}
+        line |= {figure.label: figure.text(arm.figures[figure.key]) for figure in compared_figures()}
+        line |= {"mean batch": number(arm.mean_batch_size, 2), "dead rows": share(arm.dead_row_share)}
+        if data.slo:
+            line |= {"goodput/s": number(arm.goodput_per_s, 2), "met SLO": share(arm.goodput_share)}
+        for limit in data.run_limits:
+            line[limit.text()] = "met" if limit.is_met_by(arm.figures[limit.figure.key]) else "missed"
+        lines.append(line | {"USD per 1M tokens": number(arm.usd_per_million_tokens, 2)})
+    return _table(lines)
 
 
 def length_lines(data: ReportData) -> list[str]:
@@ -139,11 +159,19 @@ def length_lines(data: ReportData) -> list[str]:
     lengths = {f"{arm.name}, {arm.load}": arm.lengths for arm in data.arms if arm.lengths is not None}
     if not lengths:
         return []
-    num_same, num_planned = data.num_same
-    lines = [render_table(*length_table(lengths))]
-    if num_same < num_planned:
-        lines.append(f"- caution: {unlike_work(num_planned - num_same)}")
-    return lines
+    num_unlike = data.num_same[1] - data.num_same[0]
+    doubts = [f"- caution: {unlike_work(num_unlike)}"] if num_unlike else []
+    return [render_table(*length_table(lengths)), *doubts]
+
+
+def figure_table(data: ReportData) -> Table:
+    """Every figure of the table of metrics; a column an arm."""
+    lines: list[list[str]] = []
+    for metric in METRICS:
+        for figure in metric.figures:
+            told = (figure.text(arm.figures[figure.key]) for arm in data.arms)
+            lines.append([figure.label + " (ms)" * (metric.unit == "ms"), *told])
+    return ["figure", *(arm_at(data, arm) for arm in data.arms)], lines
 
 
 def arm_at(data: ReportData, arm: ArmData) -> str:
@@ -151,26 +179,10 @@ def arm_at(data: ReportData, arm: ArmData) -> str:
     return arm.name if len(data.loads) == 1 else f"{arm.name}, {arm.load}"
 
 
-def figure_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
-    """Every figure of the table of metrics; a column an arm, and what each figure means as the last one."""
-    headers = [
-        "figure",
-        *(arm_at(data, arm) for arm in data.arms),
-    ]
-    lines = [
-        [
-            f"{f.label} (ms)" if m.unit == "ms" else f.label,
-            *(f.text(arm.figures[f.key]) for arm in data.arms),
-            m.description,
-        ]
-        for m in METRICS
-        for f in m.figures
-    ]
-    return headers, lines
-
-
 def as_json(data: ReportData) -> dict[str, Any]:
     """The same numbers for programs: `lab report --json`, the page, and the API of `lab results`."""
+    plain = ("load", "figures", "mean_batch_size", "dead_row_share", "goodput_per_s",
+             "usd_per_million_tokens", "num_failed")  # fmt: skip
     return {
         "question": question(data),
         "answer": verdict_sentences(data),
@@ -178,51 +190,41 @@ def as_json(data: ReportData) -> dict[str, Any]:
         "arms": [
             {
                 "arm": arm.name,
-                "load": arm.load,
-                "figures": arm.figures,
                 "intervals": {key: found for key, found in arm.intervals.items() if found is not None},
                 "steady_window": arm.steady and arm.steady.as_dict(),
-                "mean_batch_size": arm.mean_batch_size,
-                "dead_row_share": arm.dead_row_share,
-                "goodput_per_s": arm.goodput_per_s,
-                "usd_per_million_tokens": arm.usd_per_million_tokens,
-                "num_failed": arm.num_failed,
+                **{name: getattr(arm, name) for name in plain},
             }
             for arm in data.arms
         ],
         "ratios": [
             {
-                "arm": c.arm,
-                "reference": c.reference,
-                "figure": c.figure.key,
-                "verdict": c.word,
-                "ratio": c.verdict and c.verdict.ratio,
-                "interval": c.verdict and c.verdict.interval,
+                "arm": contrast.arm,
+                "reference": contrast.reference,
+                "figure": contrast.figure.key,
+                "verdict": contrast.word,
+                **{name: getattr(contrast.verdict, name, None) for name in ("ratio", "interval")},
             }
-            for c in data.found
+            for contrast in data.found
         ],
         "command": command(data),
         "settings": setting_lines(data),
     }
 
 
+def run_facts(data: ReportData) -> list[dict[str, Any]]:
+    """What the page keeps of the manifest of each run, for programs."""
+    kept = {"run_id", "arm", "model", "started_at", "seeds", "corpus", "schedule", "git", "packages", "path"}
+    return [run.model_dump(mode="json", include=kept, exclude_unset=True) for run in data.manifest.runs]
+
+
 def command(data: ReportData) -> str:
     """What measures this again: the settings that are not the default, and the model that was served."""
-    run = data.manifest.runs[0]
+    runs = data.manifest.runs
+    run, own = runs[0], [(m.own_arm or m.arm).split() for m in runs]
     words = ["lab", "bench", "--variant", run.variant]
     if len(data.names) > 1:
-        arms = [(m.own_arm or m.arm).split() for m in data.manifest.runs]
-        spelled_arms = dict.fromkeys("@".join(filter(None, (arm[0], ",".join(arm[1:])))) for arm in arms)
-        words = [
-            "lab",
-            "compare",
-            "--pad",
-            "on",
-            "--blocks",
-            str(data.num_blocks),
-            "--variants",
-            *spelled_arms,
-        ]
+        arms = dict.fromkeys("@".join(filter(None, (arm[0], ",".join(arm[1:])))) for arm in own)
+        words = f"lab compare --pad on --blocks {data.manifest.num_blocks} --variants".split() + list(arms)
     given = run.settings.model_dump(mode="json")
     if run.service:
         given |= {"backend": run.service.backend, "model": run.model}
@@ -231,73 +233,45 @@ def command(data: ReportData) -> str:
         value = given.get(name)
         if value is not None and (value != field.default or name == "requests"):
             words += [f"--{name.replace('_', '-')}", spelled(value)]
-    return shlex.join([*_given_to_all(data), *words])
-
-
-def _given_to_all(data: ReportData) -> list[str]:
-    """Settings that all services had from their environment, as NAME=value."""
-    of_arms = [
-        {name: run.service.settings.get(name) for name in run.service.given} if run.service else {}
-        for run in data.manifest.runs
+    # Settings that all services had from their environment go before it, as NAME=value.
+    of_runs = [
+        {name: m.service.settings.get(name) for name in m.service.given} if m.service else {} for m in runs
     ]
-    own = {
-        setting.partition("=")[0]
-        for run in data.manifest.runs
-        for setting in (run.own_arm or run.arm).split()
-    }
-    kept = {name: value for name, value in of_arms[0].items() if all(of.get(name) == value for of in of_arms)}
-    told = {*HarnessSettings.model_fields, "pad_finished", *map(str.lower, own)}
-    return [
+    told = {*HarnessSettings.model_fields, "pad_finished"}
+    told |= {setting.partition("=")[0].lower() for arm in own for setting in arm}
+    shared = [
         f"{name.upper()}={spelled(value)}"
-        for name, value in kept.items()
-        if name not in told and value is not None
+        for name, value in of_runs[0].items()
+        if name not in told and value is not None and all(of.get(name) == value for of in of_runs)
     ]
-
-
-def human_time(iso: str) -> str:
-    """As 21 Nov 2026, 18:39 UTC."""
-    return f"{datetime.fromisoformat(iso):%d %b %Y, %H:%M %Z}".lstrip("0")
+    return shlex.join([*shared, *words])
 
 
 def num_of(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def contrast_sentences(found: Sequence[Contrast]) -> list[str]:
-    return [f"{line}." for line in verdict_lines(found)]
-
-
-def budget_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
-    names = [*(name for name, _ in TERMS), "residual_ms"]
-    labels = [words.partition(" (")[0].partition(",")[0] for _, words in TERMS]
-    headers = ["mean ms", *labels, "residual", "TTFT from schedule", "median |residual| / TTFT"]
-    lines: list[list[str]] = []
+def budget_table(data: ReportData) -> Table:
+    labels = {name: words.partition(" (")[0].partition(",")[0] for name, words in TERMS}
+    lines: list[dict[str, str]] = []
     for arm in data.arms:
-        if arm.budget is None:
-            continue
-        means = arm.budget.means()
-        mean_ttft = float(arm.budget.terms["ttft_sched_ms"].mean())
-        lines.append(
-            [
-                arm.name,
-                *(number(means[n], 2) for n in names),
-                number(mean_ttft, 1),
-                share(arm.budget.residual_share),
-            ]
-        )
-    return headers, lines
+        if (budget := arm.budget) is not None:
+            line = {"mean ms": arm.name}
+            line |= {labels.get(name, "residual"): number(ms, 2) for name, ms in budget.means().items()}
+            line["TTFT from schedule"] = number(float(budget.terms["ttft_sched_ms"].mean()), 1)
+            lines.append(line | {"median |residual| / TTFT": share(budget.residual_share)})
+    return _table(lines)
 
 
-def steady_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
+def steady_table(data: ReportData) -> Table:
     """The part of the replays in which load was as asked."""
     latencies = [f"{figure.label} (ms)" for figure in STEADY_FIGURES]
     lines: list[list[str]] = []
     for arm in data.arms:
         cells = [MISSING] * (3 + len(latencies))
-        if (found := arm.steady) is not None:
-            cells = [share(found.share), str(found.num_requests), number(found.output_tokens_per_s, 1)]
-            pairs = zip(STEADY_FIGURES, found.latencies, strict=True)
-            cells += [figure.text(value) for figure, value in pairs]
+        if (of := arm.steady) is not None:
+            cells = [share(of.share), str(of.num_requests), number(of.output_tokens_per_s, 1)]
+            cells += [f.text(value) for f, value in zip(STEADY_FIGURES, of.latencies, strict=True)]
         lines.append([arm.name, arm.load, *cells])
     return ["arm", "load", "share of the time", "answers", "output tok/s", *latencies], lines
 
@@ -307,14 +281,16 @@ def setting_lines(data: ReportData) -> list[str]:
     host, git = run.host, run.git
     gpus = ", ".join(host.gpu) or "none"
     dirty = " with local changes" if git.is_dirty else ""
+    started = f"{datetime.fromisoformat(run.started_at):%d %b %Y, %H:%M %Z}".lstrip("0")
     return [
         f"Model: {run.model}; {run.engine_text}.",
         f"Load: {', '.join(data.loads)}; {run.schedule.num_requests} requests a run, "
-        f"{num_of(data.num_blocks, 'block')}, seed {run.settings.seed}, corpus {run.corpus.sha256[:12]}.",
+        f"{num_of(data.manifest.num_blocks, 'block')}, seed {run.settings.seed}, "
+        f"corpus {run.corpus.sha256[:12]}.",
         f"Machine: {host.cpu_model or 'unknown CPU'}, {host.physical_cores} cores"
         + (f", {host.memory_bytes / 2**30:.0f} GiB" if host.memory_bytes else "")
         + f", GPU {gpus}, governor {host.cpu_governor or 'unknown'}, {host.platform}.",
-        f"Started {human_time(run.started_at)}, commit {(git.sha or MISSING)[:12]}{dirty}.",
+        f"Started {started}, commit {(git.sha or MISSING)[:12]}{dirty}.",
         *(f"{label.capitalize()}: {told}." for label, told in server_lines(run)),
         *padding_lines(data.manifest),
     ]

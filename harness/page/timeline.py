@@ -6,9 +6,8 @@ times are seconds since the first step.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,8 +18,7 @@ _SAME_S = 1e-6
 _NUM_BINS = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
+class Bar(NamedTuple):
     """Prompt from `joined_s`, tokens from `first_token_s`, dead from `finished_s` to `left_s`."""
 
     lane: int
@@ -41,108 +39,83 @@ class Timeline:
     live_share: float
     dead_share: float
     idle_share: float
-    between_steps_share: float
-    """Of the span: no step was being computed."""
+
+
+Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class OverTime:
-    """One replay in `_NUM_BINS` equal parts: `at_s` is the middle of each."""
+    """One replay in `_NUM_BINS` equal parts, each a point at its middle, in s since the first request."""
 
-    at_s: list[float]
-    """Since the first request was sent."""
-    tokens_per_s: list[float]
-    batch_size: list[float]
+    tokens_per_s: Points
+    batch_size: Points
     """Mean live rows of the steps of a part, by their time; NaN without steps, empty without a step log."""
-    time_at_size: dict[int, float]
+    time_at_size: Points
     """Share of the steps' time, by live rows."""
 
 
 def load_over_time(rows: pd.DataFrame, steps: pd.DataFrame | None) -> OverTime | None:
     """None where nothing was answered, or without stamps of its chunks."""
     done = rows[rows["error"].isna() & (rows["num_output_tokens"] > 0)]
-    each = [np.asarray(stamps, dtype=float) for stamps in done["chunk_s"] if len(stamps)]
-    if len(each) < max(1, len(done)):
+    num_chunks = done["chunk_s"].map(len).to_numpy(int)
+    if not len(done) or not num_chunks.all():
         return None
-    all_stamps = np.concatenate(each)
-    num_chunks = np.array([max(1, len(stamps)) for stamps in each])
-    tokens = np.repeat(done["num_output_tokens"].to_numpy(float) / num_chunks, [len(s) for s in each])
+    stamps = np.concatenate(done["chunk_s"].to_list())
+    tokens = np.repeat(done["num_output_tokens"].to_numpy(float) / num_chunks, num_chunks)
     start_s = float(rows["sent_s"].min())
-    edges = np.linspace(start_s, max(float(all_stamps.max()), start_s + _SAME_S), _NUM_BINS + 1)
-    width_s = float(edges[1] - edges[0])
-    at_s = (edges[:-1] + edges[1:]) / 2 - start_s
-    sums = np.histogram(all_stamps, edges, weights=tokens)[0]
+    edges = np.linspace(0.0, max(float(stamps.max()) - start_s, _SAME_S), _NUM_BINS + 1)
+    at_s = ((edges[:-1] + edges[1:]) / 2).tolist()
+    rates = np.histogram(stamps - start_s, edges, weights=tokens)[0] / edges[1]
     sizes: Floats = np.empty(0)
-    time_at_size: dict[int, float] = {}
+    time_at_size: Points = []
     if steps is not None and not steps.empty:
-        spent_s = steps["duration_s"].to_numpy(float)
-        live = steps["num_rows"].to_numpy(float)
-        middles = steps["start_s"].to_numpy(float) + spent_s / 2
-        edges = edges - start_s + float(steps["start_s"].min())  # the server may have a clock of its own
-        in_bin = np.histogram(middles, edges, weights=spent_s)[0]
+        spent_s, live = (steps[name].to_numpy(float) for name in ("duration_s", "num_rows"))
+        # The server may have a clock of its own.
+        middles = steps["start_s"].to_numpy(float) - float(steps["start_s"].min()) + spent_s / 2
         with np.errstate(invalid="ignore", divide="ignore"):
-            sizes = np.histogram(middles, edges, weights=spent_s * live)[0] / in_bin
-        shares = steps["duration_s"].groupby(steps["num_rows"]).sum() / max(spent_s.sum(), _SAME_S)
-        time_at_size = {int(str(size)): float(share) for size, share in shares.items()}
-    return OverTime(at_s.tolist(), (sums / width_s).tolist(), sizes.tolist(), time_at_size)
+            spent, rows_spent = (
+                np.histogram(middles, edges, weights=weights)[0] for weights in (spent_s, spent_s * live)
+            )
+            sizes = rows_spent / spent
+        shares = np.bincount(live.astype(int), spent_s) / max(spent_s.sum(), _SAME_S)
+        time_at_size = [(float(size), float(shares[size])) for size in np.flatnonzero(shares)]
+    return OverTime(
+        list(zip(at_s, rates.tolist(), strict=True)),
+        list(zip(at_s, sizes.tolist(), strict=False)),
+        time_at_size,
+    )
 
 
 def batch_timeline(rows: pd.DataFrame, steps: pd.DataFrame, num_slots: int) -> Timeline | None:
     """The timeline of one replay; None where the server told no stamps or kept no step log."""
+    needed = ["received_s", "queue_s", "batch_wait_s", "prefill_s", "decode_s"]
     if steps.empty or "received_s" not in rows:
         return None
-    needed = ["received_s", "queue_s", "batch_wait_s", "prefill_s", "decode_s"]
     told = rows[rows[needed].notna().all(axis=1) & rows["error"].isna()]
     if told.empty:
         return None
     start_s = float(steps["start_s"].min())
-    ends = steps["start_s"] + steps["duration_s"]
-    span_s = float(ends.max()) - start_s
-    joined = told["received_s"] + told["queue_s"] + told["batch_wait_s"] - start_s
-    first = joined + told["prefill_s"]
-    finished = first + told["decode_s"]
-    dead_until = _dead_until(steps.assign(end_s=ends - start_s))
+    steps = steps.assign(end_s=steps["start_s"] + steps["duration_s"] - start_s).sort_values("end_s")
+    ends_s, num_dead = (steps[name].to_numpy(float) for name in ("end_s", "num_dead_rows"))
+    span_s = float(ends_s[-1])
+    # Received, let in, in the batch, first token, last token.
+    joined, first, finished = told[needed].cumsum(axis=1).to_numpy(float).T[2:] - start_s
+    # A dead row leaves with the last live one of its batch: at the end of the run of steps with dead rows.
+    is_last = np.append(num_dead[1:] == 0, True)
+    batch_ends_s = pd.Series(np.where(is_last, ends_s, np.nan)).bfill().where(num_dead > 0, 0.0)
+    following = np.searchsorted(ends_s, finished + _SAME_S, side="right")
+    left = np.maximum(finished, np.append(batch_ends_s, 0.0)[following])
     bars: list[Bar] = []
     free_at: list[float] = []
-    for index in joined.sort_values().index:
-        joined_s, finished_s = float(joined[index]), float(finished[index])
-        lane = next((i for i, until in enumerate(free_at) if until <= joined_s + _SAME_S), len(free_at))
-        left_s = dead_until(finished_s)
-        free_at[lane : lane + 1] = [left_s]
-        label = str(told.at[index, "prompt_id"])
-        bars.append(Bar(lane, label, joined_s, float(first[index]), finished_s, left_s))
+    for i in np.argsort(joined, kind="stable"):
+        lane = next((n for n, until in enumerate(free_at) if until <= joined[i] + _SAME_S), len(free_at))
+        free_at[lane : lane + 1] = [left[i]]
+        at_s = (float(of[i]) for of in (joined, first, finished, left))
+        bars.append(Bar(lane, str(told["prompt_id"].iat[i]), *at_s))
     num_lanes = max(num_slots, len(free_at))
     live, dead = (
         float((steps[name] * steps["duration_s"]).sum()) / (num_lanes * span_s)
         for name in ("num_rows", "num_dead_rows")
     )
-    return Timeline(
-        bars=bars,
-        num_lanes=num_lanes,
-        span_s=span_s,
-        live_share=live,
-        dead_share=dead,
-        idle_share=max(0.0, 1 - live - dead),
-        between_steps_share=max(0.0, 1 - float(steps["duration_s"].sum()) / span_s),
-    )
-
-
-def _dead_until(steps: pd.DataFrame) -> Callable[[float], float]:
-    """A function: a row that finished then is computed as a dead one until when.
-
-    Dead rows leave with the last live one of their batch, so at the end of the run of steps with dead rows.
-    """
-    ordered = steps.sort_values("end_s")
-    ends = [float(end_s) for end_s in ordered["end_s"]]
-    batch_ends: list[float] = []
-    batch_end_s = 0.0
-    for end_s, num_dead in zip(reversed(ends), reversed(list(ordered["num_dead_rows"])), strict=True):
-        batch_end_s = (batch_end_s or end_s) if num_dead else 0.0
-        batch_ends.append(batch_end_s)
-    batch_ends.reverse()
-
-    def until(finished_s: float) -> float:
-        following = bisect_right(ends, finished_s + _SAME_S)
-        return max(finished_s, batch_ends[following]) if following < len(ends) else finished_s
-
-    return until
+    return Timeline(bars, num_lanes, span_s, live, dead, idle_share=max(0.0, 1 - live - dead))

@@ -42,7 +42,8 @@ def steady_window(rows: pd.DataFrame, load: Load) -> SteadyWindow | None:
     if whole is None or bounds is None or bounds[1] <= bounds[0]:
         return None
     start_s, end_s = bounds
-    answers = rows[rows["error"].isna()].to_dict("records")
+    stamped = ["chunk_s", "chunk_tokens", "num_output_tokens"]
+    answers = rows.loc[rows["error"].isna(), stamped].to_dict("records")
     tokens = sum((tokens_until(row, end_s) - tokens_until(row, start_s) for row in answers), 0.0)
     inside = rows[(rows["scheduled_s"] >= start_s) & (rows["scheduled_s"] < end_s)]
     length_s = end_s - start_s

@@ -19,10 +19,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from adapters.base import LabError
 from harness.comparing.combine import read_result
 from harness.comparing.verdict import DEFAULT_MARGIN
-from harness.page.data import ReportData
-from harness.page.files import load_report
-from harness.page.html import TEMPLATES, render_page
-from harness.page.summary import as_json, question
+from harness.page.data import ReportData, load_report
+from harness.page.explanations import PHASE_COLOURS
+from harness.page.files import TEMPLATES, render_page
+from harness.page.summary import as_json
 from harness.results.cost import read_price
 from harness.results.manifest import ComparisonManifest
 from harness.results.slo import Slo
@@ -43,7 +43,6 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 Ids = Annotated[list[str], Query(alias="id", min_length=1, max_length=MAX_FILES)]
-_EMPTY = Slo()
 
 
 def make_app(folder: Path, live: LiveSteps | None = None) -> FastAPI:
@@ -59,18 +58,11 @@ def make_app(folder: Path, live: LiveSteps | None = None) -> FastAPI:
 
     @app.get("/")
     def page() -> HTMLResponse:
-        index.refresh()
-        lines = index.search()
-        models = sorted({line["model"] for line in lines} - {""})
-        return HTMLResponse(
-            TEMPLATES.get_template("results.html.j2").render(
-                lines=lines, folder=str(folder), models=models, columns=COLUMNS[1:], is_live=live is not None
-            )
-        )
+        told = {"folder": str(folder), "columns": COLUMNS[1:], "is_live": bool(live), "phases": PHASE_COLOURS}
+        return HTMLResponse(TEMPLATES.get_template("results.html.j2").render(told, lines=index.search()))
 
     @app.get("/api/results")
     def results(text: str = "", level: str = "", model: str = "", format: str = "json") -> Response:
-        index.refresh()
         lines = index.search(text, level, model)
         return Response(to_csv(lines), media_type="text/csv") if format == "csv" else JSONResponse(lines)
 
@@ -81,10 +73,10 @@ def make_app(folder: Path, live: LiveSteps | None = None) -> FastAPI:
         return JSONResponse(live.since(after))
 
     def loaded(ids: list[str]) -> ReportData:
-        index.refresh()
-        paths = [path for file_id in ids if (path := index.path_of(file_id))]
-        if len(paths) < len(ids):
+        known = {line["id"]: path for path, line in index.read()}
+        if not known.keys() >= set(ids):
             raise HTTPException(404, "no such result")
+        paths = [known[file_id] for file_id in ids]
         try:
             files = [read_result(path) for path in paths]
             # Pictures of steps are read from beside the file, wherever it says that it was written.
@@ -93,7 +85,7 @@ def make_app(folder: Path, live: LiveSteps | None = None) -> FastAPI:
                 for run in told.runs if isinstance(told, ComparisonManifest) else [told]:
                     run.path = _beside(run.path, path, folder)
             price = read_price(None, None)
-            return load_report(files, slo=_EMPTY, price=price, reference=None, margin=DEFAULT_MARGIN)
+            return load_report(files, slo=Slo(), price=price, reference=None, margin=DEFAULT_MARGIN)
         except LabError as error:
             raise HTTPException(422, str(error)) from error
         except Exception as error:  # rows and manifests of others may hold anything
@@ -101,8 +93,7 @@ def make_app(folder: Path, live: LiveSteps | None = None) -> FastAPI:
 
     @app.get("/report")
     def report(ids: Ids) -> HTMLResponse:
-        data = loaded(ids)
-        return HTMLResponse(render_page(data, question(data)).encode(errors="replace"))
+        return HTMLResponse(render_page(loaded(ids)).encode(errors="replace"))
 
     @app.get("/api/report")
     def report_json(ids: Ids) -> JSONResponse:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic_core import from_json
 
@@ -27,13 +27,14 @@ COLUMNS = (
     "requests", "blocks", "commit", "problem",
 )  # fmt: skip
 MAX_CELL_CHARS = 500
+_SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
 _FILTERED = """
     select * from lines
-    where contains(lower(concat_ws(' ', file, started_at, arms, model, backend, machine, "load", "commit")),
-                   lower($text))
-      and ($level = '' or level = $level) and ($model = '' or model = $model)
+    where contains(lower(concat_ws(' ', *columns(* exclude (id, kind, level, problem)))), lower($text))
+      and $level in ('', level) and $model in ('', model)
     order by started_at desc, file
 """
+Line = dict[str, str]
 Identity = tuple[str, int, int, int]
 
 
@@ -42,47 +43,38 @@ class ResultIndex:
 
     def __init__(self, folder: Path) -> None:
         self._root = folder.resolve()
-        self._known: dict[Identity, dict[str, str]] = {}
-        self._paths: dict[str, Path] = {}
-        self._lines = pd.DataFrame(columns=list(COLUMNS), dtype=str)
+        self._known: dict[Identity, tuple[Path, Line]] = {}
+        self._database = duckdb.connect(config={"enable_external_access": "false"})
 
-    def refresh(self) -> None:
-        """Read what is new or has changed."""
-        known: dict[Identity, dict[str, str]] = {}
-        paths: dict[str, Path] = {}
+    def read(self) -> list[tuple[Path, Line]]:
+        """What lies there now; a file that has not changed is not read again."""
+        known: dict[Identity, tuple[Path, Line]] = {}
         for path in sorted(_files(self._root)):
             try:
-                told = path.lstat()
+                told = os.lstat(path)
             except OSError:
                 continue
-            if not stat.S_ISREG(told.st_mode):
-                continue
-            place = str(path.relative_to(self._root))
-            identity = (place, told.st_ino, told.st_size, told.st_mtime_ns)
-            line = self._known.get(identity) or _line(path, place)
-            known[identity] = line
-            paths[line["id"]] = path
-        if known.keys() != self._known.keys():
-            self._lines = pd.DataFrame(list(known.values()), columns=list(COLUMNS), dtype=str)
-        self._known, self._paths = known, paths
+            if stat.S_ISREG(told.st_mode):
+                place = os.path.relpath(path, self._root)
+                identity = (place, told.st_ino, told.st_size, told.st_mtime_ns)
+                known[identity] = self._known.get(identity) or (Path(path), _line(Path(path), place))
+        self._known = known  # whole, because several requests read at once
+        return list(known.values())
 
-    def search(self, text: str = "", level: str = "", model: str = "") -> list[dict[str, str]]:
+    def search(self, text: str = "", level: str = "", model: str = "") -> list[Line]:
         """The lines that hold `text`, the newest first."""
-        with duckdb.connect(config={"enable_external_access": "false"}) as database:
-            database.register("lines", self._lines)
+        lines = pa.Table.from_pylist([line for _, line in self.read()], _SCHEMA)
+        with self._database.cursor() as database:  # a connection of its own, which threads need
+            database.register("lines", lines)
             found = database.execute(_FILTERED, {"text": text, "level": level, "model": model})
-            return [dict(zip(COLUMNS, map(str, row), strict=True)) for row in found.fetchall()]
-
-    def path_of(self, file_id: str) -> Path | None:
-        """None where no file that was listed has this id."""
-        return self._paths.get(file_id)
+            return [dict(zip(COLUMNS, row, strict=True)) for row in found.fetchall()]
 
 
-def _files(root: Path) -> Iterator[Path]:
+def _files(root: Path) -> Iterator[str]:
     for folder, _, names in os.walk(root):
         for name in names:
             if name.endswith(".parquet") and not name.endswith(STEPS_SUFFIX):
-                yield Path(folder, name)
+                yield os.path.join(folder, name)
 
 
 def _line(path: Path, place: str) -> dict[str, str]:

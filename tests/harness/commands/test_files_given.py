@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.comparing.combine import read_result
-from harness.page.files import load_report, write_charts
+from harness.page.data import load_report
+from harness.page.files import write_charts
 from harness.results.cost import Price
 from harness.results.manifest import Validity
 from harness.results.record import JOURNAL_SUFFIX, Journal, make_table, read_parquet, write_parquet

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from harness.comparing.contrasts import contrasts, more_blocks, places_of
+from harness.comparing.contrasts import Blocks, contrasts, more_blocks, places_of
 from harness.comparing.trade import in_words
+from harness.results.metrics import Figure, deciding_figures
 from harness.results.record import Row
 from tests.harness.comparing.test_comparison import run_rows
 from tests.harness.made_rows import made_frame, made_manifest
@@ -112,3 +115,20 @@ def test_the_order_of_a_block_is_that_of_the_starts() -> None:
     assert places_of(runs) == {("a", 0): 0, ("b", 0): 1, ("a", 1): 0, ("b", 1): 1}
     runs[0].started_at = "0"
     assert places_of(runs) == {}
+
+
+def test_a_figure_of_a_block_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row for arm in "abc" for block in range(2) for row in run_rows(arm, block, 1.0 + block)]
+    frame, worked_out = made_frame(rows), 0
+    whole = Figure.value
+
+    def counted(figure: Figure, *given: Any) -> float | None:
+        nonlocal worked_out
+        worked_out += 1
+        return whole(figure, *given)
+
+    expected = [contrasts(frame, list("abc"), reference, is_open=False) for reference in "abc"]
+    monkeypatch.setattr(Figure, "value", counted)
+    shared = Blocks(frame)
+    assert [contrasts(shared, list("abc"), reference, is_open=False) for reference in "abc"] == expected
+    assert worked_out == 3 * 2 * len(deciding_figures())

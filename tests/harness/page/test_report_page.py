@@ -15,12 +15,19 @@ from markupsafe import escape
 
 from harness.comparing.combine import read_result
 from harness.comparing.verdict import DEFAULT_MARGIN
+from harness.page import explanations
 from harness.page.charts import make_charts
-from harness.page.data import ReportData
-from harness.page.files import load_report, write_charts
-from harness.page.html import render_page
+from harness.page.data import ReportData, load_report
+from harness.page.files import render_page, write_charts
 from harness.page.picture import description, theme
-from harness.page.summary import as_json, command, figure_table, question, verdict_sentences
+from harness.page.summary import (
+    answer_sentences,
+    as_json,
+    command,
+    figure_table,
+    question,
+    verdict_sentences,
+)
 from harness.results.cost import Price, read_price
 from harness.results.manifest import GitFacts, HostFacts, Validity
 from harness.results.metrics import METRICS, compared_figures
@@ -44,11 +51,13 @@ def result(tmp_path: Path) -> Path:
     return write_comparison(tmp_path, "baseline", "static", "continuous")
 
 
-def write_comparison(folder: Path, *arms: str, prompt: str = "p") -> Path:
-    """Three blocks, each arm twice as fast as the one before it; the first two arms have a step log."""
+def write_comparison(
+    folder: Path, *arms: str, prompt: str = "p", num_blocks: int = 3, factor: float = 0.5
+) -> Path:
+    """Each arm takes `factor` of the time of the one before it; the first two arms have a step log."""
     runs = [
-        run_rows(arm, block, 0.5**place * (1 + 0.01 * block))
-        for block in range(3)
+        run_rows(arm, block, factor**place * (1 + 0.01 * block))
+        for block in range(num_blocks)
         for place, arm in enumerate(arms)
     ]
     rows, manifest = comparison(*runs, reference=arms[0])
@@ -109,7 +118,7 @@ def test_what_comes_from_outside_is_shown_and_never_run(tmp_path: Path) -> None:
     path = write_comparison(tmp_path, HOSTILE, "static", prompt=HOSTILE)
     data = load_report([read_result(path)], slo=Slo(), price=Price(), reference=None, margin=DEFAULT_MARGIN)
     data.manifest.validity = Validity(caution=(f"all arms: {HOSTILE}",))
-    page = render_page(data, HOSTILE)
+    page = render_page(data)
     tags = Tags()
     tags.feed(page)
     assert [tag for tag, _ in tags.found].count("script") == 5  # three of data, the library, the page's own
@@ -129,7 +138,7 @@ def embedded(page: str, name: str) -> Any:
 
 
 def values_of(spec: dict[str, Any], layer: int) -> list[dict[str, Any]]:
-    values: list[dict[str, Any]] = spec["datasets"][spec["layer"][layer]["data"]["name"]]
+    values: list[dict[str, Any]] = spec["layer"][layer]["data"]["values"]
     return values
 
 
@@ -144,6 +153,31 @@ def test_the_answer_names_winner_size_and_certainty(result: Path) -> None:
     assert sentences[1].startswith("Against baseline: 4.00x the tokens, the whole answer 4.00x sooner, TTFT")
     assert "over 3 blocks" in sentences[2]
     assert any("Where the first token waited longest" in sentence for sentence in sentences)
+
+
+@pytest.mark.parametrize(("num_blocks", "factor", "told_next"), [
+    (3, 0.5, "Next: serve with static;"),
+    (3, 1.0, "Next: take whichever of baseline and static is simpler to run."),
+    (1, 0.5, "Next: measure on, with --blocks 3."),
+])  # fmt: skip
+def test_the_answer_says_what_to_do_next(
+    tmp_path: Path, num_blocks: int, factor: float, told_next: str
+) -> None:
+    data = loaded(write_comparison(tmp_path, "baseline", "static", num_blocks=num_blocks, factor=factor))
+    assert any(sentence.startswith(told_next) for sentence in answer_sentences(data))
+    data.manifest.validity = Validity(invalid=("3 of 9 requests failed",))
+    assert answer_sentences(data)[1].startswith("Next: mend that, and measure again")
+
+
+def test_slots_are_not_shown_empty_where_requests_are_left_out(
+    result: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explanations, "MAX_BARS", 5)
+    data = loaded(result)
+    left_out_s = min(arm.timeline.bars[5].joined_s for arm in data.arms if arm.timeline)
+    spec = make_charts(data)["slots"].spec
+    assert spec["layer"][1]["encoding"]["x"]["scale"]["domain"] == [0, left_out_s]
+    assert max(value["to"] for value in values_of(spec, 0)) == left_out_s
 
 
 def test_every_chart_is_drawn(result: Path) -> None:
@@ -173,19 +207,19 @@ def test_arms_are_switched_off_in_every_chart_that_has_them(result: Path) -> Non
 
 
 def test_live_dead_and_empty_slots_differ_by_more_than_colour(result: Path) -> None:
-    spec = make_charts(loaded(result))["slots"].chart.to_dict()
+    spec = make_charts(loaded(result))["slots"].spec
     heights = {v["phase"]: round(v["bottom"] - v["top"], 2) for v in values_of(spec, 1)}
     assert heights["tokens"] > 1.4 * heights["dead row"]
     lanes, bars = (layer["encoding"] for layer in spec["layer"][:2])
     assert lanes["x"]["scale"] == bars["x"]["scale"]
-    assert [v["words"].partition(":")[0] for v in values_of(spec, 2)] == ["baseline", "static"]
+    assert [v["words"][0] for v in values_of(spec, 2)] == ["baseline", "static"]
 
 
 def test_page_markdown_and_json_show_one_number(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = loaded(result)
     assert main(["report", str(result), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    page = render_page(data, "t")
+    page = render_page(data)
     assert embedded(page, "report") == told == json.loads(json.dumps(as_json(data)))
     for arm in told["arms"]:
         assert "steady_window" in arm
@@ -213,7 +247,7 @@ def test_page_markdown_and_json_show_one_number(result: Path, capsys: pytest.Cap
 def test_the_reason_of_a_doubt_stands_before_every_chart(result: Path) -> None:
     data = loaded(result)
     data.manifest.validity = Validity(invalid=("3 of 9 requests failed",))
-    page = render_page(data, "t")
+    page = render_page(data)
     assert page.index("INVALID: 3 of 9 requests failed") < page.index('class="chart"')
     assert "so this does not count" in page
     first = verdict_sentences(data)[0]
@@ -244,17 +278,23 @@ def test_the_command_has_what_all_services_were_given(result: Path) -> None:
 
 def test_the_steady_window_stands_on_the_page_and_in_json(result: Path) -> None:
     data = loaded(result)
-    assert "The steady window" in render_page(data, "t")
+    assert "The steady window" in render_page(data)
     told_of = as_json(data)["arms"][0]["steady_window"]
     assert told_of is None or 0 < told_of["share"] <= 1
 
 
 def test_series_that_are_no_arms_keep_their_legend(result: Path) -> None:
     data = loaded(result)
-    drawn = make_charts(data)
-    for name, has_one in (("lengths", True), ("ttft-cdf", False)):
-        told_of = json.dumps(description(drawn[name], data.names, has_legend=False))
-        assert ('"legend": null, "scale": {"domain": ["baseline"' in told_of) is not has_one
+    for name, series in (
+        ("lengths", "prompts"),
+        ("budget", "prefill"),
+        ("slots", "dead row"),
+        ("pareto", None),
+    ):
+        drawn = make_charts(data)[name]
+        on_page = vl_convert.vegalite_to_svg(description(drawn, data.names, has_legend=False), config=theme())
+        assert ("role-legend" in on_page) == (series is not None)
+        assert series is None or f">{series}<" in on_page
 
 
 def test_a_slide_stands_alone(result: Path, tmp_path: Path) -> None:
@@ -269,8 +309,10 @@ def test_cost_follows_from_the_price(result: Path) -> None:
     )
     # 2 tokens/s at 0.001 USD a second: 500 USD per million.
     (baseline,) = [arm for arm in data.arms if arm.name == "baseline"]
-    assert baseline.usd_per_million_tokens == pytest.approx(3.6 / (baseline.middle_tokens_per_s * 3600) * 1e6)
-    assert "USD per million output tokens" in render_page(data, "t")
+    tokens_per_s = baseline.figures["output_tokens_per_s"]
+    assert tokens_per_s is not None
+    assert baseline.usd_per_million_tokens == pytest.approx(3.6 / (tokens_per_s * 3600) * 1e6)
+    assert "USD per million output tokens" in render_page(data)
     assert read_price(None, 2e-6).per_million_tokens(123.0) == pytest.approx(2.0)
 
 

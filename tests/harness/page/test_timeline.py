@@ -44,7 +44,6 @@ def test_dead_rows_hold_their_slot_until_the_batch_ends() -> None:
     assert (line.num_lanes, line.span_s) == (2, 6)
     assert (line.live_share, line.dead_share) == pytest.approx((8 / 12, 2 / 12))
     assert line.idle_share == pytest.approx(2 / 12)
-    assert line.between_steps_share == pytest.approx(1 / 6)
 
 
 def test_a_freed_slot_is_taken_again() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.comparing.comparison import agreement_of_all, render_comparison
+from harness.comparing.comparison import render_comparison
 from harness.page.data import gather
 from harness.page.files import to_markdown
 from harness.results.cost import Price
@@ -83,9 +83,7 @@ def test_lengths_are_counted_between_powers_of_two() -> None:
 
 def markdown(*runs: list[Row], settings: dict[str, object]) -> str:
     rows = made_frame([row for run in runs for row in run])
-    data = gather(
-        rows, manifest_of(*runs, settings=settings), slo=Slo(), price=Price(), num_same=agreement_of_all(rows)
-    )
+    data = gather(rows, manifest_of(*runs, settings=settings), slo=Slo(), price=Price())
     return to_markdown(data)
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -75,12 +76,22 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytes
     write_run(tmp_path / "a.parquet")
     write_run(tmp_path / "b.parquet")
     index = ResultIndex(tmp_path)
-    index.refresh()
-    index.refresh()
+    index.read()
+    index.read()
     write_run(tmp_path / "b.parquet", model="other")
-    index.refresh()
-    assert read == ["a.parquet", "b.parquet", "b.parquet"]
     assert [line["file"] for line in index.search(model="other")] == ["b.parquet"]
+    assert read == ["a.parquet", "b.parquet", "b.parquet"]
+
+
+def test_requests_at_once_see_the_files_that_lay_there_before_them(tmp_path: Path) -> None:
+    index = ResultIndex(tmp_path)
+
+    def write_and_find(number: int) -> bool:
+        write_run(tmp_path / f"{number}.parquet")
+        return any(line["file"] == f"{number}.parquet" for line in index.search())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(write_and_find, range(64)))
 
 
 TRAVERSALS = [
