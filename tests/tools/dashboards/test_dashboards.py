@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tools.dashboards.__main__ import FILES, main
+from tools import dash
+from tools.dashboards.__main__ import FILES, ROOT, main
 from tools.dashboards.live import LIVE
 from tools.dashboards.results import RESULTS
 
@@ -54,3 +55,11 @@ def test_a_band_is_filled_between_series_that_exist() -> None:
             named = [override["matcher"]["options"]]
             named += [p["value"] for p in override["properties"] if p["id"] == "custom.fillBelowTo"]
             assert legends.issuperset(named)
+
+
+def test_one_version_of_grafana() -> None:
+    """docker/compose.yml has it; `make dash` and the types of `make test-ops` are of the same one."""
+    (image,) = dash.IMAGE.findall((ROOT / "docker/compose.yml").read_text())
+    assert dash.grafana_command("docker", 1, 2)[-1] == image
+    makefile = (ROOT / "Makefile").read_text()
+    assert "docker/compose.yml)" in next(x for x in makefile.splitlines() if x.startswith("GRAFANA :="))
