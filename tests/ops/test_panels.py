@@ -24,8 +24,9 @@ from harness.history.exposition import to_openmetrics
 from harness.history.series import SHOWN, chained, marks
 from services.strategies import VARIANTS
 from tests.harness.history.made_history import held, sha
-from tests.ops.servers import PROMETHEUS_FILES, ROOT, Prometheus, program, prometheus, traffic
+from tests.ops.servers import ROOT, Prometheus, program, prometheus, traffic
 from tests.services.served import lab_serve
+from tools.dashboards import field_names
 from tools.dashboards.live import LIVE
 from tools.dashboards.results import ENDS, FIGURES, RESULTS
 
@@ -191,17 +192,22 @@ def test_a_series_that_is_renamed_empties_a_panel(watched: Any) -> None:
         assert any(is_empty(scraping, query, at_s) for query in renamed), name
 
 
-def test_the_names_of_the_field_are_there_too(watched: Any) -> None:
-    """docs/metrics.md has the same table as the recording rules."""
+def test_the_queries_of_vllms_dashboard_have_answers(watched: Any) -> None:
+    """As its Grafana file asks them: by `model_name`, counters as rates, histograms by bucket and by mean."""
     scraping, at_s, _ = watched
-    rules = re.findall(r'record: "([^"]+)", expr: (.*)\}', (PROMETHEUS_FILES / "field_names.yml").read_text())
-    documented = (PROMETHEUS_FILES.parents[1] / "docs/metrics.md").read_text()
-    for record, expr in rules:
-        assert len(scraping.values(record, at_s=at_s)) == len(scraping.values(expr.strip("'"), at_s=at_s)) > 0
-        ours = re.search(r"(lab|process)_\w+", expr).group()
-        family = re.sub(r"_(bucket|sum|count)$", "", record)
-        assert f"`{family}`" in documented, family
-        assert re.sub(r"_(bucket|sum|count)$", "", ours) in documented
+    chosen = 'model_name="lab-26m"'
+    asked = [f"sum by(le) (rate({name}_bucket{{{chosen}}}[10s]))" for name in field_names.HISTOGRAMS]
+    asked += [
+        f"rate({name}_sum{{{chosen}}}[10s]) / rate({name}_count{{{chosen}}}[10s])"
+        for name in field_names.HISTOGRAMS
+    ]
+    asked += [f"{name}{{{chosen}}}" for name in field_names.SERIES]
+    asked.append(f"sum by(finished_reason) (increase(vllm:request_success_total{{{chosen}}}[10s]))")
+    assert not [query for query in asked if is_empty(scraping, query, at_s)]
+    renamed = [query.replace("vllm:", "vlm:") for query in asked]
+    assert all(is_empty(scraping, query, at_s) for query in renamed)
+    ended = scraping.values("vllm:request_success_total", at_s=at_s)
+    assert {one["finished_reason"] for one in ended} >= {"stop", "length", "abort"}
 
 
 def test_an_exemplar_leads_from_a_slow_bucket_to_a_request(watched: Any) -> None:

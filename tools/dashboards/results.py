@@ -59,8 +59,8 @@ def _chain() -> Json:
         return f"avg by ({_BY}) (last_over_time({series}[$__interval]))"
 
     about = (
-        "Ratios of commits measured in turns, chained; the oldest commit is 1. What a machine does from night "
-        "to night is in none of them. The band is the interval of a night's own ratio."
+        "Ratios of commits measured in turns, chained; the oldest commit is 1. What a machine does from "
+        "night to night is in none of them. The band is the interval of a night's own ratio."
     )
     return lines("Commits, chained", about, "none", _with_ends(over), bands=list(VARIANTS))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from tools import dash
 from tools.dashboards.__main__ import FILES, ROOT, main
+from tools.dashboards.field_names import HISTOGRAMS, SERIES
 from tools.dashboards.live import LIVE
 from tools.dashboards.results import RESULTS
 
@@ -24,7 +26,7 @@ def test_the_files_are_what_the_sources_say() -> None:
 
 
 def test_a_stale_file_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(FILES, "harness/grafana_dash.json", {**LIVE, "title": "another"})
+    monkeypatch.setitem(FILES, "harness/grafana_dash.json", lambda: "another")
     assert main(["--check"]) == 1
     assert capsys.readouterr().err == "harness/grafana_dash.json is not what `make dashboards` writes\n"
 
@@ -63,3 +65,8 @@ def test_one_version_of_grafana() -> None:
     assert dash.grafana_command("docker", 1, 2)[-1] == image
     makefile = (ROOT / "Makefile").read_text()
     assert "docker/compose.yml)" in next(x for x in makefile.splitlines() if x.startswith("GRAFANA :="))
+
+
+def test_the_documented_names_are_those_of_the_rules() -> None:
+    text = (ROOT / "docs/metrics.md").read_text()
+    assert dict(re.findall(r"^\| `(vllm:\w+)` \| `(\w+)` \|", text, re.MULTILINE)) == SERIES | HISTOGRAMS
