@@ -193,7 +193,7 @@ faults: .venv/.dev ## 30 signals to bench and compare, and 10 minutes of the ker
 # Grafana's own types, for tests alone, of the version in docker/compose.yml. The last two are unpacked without
 # what they need to run.
 GRAFANA := $(shell sed -n 's|.*grafana/grafana:\([0-9.]*\).*|\1|p' docker/compose.yml)
-.ops/.npm:
+.ops/.npm: docker/compose.yml
 	@command -v npm >/dev/null || { echo "npm is missing: install Node.js 20 or later, which brings it"; exit 1; }
 	@echo "bringing Grafana's types into .ops"
 	@mkdir -p .ops && npm install --prefix .ops --silent --no-audit --no-fund --ignore-scripts \
