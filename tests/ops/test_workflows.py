@@ -60,20 +60,16 @@ def test_the_nightly_turns_red_on_a_slower_step(stage: Stage) -> None:
     assert "bench-history" in stage.git("ls-remote", "--heads", "origin")
 
 
-def test_the_nightly_is_not_red_on_the_same_code(stage: Stage) -> None:
-    stage.commit(0.0)
-    made = stage.run("schedule", "bench-nightly.yml", env={**LOAD, "BUDGET_S": "20"})
-    assert made.returncode == 0, made.stdout + made.stderr
-    assert verdict_of(stage) in ("pass", "can't tell")
-
-
-def test_a_pull_request_gets_a_comment(stage: Stage) -> None:
+def test_a_pull_request_of_equal_code_gets_a_comment_and_is_not_red(stage: Stage) -> None:
     base = stage.git("rev-parse", "HEAD")
-    stage.commit(SLOWDOWN)
+    stage.commit(0.0)
     head = stage.git("rev-parse", "HEAD")
     facts = {"pull_request": {"number": 7, "base": {"sha": base}, "head": {"sha": head}}}
-    made = stage.run("pull_request", "bench-pr.yml", facts, LOAD)
-    assert verdict_of(stage, "bench-pr") == "REGRESSION", made.stdout + made.stderr
+    # Three blocks: a pass may need more, a regression is not to be seen in any.
+    budget = ("--var", "BENCH_PR_BUDGET_S=1")
+    made = stage.run("pull_request", "bench-pr.yml", facts, LOAD, *budget)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert verdict_of(stage, "bench-pr") in ("pass", "can't tell")
     after = {"workflow_run": {"event": "pull_request", "id": 5, "head_sha": head}}
     said = stage.run("workflow_run", "bench-pr-comment.yml", after)
     assert said.returncode == 0, said.stdout + said.stderr

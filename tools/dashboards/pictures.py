@@ -79,7 +79,7 @@ def _check_answers(grafana: str) -> None:
 def height(board: Json, *, is_narrow: bool) -> int:
     """In pixels. In a narrow window panels stand below one another."""
     grids = [panel["gridPos"] for panel in board["panels"]]
-    rows = sum(g["h"] for g in grids) if is_narrow else max(g["y"] + g["h"] for g in grids)
+    rows: int = sum(g["h"] for g in grids) if is_narrow else max(g["y"] + g["h"] for g in grids)
     return HEAD_PX + ROW_PX * rows
 
 
