@@ -212,10 +212,10 @@ prometheus-programs:
 			prometheus prometheus-alertmanager >/dev/null; fi; \
 	if missing; then echo "missing: apt-get install prometheus prometheus-alertmanager"; exit 1; fi
 
-test-ops: .venv/.ops ## dashboards and alerts on a real Prometheus; installs what it needs (as root on Debian)
+test-ops: .venv/.ops ## dashboards and alerts on a real Prometheus, workflows executed; installs what it needs (as root on Debian)
 	@if $(MAKE) --no-print-directory .ops/.npm prometheus-programs; \
 		then .venv/bin/python -m pytest -m ops -rs tests/ops $(ARGS); \
-		else echo "SKIPPED: dashboards and alerts were NOT tested, since what their tests need is not here (above)"; fi
+		else echo "SKIPPED: dashboards, alerts and workflows were NOT tested, since what their tests need is not here (above)"; fi
 
 dash: .venv/.lab-base ## Prometheus over running services, Grafana where Docker is: ARGS="--targets localhost:8000"
 	@.venv/bin/python -m tools.dash $(ARGS)
