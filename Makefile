@@ -190,9 +190,10 @@ faults: .venv/.dev ## 30 signals to bench and compare, and 10 minutes of the ker
 	@SIGNALS=30 SANITIZED_S=600 .venv/bin/python -m pytest -m "not ops" -s --timeout 7200 \
 		tests/harness/commands/test_signals.py tests/adapters/torch_backend/test_sanitized_kernels.py $(ARGS)
 
-# Grafana's own types, for tests alone. The last two are unpacked without what they need to run.
-GRAFANA := 13.2.3
-.ops/.npm:
+# Grafana's own types, for tests alone, of the version in docker/compose.yml. The last two are unpacked without
+# what they need to run.
+GRAFANA := $(shell sed -n 's|.*grafana/grafana:\([0-9.]*\).*|\1|p' docker/compose.yml)
+.ops/.npm: docker/compose.yml
 	@command -v npm >/dev/null || { echo "npm is missing: install Node.js 20 or later, which brings it"; exit 1; }
 	@echo "bringing Grafana's types into .ops"
 	@mkdir -p .ops && npm install --prefix .ops --silent --no-audit --no-fund --ignore-scripts \
@@ -203,7 +204,7 @@ GRAFANA := 13.2.3
 	@touch $@
 
 PROMETHEUS_PROGRAMS := prometheus promtool prometheus-alertmanager
-.PHONY: prometheus-programs test-ops dashboards dash
+.PHONY: prometheus-programs test-ops dashboards dash dash-pictures
 prometheus-programs:
 	@missing() { for name in $(PROMETHEUS_PROGRAMS); do command -v $$name >/dev/null || return 0; done; return 1; }; \
 	if missing && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -211,13 +212,16 @@ prometheus-programs:
 			prometheus prometheus-alertmanager >/dev/null; fi; \
 	if missing; then echo "missing: apt-get install prometheus prometheus-alertmanager"; exit 1; fi
 
-test-ops: .venv/.ops ## dashboards and alerts on a real Prometheus; installs what it needs (as root on Debian)
+test-ops: .venv/.ops ## dashboards and alerts on a real Prometheus, workflows executed; installs what it needs (as root on Debian)
 	@if $(MAKE) --no-print-directory .ops/.npm prometheus-programs; \
-		then .venv/bin/python -m pytest -m ops tests/ops $(ARGS); \
-		else echo "SKIPPED: dashboards and alerts were NOT tested, since what their tests need is not here (above)"; fi
+		then .venv/bin/python -m pytest -m ops -rs tests/ops $(ARGS); \
+		else echo "SKIPPED: dashboards, alerts and workflows were NOT tested, since what their tests need is not here (above)"; fi
 
 dash: .venv/.lab-base ## Prometheus over running services, Grafana where Docker is: ARGS="--targets localhost:8000"
 	@.venv/bin/python -m tools.dash $(ARGS)
+
+dash-pictures: .venv/.lab-base ## a picture of each dashboard of a running Grafana: ARGS="--grafana http://localhost:3000"
+	@.venv/bin/python -m tools.dashboards.pictures $(ARGS)
 
 dashboards: .venv/.lab-base ## write the Grafana dashboards anew from tools/dashboards, and the rules for Kubernetes
 	@.venv/bin/python -m tools.dashboards

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 DOCKER = Path(__file__).parents[1] / "docker"
-GRAFANA_IMAGE = "grafana/grafana:13.1.0"
+IMAGE = re.compile(r"grafana/grafana:[\d.]+")
+"""The version stands in docker/compose.yml."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,7 +92,7 @@ def grafana_command(docker: str, prometheus_port: int, port: int) -> list[str]:
         *(part for name, value in settings.items() for part in ("-e", f"{name}={value}")),
         *("-v", f"{grafana / 'provisioning'}:/etc/grafana/provisioning:ro"),
         *("-v", f"{grafana / 'dashboards'}:/var/lib/grafana/dashboards:ro"),
-        GRAFANA_IMAGE,
+        *IMAGE.findall((DOCKER / "compose.yml").read_text()),
     ]
 
 

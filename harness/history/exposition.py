@@ -5,15 +5,20 @@ The names and labels are those that the dashboards query. Seconds stand here, mi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import pandas as pd
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.openmetrics.exposition import generate_latest
+from prometheus_client.registry import Collector
 
-from harness.history.series import SHOWN, is_number, validity_number
+from harness.history.series import GROUP, SHOWN, chained, is_number, validity_number
 from harness.results.metrics import METRICS
 
-LABELS = ("strategy", "backend", "model", "load", "commit")
+LABELS = ("strategy", *GROUP, "commit")
+COMPARISON_LABELS = ("metric", "arm", "against", *GROUP)
+CHAIN_LABELS = ("metric", *LABELS)
 NAMES = {
     "output_tokens_per_s": ("lab_result_throughput_tokens_per_s", 1.0),
     "ttft_p50_ms": ("lab_result_ttft_p50_seconds", 1e-3),
@@ -27,57 +32,50 @@ _ENDS = {"value": "", "low": "_low", "high": "_high"}
 
 def to_openmetrics(rows: pd.DataFrame) -> str:
     """Text of all families, each contiguous, the samples of a series in the order of time."""
-    results = rows[(rows["kind"] == "result") & ~rows["is_old"]]
-    compared = rows[rows["kind"] == "comparison"]
-    lines: list[str] = []
-    for metric in SHOWN:
-        name, factor = NAMES[metric]
-        own = results[results["metric"] == metric]
-        for column, end in _ENDS.items():
-            samples = _samples(own, column, LABELS, factor)
-            lines += _family(name + end, _words(_WORDS[metric], column), samples)
-    once = results.drop_duplicates(["entry_id", *LABELS])
-    validity = [
-        (_labels(row, LABELS), row["started_at"], validity_number(row["validity"])) for row in _dicts(once)
-    ]
-    lines += _family("lab_result_valid", "1 VALID, 0.5 CAUTION, 0 INVALID.", validity)
-    ratios = compared.rename(columns={"strategy": "arm"})
+    registry = CollectorRegistry()
+    registry.register(_HistoryCollector(rows))
+    text: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
+    return text.decode()
+
+
+class _HistoryCollector(Collector):
+    def __init__(self, rows: pd.DataFrame) -> None:
+        self._rows = rows
+
+    def collect(self) -> Iterator[Metric]:
+        rows = self._rows
+        results = rows[(rows["kind"] == "result") & ~rows["is_old"]]
+        for metric in SHOWN:
+            name, factor = NAMES[metric]
+            own = results[results["metric"] == metric]
+            yield from _with_ends(name, _WORDS[metric], own, LABELS, factor)
+        once = results.drop_duplicates(["entry_id", *LABELS])
+        valid = once["validity"].map(validity_number)
+        yield _family("lab_result_valid", "1 VALID, 0.5 CAUTION, 0 INVALID.", once, LABELS, valid)
+        compared = rows[rows["kind"] == "comparison"].rename(columns={"strategy": "arm"})
+        yield from _with_ends("lab_comparison_ratio", "Ratio to `against`.", compared, COMPARISON_LABELS)
+        words = "Level of a commit, chained from ratios measured in turns; the oldest commit is 1."
+        yield from _with_ends("lab_chained_ratio", words, chained(rows), CHAIN_LABELS)
+
+
+def _with_ends(
+    name: str, words: str, rows: pd.DataFrame, labels: tuple[str, ...], factor: float = 1.0
+) -> Iterator[Metric]:
+    """The figure, and each end of its interval as a family of its own."""
     for column, end in _ENDS.items():
-        samples = _samples(ratios, column, ("metric", "arm", "against"), 1.0)
-        lines += _family("lab_comparison_ratio" + end, _words("Ratio to `against`.", column), samples)
-    return "".join(f"{line}\n" for line in [*lines, "# EOF"])
+        about = words if column == "value" else f"The {column} end of the 95% interval. {words}"
+        yield _family(name + end, about, rows, labels, rows[column] * factor)
 
 
-_Sample = tuple[str, pd.Timestamp, float]
-
-
-def _samples(rows: pd.DataFrame, column: str, labels: tuple[str, ...], factor: float) -> list[_Sample]:
-    return [
-        (_labels(row, labels), row["started_at"], row[column] * factor)
-        for row in _dicts(rows)
-        if is_number(row[column])
-    ]
-
-
-def _family(name: str, words: str, samples: list[_Sample]) -> Iterator[str]:
-    yield f"# HELP {name} {words}"
-    yield f"# TYPE {name} gauge"
+def _family(
+    name: str, words: str, rows: pd.DataFrame, labels: tuple[str, ...], values: Iterable[float]
+) -> Metric:
+    family = GaugeMetricFamily(name, words, labels=labels)
+    told = zip(
+        rows[list(labels)].astype(str).itertuples(index=False), rows["started_at"], values, strict=True
+    )
     # Of two samples of a series at one instant Prometheus takes none.
-    for (labels, at), value in sorted({(labels, at): value for labels, at, value in samples}.items()):
-        yield f"{name}{{{labels}}} {value:.9g} {at.timestamp():.3f}"
-
-
-def _labels(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    return ",".join(f'{name}="{_escaped(str(row[name]))}"' for name in names)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-
-def _words(words: str, column: str) -> str:
-    return words if column == "value" else f"The {column} end of the 95% interval. {words}"
-
-
-def _dicts(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+    samples = {(tuple(who), at.timestamp()): value for who, at, value in told if is_number(value)}
+    for (who, at_s), value in sorted(samples.items()):
+        family.add_metric(who, value, timestamp=at_s)
+    return family

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import yaml
 
+from harness.results.metrics import compared_figures
 from tests.ops.servers import PROMETHEUS_FILES, ROOT, program, prometheus, running
 from tests.services.served import free_port, until
 
@@ -32,6 +33,12 @@ def test_each_alert_has_a_firing_and_a_silent_case_and_its_place_in_the_handbook
     assert [c["alertname"] for c in silent["alert_rule_test"] if not c.get("exp_alerts")] == ALERTS
     headings = re.findall(r"^## (\w+)$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
     assert headings == ALERTS
+
+
+def test_the_rule_for_regressions_knows_which_way_a_figure_is_worse() -> None:
+    (rate,) = set(re.findall(r'metric[=!]~"([^"]+)"', RULES.read_text()))
+    for figure in compared_figures():
+        assert bool(re.fullmatch(rate, figure.key)) == figure.metric.higher_is_better, figure.key
 
 
 def test_an_alert_reaches_a_real_alertmanager(tmp_path: Path) -> None:

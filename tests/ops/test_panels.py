@@ -9,16 +9,24 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import pandas as pd
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from harness.history import store
+from harness.history.exposition import NAMES, to_openmetrics
+from harness.history.series import SHOWN, chained, marks
 from services.strategies import VARIANTS
-from tests.ops.servers import PROMETHEUS_FILES, Prometheus, program, prometheus, traffic
+from tests.harness.history.made_history import held, sha
+from tests.ops.servers import ROOT, Prometheus, program, prometheus, traffic
 from tests.services.served import lab_serve
+from tools.dashboards import field_names
 from tools.dashboards.live import LIVE
 from tools.dashboards.results import ENDS, FIGURES, RESULTS
 
@@ -31,11 +39,15 @@ FILLED = {
     "$strategy": ".*",
     "$backend": "torch",
     "$model": "lab-26m",
-    "$load": "closed-16",
+    "$load": "closed 16 x64",
     "$metric": "ttft_p50_ms",
 }
+REAL_NIGHTS = ROOT / "docs/measured/nights"
+NUM_NIGHTS, STEP_AT = 60, 40
+DAY_S = 86_400
 LIVE_FILLED = {**FILLED, "$model": ".*"}
 SCRAPED_FOR_S = 12
+RESULT_SERIES = re.compile("lab_(result|comparison|chained)")
 NOT_IN_PANELS = re.compile(
     r"(lab_engine_)?process_(virtual_memory_bytes|start_time_seconds|open_fds|max_fds)$"
 )
@@ -54,23 +66,28 @@ def queries(dashboard: dict[str, Any]) -> list[tuple[str, str]]:
     return [(title, filled(expr, variables)) for title, expr in panels]
 
 
-def write_results(folder: Path) -> None:
-    """Twenty nights of made-up results, as blocks of the data base."""
-    now_s = time.time()
+def made_results() -> pd.DataFrame:
+    """Sixty nights up to now; each strategy is held against the commit of the night before."""
+    noise = np.random.default_rng(0).normal(size=NUM_NIGHTS) * 0.006
+    first = pd.Timestamp.now(tz="UTC") - pd.Timedelta(days=NUM_NIGHTS)
     lines = []
-    names = [f"lab_result_{name}{end}" for name in FIGURES for end in ("", *ENDS.values())]
-    for name in [*names, "lab_result_valid"]:
-        lines += [f"# TYPE {name} gauge"]
-        for variant in VARIANTS:
-            labels = f'strategy="{variant}",backend="torch",model="lab-26m",load="closed-16",commit="c"'
-            lines += [f"{name}{{{labels}}} 1 {now_s - 86_400 * (20 - night):.0f}" for night in range(20)]
-    for end in ("", *ENDS.values()):
-        lines += [f"# TYPE lab_comparison_ratio{end} gauge"]
-        for arm in VARIANTS:
-            labels = f'metric="ttft_p50_ms",arm="{arm}",against="baseline"'
-            series = f"lab_comparison_ratio{end}{{{labels}}}"
-            lines += [f"{series} 1 {now_s - 86_400 * (20 - night):.0f}" for night in range(20)]
-    (folder / "results.om").write_text("\n".join([*lines, "# EOF", ""]))
+    for night, variant, metric in product(range(NUM_NIGHTS), VARIANTS, SHOWN):
+        facts = {
+            "started_at": first + pd.Timedelta(days=night), "strategy": variant, "metric": metric,
+            "backend": "torch", "model": "lab-26m", "load": "closed 16 x64",
+        }  # fmt: skip
+        ratio = float(np.exp(noise[night])) * (1.05 if night == STEP_AT else 1)
+        against = f"{variant} at {sha(night)}"
+        lines.append(held(night, sha(night), sha(night + 1), ratio, **facts, against=against))
+        level = 10.0 * (1.05 if night >= STEP_AT else 1)
+        lines.append(held(night, "", sha(night + 1), level, **facts, kind="result", against=None))
+    return pd.DataFrame(lines)
+
+
+def write_results(folder: Path) -> None:
+    """Made-up and real nights, as blocks of the data base."""
+    rows = pd.concat([made_results(), store.read(REAL_NIGHTS).rows], ignore_index=True)
+    (folder / "results.om").write_text(to_openmetrics(rows))
     write = ["tsdb", "create-blocks-from", "openmetrics", str(folder / "results.om"), str(folder / "data")]
     subprocess.run([program("promtool"), *write], check=True, capture_output=True)
 
@@ -101,10 +118,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Promethe
 
 
 def is_empty(scraping: Prometheus, query: str, at_s: float) -> bool:
-    if "lab_result" in query or "lab_comparison" in query:
-        return not scraping.values(
-            query, since_s=0 if "[60d]" in query else 20 * 86_400, step_s=86_400, at_s=at_s
-        )
+    if RESULT_SERIES.search(query):
+        since_s = 0 if "[60d]" in query else NUM_NIGHTS * DAY_S
+        return not scraping.values(query, since_s=since_s, step_s=DAY_S, at_s=at_s)
     return not scraping.values(query, since_s=SCRAPED_FOR_S, at_s=at_s)
 
 
@@ -112,6 +128,44 @@ def is_empty(scraping: Prometheus, query: str, at_s: float) -> bool:
 def test_every_query_has_an_answer(watched: Any, dashboard: dict[str, Any]) -> None:
     scraping, at_s, _ = watched
     assert not [query for query in queries(dashboard) if is_empty(scraping, query[1], at_s)]
+
+
+def test_the_dashboard_draws_what_the_page_draws(watched: Any) -> None:
+    scraping, at_s, _ = watched
+    rows = made_results()
+    (mark,) = [m for m in marks(rows) if m.strategy == "static" and m.metric == "ttft_p50_ms" and m.of_ratios]
+    assert mark.commit == sha(STEP_AT + 1)
+    chain = 'lab_chained_ratio{strategy="static",metric="ttft_p50_ms",load="closed 16 x64"}'
+    found = scraping.api("query", query=f"last_over_time({chain}[90d])", time=at_s)["result"]
+    drawn = {one["metric"]["commit"]: float(one["value"][1]) for one in found}
+    own = chained(rows)
+    own = own[(own["strategy"] == "static") & (own["metric"] == "ttft_p50_ms")]
+    assert drawn == pytest.approx(dict(zip(own["commit"], own["value"], strict=True)))
+
+
+def test_real_nights_are_drawn(watched: Any) -> None:
+    """Three nights, each commit against the one before."""
+    scraping, _, _ = watched
+    real = store.read(REAL_NIGHTS).rows
+    who = real[~real["is_old"]].iloc[-1]
+    own = real[~real["is_old"] & (real["load"] == who["load"])]
+    at_s = real["started_at"].max().timestamp() + 60
+    chosen = {"$backend": who["backend"], "$model": who["model"], "$load": who["load"]}
+    chosen = {**FILLED, **chosen, "$metric": "output_tokens_per_s"}
+    told = {name for metric, (name, _) in NAMES.items() if (own["metric"] == metric).any()}
+    told |= {"lab_chained_ratio", "lab_comparison_ratio"}
+    targets = [target for panel in RESULTS["panels"] for target in panel.get("targets", ())]
+    asked = [
+        filled(target["expr"], chosen)
+        for target in targets
+        if target["legendFormat"].startswith(who["strategy"])
+        and re.search(r"lab_\w+?(?=(_low|_high)?\{)", target["expr"]).group() in told
+    ]
+    assert len(asked) == len(told) * 3 > 12
+    assert not [query for query in asked if is_empty(scraping, query, at_s)]
+    chain = 'count(last_over_time(lab_chained_ratio{metric="output_tokens_per_s",load="%s"}[60d]))'
+    (counted,) = scraping.api("query", query=chain % who["load"], time=at_s)["result"]
+    assert counted["value"][1] == "3"
 
 
 def test_variables_and_annotations_have_answers(watched: Any) -> None:
@@ -135,8 +189,8 @@ def test_a_series_that_is_renamed_empties_a_panel(watched: Any) -> None:
     scraping, at_s, page = watched
     in_panels = [query for dashboard in (LIVE, RESULTS) for _, query in queries(dashboard)]
     counted = [(f.name, f.type) for f in text_string_to_metric_families(page)]
-    results = [f"lab_result_{name}{end}" for name in FIGURES for end in ("", *ENDS.values())]
-    results += ["lab_result_valid", *(f"lab_comparison_ratio{end}" for end in ("", *ENDS.values()))]
+    figures = [*(f"lab_result_{name}" for name in FIGURES), "lab_comparison_ratio", "lab_chained_ratio"]
+    results = ["lab_result_valid", *(name + end for name in figures for end in ("", *ENDS.values()))]
     names = [name + ("_total" if kind == "counter" else "") for name, kind in counted] + results
     unwatched = [name for name in names if not NOT_IN_PANELS.match(name)]
     assert len(unwatched) > 55
@@ -148,17 +202,23 @@ def test_a_series_that_is_renamed_empties_a_panel(watched: Any) -> None:
         assert any(is_empty(scraping, query, at_s) for query in renamed), name
 
 
-def test_the_names_of_the_field_are_there_too(watched: Any) -> None:
-    """docs/metrics.md has the same table as the recording rules."""
+def test_the_queries_of_vllms_dashboard_have_answers(watched: Any) -> None:
+    """As its Grafana file asks them: by `model_name`, counters as rates, histograms by bucket and by mean."""
     scraping, at_s, _ = watched
-    rules = re.findall(r'record: "([^"]+)", expr: (.*)\}', (PROMETHEUS_FILES / "field_names.yml").read_text())
-    documented = (PROMETHEUS_FILES.parents[1] / "docs/metrics.md").read_text()
-    for record, expr in rules:
-        assert len(scraping.values(record, at_s=at_s)) == len(scraping.values(expr.strip("'"), at_s=at_s)) > 0
-        ours = re.search(r"(lab|process)_\w+", expr).group()
-        family = re.sub(r"_(bucket|sum|count)$", "", record)
-        assert f"`{family}`" in documented, family
-        assert re.sub(r"_(bucket|sum|count)$", "", ours) in documented
+    (torch,) = scraping.values('lab_ready{backend="torch"}', at_s=at_s)
+    chosen = f'model_name="{torch["model"]}"'
+    asked = [f"sum by(le) (rate({name}_bucket{{{chosen}}}[1m]))" for name in field_names.HISTOGRAMS]
+    asked += [
+        f"rate({name}_sum{{{chosen}}}[1m]) / rate({name}_count{{{chosen}}}[1m])"
+        for name in field_names.HISTOGRAMS
+    ]
+    asked += [f"{name}{{{chosen}}}" for name in field_names.SERIES]
+    asked.append(f"sum by(finished_reason) (increase(vllm:request_success_total{{{chosen}}}[1m]))")
+    assert not [query for query in asked if is_empty(scraping, query, at_s)]
+    renamed = [query.replace("vllm:", "vlm:") for query in asked]
+    assert all(is_empty(scraping, query, at_s) for query in renamed)
+    ended = scraping.values("vllm:request_success_total", at_s=at_s)
+    assert {one["finished_reason"] for one in ended} >= {"stop", "length", "abort"}
 
 
 def test_an_exemplar_leads_from_a_slow_bucket_to_a_request(watched: Any) -> None:

@@ -21,7 +21,8 @@ FIGURES = {
 }
 """By the name behind `lab_result_`."""
 ENDS = {"low": "_low", "high": "_high"}
-_CHOSEN = 'strategy=~"$strategy",backend="$backend",model="$model",load="$load"'
+_WHERE = 'backend="$backend",model="$model",load="$load"'
+_CHOSEN = f'strategy=~"$strategy",{_WHERE}'
 _BY = "strategy, backend, model, load"
 _WHO = "{{strategy}} {{backend}} {{model}} {{load}}"
 
@@ -52,13 +53,27 @@ def _latest(name: str, legend: str) -> Json:
     return target(f"last_over_time({series}[$__range])", legend)
 
 
+def _chain() -> Json:
+    def over(strategy: str, suffix: str) -> str:
+        series = f'lab_chained_ratio{suffix}{{strategy="{strategy}",{_CHOSEN},metric="$metric"}}'
+        return f"avg by ({_BY}) (last_over_time({series}[$__interval]))"
+
+    about = (
+        "Ratios of commits measured in turns, chained; the oldest commit is 1. What a machine does from "
+        "night to night is in none of them. The band is the interval of a night's own ratio."
+    )
+    return lines("Commits, chained", about, "none", _with_ends(over), bands=list(VARIANTS))
+
+
 def _comparison() -> list[Json]:
+    chosen = f'{_WHERE},metric="$metric"'
+
     def over(arm: str, suffix: str) -> str:
-        series = f'lab_comparison_ratio{suffix}{{arm="{arm}",metric="$metric"}}'
+        series = f'lab_comparison_ratio{suffix}{{arm="{arm}",{chosen}}}'
         return f"avg by (arm, against) (last_over_time({series}[$__interval]))"
 
     about = "Ratio of an arm to the one it is held against; 1 is no difference. The band is its interval."
-    latest = 'last_over_time(lab_comparison_ratio{metric="$metric"}[$__range])'
+    latest = f"last_over_time(lab_comparison_ratio{{{chosen}}}[$__range])"
     return [
         lines("Comparisons", about, "none", _with_ends(over), bands=list(VARIANTS)),
         table("Latest ratios", about, "none", [target(latest, "")]),
@@ -73,7 +88,7 @@ RESULTS = dashboard(
     "Batching lab: results",
     "Measured runs, comparisons with their intervals, and the nightly trend.",
     {
-        "Nightly trend": [_trend(name) for name in FIGURES],
+        "Nightly trend": [_chain(), *(_trend(name) for name in FIGURES)],
         "Comparisons": _comparison(),
         "Runs": [
             table("Runs", "Throughput of every run.", "ops", [_latest("throughput_tokens_per_s", "")]),

@@ -84,22 +84,41 @@ def test_the_same_commit_is_no_regression(capsys: pytest.CaptureFixture[str]) ->
 
 
 class Blocks:
-    """Stands in for `measure`: this tree takes 1.2 times as long, and block 0 is disturbed."""
+    """Stands in for `measure`: this tree takes 1.2 times as long, and block 0 is disturbed.
 
-    def __init__(self, folder: Path) -> None:
+    With `noise` each block has its own, of 8% either way, in place of the disturbance.
+    """
+
+    def __init__(self, folder: Path, *, noise: bool = False) -> None:
         self._folder = folder
+        self._noise = noise
         self.made: list[tuple[int, str]] = []
+
+    def _step_s(self, block: int) -> float:
+        if self._noise:
+            return 1.2 * (1.08 if block // 2 % 2 else 1 / 1.08)
+        return 2.0 if block == 0 else 1.2
 
     def measure(self, arm: Arm, *rest: Any) -> Measurement:
         block, name = rest[-1][0], str(arm.name)
         self.made.append((block, name))
-        step_s = 1.0 if arm.source else 2.0 if block == 0 else 1.2
+        step_s = 1.0 if arm.source else self._step_s(block)
         rows = run_rows(name, block, step_s + block / 1000)
         facts = {"validity": Validity(), "entries": [made_repeat(block)], "schedule": {"digest": "s" * 64}}
         manifest = made_manifest(rows, arm=name, **facts)
         path = self._folder / f"{len(self.made)}.parquet"
         write_parquet(path, make_table(rows), manifest)
         return Measurement(path, made_frame(rows), manifest, Validity())
+
+
+def gate_of(blocks: Blocks, monkeypatch: pytest.MonkeyPatch, limit_s: str) -> int:
+    def found(words: Any, pad: str, settings: Any, reporter: Any, source: Any = None) -> list[Arm]:
+        return [Arm("continuous", "old" if source else "new", source=source)]
+
+    monkeypatch.setattr(compare_runs, "measure", blocks.measure)
+    monkeypatch.setattr(gate_commit, "find_arms", found)
+    words = ["--requests", "8", "--metrics", "output-tok/s", "--measure-on", limit_s]
+    return main(["gate", "--against-commit", "quick", *words])
 
 
 @pytest.mark.parametrize(("limit_s", "status"), [("0", 3), ("600", 1)])
@@ -110,14 +129,8 @@ def test_it_measures_on_until_it_can_tell(
     limit_s: str,
     status: int,
 ) -> None:
-    def found(words: Any, pad: str, settings: Any, reporter: Any, source: Any = None) -> list[Arm]:
-        return [Arm("continuous", "old" if source else "new", source=source)]
-
     blocks = Blocks(tmp_path)
-    monkeypatch.setattr(compare_runs, "measure", blocks.measure)
-    monkeypatch.setattr(gate_commit, "find_arms", found)
-    words = ["--requests", "8", "--metrics", "output-tok/s", "--measure-on", limit_s]
-    assert main(["gate", "--against-commit", "quick", *words]) == status
+    assert gate_of(blocks, monkeypatch, limit_s) == status
     num_blocks = len(blocks.made) // 2
     # Every run was made once; one file holds them all.
     assert sorted(blocks.made) == [(b, name) for b in range(num_blocks) for name in ("new", "old")]
@@ -128,6 +141,15 @@ def test_it_measures_on_until_it_can_tell(
     assert manifest.num_blocks == num_blocks
     shown = capsys.readouterr().out
     assert ("more blocks" in shown) == (status == 3)
+
+
+def test_it_measures_on_where_only_a_large_difference_can_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 8 such blocks no 100 would tell of 5%; 20% is told by 12."""
+    blocks = Blocks(tmp_path, noise=True)
+    assert gate_of(blocks, monkeypatch, "600") == 1
+    assert len(blocks.made) // 2 > 8
 
 
 def test_what_is_no_commit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Histories of made-up nights, written as the result files that a nightly would leave."""
+"""Histories of made-up nights: the result files that a nightly would leave, or the history's rows alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from harness.history.entries import SCHEMA
 from harness.results.manifest import Validity
 from harness.results.record import make_table, write_parquet
 from tests.harness.made_rows import made_manifest, made_row
@@ -70,3 +72,19 @@ def made_nights(
         )
         for night in range(num)
     ]
+
+
+def sha(night: int) -> str:
+    return f"{night:012x}"
+
+
+def held(night: int, old: str, new: str, ratio: float, **changes: object) -> dict[str, object]:
+    """A row of the history: `new` held against `old`."""
+    line: dict[str, object] = dict.fromkeys(SCHEMA.names) | {
+        "started_at": FIRST_NIGHT + pd.Timedelta(days=night), "entry_id": f"night {night}",
+        "kind": "comparison", "strategy": "continuous", "against": f"continuous at {old}",
+        "backend": "null", "model": "m", "load": "closed 1 x8",
+        "machine": f"machine {night % 3}", "commit": new, "is_old": False, "validity": "VALID",
+        "metric": "output_tokens_per_s", "value": ratio, "low": ratio * 0.99, "high": ratio * 1.01,
+    }  # fmt: skip
+    return line | changes

@@ -7,28 +7,12 @@ import pandas as pd
 import pytest
 
 from harness.history.change_points import jumps
-from harness.history.entries import SCHEMA
 from harness.history.page import make_parts
 from harness.history.series import chained, marks
 from harness.history.store import History
 from harness.history.trials import ratio_rates
 from harness.results.formulas import Floats
-
-FIRST = pd.Timestamp("2026-09-01T02:00Z")
-
-
-def held(night: int, old: str, new: str, ratio: float, **changes: object) -> dict[str, object]:
-    line: dict[str, object] = dict.fromkeys(SCHEMA.names) | {
-        "started_at": FIRST + pd.Timedelta(days=night), "kind": "comparison", "strategy": "continuous",
-        "against": f"continuous at {old}", "backend": "null", "model": "m", "load": "closed 1 x8",
-        "machine": f"machine {night % 3}", "commit": new, "is_old": False, "validity": "VALID",
-        "metric": "output_tokens_per_s", "value": ratio, "low": ratio * 0.99, "high": ratio * 1.01,
-    }  # fmt: skip
-    return line | changes
-
-
-def sha(night: int) -> str:
-    return f"{night:012x}"
+from tests.harness.history.made_history import FIRST_NIGHT, held, sha
 
 
 def test_a_chain_goes_from_commit_to_commit() -> None:
@@ -61,7 +45,7 @@ def test_a_step_is_marked_at_its_night_where_the_machine_drifts_by_more() -> Non
     drift = np.random.default_rng(4).normal(size=40) * 0.06
     rows = slower_at(25, 40, drift)
     (mark,) = [mark for mark in marks(rows) if mark.of_ratios]
-    assert (mark.commit, mark.at) == (sha(26), FIRST + pd.Timedelta(days=25))
+    assert (mark.commit, mark.at) == (sha(26), FIRST_NIGHT + pd.Timedelta(days=25))
     assert mark.ratio == pytest.approx(0.95, rel=0.02)
     (part,) = make_parts(History(rows, ()))
     chain, _ = part.trends

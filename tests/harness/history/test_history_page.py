@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from harness.history import page, store
 from harness.history.exposition import NAMES
@@ -69,15 +70,21 @@ def test_series_have_the_names_of_the_dashboards(history: Path, tmp_path: Path) 
     assert lines[-1] == "# EOF"
     told = {line.split()[2] for line in lines if line.startswith("# TYPE")}
     expected = {name + end for name, _ in NAMES.values() for end in ("", "_low", "_high")}
-    expected |= {"lab_result_valid", *(f"lab_comparison_ratio{end}" for end in ("", "_low", "_high"))}
+    expected |= {
+        f"lab_{kind}_ratio{end}" for kind in ("comparison", "chained") for end in ("", "_low", "_high")
+    }
+    expected.add("lab_result_valid")
     assert told == expected
-    (sample,) = (
-        line for line in lines if line.startswith("lab_result_ttft_p50_seconds{") and "000000000000" in line
-    )
-    assert 'strategy="continuous",backend="null",model="m",load="closed 1 x8",commit="000000000000"' in sample
-    value, stamp = sample.split()[-2:]
-    assert 0.01 < float(value) < 0.1
-    assert float(stamp) == 1788228000.0
+    samples = [
+        sample
+        for family in text_string_to_metric_families(path.read_text())
+        for sample in family.samples
+        if sample.name == "lab_result_ttft_p50_seconds" and sample.labels["commit"] == "000000000000"
+    ]
+    labels = {"backend": "null", "model": "m", "load": "closed 1 x8", "commit": "000000000000"}
+    (sample,) = (s for s in samples if s.labels == labels | {"strategy": "continuous"})
+    assert 0.01 < sample.value < 0.1
+    assert float(sample.timestamp) == 1788228000.0
     # Every family stands in one piece.
     families = [line.partition("{")[0] for line in lines if not line.startswith("#")]
     changes = sum(a != b for a, b in pairwise(families))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from tools.dashboards.__main__ import FILES, main
+from tools import dash
+from tools.dashboards.__main__ import FILES, ROOT, main
+from tools.dashboards.field_names import HISTOGRAMS, SERIES
 from tools.dashboards.live import LIVE
 from tools.dashboards.results import RESULTS
 
@@ -23,7 +26,7 @@ def test_the_files_are_what_the_sources_say() -> None:
 
 
 def test_a_stale_file_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(FILES, "harness/grafana_dash.json", {**LIVE, "title": "another"})
+    monkeypatch.setitem(FILES, "harness/grafana_dash.json", lambda: "another")
     assert main(["--check"]) == 1
     assert capsys.readouterr().err == "harness/grafana_dash.json is not what `make dashboards` writes\n"
 
@@ -54,3 +57,16 @@ def test_a_band_is_filled_between_series_that_exist() -> None:
             named = [override["matcher"]["options"]]
             named += [p["value"] for p in override["properties"] if p["id"] == "custom.fillBelowTo"]
             assert legends.issuperset(named)
+
+
+def test_one_version_of_grafana() -> None:
+    """docker/compose.yml has it; `make dash` and the types of `make test-ops` are of the same one."""
+    (image,) = dash.IMAGE.findall((ROOT / "docker/compose.yml").read_text())
+    assert dash.grafana_command("docker", 1, 2)[-1] == image
+    makefile = (ROOT / "Makefile").read_text()
+    assert "docker/compose.yml)" in next(x for x in makefile.splitlines() if x.startswith("GRAFANA :="))
+
+
+def test_the_documented_names_are_those_of_the_rules() -> None:
+    text = (ROOT / "docs/metrics.md").read_text()
+    assert dict(re.findall(r"^\| `(vllm:\w+)` \| `(\w+)` \|", text, re.MULTILINE)) == SERIES | HISTOGRAMS

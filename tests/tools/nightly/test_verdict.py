@@ -6,10 +6,11 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adapters.base import ConfigError, LabError
-from tools.nightly import github, history_branch, measure
+from tools.nightly import github, history_branch, measure, trials
 from tools.nightly.verdict import Line, Pair, Verdict, Word, read_verdict, to_markdown, write_verdict
 
 
@@ -158,3 +159,11 @@ def test_pull_and_push_keep_both_histories(tmp_path: Path) -> None:
             assert history_branch.main(["push", "--folder", str(folder)]) == 0
         assert history_branch.main(["pull", "--folder", str(tmp_path / "all")]) == 0
     assert sorted(p.name for p in (tmp_path / "all").iterdir()) == ["one.parquet", "two.parquet"]
+
+
+@pytest.mark.parametrize(("ratio", "word"), [(1.0, "pass"), (1 / 1.2, "REGRESSION")])
+def test_made_up_nights_end_as_the_gate_would_end_them(ratio: float, word: str) -> None:
+    noise = np.random.default_rng(0).normal(size=(20, 30))
+    ended = [trials.night(np.log(ratio) + 0.02 * one, 0.05) for one in noise]
+    assert {end for end, _ in ended} == {word}
+    assert trials.night(np.log(ratio) + 0.02 * noise[0, :3], 0.001)[1] == 3
