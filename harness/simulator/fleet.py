@@ -16,12 +16,13 @@ from typing import NamedTuple
 from adapters.base import BackendInfo, RequestTooLong, SamplingParams, Sequence
 from harness.plan.load_generator import Decision, LoadGenerator, TimedRequest
 from harness.plan.schedule import PlannedRequest, Schedule
-from harness.simulator.costs import CostModel
+from harness.simulator.costs import CostModel, StepWork
 from harness.simulator.overheads import Overheads
 from harness.simulator.replica import Replica
-from harness.simulator.routers import FleetView, make_router
+from harness.simulator.routers import READS_WAITING, FleetView, make_router
+from harness.simulator.step_log import StepLog, StepRecords, StepTotals
 from services.contract.timings import SequenceTimings
-from services.engine.messages import StepReport
+from services.engine.messages import SequenceUpdate
 from services.engine.spec import EngineSpec
 from services.strategies import VARIANTS
 
@@ -42,6 +43,8 @@ class FleetSpec:
     seed: int = 0
     exact: bool = False
     """Every step an event of its own."""
+    brief: bool = False
+    """Of each answer only the first and the last stamp, of the steps only their sums."""
 
 
 @dataclass(slots=True)
@@ -79,13 +82,10 @@ class Fleet:
     ) -> None:
         self._takes_groups = VARIANTS[spec.engine.variant].takes_groups
         chunk = spec.engine.backend.max_batch_size if self._takes_groups else 1
-        self.replicas = [
-            Replica(
-                index, spec.engine, spec.info, spec.cost, spec.overheads,
-                on_report=self._reported, on_tokens=self._got_tokens, exact=spec.exact,
-            )
-            for index in range(spec.num_replicas)
-        ]  # fmt: skip
+        self._spec = spec
+        self.steps: list[StepLog] = []
+        """Of each replica."""
+        self.replicas = [self._start(index) for index in range(spec.num_replicas)]
         self.now_s = 0.0
         self.num_events = 0
         self._load = LoadGenerator(schedule, client_chunk=chunk, max_in_flight=max_in_flight)
@@ -93,12 +93,28 @@ class Fleet:
         self._on_end = on_end
         self._overheads = spec.overheads
         self._choose = make_router(spec.router)
+        self._reads_waiting = spec.router in READS_WAITING
         self._view = FleetView.of(spec.num_replicas, spec.seed)
         self._info_delay_s = spec.info_delay_s
         self._flights: dict[int, Flight] = {}
         self._events: list[tuple[float, int, int, object]] = []
         self._numbers, self._groups, self._seq_ids = count(), count(), count()
         self._prompts: dict[int, list[int]] = {}
+        self._params: dict[int, SamplingParams] = {}
+
+    def _start(self, index: int) -> Replica:
+        spec = self._spec
+        self.steps.append(StepTotals() if spec.brief else StepRecords())
+        return Replica(
+            index, spec.engine, spec.info, spec.cost, spec.overheads, self.steps[index],
+            on_report=self._reported, on_tokens=None if spec.brief else self._got_tokens, exact=spec.exact,
+        )  # fmt: skip
+
+    @property
+    def most(self) -> dict[str, int]:
+        """Of each count of `StepWork`, over all steps."""
+        each = zip(*(replica.backend.most for replica in self.replicas), strict=True)
+        return dict(zip(StepWork._fields, map(max, each), strict=True))
 
     @property
     def hit_in_flight_cap(self) -> bool:
@@ -184,24 +200,27 @@ class Fleet:
         prompt = self._prompts.get(num_prompt_tokens)
         if prompt is None:  # one list for all prompts of a length: nobody changes it
             prompt = self._prompts[num_prompt_tokens] = [0] * num_prompt_tokens
-        params = SamplingParams(max_tokens=planned.max_tokens, ignore_eos=True, seed=planned.seed)
+        params = self._params.get(planned.max_tokens)
+        if params is None:
+            params = SamplingParams(max_tokens=planned.max_tokens, ignore_eos=True)
+            self._params[planned.max_tokens] = params
         seq = Sequence(next(self._seq_ids), prompt, params, group_id=group_id)
         return Flight(planned, request.scheduled_s, self.now_s, group_id, replica, seq, finish_s=self.now_s)
 
-    def _reported(self, replica: Replica, report: StepReport, done_s: float) -> None:
-        record = report.record
-        rows = record.num_rows + record.num_dead_rows if record else 0
+    def _reported(
+        self, replica: Replica, updates: Seq[SequenceUpdate], rows: int, depth: int, done_s: float
+    ) -> None:
         stamp_s = done_s + self._overheads.deliver_s(rows)
         flights = self._flights
-        for update in report.updates:
+        for update in updates:
             flight = flights[update.seq_id]
             flight.chunk_s.append(stamp_s)
             if update.finish_reason is not None:
                 flight.error, flight.timings = update.error, update.timings
                 flight.finish_s = stamp_s
                 self._push(stamp_s, _ENDED, flight)
-        if report.queue_depth != self._view.waiting[replica.index]:
-            self._note(lambda: self._view.waiting.__setitem__(replica.index, report.queue_depth), done_s)
+        if self._reads_waiting and depth != self._view.waiting[replica.index]:
+            self._note(lambda: self._view.waiting.__setitem__(replica.index, depth), done_s)
 
     def _got_tokens(self, replica: Replica, live: Seq[Sequence], ends_s: Seq[float], rows: int) -> None:
         deliver_s = self._overheads.deliver_s(rows)

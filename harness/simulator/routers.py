@@ -83,6 +83,7 @@ ROUTERS: dict[str, Callable[[], Choose]] = {
     "least_tokens": _least(lambda view: view.tokens),
     "jsq": _jsq,
 }
+READS_WAITING = {"jsq"}
 
 
 def make_router(name: str) -> Choose:

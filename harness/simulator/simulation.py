@@ -11,8 +11,8 @@ from harness.client.answer import Answer
 from harness.plan.schedule import PlannedRequest, Schedule
 from harness.results.record import ReplayLabels, Row, make_row
 from harness.simulator.calibration import Calibration
-from harness.simulator.costs import CostModel, StepWork
 from harness.simulator.fleet import Fleet, FleetSpec, Flight
+from harness.simulator.step_log import StepRecords
 from services.contract.timings import StepRecord
 from services.engine.spec import EngineSpec
 from services.read_settings import read_settings
@@ -26,25 +26,8 @@ class FleetOptions:
     info_delay_s: float = 0.0
     seed: int = 0
     exact: bool = False
+    brief: bool = False
     max_in_flight: int = 1024
-
-
-class WatchedCost:
-    """A cost model that remembers the most of each count it was asked about."""
-
-    def __init__(self, cost: CostModel) -> None:
-        self._cost = cost
-        self.most = [0] * len(StepWork._fields)
-
-    @property
-    def uses_contexts(self) -> bool:
-        return self._cost.uses_contexts
-
-    def step_s(self, work: StepWork) -> float:
-        for place, value in enumerate(work):
-            if value > self.most[place]:
-                self.most[place] = value
-        return self._cost.step_s(work)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +42,7 @@ class Simulated:
     @property
     def steps(self) -> list[StepRecord]:
         """Of all replicas."""
-        return [step for replica in self.fleet.replicas for step in replica.steps]
+        return [step for log in self.fleet.steps if isinstance(log, StepRecords) for step in log]
 
 
 def read_arm(variant: str, own: Mapping[str, str], calibration: Calibration) -> Settings:
@@ -83,10 +66,9 @@ def simulate(
     """Play the schedule."""
     engine: EngineSpec = settings.engine_spec()
     info: BackendInfo = calibration.backend_info(engine.backend)
-    cost = WatchedCost(calibration.cost)
     spec = FleetSpec(
-        engine, info, cost, calibration.overheads,
-        options.num_replicas, options.router, options.info_delay_s, options.seed, options.exact,
+        engine, info, calibration.cost, calibration.overheads,
+        options.num_replicas, options.router, options.info_delay_s, options.seed, options.exact, options.brief,
     )  # fmt: skip
     flights: list[Flight] = []
     fleet = Fleet(
@@ -97,7 +79,7 @@ def simulate(
         max_in_flight=options.max_in_flight,
     )
     fleet.run()
-    return Simulated(fleet, spec, settings, flights, dict(zip(StepWork._fields, cost.most, strict=True)))
+    return Simulated(fleet, spec, settings, flights, fleet.most)
 
 
 def make_rows(labels: ReplayLabels, flights: list[Flight]) -> list[Row]:
