@@ -25,6 +25,7 @@ from services.engine.scheduler import Scheduler
 from services.engine.spec import EngineSpec
 from services.strategies import VARIANTS
 
+
 class Clock:
     now_s = 0.0
 
@@ -86,7 +87,7 @@ class _Run:
 OnReport = Callable[["Replica", Seq[SequenceUpdate], int, int, float], None]
 """Of a step: updates, how many rows it had (0: there was none), how many wait now, and when it was done."""
 OnTokens = Callable[["Replica", Seq[Sequence], Seq[float], int], None]
-"""Of steps without a report of their rows: live rows, when the steps were done, and how many rows each had."""
+"""Of steps whose rows have no update: live rows, when the steps were done, and how many rows each had."""
 
 
 class Replica:
@@ -130,6 +131,18 @@ class Replica:
         self._is_between_steps = False  # the next turn follows a step, so that a message has to wait for it
         self.wakes_at_s: float | None = None
         """When its next turn is; None where only a message wakes it."""
+        self.is_gone = False
+
+    def fail(self, now_s: float) -> None:
+        """What it began before this instant is done; it does nothing more."""
+        if self._run is not None:
+            self._take_run(self._run, now_s, is_cut=True)
+        self.is_gone, self.wakes_at_s = True, None
+
+    @property
+    def num_sequences(self) -> int:
+        """Running and waiting."""
+        return self.scheduler.num_running + self.scheduler.queue_depth
 
     def submit(self, at_s: float, sequences: list[Sequence]) -> None:
         """A request is in the engine's inbox from `at_s` on; may bring the next turn forward."""
@@ -188,7 +201,7 @@ class Replica:
         self.wakes_at_s = self._run.starts_s[-1]
 
     def _take_run(self, run: _Run, now_s: float, *, is_cut: bool) -> bool:
-        """Take the steps of a run that began before `now_s`; whether the one with which rows end is taken too.
+        """Take the steps of a run that began before `now_s`; whether that with which rows end is taken too.
 
         It is not where a message comes before it, which makes it another step.
         """

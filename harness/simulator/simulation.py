@@ -11,7 +11,9 @@ from harness.client.answer import Answer
 from harness.plan.schedule import PlannedRequest, Schedule
 from harness.results.record import ReplayLabels, Row, make_row
 from harness.simulator.calibration import Calibration
-from harness.simulator.fleet import Fleet, FleetSpec, Flight
+from harness.simulator.fleet import Fleet
+from harness.simulator.fleet_spec import FleetSpec, Flight
+from harness.simulator.operations import Autoscaling, Failures
 from harness.simulator.step_log import StepRecords
 from services.contract.timings import StepRecord
 from services.engine.spec import EngineSpec
@@ -28,6 +30,9 @@ class FleetOptions:
     exact: bool = False
     brief: bool = False
     max_in_flight: int = 1024
+    cost_scales: tuple[float, ...] = (1.0,)
+    failures: Failures | None = None
+    autoscaling: Autoscaling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,9 @@ def simulate(
     info: BackendInfo = calibration.backend_info(engine.backend)
     spec = FleetSpec(
         engine, info, calibration.cost, calibration.overheads,
-        options.num_replicas, options.router, options.info_delay_s, options.seed, options.exact, options.brief,
+        options.num_replicas, options.router, options.info_delay_s,
+        options.seed, options.exact, options.brief, options.cost_scales,
+        options.failures, options.autoscaling,
     )  # fmt: skip
     flights: list[Flight] = []
     fleet = Fleet(

@@ -20,7 +20,7 @@ class StepLog(Protocol):
     def add_run(
         self, live: int, dead: int, depth: int, context: int, starts_s: Seq[float], ends_s: Seq[float]
     ) -> None:
-        """Decode steps in a row. `depth` is the queue's, `context` the first one's, to which each adds `live`."""
+        """Decode steps in a row. `context` is the first one's, to which each adds `live`."""
         ...
 
 

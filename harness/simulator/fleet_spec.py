@@ -1,0 +1,50 @@
+"""What a fleet is made of, and one prompt on its way through it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from adapters.base import BackendInfo, Sequence
+from harness.plan.schedule import PlannedRequest
+from harness.simulator.costs import CostModel
+from harness.simulator.operations import Autoscaling, Failures
+from harness.simulator.overheads import Overheads
+from services.contract.timings import SequenceTimings
+from services.engine.spec import EngineSpec
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSpec:
+    engine: EngineSpec
+    info: BackendInfo
+    cost: CostModel
+    overheads: Overheads = Overheads()  # noqa: RUF009 frozen
+    num_replicas: int = 1
+    router: str = "round_robin"
+    info_delay_s: float = 0.0
+    """How late the router learns of ends and queues."""
+    seed: int = 0
+    exact: bool = False
+    """Every step an event of its own."""
+    brief: bool = False
+    """Of each answer only the first and the last stamp, of the steps only their sums."""
+    cost_scales: tuple[float, ...] = (1.0,)
+    """What a step costs on each replica, against `cost`; further replicas begin with the first again."""
+    failures: Failures | None = None
+    autoscaling: Autoscaling | None = None
+
+
+@dataclass(slots=True)
+class Flight:
+    """One prompt on its way."""
+
+    planned: PlannedRequest
+    scheduled_s: float
+    sent_s: float
+    group_id: int
+    replica: int
+    seq: Sequence
+    chunk_s: list[float] = field(default_factory=list)
+    finish_s: float = 0.0
+    timings: SequenceTimings | None = None
+    error: str | None = None
