@@ -65,6 +65,7 @@ class Fleet:
         self._numbers, self._groups, self._seq_ids = count(), count(), count()
         self._prompts: dict[int, list[int]] = {}
         self._params: dict[int, SamplingParams] = {}
+        self._schedule = schedule
         self._num_left = len(schedule.requests)
         self._spec = spec
         self._draws: dict[int, Random] = {}
@@ -169,7 +170,8 @@ class Fleet:
         events, pop = self._events, heapq.heappop
         for decision in self._load.start(0.0):
             self._follow(decision)
-        self._offsets = iter(self._load.offsets_s)
+        is_open = self._schedule.load.is_open
+        self._offsets = (planned.offset_s or 0.0 for planned in self._schedule.requests if is_open)
         self._plan_arrival()
         if self._spec.autoscaling:
             self._push(self._spec.autoscaling.every_s, _SCALES, None)

@@ -67,8 +67,9 @@ def simulate(
     options: FleetOptions,
     *,
     num_prompt_tokens: Callable[[PlannedRequest], int] | None = None,
+    on_end: Callable[[Flight], None] | None = None,
 ) -> Simulated:
-    """Play the schedule."""
+    """Play the schedule. With `on_end` the flights are its to keep."""
     engine: EngineSpec = settings.engine_spec()
     info: BackendInfo = calibration.backend_info(engine.backend)
     spec = FleetSpec(
@@ -82,7 +83,7 @@ def simulate(
         spec,
         schedule,
         num_prompt_tokens or calibration.num_prompt_tokens,
-        flights.append,
+        on_end or flights.append,
         max_in_flight=options.max_in_flight,
     )
     fleet.run()

@@ -63,9 +63,9 @@ class StepTotals:
         self.durations[round(busy_s / num_steps * 1e5)] += num_steps
 
 
-def summarise_totals(logs: Iterable[StepTotals]) -> StepSummary | None:
-    """As `summarise_steps`, of all logs together; None where no step was computed."""
-    logs = list(logs)
+def summarise_totals(each: Iterable[StepLog]) -> StepSummary | None:
+    """As `summarise_steps`, of all that are sums; None where no step was computed."""
+    logs = [log for log in each if isinstance(log, StepTotals)]
     num_steps = sum(log.num_steps for log in logs)
     if not num_steps:
         return None
