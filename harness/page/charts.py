@@ -125,8 +125,17 @@ def _bins(values: Floats) -> list[tuple[float, float]]:
     return [(float(edge), float(count)) for edge, count in zip(edges, (*counts, counts[-1]), strict=True)]
 
 
+def curves(
+    title: str, caption: str, points: Sequence[Point], x: str, y: str, names: Sequence[str]
+) -> Picture:
+    """Points of what is no report, a line for each name; at least one point."""
+    drawn = _lines(None, title, caption, points, x, y, has_points=True, series=names)
+    assert drawn is not None
+    return drawn
+
+
 def _lines(
-    data: ReportData, title: str, caption: str, points: Sequence[Point], x: str, y: str, *,
+    data: ReportData | None, title: str, caption: str, points: Sequence[Point], x: str, y: str, *,
     log: str = "", is_step: bool = False, has_points: bool = False, has_crosses: bool = False,
     y_from_zero: bool = True,
     series: Sequence[str] | None = None,
@@ -140,8 +149,9 @@ def _lines(
     ]  # fmt: skip
     if not shown:
         return None
-    colour, shape = arm_scales(series or data.names)
-    base = of_arms(shown, [] if series else data.names).encode(
+    names = series or (data.names if data is not None else [])
+    colour, shape = arm_scales(names)
+    base = of_arms(shown, [] if series else names).encode(
         x=alt.X("x:Q", title=x, scale=_scale("x" in log, True)),
         y=alt.Y("y:Q", title=y, scale=_scale("y" in log, y_from_zero)),
         color=colour,
@@ -153,11 +163,11 @@ def _lines(
     )
     layers: list[alt.Chart] = []
     if has_crosses:
-        crosses = of_arms(_crosses(shown), data.names).mark_rule(strokeWidth=1.5)
+        crosses = of_arms(_crosses(shown), names).mark_rule(strokeWidth=1.5)
         layers.append(crosses.encode(x="x:Q", x2="x2:Q", y="y:Q", y2="y2:Q", color=colour))
     else:
         line = base.mark_line(strokeWidth=2, interpolate="step-after" if is_step else "linear")
-        layers.append(line.encode(order="at:Q", strokeDash=_dashes(series or data.names)))
+        layers.append(line.encode(order="at:Q", strokeDash=_dashes(names)))
     dots = base.mark_point(filled=True, size=70, opacity=0.95 if has_points else 0)
     layers.append(dots.encode(shape=shape))
     return Picture(title, caption, alt.layer(*layers).properties(width="container", height=250))
@@ -178,7 +188,7 @@ def _crosses(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _dashes(names: Sequence[str]) -> alt.StrokeDash:
     dashes = ([1, 0], [7, 4], [2, 3], [9, 3, 2, 3], [4, 2], [12, 4], [1, 4], [6, 2, 1, 2])
     cycled = [dashes[i % len(dashes)] for i in range(len(names))]
-    return alt.StrokeDash("arm:N", scale=alt.Scale(domain=list(names), range=cycled), legend=None)
+    return alt.StrokeDash("arm:N", scale=alt.Scale(domain=list(names), range=cycled), title=None)
 
 
 def _scale(is_log: bool, from_zero: bool) -> alt.Scale:

@@ -28,7 +28,7 @@ from harness.comparing.contrasts import contrast_table
 from harness.page.charts import make_charts
 from harness.page.data import ReportData, gather
 from harness.page.html import TEMPLATES, render_page
-from harness.page.picture import description, theme
+from harness.page.picture import Picture, description, theme
 from harness.page.summary import (
     arm_table,
     budget_table,
@@ -104,15 +104,22 @@ def write_charts(data: ReportData, folder: Path, kind: ChartKind) -> list[Path]:
     written: list[Path] = []
     for name, drawn in make_charts(data).items():
         width = 1000 if name == "slots" else CHART_WIDTH
-        spec = description(drawn, data.names, has_legend=True, width=width)
         path = folder / f"{name}.{kind}"
-        with whole_file(path) as file:
-            if kind == "png":
-                file.write(vl_convert.vegalite_to_png(spec, config=theme(), scale=2))
-            else:
-                file.write(vl_convert.vegalite_to_svg(spec, config=theme()).encode())
+        write_picture(drawn, path, names=data.names, width=width)
         written.append(path)
     return written
+
+
+def write_picture(
+    picture: Picture, path: Path, *, names: Sequence[str] = (), width: int = CHART_WIDTH
+) -> None:
+    """PNG where the file's name says so, else SVG."""
+    spec = description(picture, names, has_legend=True, width=width)
+    with whole_file(path) as file:
+        if path.suffix == ".png":
+            file.write(vl_convert.vegalite_to_png(spec, config=theme(), scale=2))
+        else:
+            file.write(vl_convert.vegalite_to_svg(spec, config=theme()).encode())
 
 
 def write_slide(data: ReportData, path: Path) -> None:

@@ -144,7 +144,7 @@ class BriefRows:
         if not (num > 0).any():
             return None
         end_s = scheduled_s.max() if is_open else np.nanmax(done_s)
-        window_s = float(end_s - scheduled_s.min())
+        window_s = float(end_s)  # the clock begins with the schedule
         if window_s <= 0:
             return None
         first_s = scheduled_s + of["ttft_sched_ms"] / 1e3
