@@ -118,10 +118,12 @@ def _line(
     slo: Slo,
     fleet: Fleet,
 ) -> list[str]:
-    values = {OUTPUT_TOKENS.name: None, REQUESTS.name: None}
+    values = dict[str, float | None]()
     if rate:
         values = {OUTPUT_TOKENS.name: rate.output_tokens_per_s, REQUESTS.name: rate.requests_per_s}
-    each = (figure.value(rows, is_open) if figure.q else values[figure.metric.name] for figure in _FIGURES)
+    each = (
+        figure.value(rows, is_open) if figure.q else values.get(figure.metric.name) for figure in _FIGURES
+    )
     cells = [label, *(figure.text(value) for figure, value in zip(_FIGURES, each, strict=True))]
     cells += [f"{steps.mean_batch_size:.2f}", share(steps.dead_row_share)] if steps else ["", ""]
     cells += [share(float(rows["error"].notna().mean())), f"{fleet.replica_s / 3600:.3g}"]

@@ -132,7 +132,9 @@ class BriefRows:
         """The columns of rows that metrics of one value a request read."""
         columns = {name: np.frombuffer(values, dtype=np.float32) for name, values in self.columns.items()}
         frame = pd.DataFrame(columns, copy=False)
-        frame["error"] = np.where(np.isnan(columns["num_output_tokens"]), "failed", None)
+        frame["error"] = pd.Series(None, frame.index, dtype=object).mask(
+            frame["num_output_tokens"].isna(), "failed"
+        )
         return frame
 
     def throughput(self, *, is_open: bool) -> Throughput | None:

@@ -15,11 +15,11 @@ from itertools import count
 from random import Random
 from typing import NamedTuple
 
-from adapters.base import RequestTooLong, SamplingParams, Sequence
+from adapters.base import RequestTooLong, Sequence
 from harness.plan.load_generator import Decision, LoadGenerator, TimedRequest
 from harness.plan.schedule import PlannedRequest, Schedule
 from harness.simulator.costs import ScaledCost, StepWork
-from harness.simulator.fleet_spec import FleetSpec, Flight
+from harness.simulator.fleet_spec import FleetSpec, Flight, SequenceMaker
 from harness.simulator.operations import Autoscaler
 from harness.simulator.replica import Replica
 from harness.simulator.routers import READS_WAITING, FleetView, make_router
@@ -53,7 +53,7 @@ class Fleet:
         self.now_s = 0.0
         self.num_events = 0
         self._load = LoadGenerator(schedule, client_chunk=chunk, max_in_flight=max_in_flight)
-        self._num_prompt_tokens = num_prompt_tokens
+        self._make_sequence = SequenceMaker(num_prompt_tokens)
         self._on_end = on_end
         self._overheads = spec.overheads
         self._choose = make_router(spec.router)
@@ -62,14 +62,12 @@ class Fleet:
         self._info_delay_s = spec.info_delay_s
         self._flights: dict[int, Flight] = {}
         self._events: list[tuple[float, int, int, object]] = []
-        self._numbers, self._groups, self._seq_ids = count(), count(), count()
-        self._prompts: dict[int, list[int]] = {}
-        self._params: dict[int, SamplingParams] = {}
+        self._numbers, self._groups = count(), count()
         self._schedule = schedule
         self._num_left = len(schedule.requests)
         self._spec = spec
         self._draws: dict[int, Random] = {}
-        self._autoscaler = spec.autoscaling and Autoscaler(spec.autoscaling)
+        self._autoscaler = Autoscaler(spec.autoscaling) if spec.autoscaling else None
         self._num_open: list[int] = []
         self._leaving: set[int] = set()
         self.steps: list[StepLog] = []
@@ -129,7 +127,7 @@ class Fleet:
                 flight.error = flight.error or "its replica failed"
                 cut.append(flight)
             else:
-                seq = self._sequence(flight.planned, flight.group_id)
+                seq = self._make_sequence(flight.planned, flight.group_id)
                 again.setdefault(flight.group_id, []).append(replace(flight, seq=seq, chunk_s=[]))
         for group in again.values():
             self._dispatch(group)
@@ -268,21 +266,10 @@ class Fleet:
             self._push(at_s, _ENDED, flight)
 
     def _flight(self, request: TimedRequest, group_id: int) -> Flight:
-        seq = self._sequence(request.planned, group_id)
+        seq = self._make_sequence(request.planned, group_id)
         return Flight(
             request.planned, request.scheduled_s, self.now_s, group_id, -1, seq, finish_s=self.now_s
         )
-
-    def _sequence(self, planned: PlannedRequest, group_id: int) -> Sequence:
-        num_prompt_tokens = self._num_prompt_tokens(planned)
-        prompt = self._prompts.get(num_prompt_tokens)
-        if prompt is None:  # one list for all prompts of a length: nobody changes it
-            prompt = self._prompts[num_prompt_tokens] = [0] * num_prompt_tokens
-        params = self._params.get(planned.max_tokens)
-        if params is None:
-            params = SamplingParams(max_tokens=planned.max_tokens, ignore_eos=True)
-            self._params[planned.max_tokens] = params
-        return Sequence(next(self._seq_ids), prompt, params, group_id=group_id)
 
     def _reported(
         self, replica: Replica, updates: Seq[SequenceUpdate], rows: int, depth: int, done_s: float
@@ -297,8 +284,11 @@ class Fleet:
                 flight.finish_s = stamp_s
                 self._push(stamp_s, _ENDED, flight)
         if self._reads_waiting:
-            waiting, at_s = self._view.waiting, done_s + self._info_delay_s
-            self._push(at_s, _NOTED, lambda: waiting.__setitem__(replica.index, depth))
+            self._push(done_s + self._info_delay_s, _NOTED, lambda: self._note_waiting(replica, depth))
+
+    def _note_waiting(self, replica: Replica, depth: int) -> None:
+        if not replica.is_gone:
+            self._view.waiting[replica.index] = depth
 
     def _got_tokens(self, replica: Replica, live: Seq[Sequence], ends_s: Seq[float], rows: int) -> None:
         deliver_s = self._overheads.deliver_s(rows)

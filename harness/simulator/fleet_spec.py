@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 
-from adapters.base import BackendInfo, Sequence
+from adapters.base import BackendInfo, SamplingParams, Sequence
 from harness.plan.schedule import PlannedRequest
 from harness.simulator.costs import CostModel
 from harness.simulator.operations import Autoscaling, Failures
@@ -48,3 +50,24 @@ class Flight:
     finish_s: float = 0.0
     timings: SequenceTimings | None = None
     error: str | None = None
+
+
+class SequenceMaker:
+    """Sequences of one length share a prompt, those of one budget their parameters: nobody changes them."""
+
+    def __init__(self, num_prompt_tokens: Callable[[PlannedRequest], int]) -> None:
+        self._num_prompt_tokens = num_prompt_tokens
+        self._seq_ids = count()
+        self._prompts: dict[int, list[int]] = {}
+        self._params: dict[int, SamplingParams] = {}
+
+    def __call__(self, planned: PlannedRequest, group_id: int) -> Sequence:
+        num_prompt_tokens = self._num_prompt_tokens(planned)
+        prompt = self._prompts.get(num_prompt_tokens)
+        if prompt is None:
+            prompt = self._prompts[num_prompt_tokens] = [0] * num_prompt_tokens
+        params = self._params.get(planned.max_tokens)
+        if params is None:
+            params = SamplingParams(max_tokens=planned.max_tokens, ignore_eos=True)
+            self._params[planned.max_tokens] = params
+        return Sequence(next(self._seq_ids), prompt, params, group_id=group_id)

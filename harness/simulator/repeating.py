@@ -78,7 +78,8 @@ class RepeatingScheduler(Scheduler):
     def end(self, live: list[Sequence], num_steps: int, done_s: float) -> Outcome:
         """Take them, and the step after them, with which some of `live` end; the others become `plain`."""
         num_rows = len(live)
-        ending, plain = [], []
+        ending: list[Sequence] = []
+        plain: list[Sequence] = []
         for seq in live:
             is_last = len(seq.output_token_ids) + num_steps + 1 >= seq.params.max_tokens
             (ending if is_last else plain).append(seq)
@@ -92,7 +93,8 @@ class RepeatingScheduler(Scheduler):
 
     def update_from_output(self, plan: StepPlan, outputs: Iterable[StepOutput], now_s: float) -> Outcome:
         """Every row that a step was to give a token has got one, whatever `outputs` tells."""
-        plain, others = [], []
+        plain: list[Sequence] = []
+        others: list[ScheduledChunk] = []
         for chunk in plan.chunks:
             seq = chunk.seq
             # Launched, and running still: it does not end with this token.
