@@ -13,15 +13,14 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 from itertools import count
 from random import Random
-from typing import NamedTuple
 
 from adapters.base import RequestTooLong, Sequence
 from harness.plan.load_generator import Decision, LoadGenerator, TimedRequest
 from harness.plan.schedule import PlannedRequest, Schedule
-from harness.simulator.costs import ScaledCost, StepWork
+from harness.simulator.costs import ScaledCost
 from harness.simulator.fleet_spec import FleetSpec, Flight, SequenceMaker
 from harness.simulator.operations import Autoscaler
-from harness.simulator.replica import Replica
+from harness.simulator.replica import Replica, Submission
 from harness.simulator.routers import READS_WAITING, FleetView, make_router
 from harness.simulator.step_log import StepLog, StepRecords, StepTotals
 from services.engine.messages import SequenceUpdate
@@ -29,11 +28,6 @@ from services.strategies import VARIANTS
 
 _ENDED, _NOTED, _FAILS, _READY, _SCALES, _ARRIVES, _WAKES, _SUBMITTED, _TURN = range(9)
 """Kinds of events, in the order in which they happen at one instant."""
-
-
-class _Submission(NamedTuple):
-    replica: Replica
-    sequences: list[Sequence]
 
 
 class Fleet:
@@ -52,7 +46,7 @@ class Fleet:
         chunk = spec.engine.backend.max_batch_size if self._takes_groups else 1
         self.now_s = 0.0
         self.num_events = 0
-        self._load = LoadGenerator(schedule, client_chunk=chunk, max_in_flight=max_in_flight)
+        self.load = LoadGenerator(schedule, client_chunk=chunk, max_in_flight=max_in_flight)
         self._make_sequence = SequenceMaker(num_prompt_tokens)
         self._on_end = on_end
         self._overheads = spec.overheads
@@ -63,7 +57,8 @@ class Fleet:
         self._flights: dict[int, Flight] = {}
         self._events: list[tuple[float, int, int, object]] = []
         self._numbers, self._groups = count(), count()
-        self._schedule = schedule
+        requests = schedule.requests if self.load.is_open else ()
+        self._offsets = (planned.offset_s or 0.0 for planned in requests)
         self._num_left = len(schedule.requests)
         self._spec = spec
         self._draws: dict[int, Random] = {}
@@ -92,8 +87,8 @@ class Fleet:
         index = len(self.replicas)
         self.steps.append(StepTotals() if self._spec.brief else StepRecords())
         self.replicas.append(self._start(index))
-        for values in (self._view.outstanding, self._view.tokens, self._view.waiting, self._num_open):
-            values.append(0)
+        self._view.add()
+        self._num_open.append(0)
         self.replica_s -= self.now_s
         return index
 
@@ -153,23 +148,11 @@ class Fleet:
         if index in self._leaving and not self._num_open[index]:
             self.replica_s += self.now_s
 
-    @property
-    def most(self) -> dict[str, int]:
-        """Of each count of `StepWork`, over all steps."""
-        each = zip(*(replica.backend.most for replica in self.replicas), strict=True)
-        return dict(zip(StepWork._fields, map(max, each), strict=True))
-
-    @property
-    def hit_in_flight_cap(self) -> bool:
-        return self._load.hit_in_flight_cap
-
     def run(self) -> None:
         """Play until the last answer has ended."""
         events, pop = self._events, heapq.heappop
-        for decision in self._load.start(0.0):
+        for decision in self.load.start(0.0):
             self._follow(decision)
-        is_open = self._schedule.load.is_open
-        self._offsets = (planned.offset_s or 0.0 for planned in self._schedule.requests if is_open)
         self._plan_arrival()
         if self._spec.autoscaling:
             self._push(self._spec.autoscaling.every_s, _SCALES, None)
@@ -183,7 +166,7 @@ class Fleet:
                     what.turn(self.now_s)
                     self._plan_turn(what)
             elif kind == _SUBMITTED:
-                assert isinstance(what, _Submission)
+                assert isinstance(what, Submission)
                 if not what.replica.is_gone:
                     what.replica.submit(self.now_s, what.sequences)
                     self._plan_turn(what.replica)
@@ -194,11 +177,11 @@ class Fleet:
                 assert callable(what)
                 what()
             elif kind == _ARRIVES:
-                self._follow(self._load.arrive())
+                self._follow(self.load.arrive())
                 self._plan_arrival()
             elif kind == _WAKES:
                 assert isinstance(what, TimedRequest)
-                self._follow(self._load.wake(what, self.now_s))
+                self._follow(self.load.wake(what, self.now_s))
             elif kind == _SCALES:
                 self._scales()
             else:
@@ -249,8 +232,7 @@ class Fleet:
             seq, flight.replica = flight.seq, index
             seq.arrival_s = received_s
             seq.group_size = len(sequences)
-            view.tokens[index] += seq.max_total_tokens
-        view.outstanding[index] += len(sequences)
+            view.note(index, 1, seq.max_total_tokens)
         self._num_open[index] += len(sequences)
         try:
             replica.scheduler.limits.check(sequences, together=self._takes_groups)
@@ -258,7 +240,7 @@ class Fleet:
             self._refuse(flights, str(error), received_s)
             return
         replica.accepts_at_s = max(received_s, replica.accepts_at_s) + overheads.accept_s
-        self._push(replica.accepts_at_s, _SUBMITTED, _Submission(replica, sequences))
+        self._push(replica.accepts_at_s, _SUBMITTED, Submission(replica, sequences))
 
     def _refuse(self, flights: list[Flight], error: str, at_s: float) -> None:
         for flight in flights:
@@ -267,9 +249,7 @@ class Fleet:
 
     def _flight(self, request: TimedRequest, group_id: int) -> Flight:
         seq = self._make_sequence(request.planned, group_id)
-        return Flight(
-            request.planned, request.scheduled_s, self.now_s, group_id, -1, seq, finish_s=self.now_s
-        )
+        return Flight(request.planned, request.scheduled_s, self.now_s, group_id, seq, self.now_s)
 
     def _reported(
         self, replica: Replica, updates: Seq[SequenceUpdate], rows: int, depth: int, done_s: float
@@ -299,27 +279,23 @@ class Fleet:
     def _ended(self, flight: Flight) -> None:
         if self._flights.get(flight.seq.seq_id) is not flight:
             return  # its replica failed before the client had all of it
-        if self._info_delay_s > 0 and flight.replica >= 0:
-            del self._flights[flight.seq.seq_id]
-            self._num_open[flight.replica] -= 1
-            self._push(self.now_s + self._info_delay_s, _NOTED, lambda: self._note_end(flight))
-        else:
-            self._forget(flight)
+        self._forget(flight, self._info_delay_s)
         self._done(flight)
 
-    def _forget(self, flight: Flight) -> None:
-        """The answer has ended, and the router knows."""
+    def _forget(self, flight: Flight, delay_s: float = 0.0) -> None:
+        """The answer has ended, which the router learns this much later."""
         del self._flights[flight.seq.seq_id]
-        if flight.replica >= 0:
-            self._num_open[flight.replica] -= 1
-            self._note_end(flight)
-
-    def _note_end(self, flight: Flight) -> None:
-        self._view.outstanding[flight.replica] -= 1
-        self._view.tokens[flight.replica] -= flight.seq.max_total_tokens
+        index, num_tokens, view = flight.replica, flight.seq.max_total_tokens, self._view
+        if index < 0:
+            return
+        self._num_open[index] -= 1
+        if delay_s > 0:
+            self._push(self.now_s + delay_s, _NOTED, lambda: view.note(index, -1, -num_tokens))
+        else:
+            view.note(index, -1, -num_tokens)
 
     def _done(self, flight: Flight) -> None:
         self._num_left -= 1
         self._on_end(flight)
         self._leave_if_idle(flight.replica)
-        self._follow(self._load.end(flight.finish_s))
+        self._follow(self.load.end(flight.finish_s))

@@ -44,10 +44,11 @@ class Flight:
     scheduled_s: float
     sent_s: float
     group_id: int
-    replica: int
     seq: Sequence
+    finish_s: float
+    replica: int = -1
+    """-1 until it has one."""
     chunk_s: list[float] = field(default_factory=list)
-    finish_s: float = 0.0
     timings: SequenceTimings | None = None
     error: str | None = None
 

@@ -95,7 +95,7 @@ def _describe(manifest: RunManifest, made: Simulated, calibration: Calibration) 
     manifest.repeats = [
         RepeatEntry(
             repeat=0, ended_at=datetime.now(UTC).isoformat(timespec="seconds"), clock_start_s=0.0,
-            wall_s=fleet.now_s, hit_in_flight_cap=fleet.hit_in_flight_cap, was_interrupted=False,
+            wall_s=fleet.now_s, hit_in_flight_cap=fleet.load.hit_in_flight_cap, was_interrupted=False,
             service_problem=None, model_digest=None,
             machine=MachineUse(steal_share=None, other_cpu_share=None, harness_cpu_share=0.0),
             steps=summarise_steps(made.steps, 0),

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, repeat
+from typing import NamedTuple
 
 from adapters.base import BackendInfo, ScheduledChunk, Sequence, StepOutput
 from harness.simulator.costs import CostModel, StepWork, work_of
@@ -239,3 +240,9 @@ class Replica:
             if self._repeating is not None and self._on_tokens is not None:
                 self._on_tokens(self, self._repeating.plain, (now_s,), num_rows)
         self._on_report(self, report.updates, num_rows, report.queue_depth, now_s)
+
+
+class Submission(NamedTuple):
+    replica: Replica
+    sequences: list[Sequence]
+    """Of one HTTP request."""

@@ -31,6 +31,16 @@ class FleetView:
     """Who takes requests, in order; at least one where a router is asked."""
     random: Random = field(default_factory=Random)
 
+    def add(self) -> None:
+        """One replica more, which is not up yet."""
+        for values in (self.outstanding, self.tokens, self.waiting):
+            values.append(0)
+
+    def note(self, index: int, num_prompts: int, num_tokens: int) -> None:
+        """Sent, or, below 0, ended."""
+        self.outstanding[index] += num_prompts
+        self.tokens[index] += num_tokens
+
     def of_up(self, values: list[int]) -> list[int]:
         return values if len(self.up) == len(values) else [values[index] for index in self.up]
 

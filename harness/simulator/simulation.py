@@ -11,6 +11,7 @@ from harness.client.answer import Answer
 from harness.plan.schedule import PlannedRequest, Schedule
 from harness.results.record import ReplayLabels, Row, make_row
 from harness.simulator.calibration import Calibration
+from harness.simulator.costs import StepWork
 from harness.simulator.fleet import Fleet
 from harness.simulator.fleet_spec import FleetSpec, Flight
 from harness.simulator.operations import Autoscaling, Failures
@@ -87,7 +88,9 @@ def simulate(
         max_in_flight=options.max_in_flight,
     )
     fleet.run()
-    return Simulated(fleet, spec, settings, flights, fleet.most)
+    each = zip(*(replica.backend.most for replica in fleet.replicas), strict=True)
+    most = dict(zip(StepWork._fields, map(max, each), strict=True))
+    return Simulated(fleet, spec, settings, flights, most)
 
 
 def make_rows(labels: ReplayLabels, flights: list[Flight]) -> list[Row]:
