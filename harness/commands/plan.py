@@ -29,6 +29,8 @@ from harness.simulator.planning import Candidate, probe, search
 from harness.simulator.routers import ROUTERS
 from harness.simulator.simulation import read_arm
 
+DEFAULT_REQUESTS = 2000
+"""Of a trace, its first ones."""
 _DEFAULT_ROUTERS = ["round_robin", "least_outstanding"]
 _DEFAULT_BATCHES = [8, 16, 32]
 _CHARTED = 6
@@ -82,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     price = read_price(args.price_per_hour_usd, None).per_hour_usd
     calibration = read_source(args.calibrate, allow_busy=args.allow_busy)
     settings = read_settings(args)
+    if "requests" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"requests": DEFAULT_REQUESTS})
     _, schedule = long_plan(settings, allow_changed_corpus=args.allow_changed_corpus)
     candidates = []
     for text, max_batch, router in product(split_names(args.variants), args.max_batch, args.routers):

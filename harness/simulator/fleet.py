@@ -1,7 +1,6 @@
 """The event loop: users ask, the router chooses, replicas take their turns, answers come back.
 
-All kinds of events are on one heap. At equal instants a message is in the inbox before the turn that could
-take it, whatever was planned first, so that the exact and the fast mode agree.
+All events are on one heap. At equal instants a message is in the inbox before the turn that could take it.
 """
 
 from __future__ import annotations
