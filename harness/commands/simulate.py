@@ -7,7 +7,9 @@ could be simulated; with `--verify` 1 when a figure of a run is further off than
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from time import process_time
 
 import pandas as pd
@@ -138,10 +140,12 @@ def _line(
 
 def _speed(fleet: Fleet, num_requests: int, steps: StepSummary | None, took_s: float) -> str:
     num_steps = steps.num_steps if steps else 0
+    peak = getrusage(RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
     return (
         f"{num_requests:,} requests, {num_steps:,} steps, {fleet.num_events:,} events "
         f"in {took_s:.1f} s of CPU: "
-        f"{num_requests / took_s:,.0f} requests/s, {fleet.num_events / took_s:,.0f} events/s"
+        f"{num_requests / took_s:,.0f} requests/s, {fleet.num_events / took_s:,.0f} events/s; "
+        f"at most {peak:.0f} MB"
     )
 
 
