@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapters.base import ConfigError, LabError
-from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
+from harness.commands.bench import INTERRUPTED_STATUS
 from harness.commands.options import (
+    add_corpus_option,
     add_objective_option,
     add_slo_option,
     chosen_objective,

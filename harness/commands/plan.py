@@ -12,9 +12,8 @@ from itertools import product
 from pathlib import Path
 
 from adapters.base import ConfigError
-from harness.commands.bench import add_corpus_option
 from harness.commands.fleet_options import OF_REAL_RUNS, add_fleet_options, fleet_options, read_source
-from harness.commands.options import add_slo_option
+from harness.commands.options import add_corpus_option, add_slo_option
 from harness.comparing.arms import parse_arm, split_names
 from harness.page.charts import Point, curves
 from harness.page.files import write_picture

@@ -14,9 +14,8 @@ from time import process_time
 
 import pandas as pd
 
-from harness.commands.bench import add_corpus_option
 from harness.commands.fleet_options import OF_REAL_RUNS, add_fleet_options, fleet_options, read_source
-from harness.commands.options import add_slo_option, without_steps
+from harness.commands.options import add_corpus_option, add_slo_option, without_steps
 from harness.comparing.arms import parse_arm, split_names
 from harness.plan.planner import plan
 from harness.results.formulas import Throughput, throughput
