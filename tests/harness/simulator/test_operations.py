@@ -133,3 +133,12 @@ def test_brief_rows_have_the_figures_of_whole_ones() -> None:
     assert totals.mean_batch_size == pytest.approx(whole.mean_batch_size)
     assert totals.busy_s == pytest.approx(whole.busy_s)
     assert totals.median_step_ms == pytest.approx(whole.median_step_ms, abs=0.2)
+
+
+def test_users_that_begin_late_and_think_ask_for_everything() -> None:
+    prompts = [Prompt(id=f"p{i}", prompt=(1,) * 20, max_tokens=10) for i in range(30)]
+    load = make_load(concurrency=4, rate=None, arrivals=None, think_ms=200, ramp_s=2)
+    made = simulate(ARM, CALIBRATION, make_schedule(prompts, 30, load, 0), FleetOptions())
+    assert sorted(flight.planned.index for flight in made.flights) == list(range(30))
+    assert sorted(flight.sent_s for flight in made.flights)[:1] == [0.0]
+    assert {0.5, 1.0, 1.5} <= {round(flight.sent_s, 6) for flight in made.flights}
