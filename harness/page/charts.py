@@ -167,7 +167,7 @@ def _lines(
         layers.append(crosses.encode(x="x:Q", x2="x2:Q", y="y:Q", y2="y2:Q", color=colour))
     else:
         line = base.mark_line(strokeWidth=2, interpolate="step-after" if is_step else "linear")
-        layers.append(line.encode(order="at:Q", strokeDash=_dashes(names)))
+        layers.append(line.encode(order="at:Q", strokeDash=_dashes(names, has_legend=data is None)))
     dots = base.mark_point(filled=True, size=70, opacity=0.95 if has_points else 0)
     layers.append(dots.encode(shape=shape))
     return Picture(title, caption, alt.layer(*layers).properties(width="container", height=250))
@@ -185,10 +185,11 @@ def _crosses(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return crosses
 
 
-def _dashes(names: Sequence[str]) -> alt.StrokeDash:
+def _dashes(names: Sequence[str], *, has_legend: bool) -> alt.StrokeDash:
     dashes = ([1, 0], [7, 4], [2, 3], [9, 3, 2, 3], [4, 2], [12, 4], [1, 4], [6, 2, 1, 2])
     cycled = [dashes[i % len(dashes)] for i in range(len(names))]
-    return alt.StrokeDash("arm:N", scale=alt.Scale(domain=list(names), range=cycled), title=None)
+    scale = alt.Scale(domain=list(names), range=cycled)
+    return alt.StrokeDash("arm:N", scale=scale, title=None, legend=alt.Undefined if has_legend else None)
 
 
 def _scale(is_log: bool, from_zero: bool) -> alt.Scale:

@@ -57,7 +57,7 @@ def description(
 
 def _drop_arm_legends(part: Any, names: list[str]) -> None:
     if isinstance(part, dict):
-        for name in ("color", "shape", "strokeDash"):
+        for name in ("color", "shape"):
             channel = part.get(name)
             if not isinstance(channel, dict) or channel.get("field") != "arm":
                 continue
