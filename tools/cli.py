@@ -36,6 +36,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "harness.commands.simulate",
         "predict strategies, policies and fleets on a virtual clock, from a calibration",
     ),
+    "plan": (
+        "harness.commands.plan",
+        "find replicas, MAX_BATCH, strategy and router that meet SLOs at the least cost, simulated",
+    ),
     "gate": (
         "harness.commands.gate",
         "hold this tree against a commit, or a result file against an old one; exit status 1 on a regression",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from harness.commands.options import add_slo_option
+from harness.commands.options import add_corpus_option, add_slo_option
 from harness.commands.report import render_report
 from harness.measure import measure
 from harness.plan.planner import plan
@@ -29,14 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_setting_options(parser, leave_out=OF_COMPARE)
     add_corpus_option(parser)
     add_slo_option(parser)
-
-
-def add_corpus_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--allow-changed-corpus",
-        action="store_true",
-        help="replay a corpus whose digest is not the recorded one; such a run does not count",
-    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from adapters.base import ConfigError
-from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
-from harness.commands.options import add_slo_option, parse_share
+from harness.commands.bench import INTERRUPTED_STATUS
+from harness.commands.options import add_corpus_option, add_slo_option, parse_share
 from harness.comparing.arms import find_arms
 from harness.comparing.capacity import Capacities, find_capacities, is_saturated
 from harness.comparing.combine import choose_reference

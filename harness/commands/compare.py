@@ -15,8 +15,9 @@ from pathlib import Path
 from time import perf_counter
 
 from adapters.base import ConfigError, LabError
-from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
+from harness.commands.bench import INTERRUPTED_STATUS
 from harness.commands.options import (
+    add_corpus_option,
     add_objective_option,
     add_slo_option,
     chosen_objective,

@@ -16,9 +16,9 @@ from typing import Literal
 
 from adapters.base import ConfigError
 from adapters.text.unicode_text import printable
-from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
+from harness.commands.bench import INTERRUPTED_STATUS
 from harness.commands.gate_commit import CommitRuns, measure_against
-from harness.commands.options import parse_share
+from harness.commands.options import add_corpus_option, parse_share
 from harness.comparing.combine import Comparison, compare_files
 from harness.comparing.contrasts import Contrast, contrasts, leading_figures, places_of
 from harness.comparing.intervals import FEWEST_BLOCKS, MAX_MORE_BLOCKS

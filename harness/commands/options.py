@@ -14,6 +14,14 @@ from harness.results.slo import Slo, parse_limits
 from harness.results.steps import STEPS_SUFFIX
 
 
+def add_corpus_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-changed-corpus",
+        action="store_true",
+        help="replay a corpus whose digest is not the recorded one; such a run does not count",
+    )
+
+
 def add_slo_option(parser: argparse.ArgumentParser) -> None:
     """`args.slo` is the list of all limits given, for `Slo(tuple(args.slo))`."""
     parser.add_argument(

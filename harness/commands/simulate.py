@@ -7,41 +7,32 @@ could be simulated; with `--verify` 1 when a figure of a run is further off than
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from time import process_time
 
 import pandas as pd
 
-from adapters.base import ConfigError
-from harness.commands.bench import add_corpus_option
-from harness.commands.options import add_slo_option, without_steps
+from harness.commands.fleet_options import OF_REAL_RUNS, add_fleet_options, fleet_options, read_source
+from harness.commands.options import add_corpus_option, add_slo_option, without_steps
 from harness.comparing.arms import parse_arm, split_names
 from harness.plan.planner import plan
-from harness.results.formulas import throughput
-from harness.results.manifest import RunManifest
+from harness.results.formulas import Throughput, throughput
+from harness.results.manifest import StepSummary
 from harness.results.metrics import OUTPUT_TOKENS, REQUESTS, TPOT, TTFT, Figure
 from harness.results.slo import Slo, goodput
 from harness.results.table import render_table, share
-from harness.settings import OF_COMPARE, HarnessSettings, add_setting_options, read_settings
-from harness.simulator.calibration import (
-    DEFAULT,
-    Calibration,
-    null_calibration,
-    read_calibration,
-    write_calibration,
-)
-from harness.simulator.measured import calibrate
+from harness.settings import HarnessSettings, add_setting_options, read_settings
+from harness.simulator.brief import BriefRows, long_plan, refuse_limits
+from harness.simulator.calibration import Calibration, write_calibration
+from harness.simulator.fleet import Fleet
 from harness.simulator.output import write_run
 from harness.simulator.routers import ROUTERS
 from harness.simulator.simulation import FleetOptions, read_arm, simulate
+from harness.simulator.step_log import summarise_totals
 from harness.simulator.verify import render_verified, verify
 
-_OF_REAL_RUNS = OF_COMPARE.union(
-    {
-        *("variant", "backend", "model", "repeats", "url", "warmup", "floor", "processes", "shard"),
-        *("start_at", "start_timeout_s", "request_timeout_s", "temperature", "ignore_eos", "salt"),
-    }
-)
-"""Settings of the harness that a virtual clock has no use for."""
 _FIGURES = (
     *(Figure(metric) for metric in (OUTPUT_TOKENS, REQUESTS)),
     *(Figure(metric, q) for metric in (TTFT, TPOT) for q in (50, 95)),
@@ -49,27 +40,22 @@ _FIGURES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_setting_options(parser, leave_out=_OF_REAL_RUNS)
+    add_setting_options(parser, leave_out=OF_REAL_RUNS)
     add_corpus_option(parser)
     add = parser.add_argument
     add(
         "--variants", nargs="+", metavar="NAME", default=["baseline", "static", "dynamic", "continuous"],
         help="strategies with settings, as in `lab compare`: continuous@ORDER=hrrn,MAX_BATCH=32",
     )  # fmt: skip
-    add(
-        "--calibrate", default=str(DEFAULT), metavar="FROM",
-        help="a calibration (.json), a measured RUN.parquet with its step log, or null "
-        "(default: lab-26m on 2 cores)",
-    )  # fmt: skip
+    add_fleet_options(parser)
     add("--save-calibration", type=Path, metavar="PATH", help="write the calibration as JSON")
-    add("--allow-busy", action="store_true", help="calibrate on a run whose machine was not quiet")
     add("--replicas", type=int, default=1, metavar="N", help="engines behind the router (default 1)")
     add("--router", choices=ROUTERS, default="round_robin", help="who gets a request (default round_robin)")
-    add(
-        "--info-delay-ms", type=float, default=0.0, metavar="MS",
-        help="how late the router learns of ends and queues (default 0)",
-    )  # fmt: skip
     add("--exact", action="store_true", help="every step an event of its own; slower, same rows")
+    add(
+        "--brief", action="store_true",
+        help="for millions of requests: figures alone, no files of rows and steps",
+    )  # fmt: skip
     add(
         "--verify",
         nargs="+",
@@ -90,54 +76,59 @@ def run(args: argparse.Namespace) -> int:
         write_calibration(args.save_calibration, calibration)
     if args.verify:
         return _verify(without_steps(args.verify), calibration)
-    if args.replicas < 1:
-        raise ConfigError(f"--replicas must be at least 1, not {args.replicas}")
     settings = read_settings(args)
-    corpus, schedule = plan(settings, allow_changed_corpus=args.allow_changed_corpus)
-    options = FleetOptions(
-        args.replicas,
-        args.router,
-        args.info_delay_ms / 1000,
-        settings.seed,
-        args.exact,
-        settings.max_in_flight,
+    make_plan = long_plan if args.brief else plan
+    corpus, schedule = make_plan(settings, allow_changed_corpus=args.allow_changed_corpus)
+    options = fleet_options(
+        args, settings, replicas=args.replicas, router=args.router, exact=args.exact, brief=args.brief
     )
-    slo = Slo(tuple(args.slo))
-    lines, most, paths = [], dict[str, int](), []
+    slo, is_open = Slo(tuple(args.slo)), schedule.load.is_open
+    refuse_limits(slo, is_brief=args.brief)
+    lines, most, last = [], dict[str, int](), []
     for text in split_names(args.variants):
         name, own = parse_arm(text)
-        made = simulate(read_arm(name, own, calibration), calibration, schedule, options)
-        label = " ".join([made.settings.variant, *(f"{key}={value}" for key, value in own.items())])
-        path, rows, manifest = write_run(made, label, settings, corpus, schedule, calibration)
-        lines.append(_line(label, rows, manifest, slo))
+        arm = read_arm(name, own, calibration)
+        label = " ".join([arm.variant, *(f"{key}={value}" for key, value in own.items())])
+        kept, began_s = BriefRows(), process_time()
+        made = simulate(arm, calibration, schedule, options, on_end=kept.add if args.brief else None)
+        took_s = process_time() - began_s
+        if args.brief:
+            rows, rate = kept.frame(), kept.throughput(is_open=is_open)
+            steps = summarise_totals(made.fleet.steps)
+            last.append(f"{label}: {_speed(made.fleet, len(rows), steps, took_s)}")
+        else:
+            path, rows, manifest = write_run(made, label, settings, corpus, schedule, calibration)
+            rate, steps = throughput(rows, is_open=is_open), manifest.repeats[0].steps
+            last.append(f"rows: {path}")
+        lines.append(_line(label, rows, is_open, rate, steps, slo, made.fleet))
         most = {name: max(value, most.get(name, 0)) for name, value in made.most.items()}
-        paths.append(path)
     print(_render(lines, settings, options, slo))
     print(f"\nSIMULATED, not measured: {calibration.in_words()}")
     for doubt in (*calibration.outside(most), *calibration.notes):
         print(f"  caution: {doubt}")
-    print("\n".join(f"rows: {path}" for path in paths))
+    print("\n".join(last))
     return 0
 
 
-def read_source(source: str, *, allow_busy: bool) -> Calibration:
-    """
-    Raises:
-        ConfigError: it is none of the three, or cannot be used.
-    """
-    if source == "null":
-        return null_calibration()
-    path = Path(source)
-    return calibrate(path, allow_busy=allow_busy) if path.suffix == ".parquet" else read_calibration(path)
-
-
-def _line(label: str, rows: pd.DataFrame, manifest: RunManifest, slo: Slo) -> list[str]:
-    is_open = manifest.schedule.load.is_open
-    steps = manifest.repeats[0].steps
-    cells = [label, *(figure.text(figure.value(rows, is_open)) for figure in _FIGURES)]
+def _line(
+    label: str,
+    rows: pd.DataFrame,
+    is_open: bool,
+    rate: Throughput | None,
+    steps: StepSummary | None,
+    slo: Slo,
+    fleet: Fleet,
+) -> list[str]:
+    values = dict[str, float | None]()
+    if rate:
+        values = {OUTPUT_TOKENS.name: rate.output_tokens_per_s, REQUESTS.name: rate.requests_per_s}
+    each = (
+        figure.value(rows, is_open) if figure.q else values.get(figure.metric.name) for figure in _FIGURES
+    )
+    cells = [label, *(figure.text(value) for figure, value in zip(_FIGURES, each, strict=True))]
     cells += [f"{steps.mean_batch_size:.2f}", share(steps.dead_row_share)] if steps else ["", ""]
+    cells += [share(float(rows["error"].notna().mean())), f"{fleet.replica_s / 3600:.3g}"]
     if slo:
-        rate = throughput(rows, is_open=is_open)
         good = goodput(rows, slo, rate.window_s if rate else float("inf"))
         missed = [
             limit.text() for limit in slo.on_the_run if not limit.is_met_by(limit.figure.value(rows, is_open))
@@ -146,8 +137,20 @@ def _line(label: str, rows: pd.DataFrame, manifest: RunManifest, slo: Slo) -> li
     return cells
 
 
+def _speed(fleet: Fleet, num_requests: int, steps: StepSummary | None, took_s: float) -> str:
+    num_steps = steps.num_steps if steps else 0
+    peak = getrusage(RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
+    return (
+        f"{num_requests:,} requests, {num_steps:,} steps, {fleet.num_events:,} events "
+        f"in {took_s:.1f} s of CPU: "
+        f"{num_requests / took_s:,.0f} requests/s, {fleet.num_events / took_s:,.0f} events/s; "
+        f"at most {peak:.0f} MB"
+    )
+
+
 def _render(lines: list[list[str]], settings: HarnessSettings, options: FleetOptions, slo: Slo) -> str:
     headers = ["simulated arm", *(figure.label for figure in _FIGURES), "mean batch", "dead rows"]
+    headers += ["failed", "replica hours"]
     headers += ["within SLO"] if slo else []
     load = f"trace {settings.trace}" if settings.trace else f"{settings.concurrency} users"
     load = f"{settings.rate:g} requests/s" if settings.rate else load

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.base import ConfigError
-from harness.commands.bench import INTERRUPTED_STATUS, add_corpus_option
-from harness.commands.options import add_slo_option
+from harness.commands.bench import INTERRUPTED_STATUS
+from harness.commands.options import add_corpus_option, add_slo_option
 from harness.comparing.capacity import is_saturated, next_load
 from harness.measure import measure
 from harness.plan.planner import plan

@@ -136,6 +136,15 @@ def _bins(values: Floats) -> list[tuple[float, float]]:
     return list(zip(edges.tolist(), [*counts.tolist(), int(counts[-1])], strict=True))
 
 
+def curves(
+    title: str, caption: str, points: Sequence[Point], x: str, y: str, names: Sequence[str]
+) -> Picture:
+    """Points of what is no report, a line for each name; at least one point."""
+    drawn = _lines(title, caption, points, x, y, names, mark="dots", is_of_arms=False)
+    assert drawn is not None
+    return drawn
+
+
 def _lines(
     title: str, caption: str, points: Sequence[Point], x: str, y: str, names: Sequence[str], *,
     mark: str = "line", log: str = "", from_zero: bool = True, is_of_arms: bool = True,

@@ -73,14 +73,23 @@ def write_charts(data: ReportData, folder: Path, kind: ChartKind) -> list[Path]:
     make_folder(folder)
     written: list[Path] = []
     for name, drawn in make_charts(data).items():
-        spec = description(drawn, data.names, has_legend=True, width=1000 if name == "slots" else CHART_WIDTH)
-        written.append(folder / f"{name}.{kind}")
-        with whole_file(written[-1]) as file:
-            if kind == "png":
-                file.write(vl_convert.vegalite_to_png(spec, config=theme(), scale=2))
-            else:
-                file.write(vl_convert.vegalite_to_svg(spec, config=theme()).encode())
+        width = 1000 if name == "slots" else CHART_WIDTH
+        path = folder / f"{name}.{kind}"
+        write_picture(drawn, path, names=data.names, width=width)
+        written.append(path)
     return written
+
+
+def write_picture(
+    picture: Picture, path: Path, *, names: Sequence[str] = (), width: int = CHART_WIDTH
+) -> None:
+    """PNG where the file's name says so, else SVG."""
+    spec = description(picture, names, has_legend=True, width=width)
+    with whole_file(path) as file:
+        if path.suffix == ".png":
+            file.write(vl_convert.vegalite_to_png(spec, config=theme(), scale=2))
+        else:
+            file.write(vl_convert.vegalite_to_svg(spec, config=theme()).encode())
 
 
 def write_slide(data: ReportData, path: Path) -> None:

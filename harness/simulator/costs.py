@@ -27,16 +27,11 @@ class StepWork(NamedTuple):
 
 def work_of(chunks: Sequence[ScheduledChunk]) -> StepWork:
     """Counted as the step log does it."""
-    rows = tokens = 0
-    for chunk in chunks:
-        if chunk.dead or chunk.is_decode:
-            rows += 1
-        else:
-            tokens += chunk.num_tokens
     told = contexts(chunks)
+    rows = len(chunks) - told["num_prompt_chunks"]  # of one token each
     return StepWork(
         rows,
-        tokens,
+        sum([chunk.num_tokens for chunk in chunks]) - rows,
         told["num_prompt_chunks"],
         told["decode_context_tokens"],
         told["prompt_context_tokens"],
@@ -44,12 +39,11 @@ def work_of(chunks: Sequence[ScheduledChunk]) -> StepWork:
 
 
 class CostModel(Protocol):
-    @property
-    def uses_contexts(self) -> bool:
-        """False where equal rows always cost the same."""
-        ...
-
     def step_s(self, work: StepWork) -> float: ...
+
+    def decode_s(self, rows: int, contexts: range) -> list[float]:
+        """Of steps without prompts, one after the other: to the last bit what `step_s` says of each."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +55,11 @@ class NullCost:
     prompt_token_s: float
     kind: Literal["null"] = "null"
 
-    @property
-    def uses_contexts(self) -> bool:
-        return False
-
     def step_s(self, work: StepWork) -> float:
         return self.fixed_s + self.row_s * work.rows + self.prompt_token_s * work.prompt_tokens
+
+    def decode_s(self, rows: int, contexts: range) -> list[float]:
+        return [self.step_s(StepWork(rows, 0, 0, 0, 0))] * len(contexts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +80,6 @@ class FittedCost:
     prompt_context_s: float = 0.0
     kind: Literal["fitted"] = "fitted"
 
-    @property
-    def uses_contexts(self) -> bool:
-        return self.decode_context_s > 0
-
     def step_s(self, work: StepWork) -> float:
         cost = self._of_rows(work.rows) + self.decode_context_s * work.decode_context
         if work.prompt_tokens:
@@ -101,6 +90,10 @@ class FittedCost:
                 + self.prompt_context_s * work.prompt_context
             )
         return cost
+
+    def decode_s(self, rows: int, contexts: range) -> list[float]:
+        of_rows, context_s = self._of_rows(rows), self.decode_context_s
+        return [of_rows + context_s * context for context in contexts]
 
     def _of_rows(self, rows: int) -> float:
         knots, values = self.knots, self.at_rows
@@ -131,16 +124,29 @@ class RooflineCost:
     launch_s: float = 0.0
     kind: Literal["roofline"] = "roofline"
 
-    @property
-    def uses_contexts(self) -> bool:
-        return True
-
     def step_s(self, work: StepWork) -> float:
         tokens = work.rows + work.prompt_tokens
         pairs = work.decode_context + work.prompt_context
         num_bytes = self.weight_bytes + self.kv_bytes_per_token * (work.decode_context + work.prompt_tokens)
         flops = 2 * self.num_parameters * tokens + self.attention_flops_per_pair * pairs
         return self.launch_s + max(num_bytes / self.bytes_per_s, flops / self.flops_per_s)
+
+    def decode_s(self, rows: int, contexts: range) -> list[float]:
+        return [self.step_s(StepWork(rows, 0, 0, context, 0)) for context in contexts]
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledCost:
+    """A machine that takes `scale` times as long for every step."""
+
+    cost: CostModel
+    scale: float
+
+    def step_s(self, work: StepWork) -> float:
+        return self.scale * self.cost.step_s(work)
+
+    def decode_s(self, rows: int, contexts: range) -> list[float]:
+        return [self.scale * cost_s for cost_s in self.cost.decode_s(rows, contexts)]
 
 
 AnyCost = NullCost | FittedCost | RooflineCost

@@ -1,68 +1,32 @@
 """The event loop: users ask, the router chooses, replicas take their turns, answers come back.
 
-Four kinds of events on one heap. At equal instants a message is in the inbox before the turn that could take
-it, whatever was planned first, so that the exact and the fast mode agree.
+All events are on one heap. At equal instants a message is in the inbox before the turn that could take it.
 """
 
 from __future__ import annotations
 
 import heapq
+from bisect import insort
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import count
-from typing import NamedTuple
+from random import Random
 
-from adapters.base import BackendInfo, RequestTooLong, SamplingParams, Sequence
+from adapters.base import RequestTooLong, Sequence
 from harness.plan.load_generator import Decision, LoadGenerator, TimedRequest
 from harness.plan.schedule import PlannedRequest, Schedule
-from harness.simulator.costs import CostModel
-from harness.simulator.overheads import Overheads
-from harness.simulator.replica import Replica
-from harness.simulator.routers import FleetView, make_router
-from services.contract.timings import SequenceTimings
-from services.engine.messages import StepReport
-from services.engine.spec import EngineSpec
+from harness.simulator.costs import ScaledCost
+from harness.simulator.fleet_spec import FleetSpec, Flight, SequenceMaker
+from harness.simulator.operations import Autoscaler
+from harness.simulator.replica import Replica, Submission
+from harness.simulator.routers import READS_WAITING, FleetView, make_router
+from harness.simulator.step_log import StepLog, StepRecords, StepTotals
+from services.engine.messages import SequenceUpdate
 from services.strategies import VARIANTS
 
-_ENDED, _NOTED, _ARRIVES, _SUBMITTED, _TURN = range(5)
+_ENDED, _NOTED, _FAILS, _READY, _SCALES, _ARRIVES, _WAKES, _SUBMITTED, _TURN = range(9)
 """Kinds of events, in the order in which they happen at one instant."""
-
-
-@dataclass(frozen=True, slots=True)
-class FleetSpec:
-    engine: EngineSpec
-    info: BackendInfo
-    cost: CostModel
-    overheads: Overheads = Overheads()  # noqa: RUF009 frozen
-    num_replicas: int = 1
-    router: str = "round_robin"
-    info_delay_s: float = 0.0
-    """How late the router learns of ends and queues."""
-    seed: int = 0
-    exact: bool = False
-    """Every step an event of its own."""
-
-
-@dataclass(slots=True)
-class Flight:
-    """One prompt on its way."""
-
-    planned: PlannedRequest
-    scheduled_s: float
-    sent_s: float
-    group_id: int
-    replica: int
-    seq: Sequence
-    chunk_s: list[float] = field(default_factory=list)
-    finish_s: float = 0.0
-    timings: SequenceTimings | None = None
-    error: str | None = None
-
-
-class _Submission(NamedTuple):
-    replica: Replica
-    sequences: list[Sequence]
 
 
 class Fleet:
@@ -79,39 +43,120 @@ class Fleet:
     ) -> None:
         self._takes_groups = VARIANTS[spec.engine.variant].takes_groups
         chunk = spec.engine.backend.max_batch_size if self._takes_groups else 1
-        self.replicas = [
-            Replica(
-                index, spec.engine, spec.info, spec.cost, spec.overheads,
-                on_report=self._reported, on_tokens=self._got_tokens, exact=spec.exact,
-            )
-            for index in range(spec.num_replicas)
-        ]  # fmt: skip
         self.now_s = 0.0
         self.num_events = 0
-        self._load = LoadGenerator(schedule, client_chunk=chunk, max_in_flight=max_in_flight)
-        self._num_prompt_tokens = num_prompt_tokens
+        self.load = LoadGenerator(schedule, client_chunk=chunk, max_in_flight=max_in_flight)
+        self._make_sequence = SequenceMaker(num_prompt_tokens)
         self._on_end = on_end
         self._overheads = spec.overheads
         self._choose = make_router(spec.router)
-        self._view = FleetView.of(spec.num_replicas, spec.seed)
+        self._reads_waiting = spec.router in READS_WAITING
+        self._view = FleetView(random=Random(spec.seed))
         self._info_delay_s = spec.info_delay_s
         self._flights: dict[int, Flight] = {}
         self._events: list[tuple[float, int, int, object]] = []
-        self._numbers, self._groups, self._seq_ids = count(), count(), count()
-        self._prompts: dict[int, list[int]] = {}
+        self._numbers, self._groups = count(), count()
+        requests = schedule.requests if self.load.is_open else ()
+        self._offsets = (planned.offset_s or 0.0 for planned in requests)
+        self._num_left = len(schedule.requests)
+        self._spec = spec
+        self._draws: dict[int, Random] = {}
+        self._autoscaler = Autoscaler(spec.autoscaling) if spec.autoscaling else None
+        self._num_open: list[int] = []
+        self._leaving: set[int] = set()
+        self.steps: list[StepLog] = []
+        """Of each replica, over its restarts."""
+        self.replicas: list[Replica] = []
+        self.replica_s = 0.0
+        """Over all replicas, from their start to their end: what is paid for."""
+        for _ in range(spec.num_replicas):
+            self._ready(self._add())
 
-    @property
-    def hit_in_flight_cap(self) -> bool:
-        return self._load.hit_in_flight_cap
+    def _start(self, index: int) -> Replica:
+        spec = self._spec
+        scale = spec.cost_scales[index % len(spec.cost_scales)]
+        cost = spec.cost if scale == 1 else ScaledCost(spec.cost, scale)
+        return Replica(
+            index, spec.engine, spec.info, cost, spec.overheads, self.steps[index],
+            on_report=self._reported, on_tokens=None if spec.brief else self._got_tokens, exact=spec.exact,
+        )  # fmt: skip
+
+    def _add(self) -> int:
+        """One replica more, which takes no requests yet."""
+        index = len(self.replicas)
+        self.steps.append(StepTotals() if self._spec.brief else StepRecords())
+        self.replicas.append(self._start(index))
+        self._view.add()
+        self._num_open.append(0)
+        self.replica_s -= self.now_s
+        return index
+
+    def _ready(self, index: int) -> None:
+        if self.replicas[index].is_gone:
+            most = self.replicas[index].backend.most
+            self.replicas[index] = self._start(index)
+            self.replicas[index].backend.most = most
+        insort(self._view.up, index)
+        if failures := self._spec.failures:
+            draws = self._draws.setdefault(index, failures.draws(self._spec.seed, index))
+            self._push(self.now_s + draws.expovariate(1 / failures.every_s), _FAILS, index)
+
+    def _fails(self, index: int) -> None:
+        """Answers that have begun are cut off; the others are asked for again."""
+        assert self._spec.failures is not None
+        if index in self._leaving:
+            return
+        now_s, view = self.now_s, self._view
+        self.replicas[index].fail(now_s)
+        view.up.remove(index)
+        view.waiting[index] = 0
+        self._push(now_s + self._spec.failures.for_s, _READY, index)
+        cut: list[Flight] = []
+        again: dict[int, list[Flight]] = {}
+        for flight in [flight for flight in self._flights.values() if flight.replica == index]:
+            self._forget(flight)
+            seen = [stamp_s for stamp_s in flight.chunk_s if stamp_s <= now_s]
+            if seen or flight.error is not None:
+                flight.chunk_s, flight.finish_s, flight.timings = seen, now_s, None
+                flight.error = flight.error or "its replica failed"
+                cut.append(flight)
+            else:
+                seq = self._make_sequence(flight.planned, flight.group_id)
+                again.setdefault(flight.group_id, []).append(replace(flight, seq=seq, chunk_s=[]))
+        for group in again.values():
+            self._dispatch(group)
+        for flight in cut:
+            self._done(flight)
+
+    def _scales(self) -> None:
+        assert self._autoscaler is not None
+        assert self._spec.autoscaling is not None
+        policy, view = self._spec.autoscaling, self._view
+        num_now = len(self.replicas) - len(self._leaving)
+        num_sequences = sum(replica.num_sequences for replica in self.replicas if not replica.is_gone)
+        wanted = self._autoscaler.num_replicas(self.now_s, num_sequences, num_now)
+        for _ in range(wanted - num_now):
+            self._push(self.now_s + policy.start_up_s, _READY, self._add())
+        if wanted < num_now and len(view.up) > 1:
+            index = view.up.pop()
+            self._leaving.add(index)
+            self._leave_if_idle(index)
+        self._push(self.now_s + policy.every_s, _SCALES, None)
+
+    def _leave_if_idle(self, index: int) -> None:
+        if index in self._leaving and not self._num_open[index]:
+            self.replica_s += self.now_s
 
     def run(self) -> None:
         """Play until the last answer has ended."""
         events, pop = self._events, heapq.heappop
-        for decision in self._load.start(0.0):
+        for decision in self.load.start(0.0):
             self._follow(decision)
-        self._offsets = iter(self._load.offsets_s)
         self._plan_arrival()
-        while events:
+        if self._spec.autoscaling:
+            self._push(self._spec.autoscaling.every_s, _SCALES, None)
+        while self._num_left:
+            assert events, "prompts wait and nobody will ever call them"
             self.now_s, kind, _, what = pop(events)
             self.num_events += 1
             if kind == _TURN:
@@ -120,19 +165,29 @@ class Fleet:
                     what.turn(self.now_s)
                     self._plan_turn(what)
             elif kind == _SUBMITTED:
-                assert isinstance(what, _Submission)
-                what.replica.submit(self.now_s, what.sequences)
-                self._plan_turn(what.replica)
+                assert isinstance(what, Submission)
+                if not what.replica.is_gone:
+                    what.replica.submit(self.now_s, what.sequences)
+                    self._plan_turn(what.replica)
             elif kind == _ENDED:
                 assert isinstance(what, Flight)
                 self._ended(what)
             elif kind == _NOTED:
                 assert callable(what)
                 what()
-            else:
-                self._follow(self._load.arrive())
+            elif kind == _ARRIVES:
+                self._follow(self.load.arrive())
                 self._plan_arrival()
-        assert not self._flights, "prompts wait and nobody will ever call them"
+            elif kind == _WAKES:
+                assert isinstance(what, TimedRequest)
+                self._follow(self.load.wake(what, self.now_s))
+            elif kind == _SCALES:
+                self._scales()
+            else:
+                assert isinstance(what, int)
+                (self._fails if kind == _FAILS else self._ready)(what)
+        self.replica_s += self.now_s * (len(self.replicas) - len(self._leaving))
+        self.replica_s += sum(self.now_s for index in self._leaving if self._num_open[index])
 
     def _push(self, at_s: float, kind: int, what: object) -> None:
         heapq.heappush(self._events, (at_s, kind, next(self._numbers), what))
@@ -148,60 +203,71 @@ class Fleet:
 
     def _follow(self, decision: Decision) -> None:
         for request in decision.drop:
-            flight = self._flight(request, -1, -1)
+            flight = self._flight(request, -1)
             flight.error = "not sent: too many requests were already in flight"
+            self._num_left -= 1
             self._on_end(flight)
+        for request in decision.later:
+            self._push(request.scheduled_s, _WAKES, request)
         if decision.send:
-            self._send(decision.send)
+            group_id = next(self._groups)
+            self._dispatch([self._flight(request, group_id) for request in decision.send])
 
-    def _send(self, requests: Seq[TimedRequest]) -> None:
+    def _dispatch(self, flights: list[Flight]) -> None:
         """All prompts of one HTTP request, to one replica."""
         view, overheads = self._view, self._overheads
-        index = self._choose(view)
-        replica, group_id = self.replicas[index], next(self._groups)
-        flights = [self._flight(request, group_id, index) for request in requests]
         received_s = self.now_s + overheads.submit_s
+        for flight in flights:
+            self._flights[flight.seq.seq_id] = flight
+        if not view.up:
+            for flight in flights:
+                flight.replica = -1
+            self._refuse(flights, "no replica was up", received_s)
+            return
+        index = self._choose(view, flights[0].planned)
+        replica = self.replicas[index]
         sequences = [flight.seq for flight in flights]
-        for seq in sequences:
+        for flight in flights:
+            seq, flight.replica = flight.seq, index
             seq.arrival_s = received_s
             seq.group_size = len(sequences)
-            view.tokens[index] += seq.max_total_tokens
-        view.outstanding[index] += len(sequences)
+            view.note(index, 1, seq.max_total_tokens)
+        self._num_open[index] += len(sequences)
         try:
             replica.scheduler.limits.check(sequences, together=self._takes_groups)
         except RequestTooLong as error:
-            for flight in flights:
-                flight.error, flight.finish_s = str(error), received_s
-                self._flights[flight.seq.seq_id] = flight
-                self._push(received_s, _ENDED, flight)
+            self._refuse(flights, str(error), received_s)
             return
-        self._flights.update((flight.seq.seq_id, flight) for flight in flights)
         replica.accepts_at_s = max(received_s, replica.accepts_at_s) + overheads.accept_s
-        self._push(replica.accepts_at_s, _SUBMITTED, _Submission(replica, sequences))
+        self._push(replica.accepts_at_s, _SUBMITTED, Submission(replica, sequences))
 
-    def _flight(self, request: TimedRequest, group_id: int, replica: int) -> Flight:
-        planned, num_prompt_tokens = request.planned, self._num_prompt_tokens(request.planned)
-        prompt = self._prompts.get(num_prompt_tokens)
-        if prompt is None:  # one list for all prompts of a length: nobody changes it
-            prompt = self._prompts[num_prompt_tokens] = [0] * num_prompt_tokens
-        params = SamplingParams(max_tokens=planned.max_tokens, ignore_eos=True, seed=planned.seed)
-        seq = Sequence(next(self._seq_ids), prompt, params, group_id=group_id)
-        return Flight(planned, request.scheduled_s, self.now_s, group_id, replica, seq, finish_s=self.now_s)
+    def _refuse(self, flights: list[Flight], error: str, at_s: float) -> None:
+        for flight in flights:
+            flight.error, flight.finish_s = error, at_s
+            self._push(at_s, _ENDED, flight)
 
-    def _reported(self, replica: Replica, report: StepReport, done_s: float) -> None:
-        record = report.record
-        rows = record.num_rows + record.num_dead_rows if record else 0
+    def _flight(self, request: TimedRequest, group_id: int) -> Flight:
+        seq = self._make_sequence(request.planned, group_id)
+        return Flight(request.planned, request.scheduled_s, self.now_s, group_id, seq, self.now_s)
+
+    def _reported(
+        self, replica: Replica, updates: Seq[SequenceUpdate], rows: int, depth: int, done_s: float
+    ) -> None:
         stamp_s = done_s + self._overheads.deliver_s(rows)
         flights = self._flights
-        for update in report.updates:
+        for update in updates:
             flight = flights[update.seq_id]
             flight.chunk_s.append(stamp_s)
             if update.finish_reason is not None:
                 flight.error, flight.timings = update.error, update.timings
                 flight.finish_s = stamp_s
                 self._push(stamp_s, _ENDED, flight)
-        if report.queue_depth != self._view.waiting[replica.index]:
-            self._note(lambda: self._view.waiting.__setitem__(replica.index, report.queue_depth), done_s)
+        if self._reads_waiting:
+            self._push(done_s + self._info_delay_s, _NOTED, lambda: self._note_waiting(replica, depth))
+
+    def _note_waiting(self, replica: Replica, depth: int) -> None:
+        if not replica.is_gone:
+            self._view.waiting[replica.index] = depth
 
     def _got_tokens(self, replica: Replica, live: Seq[Sequence], ends_s: Seq[float], rows: int) -> None:
         deliver_s = self._overheads.deliver_s(rows)
@@ -210,19 +276,25 @@ class Fleet:
             self._flights[seq.seq_id].chunk_s += stamps_s
 
     def _ended(self, flight: Flight) -> None:
+        if self._flights.get(flight.seq.seq_id) is not flight:
+            return  # its replica failed before the client had all of it
+        self._forget(flight, self._info_delay_s)
+        self._done(flight)
+
+    def _forget(self, flight: Flight, delay_s: float = 0.0) -> None:
+        """The answer has ended, which the router learns this much later."""
         del self._flights[flight.seq.seq_id]
-
-        def note() -> None:
-            self._view.outstanding[flight.replica] -= 1
-            self._view.tokens[flight.replica] -= flight.seq.max_total_tokens
-
-        self._note(note, self.now_s)
-        self._on_end(flight)
-        self._follow(self._load.end(flight.finish_s))
-
-    def _note(self, note: Callable[[], None], at_s: float) -> None:
-        """The router learns of something that happened at `at_s`."""
-        if self._info_delay_s <= 0 and at_s <= self.now_s:
-            note()
+        index, num_tokens, view = flight.replica, flight.seq.max_total_tokens, self._view
+        if index < 0:
+            return
+        self._num_open[index] -= 1
+        if delay_s > 0:
+            self._push(self.now_s + delay_s, _NOTED, lambda: view.note(index, -1, -num_tokens))
         else:
-            self._push(at_s + self._info_delay_s, _NOTED, note)
+            view.note(index, -1, -num_tokens)
+
+    def _done(self, flight: Flight) -> None:
+        self._num_left -= 1
+        self._on_end(flight)
+        self._leave_if_idle(flight.replica)
+        self._follow(self.load.end(flight.finish_s))

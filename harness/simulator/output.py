@@ -28,8 +28,10 @@ from harness.results.table_file import write_table
 from harness.results.validity import judge
 from harness.settings import HarnessSettings
 from harness.simulator.calibration import Calibration
-from harness.simulator.replica import Replica
+from harness.simulator.fleet import Fleet
+from harness.simulator.fleet_spec import FleetSpec
 from harness.simulator.simulation import Simulated, make_rows
+from harness.simulator.step_log import StepRecords
 
 
 def write_run(
@@ -40,7 +42,7 @@ def write_run(
     schedule: Schedule,
     calibration: Calibration,
 ) -> tuple[Path, pd.DataFrame, RunManifest]:
-    """Rows with a column `replica`, the step log, and a manifest of kind `simulated`."""
+    """Rows with columns `replica` and `router`, the step log, and a manifest of kind `simulated`."""
     stamp = utc_stamp()
     variant, model = made.settings.variant, str(made.spec.info.model)
     run_id = f"{new_run_id(stamp)}-simulated"
@@ -52,13 +54,16 @@ def write_run(
     labels = ReplayLabels(run_id, variant, arm, made.spec.info.backend, model, 0)
     table = make_table(make_rows(labels, made.flights))
     replicas = pa.array([flight.replica for flight in made.flights], pa.int32())
-    table = table.append_column("replica", replicas)
+    routers = pa.array([made.spec.router] * len(made.flights), pa.string())
+    table = table.append_column("replica", replicas).append_column("router", routers)
     rows = to_frame(table)
     manifest.validity = judge(rows, manifest)
     path = free_path(settings.out / "simulated" / variant, stamp)
     raw = manifest.to_json()
     write_table(path, table, MANIFEST_KEY, raw)
-    write_table(path.with_suffix(STEPS_SUFFIX), _step_table(made.fleet.replicas, run_id), MANIFEST_KEY, raw)
+    write_table(
+        path.with_suffix(STEPS_SUFFIX), _step_table(made.fleet, made.spec.router, run_id), MANIFEST_KEY, raw
+    )
     return path, rows, manifest
 
 
@@ -79,7 +84,7 @@ def _describe(manifest: RunManifest, made: Simulated, calibration: Calibration) 
         router=spec.router,
         is_exact=spec.exact,
         outside=calibration.outside(made.most),
-        notes=list(calibration.notes),
+        notes=[*calibration.notes, *_operations_in_words(spec)],
     )
     manifest.service = ServiceFacts(
         backend=spec.info.backend, device=f"a simulated {spec.info.device}", dtype=spec.info.dtype,
@@ -90,7 +95,7 @@ def _describe(manifest: RunManifest, made: Simulated, calibration: Calibration) 
     manifest.repeats = [
         RepeatEntry(
             repeat=0, ended_at=datetime.now(UTC).isoformat(timespec="seconds"), clock_start_s=0.0,
-            wall_s=fleet.now_s, hit_in_flight_cap=fleet.hit_in_flight_cap, was_interrupted=False,
+            wall_s=fleet.now_s, hit_in_flight_cap=fleet.load.hit_in_flight_cap, was_interrupted=False,
             service_problem=None, model_digest=None,
             machine=MachineUse(steal_share=None, other_cpu_share=None, harness_cpu_share=0.0),
             steps=summarise_steps(made.steps, 0),
@@ -98,10 +103,23 @@ def _describe(manifest: RunManifest, made: Simulated, calibration: Calibration) 
     ]  # fmt: skip
 
 
-def _step_table(replicas: list[Replica], run_id: str) -> pa.Table:
+def _operations_in_words(spec: FleetSpec) -> list[str]:
+    told = []
+    if spec.failures:
+        told.append(f"failures drawn: one a replica every {spec.failures.every_s:g} s on average")
+    if spec.autoscaling:
+        told.append(f"replicas scaled to {spec.autoscaling.target:g} sequences each")
+    if set(spec.cost_scales) != {1.0}:
+        told.append(f"step costs scaled by {', '.join(f'{scale:g}' for scale in spec.cost_scales)}")
+    return told
+
+
+def _step_table(fleet: Fleet, router: str, run_id: str) -> pa.Table:
     rows = [
-        {"run_id": run_id, "repeat": 0, "replica": replica.index, **vars(step)}
-        for replica in replicas
-        for step in replica.steps
+        {"run_id": run_id, "repeat": 0, "replica": index, "router": router, **vars(step)}
+        for index, log in enumerate(fleet.steps)
+        if isinstance(log, StepRecords)
+        for step in log
     ]
-    return pa.Table.from_pylist(rows, schema=STEP_SCHEMA.append(pa.field("replica", pa.int32())))
+    schema = STEP_SCHEMA.append(pa.field("replica", pa.int32())).append(pa.field("router", pa.string()))
+    return pa.Table.from_pylist(rows, schema=schema)

@@ -11,8 +11,11 @@ from harness.client.answer import Answer
 from harness.plan.schedule import PlannedRequest, Schedule
 from harness.results.record import ReplayLabels, Row, make_row
 from harness.simulator.calibration import Calibration
-from harness.simulator.costs import CostModel, StepWork
-from harness.simulator.fleet import Fleet, FleetSpec, Flight
+from harness.simulator.costs import StepWork
+from harness.simulator.fleet import Fleet
+from harness.simulator.fleet_spec import FleetSpec, Flight
+from harness.simulator.operations import Autoscaling, Failures
+from harness.simulator.step_log import StepRecords
 from services.contract.timings import StepRecord
 from services.engine.spec import EngineSpec
 from services.read_settings import read_settings
@@ -26,25 +29,11 @@ class FleetOptions:
     info_delay_s: float = 0.0
     seed: int = 0
     exact: bool = False
+    brief: bool = False
     max_in_flight: int = 1024
-
-
-class WatchedCost:
-    """A cost model that remembers the most of each count it was asked about."""
-
-    def __init__(self, cost: CostModel) -> None:
-        self._cost = cost
-        self.most = [0] * len(StepWork._fields)
-
-    @property
-    def uses_contexts(self) -> bool:
-        return self._cost.uses_contexts
-
-    def step_s(self, work: StepWork) -> float:
-        for place, value in enumerate(work):
-            if value > self.most[place]:
-                self.most[place] = value
-        return self._cost.step_s(work)
+    cost_scales: tuple[float, ...] = (1.0,)
+    failures: Failures | None = None
+    autoscaling: Autoscaling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +48,7 @@ class Simulated:
     @property
     def steps(self) -> list[StepRecord]:
         """Of all replicas."""
-        return [step for replica in self.fleet.replicas for step in replica.steps]
+        return [step for log in self.fleet.steps if isinstance(log, StepRecords) for step in log]
 
 
 def read_arm(variant: str, own: Mapping[str, str], calibration: Calibration) -> Settings:
@@ -79,25 +68,29 @@ def simulate(
     options: FleetOptions,
     *,
     num_prompt_tokens: Callable[[PlannedRequest], int] | None = None,
+    on_end: Callable[[Flight], None] | None = None,
 ) -> Simulated:
-    """Play the schedule."""
+    """Play the schedule. With `on_end` the flights are its to keep."""
     engine: EngineSpec = settings.engine_spec()
     info: BackendInfo = calibration.backend_info(engine.backend)
-    cost = WatchedCost(calibration.cost)
     spec = FleetSpec(
-        engine, info, cost, calibration.overheads,
-        options.num_replicas, options.router, options.info_delay_s, options.seed, options.exact,
+        engine, info, calibration.cost, calibration.overheads,
+        options.num_replicas, options.router, options.info_delay_s,
+        options.seed, options.exact, options.brief, options.cost_scales,
+        options.failures, options.autoscaling,
     )  # fmt: skip
     flights: list[Flight] = []
     fleet = Fleet(
         spec,
         schedule,
         num_prompt_tokens or calibration.num_prompt_tokens,
-        flights.append,
+        on_end or flights.append,
         max_in_flight=options.max_in_flight,
     )
     fleet.run()
-    return Simulated(fleet, spec, settings, flights, dict(zip(StepWork._fields, cost.most, strict=True)))
+    each = zip(*(replica.backend.most for replica in fleet.replicas), strict=True)
+    most = dict(zip(StepWork._fields, map(max, each), strict=True))
+    return Simulated(fleet, spec, settings, flights, most)
 
 
 def make_rows(labels: ReplayLabels, flights: list[Flight]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def test_its_files_are_those_of_a_run_and_say_what_they_are(
     assert manifest.kind == "simulated"
     assert manifest.arm == "continuous ORDER=hrrn MAX_BATCH=4"
     assert (len(rows), set(rows["replica"]), rows["error"].notna().sum()) == (64, {0}, 0)
+    assert set(rows["router"]) == {"round_robin"}
     assert len(read_steps(files[0].with_suffix(STEPS_SUFFIX))) == manifest.repeats[0].steps.num_steps  # type: ignore[union-attr]
     assert main(["report", str(files[0])]) == 0
     assert "caution: simulated, not measured" in capsys.readouterr().out
@@ -58,3 +60,32 @@ def test_a_simulated_run_is_neither_calibrated_on_nor_verified(
 
 def test_the_committed_calibration_can_be_read() -> None:
     assert read_calibration(DEFAULT).cost.kind == "fitted"
+
+
+def test_a_brief_run_writes_no_rows_and_says_how_fast_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["simulate", "--brief", "--requests", "1500", "--rate", "60", "--replicas", "2"]
+    assert main([*asked, "--variants", "continuous", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "continuous: 1,500 requests, " in printed
+    assert " events/s" in printed
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--failures", "every_s=10", "for_s must be given"),
+        ("--failures", "every_s=0,for_s=1", "every_s must be a number above 0"),
+        ("--autoscale", "goal=3", "'goal' is none of target, least, most"),
+        ("--autoscale", "target=3,most=x", "most must be a number above 0"),
+        ("--cost-scales", "0", "each of --cost-scales above 0"),
+    ],
+)
+def test_numbers_of_a_fleet_that_cannot_be_are_refused(
+    option: str, value: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(SystemExit):  # of argparse; the others are the command's own
+        assert main(["simulate", option, value]) == 2
+    assert told in capsys.readouterr().err

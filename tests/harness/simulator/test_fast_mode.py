@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import fields
 from pathlib import Path
@@ -14,9 +15,11 @@ from harness.plan.load import make_load
 from harness.plan.schedule import Schedule, make_schedule
 from harness.simulator.calibration import Calibration
 from harness.simulator.costs import AnyCost, FittedCost, NullCost, RooflineCost
+from harness.simulator.operations import Autoscaling, Failures
 from harness.simulator.overheads import Overheads
 from harness.simulator.routers import ROUTERS
 from harness.simulator.simulation import FleetOptions, Simulated, read_arm, simulate
+from harness.simulator.step_log import StepRecords
 from services.contract.timings import SequenceTimings
 from services.kv_policies import KV_POLICIES
 from services.layouts import LAYOUTS
@@ -30,6 +33,7 @@ COSTS: tuple[AnyCost, ...] = (
     RooflineCost(1e10, 1e12, 5e7, 2.6e7, 2e4, 1e4, 0.0002),
 )
 NUM_REQUESTS = 24
+NUM_CONFIGURATIONS = int(os.environ.get("SIMULATOR_CONFIGURATIONS", "32"))
 INFO = {
     "backend": "torch", "model": "m", "device": "cpu", "dtype": "bf16", "vocab_size": 9, "eos_token_ids": (),
     "max_batch_size": 16, "max_model_len": 4096,
@@ -70,8 +74,12 @@ def simulated(seed: int, *, exact: bool) -> Simulated:
     if isinstance(calibration.cost, NullCost):
         own["MAX_MODEL_LEN"] = "512"
     options = FleetOptions(
-        draw.choice([1, 1, 3]), draw.choice(list(ROUTERS)), draw.choice([0.0, 0.02]), seed, exact
-    )
+        draw.choice([1, 1, 3]), draw.choice(list(ROUTERS)), draw.choice([0.0, 0.02]), seed, exact,
+        cost_scales=draw.choice([(1.0,), (1.0, 2.5)]),
+        failures=draw.choice([None, Failures(every_s=0.7, for_s=0.2)]),
+        autoscaling=draw.choice([None, Autoscaling(2, most=4, every_s=0.1, down_window_s=0.3,
+                                                   down_every_s=0.1, start_up_s=0.05)]),
+    )  # fmt: skip
     return simulate(read_arm(draw.choice(list(VARIANTS)), own, calibration), calibration, schedule, options)
 
 
@@ -86,7 +94,7 @@ def of_requests(made: Simulated) -> dict[int, dict[str, Any]]:
     return told
 
 
-@pytest.mark.parametrize("seed", range(32))
+@pytest.mark.parametrize("seed", range(NUM_CONFIGURATIONS))
 def test_it_equals_the_exact_mode_request_by_request(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parent)
     exact, fast = simulated(seed, exact=True), simulated(seed, exact=False)
@@ -98,10 +106,12 @@ def test_it_equals_the_exact_mode_request_by_request(seed: int, monkeypatch: pyt
             is_number = value is not None and not isinstance(value, str)
             same = pytest.approx(value, rel=1e-9, abs=1e-9) if is_number else value
             assert found == same, name
-    for one, other in zip(fast.fleet.replicas, exact.fleet.replicas, strict=True):
-        assert len(one.steps) == len(other.steps)
-        assert sum(s.num_dead_rows for s in one.steps) == sum(s.num_dead_rows for s in other.steps)
-        for step, same in zip(one.steps, other.steps, strict=True):
+    for one, other in zip(fast.fleet.steps, exact.fleet.steps, strict=True):
+        assert isinstance(one, StepRecords)
+        assert isinstance(other, StepRecords)
+        assert len(one) == len(other)
+        assert sum(s.num_dead_rows for s in one) == sum(s.num_dead_rows for s in other)
+        for step, same in zip(one, other, strict=True):
             assert vars(step) == pytest.approx(vars(same), rel=1e-9, abs=1e-9)
 
 
