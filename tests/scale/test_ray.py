@@ -40,6 +40,8 @@ SETTINGS = {"NULL_STEP_MS": 10, "MAX_BATCH": 8, "N_THREADS": 1, "LOG_LEVEL": "WA
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
+    # A raylet waits 15 s for its agent, whose first import compiles all that it needs.
+    subprocess.run([sys.executable, "-c", "import ray.dashboard.agent, ray._private.runtime_env.agent.main"])
     made = cluster_utils.Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     made.add_node(**NODE)
     ray.init(made.address, log_to_driver=False)

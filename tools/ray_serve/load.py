@@ -97,7 +97,7 @@ def _send_all(environment: dict[str, str], num: int, lead_s: float) -> list[tupl
         remove_placement_group(room)
 
 
-@ray.remote(num_cpus=1, max_retries=0)
+@ray.remote(num_cpus=1, max_retries=0)  # type: ignore[untyped-decorator]
 def _send(environment: dict[str, str]) -> tuple[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(

@@ -53,7 +53,7 @@ class Addresses:
 
 @serve.ingress()
 class LabService:
-    async def __init__(self, settings: Mapping[str, Any]) -> None:
+    async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]
         """Load the model; Serve sends nothing before. Of several replicas on a node one makes its files."""
         given = read_settings(settings, env_file=None)
         set_up_logs(given.log_level, given.log_format)
