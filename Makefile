@@ -170,7 +170,7 @@ prompts: .venv/.lab-base ## write both corpora of data/ anew
 env-example: .venv/.lab-base ## write .env.example anew from the settings
 	@.venv/bin/python -m tools.env_example
 
-.PHONY: dev test test-fast test-engines load damages faults check lock-check workflow-check format clean
+.PHONY: dev test test-fast test-engines test-scale load damages faults check lock-check workflow-check format clean
 dev: .venv/.dev ## install everything a developer needs, pre-commit hooks included
 	@.venv/bin/pre-commit install 2>/dev/null || true
 
@@ -178,10 +178,19 @@ test: .venv/.dev .venv/.lab-llama .venv/.lab-smollm2 ## install what the tests n
 	@.venv/bin/python -m pytest $(ARGS)
 
 test-fast: .venv/.dev ## the tests that need no llama.cpp
-	@.venv/bin/python -m pytest -m "not llama and not engines and not load and not ops" $(ARGS)
+	@.venv/bin/python -m pytest -m "not llama and not engines and not load and not ops and not scale" $(ARGS)
 
 test-engines: .venv/.dev .venv/.lab-openvino .venv/.lab-onnx ## install the foreign engines and pass their tests
 	@.venv/bin/python -m pytest -m engines $(ARGS)
+
+# Ray has wheels for some Python versions alone, and nginx comes from Debian's packages.
+test-scale: .venv/.dev ## Ray Serve on a cluster of two nodes, and nginx before three services; installs what it needs
+	@command -v nginx >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light curl >/dev/null; } || \
+		echo "SKIPPED: the front was NOT tested, since nginx is not here and cannot be installed"
+	@$(MAKE) --no-print-directory .venv/.lab-scale || \
+		echo "SKIPPED: Ray Serve was NOT tested, since Ray cannot be installed here (above)"
+	@.venv/bin/python -m pytest -m scale -rs tests/scale $(ARGS)
 
 load: .venv/.dev ## minutes of load with the figures of docs/reliability.md, on a quiet machine
 	@.venv/bin/python -m pytest -m load -s --timeout 600 tests/services/load $(ARGS)
@@ -247,7 +256,7 @@ up: ## the whole stack, on port 8000: SERVICE=continuous (or all, llama, gpu) RE
 down: ## take the stack down; running answers are finished first. ARGS=--volumes forgets models and results
 	@$(COMPOSE) --profile '*' down $(ARGS)
 
-docker-test: ## build and try all of it on an engine, one of its own if need be; says SKIPPED where none can start
+docker-test: .venv/.ops ## build and try all of it on an engine, one of its own if need be; says SKIPPED where none can start
 	@docker/test.sh $(ARGS)
 
 check: .venv/.dev ## ruff, mypy, import-linter, drift of the corpus, .env.example and dashboards

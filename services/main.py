@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, passed_over: Collection[str] = ()) -> int:
     Raises:
         ConfigError: a setting cannot work, or the port cannot be had.
     """
-    settings = read_settings(_overrides(args), passed_over=passed_over)
+    settings = read_settings(overrides(args), passed_over=passed_over)
     set_up_logs(settings.log_level, settings.log_format)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would compete with the engine's
     num_connections = max_connections(settings.max_connections)
@@ -168,7 +168,7 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, ResultT]) -> R
         working.cancel()
 
 
-def _overrides(args: argparse.Namespace) -> dict[str, str]:
+def overrides(args: argparse.Namespace) -> dict[str, str]:
     """What the command line sets.
 
     Raises:

@@ -44,6 +44,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "harness.commands.gate",
         "hold this tree against a commit, or a result file against an old one; exit status 1 on a regression",
     ),
+    "serve-ray": ("tools.ray_serve.command", "run replicas of one service on a Ray cluster"),
+    "bench-ray": (
+        "tools.ray_serve.load",
+        "measure one server with the load of several machines, as tasks of a Ray cluster",
+    ),
     "merge": ("harness.commands.merge", "make one result file of the files of all shards"),
     "report": ("harness.commands.report", "print the table of results that were written before"),
     "results": ("harness.commands.results", "browse, filter and compare all results on a local page"),
@@ -99,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         from adapters.registry import extra_of
 
-        extra = extra_of(package)
+        extra = "scale" if package == "ray" else extra_of(package)
         sync = "uv sync" if extra is None else f"uv sync --extra {extra}"
         print(f"lab {asked}: needs {package}; install it with `{sync}`", file=sys.stderr)
     except KeyboardInterrupt:

@@ -41,6 +41,16 @@ class InFlight:
         """Prompts without a slot, those on their way to the engine included."""
         return max(0, len(self._choices) + len(self._leaving) - self.num_running)
 
+    @property
+    def outstanding_tokens(self) -> int:
+        """What may still have to be computed: prompts without a token yet, and tokens up to each limit."""
+        return sum(
+            (choice.num_prompt_tokens if choice.request.is_queued else 0)
+            + choice.max_tokens
+            - choice.num_output_tokens
+            for choice in self._choices.values()
+        )
+
     def add(self, request: RequestState) -> None:
         self.requests.add(request)
         request.is_queued = True

@@ -118,6 +118,7 @@ class ChoiceState:
         "index",
         "is_stopped",
         "last_token_s",
+        "max_tokens",
         "num_output_tokens",
         "num_prompt_tokens",
         "request",
@@ -138,6 +139,7 @@ class ChoiceState:
         self.index = index
         self.seq_id = seq.seq_id
         self.num_prompt_tokens = seq.num_prompt_tokens
+        self.max_tokens = seq.params.max_tokens
         self.last_token_s: float | None = None
         self.is_stopped = False
         """A stop string was seen; the engine has yet to confirm the end."""

@@ -202,6 +202,11 @@ class Service:
             gpu_utilization=self.metrics.gpu_utilization,
         )
 
+    @property
+    def outstanding_tokens(self) -> int:
+        """By which a router may choose among replicas."""
+        return self._in_flight.outstanding_tokens
+
     def metrics_page(self, accept: str) -> tuple[bytes, str]:
         """The series as they are now, in the best format that `accept` names, and its media type."""
         in_flight = self._in_flight
