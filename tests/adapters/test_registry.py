@@ -28,6 +28,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         ("llama_cpp", "llama_cpp", ConfigError, "needs the package llama_cpp: .*--extra llama`"),
         ("openvino", "openvino", ConfigError, "needs the package openvino: .*--extra openvino`"),
         ("onnx", "onnxruntime", ConfigError, "needs the package onnxruntime: .*--extra onnx`"),
+        ("vllm", "vllm", ConfigError, "needs the package vllm .*`make bench BACKEND=vllm` installs it into"),
         ("torch", "adapters.x", ModuleNotFoundError, "adapters.x"),
     ],
 )
@@ -43,7 +44,7 @@ def test_a_missing_extra_is_named(
 
 
 def test_every_entry_points_at_a_module_of_ours() -> None:
-    for place in (p for d in registry.BACKENDS.values() for p in (d.make, d.tokenizer)):
+    for place in (p for d in registry.BACKENDS.values() for p in (d.make, d.tokenizer) if p):
         module, _, name = place.partition(":")
         assert module.startswith("adapters.")
         assert name.isidentifier()
