@@ -41,7 +41,7 @@ help: ## list the commands
 	@touch $@
 
 .venv-%/.lab: adapters/%_backend/uv.lock pyproject.toml | $(filter .uv/bin/uv,$(UV))
-	@echo "installing the environment of BACKEND=$* into .venv-$*"
+	@echo "installing the environment of BACKEND=$* into .venv-$* (vLLM: 6.3 GB)"
 	@UV_PROJECT_ENVIRONMENT=$(CURDIR)/.venv-$* $(SYNC) --no-dev --project adapters/$*_backend
 	@touch $@
 

@@ -23,32 +23,28 @@ from rich.table import Table
 from adapters.base import LabError
 from adapters.registry import interpreter_of
 from harness.comparing.intervals import log_interval
-from harness.plan.corpus import default_path, load_corpus
 from harness.results.output_dir import utc_stamp
 from tools.engine_worker import CONTEXT
 from tools.result_file import write_rows
 
 _CONFIDENCE = 0.95
-_DECODE_STEPS = 32
-_PROMPT_TOKENS = 512
 _MAX_MODEL_LEN = 1024
 
 
 class Worker:
-    """An engine that is loaded, and waits for orders."""
+    """An engine that is loaded, and waits for its turn."""
 
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         self.name = name
         self._process = process
         self.info = self._answer()
 
-    def ask(self, order: str) -> float:
-        """Seconds that the order took."""
+    def measure(self) -> list[dict[str, Any]]:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            print(order, file=self._process.stdin, flush=True)
-        seconds: float = self._answer()["seconds"]
-        return seconds
+            print(file=self._process.stdin, flush=True)
+        measured: list[dict[str, Any]] = self._answer()["measured"]
+        return measured
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -76,14 +72,10 @@ def run(args: argparse.Namespace) -> int:
         "model": args.model,
         "dtype": "fp32" if args.dtype == "auto" else args.dtype,
         "num_threads": args.threads,
-        "max_batch_size": max(args.rows),
         "max_model_len": _MAX_MODEL_LEN,
+        "rows": args.rows,
+        "requests": args.requests,
     }
-    orders = [(f"decode step, {n} rows", f"decode {n} {_DECODE_STEPS}", n) for n in args.rows]
-    prompts = load_corpus(default_path()).prompts[: args.requests]
-    num_answered = sum(prompt.max_tokens for prompt in prompts)
-    orders.append((f"{len(prompts)} requests, continuous", f"answer {len(prompts)}", num_answered))
-    orders.append((f"prompt of {_PROMPT_TOKENS}", f"prompt {_PROMPT_TOKENS}", _PROMPT_TOKENS))
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         workers = []
@@ -91,15 +83,11 @@ def run(args: argparse.Namespace) -> int:
             _say(f"loading {name}")
             workers.append(stack.enter_context(_working(name, options)))
         for worker in workers:
-            for _, order, _ in orders:
-                worker.ask(order)  # memory of a slot is mapped when it is first written
+            worker.measure()  # memory of a slot is mapped when it is first written
         for block in range(args.blocks):
-            _say(f"block {block + 1}/{args.blocks}")
-            for measure, order, num_tokens in orders:
-                for worker in workers[block % len(workers) :] + workers[: block % len(workers)]:
-                    seconds = worker.ask(order)
-                    row = {"block": block, "engine": worker.name, "measure": measure}
-                    rows.append({**row, "num_tokens": num_tokens, "seconds": seconds})
+            for worker in workers[block % len(workers) :] + workers[: block % len(workers)]:
+                _say(f"block {block + 1}/{args.blocks}: {worker.name}")
+                rows += [{"block": block, "engine": worker.name, **row} for row in worker.measure()]
         infos = {worker.name: worker.info for worker in workers}
     frame = pd.DataFrame(rows)
     path = args.out / "yardsticks" / f"{utc_stamp()}.parquet"

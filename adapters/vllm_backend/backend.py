@@ -65,13 +65,17 @@ class VllmBackend:
                 f"VLLM_CACHE_TOKENS={cache_tokens} is less than one sequence of {max_model_len}"
             )
         num_threads = config.num_threads or default_threads()
-        _set_environment(num_threads, config.device)
+        _set_environment(num_threads)
         import vllm  # it reads the environment as it is imported
+        from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
 
         from adapters.vllm_backend.requests import Requests
         from adapters.vllm_backend.scheduler import StepScheduler
 
+        device: str = current_platform.device_type
+        if config.device.partition(":")[0] not in ("auto", device):
+            raise ConfigError(f"DEVICE={config.device}: this vLLM computes on {device}")
         # Each slot may leave a part of its last block empty; one block is vLLM's own.
         num_blocks = -(-cache_tokens // _BLOCK_TOKENS) + num_slots + 1
         budget = options.vllm_max_num_batched_tokens or config.max_step_tokens
@@ -106,7 +110,7 @@ class VllmBackend:
         self._info = BackendInfo(
             backend="vllm",
             model=files.name,
-            device=made.device_config.device_type,
+            device=device,
             dtype=_SHORT_NAMES.get(computed_in, computed_in),
             vocab_size=model["vocab_size"],
             eos_token_ids=HFTokenizer.from_folder(files.folder).eos_token_ids,
@@ -162,7 +166,7 @@ class VllmBackend:
             self._engine = None
 
 
-def _set_environment(num_threads: int, device: str) -> None:
+def _set_environment(num_threads: int) -> None:
     """What vLLM takes from the environment alone; what the user set there stays, but for the threads."""
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process

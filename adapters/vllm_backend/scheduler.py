@@ -14,6 +14,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 class StepScheduler(Scheduler):  # type: ignore[misc]
     """vLLM calls this interface not public: it is that of the version in this folder's pyproject.toml."""
 
+    running: list[Any]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.wanted: set[str] = set()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +43,21 @@ def test_a_missing_extra_is_named(
     monkeypatch.setattr(registry, "import_module", fail)
     with pytest.raises(error, match=words):
         registry.create_backend(BackendConfig(backend=backend))
+
+
+def test_a_backend_with_an_environment_of_its_own_runs_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry.sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.setattr(registry, "find_spec", lambda package: None)
+    assert registry.interpreter_of("vllm") == sys.executable  # not installed: the load says so
+    python = tmp_path / ".venv-vllm" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert registry.interpreter_of("vllm") == str(python)
+    assert registry.interpreter_of("torch") == sys.executable
+    monkeypatch.setattr(registry, "find_spec", lambda package: object())
+    assert registry.interpreter_of("vllm") == sys.executable  # installed beside the lab
 
 
 def test_every_entry_points_at_a_module_of_ours() -> None:

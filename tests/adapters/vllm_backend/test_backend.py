@@ -91,6 +91,7 @@ def test_a_preempted_sequence_goes_on_as_before_unless_it_is_sampled(driver: Dri
     ("changes", "error", "words"),
     [
         ({"dtype": "int4"}, ConfigError, "computes in fp32, bf16 or fp16"),
+        ({"device": "tpu"}, ConfigError, "DEVICE=tpu: this vLLM computes on"),
         ({"max_model_len": 1 << 20}, ConfigError, "is beyond the 2048 positions"),
         ({"vllm_cache_tokens": 5}, ConfigError, "VLLM_CACHE_TOKENS=5 is less than one sequence"),
     ],
