@@ -77,22 +77,21 @@ def run(args: argparse.Namespace) -> int:
         "requests": args.requests,
     }
     rows: list[dict[str, Any]] = []
+    path = args.out / "yardsticks" / f"{utc_stamp()}.parquet"
     with contextlib.ExitStack() as stack:
         workers = []
         for name in args.engines:
             _say(f"loading {name}")
             workers.append(stack.enter_context(_working(name, options)))
+        infos = {worker.name: worker.info for worker in workers}
         for worker in workers:
             worker.measure()  # memory of a slot is mapped when it is first written
         for block in range(args.blocks):
             for worker in workers[block % len(workers) :] + workers[: block % len(workers)]:
                 _say(f"block {block + 1}/{args.blocks}: {worker.name}")
                 rows += [{"block": block, "engine": worker.name, **row} for row in worker.measure()]
-        infos = {worker.name: worker.info for worker in workers}
-    frame = pd.DataFrame(rows)
-    path = args.out / "yardsticks" / f"{utc_stamp()}.parquet"
-    write_rows(frame, path, {"engines": infos})
-    _print(frame, infos)
+            write_rows(pd.DataFrame(rows), path, {"engines": infos})  # what is measured outlives a kill
+    _print(pd.DataFrame(rows), infos)
     _say(f"rows: {path}")
     return 0
 
