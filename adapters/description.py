@@ -32,12 +32,16 @@ class BackendDescription:
 
     make: str
     """Loads the model and returns a `Backend`."""
-    tokenizer: str = "adapters.models.store:load_tokenizer"
-    """Returns the model's `Tokenizer`. The HTTP process calls it, so it should not import the engine."""
+    tokenizer: str | None = None
+    """Returns the model's `Tokenizer`; None: that of a Hugging Face folder. The HTTP process calls it, so it
+    should not import the engine."""
     extra: str | None = None
     """The extra of this project that brings the packages. The Makefile reads this line."""
+    own_environment: bool = False
+    """The packages cannot be installed beside the others': `adapters/<name>_backend` is a project with a lock
+    of its own, installed into `.venv-<name>`. The Makefile reads this line."""
     packages: tuple[str, ...] = ()
-    """The packages of the extra, as Python imports them."""
+    """The packages of the extra or of the environment, as Python imports them."""
     options: type[Any] = NoOptions
     """A dataclass of `option` fields. A name belongs to one backend only."""
     weights: Literal["folder", "gguf", "none"] = "folder"

@@ -1,12 +1,16 @@
 """The names that BACKEND may have, and what each backend says of itself.
 
 A new backend is a folder `adapters/<name>_backend` whose `DESCRIPTION` can be imported without the engine's
-packages, one name here, and an extra in pyproject.toml. Nothing else lists the names.
+packages, one name here, and an extra in pyproject.toml. Nothing else lists the names. Where the packages
+cannot be installed beside the others', the folder is a project with a lock of its own instead of an extra.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from adapters.base import Backend, BackendConfig, ConfigError
@@ -20,6 +24,7 @@ _NAMES = (
     "llama_cpp",
     "openvino",
     "onnx",
+    "vllm",
     "null",
 )
 
@@ -57,7 +62,25 @@ def load_tokenizer(config: BackendConfig) -> Tokenizer:
         ConfigError: there is no such model, it has no tokenizer that can be read, or packages are missing.
     """
     check_backend(config.backend)
-    return cast("Tokenizer", _call(BACKENDS[config.backend].tokenizer, config))
+    description = BACKENDS[config.backend]
+    if description.tokenizer is None:
+        from adapters.models import store
+
+        return store.load_tokenizer(config, description.formats)
+    return cast("Tokenizer", _call(description.tokenizer, config))
+
+
+def interpreter_of(backend: str) -> str:
+    """The Python that has the packages of a backend: this one, unless they are in an environment of its own.
+
+    Raises:
+        ConfigError: there is no backend of this name.
+    """
+    check_backend(backend)
+    own = Path(f"{sys.prefix}-{backend}", "bin", "python")
+    description = BACKENDS[backend]
+    is_elsewhere = description.own_environment and not all(map(find_spec, description.packages))
+    return str(own) if is_elsewhere and own.is_file() else sys.executable
 
 
 def extra_of(package: str) -> str | None:
@@ -70,6 +93,12 @@ def _call(target: str, config: BackendConfig) -> Any:
     try:
         return getattr(import_module(module_name), name)(config)
     except ModuleNotFoundError as error:
+        description = BACKENDS[config.backend]
+        if description.own_environment and error.name in description.packages:
+            raise ConfigError(
+                f"BACKEND={config.backend} needs the package {error.name} in an environment of its own: "
+                f"`make bench BACKEND={config.backend}` installs it into {sys.prefix}-{config.backend}"
+            ) from error
         extra = extra_of(error.name or "")
         if extra is None:
             raise

@@ -2,7 +2,8 @@
 
 The port is bound first, so that health can be asked for while the model loads. A first SIGTERM or SIGINT
 stops taking requests and lets accepted ones finish; a second one ends everything at once. The exit code is
-0 after a clean end, 1 if accepted requests were cut off, 2 if the service could not start.
+0 after a clean end, 1 if accepted requests were cut off, 2 if the service could not start. Where the backend
+has an environment of its own, the process becomes one of that environment's Python first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Collection, Coroutine, Iterator
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -23,7 +25,7 @@ from typing import Any, TypeVar, cast
 import uvicorn
 
 from adapters.base import ConfigError, LabError
-from adapters.registry import BACKENDS
+from adapters.registry import BACKENDS, interpreter_of
 from services import errors
 from services.core.service import Service
 from services.http.app import create_app
@@ -73,6 +75,8 @@ def run(args: argparse.Namespace, passed_over: Collection[str] = ()) -> int:
         ConfigError: a setting cannot work, or the port cannot be had.
     """
     settings = read_settings(overrides(args), passed_over=passed_over)
+    if (python := interpreter_of(settings.backend)) != sys.executable:
+        os.execv(python, [python, *sys.orig_argv[1:]])
     set_up_logs(settings.log_level, settings.log_format)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would compete with the engine's
     num_connections = max_connections(settings.max_connections)

@@ -62,7 +62,7 @@ class Settings(BaseModel):
         description="auto, fp32, bf16 or fp16. auto takes bf16 where the device computes it natively, or "
         "where the compiled CPU kernels do, else fp32. llama_cpp: auto is q4_k_m; others are f32, f16, bf16, "
         "q8_0 and q4_1. openvino: what it computes in; auto is its own choice for the device. onnx: auto is "
-        "fp32; the other is int4.",
+        "fp32; the other is int4. vllm: auto is the format of the weights.",
     )
     n_threads: int | None = Field(
         None,

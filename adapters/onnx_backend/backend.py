@@ -19,14 +19,13 @@ from adapters.base import BackendConfig, BackendInfo, ConfigError, ScheduledChun
 from adapters.chunks import check_chunks
 from adapters.cores import default_threads
 from adapters.models.safetensors_file import count_parameters
-from adapters.models.store import resolve_model
+from adapters.models.store import pick_model_len, resolve_model
 from adapters.onnx_backend import FORMATS, OnnxOptions
 from adapters.onnx_backend.export import exported_model
 from adapters.onnx_backend.session import DecoderSession
 from adapters.sampling import choose_token
 from adapters.text.tokenizer import HFTokenizer
 
-_DEFAULT_MODEL_LEN = 4096
 _MAX_GAP = 3
 """Free slots between two rows that are computed for nothing, rather than to cut the run in two."""
 
@@ -44,12 +43,7 @@ class OnnxBackend:
             raise ConfigError(f"DTYPE={config.dtype}: BACKEND=onnx has {', '.join(set(FORMATS.values()))}")
         precision, provider = FORMATS[wanted], config.options_as(OnnxOptions).onnx_provider
         model = json.loads((files.folder / "config.json").read_text("utf-8"))
-        trained = model["max_position_embeddings"]
-        max_model_len = config.max_model_len or min(trained, _DEFAULT_MODEL_LEN)
-        if max_model_len > trained:
-            raise ConfigError(
-                f"MAX_MODEL_LEN={max_model_len} is beyond the {trained} positions of {config.model}"
-            )
+        max_model_len = pick_model_len(config, model["max_position_embeddings"])
         num_threads = config.num_threads or default_threads()
         num_slots = config.max_batch_size
         path = exported_model(files, precision, provider, config.artifacts_dir)

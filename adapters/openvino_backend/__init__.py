@@ -6,13 +6,9 @@ This module imports no openvino, so that the backend's settings are known before
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from adapters.base import BackendConfig
 from adapters.description import BackendDescription, option
-
-if TYPE_CHECKING:
-    from adapters.text.tokenizer import Tokenizer
 
 FORMATS = {"f16": "f16", "fp16": "f16", "q8_0": "q8_0", "q4_1": "q4_1", "q4_k_m": "q4_k_m"}
 """Of the GGUF file that is made of a Hugging Face folder. OpenVINO's reader knows no f32 and no bf16."""
@@ -41,15 +37,8 @@ class OpenVinoOptions:
     )
 
 
-def load_tokenizer(config: BackendConfig) -> Tokenizer:
-    from adapters.models import store
-
-    return store.load_tokenizer(config, FORMATS)
-
-
 DESCRIPTION = BackendDescription(
     make="adapters.openvino_backend.backend:OpenVinoBackend",
-    tokenizer="adapters.openvino_backend:load_tokenizer",
     extra="openvino",
     packages=("openvino", "openvino_genai"),
     options=OpenVinoOptions,

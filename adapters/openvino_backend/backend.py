@@ -28,12 +28,11 @@ from adapters.cores import default_threads
 from adapters.models.gguf.store import gguf_made_from
 from adapters.models.packaged import PACKAGED
 from adapters.models.safetensors_file import count_parameters
-from adapters.models.store import ModelFiles, resolve_model, split_format
+from adapters.models.store import ModelFiles, pick_model_len, resolve_model, split_format
 from adapters.openvino_backend import FORMATS, OpenVinoOptions
 from adapters.openvino_backend.requests import Requests
 from adapters.text.tokenizer import HFTokenizer
 
-_DEFAULT_MODEL_LEN = 4096
 _BLOCK_TOKENS = {"CPU": 32, "GPU": 16}
 """KV positions of a block. Source: OpenVINO GenAI, continuous_batching/cache_manager.hpp."""
 _PRECISIONS = {"fp32": "f32", "f32": "f32", "bf16": "bf16", "fp16": "f16", "f16": "f16"}
@@ -57,7 +56,7 @@ class OpenVinoBackend:
         precision = _precision(config.dtype, device)
         kv_type = precision if options.ov_kv_type == "auto" else options.ov_kv_type
         model = json.loads((files.folder / "config.json").read_text("utf-8"))
-        self._max_model_len = _max_model_len(config, model["max_position_embeddings"])
+        self._max_model_len = pick_model_len(config, model["max_position_embeddings"])
         path, weights = _model_path(files, config)
         scheduler = self._scheduler_config(config, options, _BLOCK_TOKENS.get(device.split(".")[0], 16))
         self._slots: dict[int, int] = {}
@@ -186,14 +185,6 @@ def _precision(dtype: str, device: str) -> str:
     if dtype not in _PRECISIONS:
         raise ConfigError(f"DTYPE={dtype}: BACKEND=openvino computes in fp32, bf16 or fp16")
     return _PRECISIONS[dtype]
-
-
-def _max_model_len(config: BackendConfig, trained: int) -> int:
-    if config.max_model_len is not None and config.max_model_len > trained:
-        raise ConfigError(
-            f"MAX_MODEL_LEN={config.max_model_len} is beyond the {trained} positions of {config.model}"
-        )
-    return config.max_model_len or min(trained, _DEFAULT_MODEL_LEN)
 
 
 def _reason(error: RuntimeError) -> str:

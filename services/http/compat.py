@@ -193,11 +193,11 @@ def add_compat_routes(app: FastAPI, service: Service, handler: RequestHandler) -
 
     @app.post(**vllm)
     async def generate_vllm(http: Request) -> Response:
-        """Many prompts, their texts, where a vLLM backend is the one loaded; this lab has none."""
+        """Many prompts, their texts, where the vLLM backend is the one loaded."""
         backend = service.settings.backend
         if backend != "vllm":
             message = (
-                f"This lab has no vLLM backend ({backend} is loaded): send the same list of prompts "
+                f"BACKEND={backend} is loaded, not vllm: send the same list of prompts "
                 "to /generate or /v1/completions."
             )
             raise ApiError(501, message, code="backend_not_loaded")

@@ -158,6 +158,17 @@ def onnx_backend() -> Backend:
     )
 
 
+def vllm_backend(**settings: Any) -> Backend:
+    pytest.importorskip("vllm", reason="needs the environment of adapters/vllm_backend")
+    folder = tiny_llama()
+    from adapters.vllm_backend.backend import VllmBackend
+
+    limits = {"max_batch_size": MAX_BATCH, "max_model_len": MAX_MODEL_LEN}
+    return VllmBackend(
+        make_config("vllm", model=folder, dtype="fp32", num_threads=1, **{**limits, **settings})
+    )
+
+
 FACTORIES: dict[str, Callable[[], Backend]] = {
     "null": null_backend,
     "torch": torch_backend,
@@ -166,6 +177,7 @@ FACTORIES: dict[str, Callable[[], Backend]] = {
     "llama_cpp unified": llama_cpp_with_a_shared_cache,
     "openvino": openvino_backend,
     "onnx": onnx_backend,
+    "vllm": vllm_backend,
 }
 
 _next_seq_id = count(1)

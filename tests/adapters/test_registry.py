@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +30,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         ("llama_cpp", "llama_cpp", ConfigError, "needs the package llama_cpp: .*--extra llama`"),
         ("openvino", "openvino", ConfigError, "needs the package openvino: .*--extra openvino`"),
         ("onnx", "onnxruntime", ConfigError, "needs the package onnxruntime: .*--extra onnx`"),
+        ("vllm", "vllm", ConfigError, "needs the package vllm .*`make bench BACKEND=vllm` installs it into"),
         ("torch", "adapters.x", ModuleNotFoundError, "adapters.x"),
     ],
 )
@@ -42,8 +45,23 @@ def test_a_missing_extra_is_named(
         registry.create_backend(BackendConfig(backend=backend))
 
 
+def test_a_backend_with_an_environment_of_its_own_runs_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry.sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.setattr(registry, "find_spec", lambda package: None)
+    assert registry.interpreter_of("vllm") == sys.executable  # not installed: the load says so
+    python = tmp_path / ".venv-vllm" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert registry.interpreter_of("vllm") == str(python)
+    assert registry.interpreter_of("torch") == sys.executable
+    monkeypatch.setattr(registry, "find_spec", lambda package: object())
+    assert registry.interpreter_of("vllm") == sys.executable  # installed beside the lab
+
+
 def test_every_entry_points_at_a_module_of_ours() -> None:
-    for place in (p for d in registry.BACKENDS.values() for p in (d.make, d.tokenizer)):
+    for place in (p for d in registry.BACKENDS.values() for p in (d.make, d.tokenizer) if p):
         module, _, name = place.partition(":")
         assert module.startswith("adapters.")
         assert name.isidentifier()

@@ -15,13 +15,23 @@ from tests.services.served import Served, serving, stream
 TEXTS = ["Hello", "naïve café", "東京 🏳️‍🌈 e\u0301", "\n\t tabs", "مرحبا"]
 
 
-@pytest.fixture(scope="module", params=["null", "torch", pytest.param("llama_cpp", marks=pytest.mark.llama)])
+PARAMS = [
+    "null",
+    "torch",
+    pytest.param("llama_cpp", marks=pytest.mark.llama),
+    pytest.param("vllm", marks=pytest.mark.engines),
+]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     settings: dict[str, Any] = {"BACKEND": request.param, "MAX_BATCH": 4, "N_THREADS": 1}
     if request.param != "null":
         settings["MODEL"] = tiny_llama()
-    if request.param == "torch":
+    if request.param in ("torch", "vllm"):
         settings["DTYPE"] = "fp32"
+    if request.param == "vllm":
+        pytest.importorskip("vllm", reason="needs the environment of adapters/vllm_backend")
     if request.param == "llama_cpp":
         pytest.importorskip("llama_cpp", reason="needs the llama extra")
         settings |= {"DTYPE": "f32", "ARTIFACTS_DIR": str(tmp_path_factory.mktemp("artifacts"))}
@@ -107,3 +117,10 @@ def test_the_card_says_what_computes(served: Served) -> None:
         assert card["details"]["kv_type"] == "f32"
         assert card["model_digest"].startswith("sha256:")
         assert list(Path(served.service.settings.artifacts_dir).glob("models/*-gguf/*-f32.gguf"))
+
+
+def test_the_path_for_vllm_answers_where_vllm_is_loaded(served: Served) -> None:
+    answer = served.post("/generate_vllm", prompts=["a", "b"], max_tokens=3, ignore_eos=True)
+    is_vllm = served.service.settings.backend == "vllm"
+    assert answer.status_code == (200 if is_vllm else 501)
+    assert not is_vllm or len(answer.json()["texts"]) == 2

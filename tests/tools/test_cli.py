@@ -108,3 +108,19 @@ sys.exit(cli.main(["bench"]))
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "lab bench: standard output takes no more: No space left on device\n"
+
+
+def test_a_service_becomes_a_process_of_the_python_that_has_its_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[list[str]] = []
+
+    def execv(path: str, arguments: list[str]) -> NoReturn:
+        started.append(arguments)
+        raise SystemExit(0)
+
+    monkeypatch.setattr("services.main.interpreter_of", lambda backend: f"/{backend}/python")
+    monkeypatch.setattr("os.execv", execv)
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--backend", "null"])
+    assert started == [["/null/python", *sys.orig_argv[1:]]]

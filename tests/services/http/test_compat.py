@@ -120,7 +120,7 @@ def test_vllm_s_shape_says_what_is_missing(lab: LabProcess) -> None:
     status, body = curl(lab, "/generate_vllm", **fields)
     error = json.loads(body)["error"]
     assert (status, error["code"]) == (501, "backend_not_loaded")
-    assert "no vLLM backend (null is loaded)" in error["message"]
+    assert "BACKEND=null is loaded, not vllm" in error["message"]
     for path in ("/generate", "/v1/completions"):
         assert path in error["message"]
         status, body = curl(lab, path, **fields)
