@@ -103,7 +103,7 @@ class HarnessSettings(BaseSettings):
     )
     quick: bool = Field(
         False,
-        description="1: `compare` does one block, padding on, in under three minutes: a first look, without "
+        description="1: `compare` does one block, padding on, in about three minutes: a first look, without "
         "intervals",
     )
     draws: Literal["new", "same"] = Field(
