@@ -95,9 +95,12 @@ def read_manifest(manifest: Path) -> Manifest:
         content = json.loads(manifest.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or content.pop("crc32", None) not in (None, _checksum(content)):
         return {}
-    return content if content.pop("crc32", None) in (None, _checksum(content)) else {}
+    files = content.get("files", {})
+    listed = files.values() if isinstance(files, dict) else [None]
+    is_whole = all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in listed)
+    return content if is_whole else {}
 
 
 def missing_files(manifest: Path) -> list[Path]:

@@ -117,6 +117,21 @@ def test_a_damaged_manifest_is_never_believed(tiny: str, tmp_path: Path) -> None
     assert resolve(tiny, tmp_path).digest == sound["digest"]
 
 
+@pytest.mark.parametrize("damage", [("bytes", "bytfs"), ("sha256", "sha25v"), ("files", "filfs")])
+def test_a_damaged_manifest_without_a_checksum_is_none(
+    damage: tuple[str, str], tiny: str, tmp_path: Path
+) -> None:
+    """Earlier versions wrote none."""
+    files = resolve(tiny, tmp_path)
+    manifest = files.folder / PRESET_MANIFEST
+    content = json.loads(manifest.read_text())
+    del content["crc32"]
+    manifest.write_text(json.dumps(content))
+    assert resolve(tiny, tmp_path) == files
+    manifest.write_text(json.dumps(content).replace(f'"{damage[0]}"', f'"{damage[1]}"', 1))
+    assert resolve(tiny, tmp_path) == files
+
+
 def test_a_staged_folder_that_was_damaged_is_refused(tiny: str, tmp_path: Path) -> None:
     source = resolve(tiny, tmp_path).folder
     target = tmp_path / "staged"
