@@ -11,6 +11,8 @@ SERIES = {
     "vllm:num_requests_waiting": "lab_waiting_sequences",
     "vllm:kv_cache_usage_perc": "lab_kv_cache_usage_ratio",
     "vllm:num_preemptions_total": "lab_preemptions_total",
+    "vllm:prefix_cache_queries_total": "lab_prefix_cache_queries_total",
+    "vllm:prefix_cache_hits_total": "lab_prefix_cache_hits_total",
     "vllm:prompt_tokens_total": "lab_prompt_tokens_total",
     "vllm:generation_tokens_total": "lab_tokens_generated_total",
     "vllm:request_success_total": "lab_sequences_total",
