@@ -200,6 +200,15 @@ def _steps() -> Sequence[Json]:
             "ops",
             [_rate("lab_preemptions_total", "{{strategy}}")],
         ),
+        lines(
+            "Prefix cache",
+            "Prompt tokens a second that were looked up, and that were found (PREFIX_CACHE=1).",
+            "short",
+            [
+                _rate("lab_prefix_cache_queries_total", "{{strategy}} looked up"),
+                _rate("lab_prefix_cache_hits_total", "{{strategy}} found"),
+            ],
+        ),
     )
 
 

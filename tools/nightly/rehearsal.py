@@ -114,10 +114,12 @@ class Stage:
         act += [word for name, value in kept.items() for word in ("--env", f"{name}={value}")]
         act += [word for pin in self._pins() for word in ("--local-repository", pin)]
         own = {"XDG_CONFIG_HOME": str(self.root / "config"), "XDG_CACHE_HOME": str(self.root / "cache")}
+        # A make that started this would hand its own variables to the makes of the steps.
+        around = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
         return subprocess.run(
             [*act, *words],
             cwd=self.clone,
-            env={**os.environ, **own},
+            env={**around, **own},
             capture_output=True,
             text=True,
             check=False,
