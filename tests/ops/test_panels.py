@@ -46,7 +46,7 @@ REAL_NIGHTS = ROOT / "docs/measured/nights"
 NUM_NIGHTS, STEP_AT = 60, 40
 DAY_S = 86_400
 LIVE_FILLED = {**FILLED, "$model": ".*"}
-SCRAPED_FOR_S = 12
+SCRAPED_FOR_S = 16.0
 RESULT_SERIES = re.compile("lab_(result|comparison|chained)")
 NOT_IN_PANELS = re.compile(
     r"(lab_engine_)?process_(virtual_memory_bytes|start_time_seconds|open_fds|max_fds)$"
