@@ -30,8 +30,9 @@ from harness.results.facts import MachineUse, ServerGauges
 from harness.settings import HarnessSettings
 from services.contract.status import StepLine
 
-GUESS_TOKENS, GUESS_S = (16, 128), 0.5
-"""Tokens a user: few for a model of a few tokens a second, more where the few took less than `GUESS_S`."""
+GUESS_TOKENS, GUESS_S = (16, 64), 1.5
+"""Tokens a user: few for a model of a few tokens a second, more where the few took less than `GUESS_S`:
+prompts weigh much in short answers, so that a guess from these is low."""
 
 
 @dataclass(frozen=True, slots=True)

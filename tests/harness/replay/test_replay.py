@@ -32,15 +32,15 @@ def probed(
 
 
 def test_a_slow_server_is_asked_for_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates, budgets = probed(monkeypatch, [0.0, 0.8])
-    assert rates == pytest.approx([USERS * 16 / 0.8])
+    rates, budgets = probed(monkeypatch, [0.0, 1.6])
+    assert rates == pytest.approx([USERS * 16 / 1.6])
     assert budgets == [2] * USERS + [16] * USERS
 
 
 def test_a_fast_server_is_asked_again_for_more_and_only_those_count(monkeypatch: pytest.MonkeyPatch) -> None:
     rates, budgets = probed(monkeypatch, [0.0, 0.1, 0.1, 0.5])
-    assert rates == pytest.approx([USERS * 128 / 0.4])
-    assert budgets == [2] * USERS + [16] * USERS + [128] * USERS
+    assert rates == pytest.approx([USERS * 64 / 0.4])
+    assert budgets == [2] * USERS + [16] * USERS + [64] * USERS
 
 
 def test_a_server_that_refuses_everything_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
