@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-from pydantic import ValidationError
 from pydantic_core import from_json
 
 from adapters.base import LabError
@@ -41,7 +40,7 @@ class Control:
     def health(self) -> Health | None:
         """The state of a service of ours; None while nothing answers."""
         try:
-            return Health.model_validate(from_json(self._client.get("/health", timeout=2.0).content))
+            return Health.model_validate_json(self._client.get("/health", timeout=2.0).content)
         except (httpx.HTTPError, ValueError):
             return None
 
@@ -68,8 +67,8 @@ class Control:
         except httpx.HTTPError as error:
             raise LabError(f"no server answers at {self._client.base_url}: {error}") from error
         try:
-            return ModelCard.model_validate(from_json(response.content)) if response.is_success else None
-        except (ValueError, ValidationError):
+            return ModelCard.model_validate_json(response.content) if response.is_success else None
+        except ValueError:
             return None
 
     def first_model_name(self, models_url: str) -> str:
@@ -122,6 +121,6 @@ class Control:
     def _steps(self, after: int) -> Steps | None:
         try:
             response = self._client.get("/steps", params={"after": after})
-            return Steps.model_validate(from_json(response.content)) if response.is_success else None
+            return Steps.model_validate_json(response.content) if response.is_success else None
         except (httpx.HTTPError, ValueError):
             return None

@@ -40,8 +40,9 @@ from harness.comparing.loads import (
     load_settings,
     plan_load,
     with_defaults,
+    without_unpadded,
 )
-from harness.comparing.size import DEFAULT_BLOCKS, SizedLoad, find_size, noted, size_text, without_unpadded
+from harness.comparing.size import DEFAULT_BLOCKS, SizedLoad, find_size, noted, size_text
 from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.measure import try_out
 from harness.plan.planner import plan
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
                 reference,
                 corpus,
                 lambda arm, budgets: try_out(arm, settings, corpus, reporter, budgets),
-                is_given=not sizes_itself(given.model_copy(update={"rate": None})),
+                is_given=not sizes_itself(given.model_copy(update={"rate": None, "url": None})),
                 asked_blocks=args.blocks,
                 may_leave_out=not (args.variants or args.pad or settings.quick),
                 started_s=started_s,

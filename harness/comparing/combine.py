@@ -76,12 +76,16 @@ def choose_reference(names: Sequence[str], asked: str | None) -> str:
     return asked
 
 
-def validity_of(runs: Sequence[RunManifest], num_planned: int) -> Validity:
-    """The worst of all runs, each reason once with the arms it holds for, and what only all show."""
+def validity_of(runs: Sequence[RunManifest], num_planned: int, *, one_schedule: bool = True) -> Validity:
+    """The worst of all runs, each reason once with the arms it holds for, and what only all show.
+
+    `one_schedule`: they are compared, so that the runs of a block must have replayed the same requests.
+    """
     invalid: list[str] = []
     if len(runs) < num_planned:
         invalid.append(f"{len(runs)} of {num_planned} runs were made")
-    differing = [*(["schedules"] if schedules_differ(runs) else []), *_differing(_MUST_AGREE, runs)]
+    schedules = ["schedules"] if one_schedule and schedules_differ(runs) else []
+    differing = [*schedules, *_differing(_MUST_AGREE, runs)]
     invalid += [f"the runs had different {name}: they cannot be compared" for name in differing]
     caution = [f"the runs had different {name}" for name in _differing(_SHOULD_AGREE, runs)]
     told = [(m.arm, m.validity) for m in runs if m.validity]

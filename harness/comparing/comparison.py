@@ -15,11 +15,11 @@ import pandas as pd
 
 from adapters.text.unicode_text import printable
 from harness.comparing.combine import draws_text
-from harness.comparing.contrasts import Blocks, Contrast, contrast_table, contrasts, places_of
+from harness.comparing.contrasts import Contrast, contrast_table, places_of
 from harness.comparing.trade import (
-    decide,
     decision_sentences,
     in_words,
+    judge,
     what_more_blocks_tell,
 )
 from harness.comparing.verdict import DEFAULT_MARGIN
@@ -111,17 +111,8 @@ def render_comparison(
     figures, reference = compare_arms(rows, manifest), manifest.reference
     is_open = manifest.runs[0].schedule.load.is_open
     places, block_s = places_of(manifest.runs), block_seconds(manifest)
-    blocks = Blocks(rows)
-    found = contrasts(blocks, manifest.arms, reference, is_open=is_open, margin=margin, places=places)
-    made = decide(
-        rows,
-        manifest.arms,
-        reference,
-        is_open=is_open,
-        margin=margin,
-        places=places,
-        objective=objective,
-        blocks=blocks,
+    found, made = judge(
+        rows, manifest.arms, reference, is_open=is_open, margin=margin, places=places, objective=objective
     )
     num_same, num_planned = agreement_of_all(rows)
     return "\n".join(

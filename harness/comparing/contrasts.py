@@ -89,27 +89,32 @@ class Blocks:
             ].set_index("schedule_index")
             for (arm, block), part in rows.groupby(["arm", "repeat"])
         }
-        self._pairs: dict[tuple[str, str, int], tuple[pd.DataFrame, pd.DataFrame]] = {}
-        self._values: dict[tuple[Figure, int, int], float | None] = {}
+        self._pairs: dict[tuple[str, str], dict[int, tuple[pd.DataFrame, pd.DataFrame]]] = {}
+        self._values: dict[tuple[Figure, int, bool, int], float | None] = {}
 
     def pairs(self, arm: str, reference: str) -> dict[int, tuple[pd.DataFrame, pd.DataFrame]]:
         """By block, the same planned requests under both arms, without those that got no token in either."""
-        for name, block in self._parts:
-            key = (arm, reference, block)
-            if name == arm and (reference, block) in self._parts and key not in self._pairs:
-                ours, theirs = self._parts[arm, block], self._parts[reference, block]
-                if set(ours.index) != set(theirs.index):
-                    common = ours.index.intersection(theirs.index)
-                    ours, theirs = ours.loc[common], theirs.loc[common]
-                self._pairs[key] = ours, theirs
-        return {key[2]: pair for key, pair in self._pairs.items() if key[:2] == (arm, reference)}
+        if (arm, reference) not in self._pairs:
+            self._pairs[arm, reference] = {
+                block: _common(ours, self._parts[reference, block])
+                for (name, block), ours in self._parts.items()
+                if name == arm and (reference, block) in self._parts
+            }
+        return self._pairs[arm, reference]
 
     def value(self, figure: Figure, part: pd.DataFrame, is_open: bool, num_blocks: int) -> float | None:
         """Of one of the frames of `pairs`, which all live as long as this does."""
-        key = (figure, id(part), num_blocks)
+        key = (figure, id(part), is_open, num_blocks)
         if key not in self._values:
             self._values[key] = figure.value(part, is_open, num_blocks)
         return self._values[key]
+
+
+def _common(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    if set(ours.index) == set(theirs.index):
+        return ours, theirs
+    common = ours.index.intersection(theirs.index)
+    return ours.loc[common], theirs.loc[common]
 
 
 def contrasts(

@@ -60,13 +60,14 @@ def default_arms(
     The arm that ratios refer to is always among them. A static client's wait until arrivals fill its chunk is
     what the strategy costs where arrivals are spread, and counts.
     """
+    if share is None:
+        return [arm for arm in arms if arm.name == reference or "BATCH_WAIT_MS" not in arm.settings]
+    return list(arms) if pad_was_given else without_unpadded(arms, reference)
 
-    def is_of_load(arm: Arm) -> bool:
-        if share is None:
-            return "BATCH_WAIT_MS" not in arm.settings
-        return pad_was_given or arm.settings.get("PAD_FINISHED") != "0"
 
-    return [arm for arm in arms if arm.name == reference or is_of_load(arm)]
+def without_unpadded(arms: Sequence[Arm], reference: str) -> list[Arm]:
+    """PAD_FINISHED=0 is the second setting of an arm, and the first to be left out where time is short."""
+    return [arm for arm in arms if arm.name == reference or arm.settings.get("PAD_FINISHED") != "0"]
 
 
 def load_settings(share: float | None, settings: HarnessSettings) -> HarnessSettings:

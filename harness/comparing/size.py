@@ -18,7 +18,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
-from harness.comparing.loads import load_settings
+from harness.comparing.loads import load_settings, without_unpadded
 from harness.plan.corpus import Corpus
 from harness.plan.run_size import Trial, enough_requests, mean_budget
 from harness.replay.arm_file import Arm
@@ -79,11 +79,6 @@ def noted(path: Path, find: Callable[[], Size], *, resume: bool) -> Size:
     with whole_file(path) as file:
         file.write(json.dumps(asdict(found)).encode())
     return found
-
-
-def without_unpadded(arms: Sequence[Arm], reference: str) -> list[Arm]:
-    """PAD_FINISHED=0 is the second setting of an arm, and the first to be left out where time is short."""
-    return [arm for arm in arms if arm.name == reference or arm.settings.get("PAD_FINISHED") != "0"]
 
 
 def find_size(

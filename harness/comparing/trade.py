@@ -82,7 +82,7 @@ class Decision:
         return self.first if is_sure and (self.is_chosen or not self.better_elsewhere) else None
 
 
-def decide(
+def judge(
     rows: pd.DataFrame,
     arms: Sequence[str],
     reference: str,
@@ -91,23 +91,23 @@ def decide(
     margin: float,
     places: Places,
     objective: Figure | None = None,
-    blocks: Blocks | None = None,
-) -> Decision | None:
-    """None where there is nothing to choose between. `blocks` are those of `rows`, where they are known."""
+) -> tuple[list[Contrast], Decision | None]:
+    """Every arm against the reference, and which is best; None where there is nothing to choose between."""
+    blocks = Blocks(rows)
+    found = contrasts(blocks, arms, reference, is_open=is_open, margin=margin, places=places)
     figure = objective or Figure(primary(is_open))
     ranked = _ranked(rows, arms, figure, is_open)
     if len(ranked) < 2:
-        return None
+        return found, None
     first, second = ranked[:2]
-    known = blocks or Blocks(rows)
 
     def against(other: str) -> list[Contrast]:
         judged = deciding_figures()
         if objective is not None and objective not in judged:
             judged.append(objective)
-        return contrasts(known, arms, other, is_open=is_open, margin=margin, places=places, figures=judged)
+        return contrasts(blocks, arms, other, is_open=is_open, margin=margin, places=places, figures=judged)
 
-    return Decision(
+    return found, Decision(
         first,
         second,
         figure,

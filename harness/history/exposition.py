@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from harness.history.series import GROUP, SHOWN, chained, is_number, validity_number
-from harness.results.metrics import METRICS
+from harness.results.metrics import FIGURES
 
 LABELS = ("strategy", *GROUP, "commit")
 COMPARISON_LABELS = ("metric", "arm", "against", *GROUP)
@@ -26,7 +26,6 @@ NAMES = {
     "tpot_p50_ms": ("lab_result_tpot_p50_seconds", 1e-3),
     "itl_p99_ms": ("lab_result_itl_p99_seconds", 1e-3),
 }
-_WORDS = {figure.key: metric.description for metric in METRICS for figure in metric.figures}
 _ENDS = {"value": "", "low": "_low", "high": "_high"}
 
 
@@ -48,7 +47,7 @@ class _HistoryCollector(Collector):
         for metric in SHOWN:
             name, factor = NAMES[metric]
             own = results[results["metric"] == metric]
-            yield from _with_ends(name, _WORDS[metric], own, LABELS, factor)
+            yield from _with_ends(name, FIGURES[metric].metric.description, own, LABELS, factor)
         once = results.drop_duplicates(["entry_id", *LABELS])
         valid = once["validity"].map(validity_number)
         yield _family("lab_result_valid", "1 VALID, 0.5 CAUTION, 0 INVALID.", once, LABELS, valid)

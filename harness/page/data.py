@@ -23,15 +23,15 @@ from harness.comparing.combine import (
     validity_of,
 )
 from harness.comparing.comparison import agreement_of_all, block_seconds
-from harness.comparing.contrasts import Blocks, Contrast, contrasts, places_of
-from harness.comparing.trade import Decision, decide
+from harness.comparing.contrasts import Contrast, places_of
+from harness.comparing.trade import Decision, judge
 from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.page.timeline import OverTime, Timeline, batch_timeline, load_over_time
 from harness.results.cost import Price
 from harness.results.formulas import Floats, Samples, throughput
 from harness.results.latency_budget import Budget, latency_budget
 from harness.results.lengths import Lengths, lengths_of
-from harness.results.manifest import ComparisonManifest, RunManifest, Validity
+from harness.results.manifest import ComparisonManifest, RunManifest
 from harness.results.metrics import METRICS, OUTPUT_TOKENS, TPOT, TTFT, Figure
 from harness.results.slo import Limit, Slo, goodput
 from harness.results.stats import MIN_SAMPLES, mean_of
@@ -138,12 +138,7 @@ def load_report(
     # An interrupted comparison may not have come to its reference.
     kept_reference = asked.reference if asked and asked.reference in arms else None
     chosen = choose_reference(arms, reference or kept_reference)
-    validity = validity_of(runs, len(runs))
-    if schedules_differ(runs):
-        different = "the runs had different schedules"
-        validity = Validity(
-            tuple(r for r in validity.invalid if not r.startswith(different)), validity.caution
-        )
+    validity = validity_of(runs, len(runs), one_schedule=False)
     num_blocks = int(rows.groupby("arm")["repeat"].nunique().max())
     manifest = comparison_manifest(runs, arms, chosen, num_blocks, validity)
     return gather(rows, manifest, slo=slo, price=price, margin=margin, objective=objective)
@@ -170,12 +165,9 @@ def gather(
     decision = None
     if len(names) > 1 and len({arm.load for arm in arms}) == 1:
         reference, is_open, places = manifest.reference, runs[0].schedule.load.is_open, places_of(runs)
-        blocks = Blocks(rows)
-        found = contrasts(blocks, names, reference, is_open=is_open, margin=margin, places=places)
-        decision = decide(
-            rows, names, reference, is_open=is_open, margin=margin, places=places, objective=objective,
-            blocks=blocks,
-        )  # fmt: skip
+        found, decision = judge(
+            rows, names, reference, is_open=is_open, margin=margin, places=places, objective=objective
+        )
     return ReportData(
         arms=arms,
         manifest=manifest,

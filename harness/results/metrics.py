@@ -178,10 +178,9 @@ METRICS: list[Metric] = [
         phrase=("the longest stall (p95) {} shorter", "the longest stall (p95) {} longer"),
     ),
 ]  # fmt: skip
-
-FIGURES = {figure.key: figure for metric in METRICS for figure in metric.figures}
-"""Every figure by its key."""
 """In the order of every table."""
+FIGURES = {figure.key: figure for metric in METRICS for figure in metric.figures}
+"""Every figure by its key, in the same order."""
 
 
 def compared_figures() -> list[Figure]:

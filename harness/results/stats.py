@@ -47,15 +47,15 @@ def rank_interval(num_samples: int, q: int, error: float = RANK_ERROR) -> tuple[
 
     None where the samples are too few to have both.
     """
-    share, tail = q / 100, error
+    share = q / 100
     log_factorials = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, num_samples + 1)))))
     num_below = np.arange(num_samples + 1)
     logs = log_factorials[-1] - log_factorials - log_factorials[::-1]
     logs = logs + num_below * math.log(share) + (num_samples - num_below) * math.log1p(-share)
     at_most = np.cumsum(np.exp(logs))
     # The true value is below the sample of rank r where fewer than r samples are below it.
-    low = int(np.searchsorted(at_most, tail, side="right"))
-    high = int(np.searchsorted(at_most, 1 - tail)) + 1
+    low = int(np.searchsorted(at_most, error, side="right"))
+    high = int(np.searchsorted(at_most, 1 - error)) + 1
     return (low, high) if low >= 1 and high <= num_samples else None
 
 
