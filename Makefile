@@ -17,9 +17,11 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SYNC := $(UV) sync --frozen --inexact --quiet
 # The extra that brings a backend's packages, as its description says; none for null.
 DESCRIPTION := adapters/$(BACKEND)_backend/__init__.py
-EXTRA := $(shell sed -n 's/^    extra="\(.*\)",$$/\1/p' $(DESCRIPTION) 2>/dev/null)
+extra-of = $(shell sed -n 's/^    extra="\(.*\)",$$/\1/p' adapters/$(1)_backend/__init__.py 2>/dev/null)
+EXTRA := $(call extra-of,$(BACKEND))
 # A backend whose packages cannot be installed beside the others' is a project with an environment of its own.
 own-environment = $(if $(shell grep -s 'own_environment=True' adapters/$(1)_backend/__init__.py),.venv-$(1)/.lab)
+installed-of = $(addprefix .venv/.lab-,$(call extra-of,$(1))) $(call own-environment,$(1))
 LAB := .venv/bin/lab
 
 .PHONY: help
@@ -54,9 +56,7 @@ help: ## list the commands
 COMMA := ,
 ARM_SETTINGS := $(subst @, ,$(subst $(COMMA), ,$(VARIANTS)))
 ARM_BACKENDS := $(patsubst BACKEND=%,%,$(filter BACKEND=%,$(ARM_SETTINGS)))
-ARM_EXTRAS := $(foreach name,$(ARM_BACKENDS),$(shell sed -n 's/^    extra="\(.*\)",$$/\1/p' \
-	adapters/$(name)_backend/__init__.py 2>/dev/null))
-ARM_INSTALLED := $(ARM_EXTRAS:%=.venv/.lab-%) $(foreach name,$(ARM_BACKENDS),$(call own-environment,$(name)))
+ARM_INSTALLED := $(foreach name,$(ARM_BACKENDS),$(call installed-of,$(name)))
 MODELS := $(MODEL) $(patsubst MODEL=%,%,$(filter MODEL=%,$(ARM_SETTINGS)))
 .venv/.ops: pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
 	@echo "installing packages (the checks of workflows)"
@@ -74,8 +74,7 @@ bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= 
 compare: $(sort $(INSTALLED) $(ARM_INSTALLED)) ## strategies in interleaved blocks under two loads: VARIANTS= LOADS= QUICK=1 ARGS="--blocks 6"
 	@$(LAB) compare $(if $(VARIANTS),--variants $(VARIANTS)) $(ARGS)
 
-ENGINES_INSTALLED := $(foreach name,$(ENGINES),$(call own-environment,$(name))) $(foreach name,$(ENGINES),$(shell \
-	sed -n 's/^    extra="\(.*\)",$$/.venv\/.lab-\1/p' adapters/$(name)_backend/__init__.py 2>/dev/null))
+ENGINES_INSTALLED := $(foreach name,$(ENGINES),$(call installed-of,$(name)))
 yardsticks: .venv/.lab-torch $(MODEL_PACKAGE) $(sort $(ENGINES_INSTALLED)) ## the engine against generate(), transformers' batching and bare matrix products, or ENGINES="torch vllm" beside one another
 	@$(LAB) yardsticks $(if $(ENGINES),--engines $(ENGINES)) $(ARGS)
 

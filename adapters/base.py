@@ -250,7 +250,8 @@ class BackendInfo:
     num_threads: int = 1
     details: dict[str, str | int | float | bool] = field(default_factory=dict)
     has_kv_blocks: bool = False
-    """Whether it keeps keys and values in the blocks that `Sequence.block_ids` names."""
+    """Whether it keeps keys and values in the blocks that `Sequence.block_ids` names. Not for an
+    `OverlappingBackend`: others may share a block as soon as the step that fills it is launched."""
     computes_padding: bool = False
     """Whether dead rows may stand at positions without a token, several of one sequence in a step."""
     has_logprobs: bool = False

@@ -2,9 +2,9 @@
 
 Six contestants answer the same prompts: the engine one by one, continuous and in static batches that compute
 what those of `generate()` do; `generate()` one by one and in padded batches; and transformers' own continuous
-batching. Then decode steps are held against their matrix
-products, and against those of plain linear layers. All of it runs in this process without HTTP, in
-interleaved blocks. With `--engines` it is `tools.engine_yardsticks` that runs.
+batching. Then decode steps are held against their matrix products, and against those of plain linear layers.
+All of it runs in this process without HTTP, in interleaved blocks. With `--engines` it is
+`tools.engine_yardsticks` that runs.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from adapters.base import BackendConfig, BackendError, ConfigError
 from adapters.llama_cpp_backend import LlamaCppOptions
 from adapters.llama_cpp_backend.loading import LlamaModel, cache_room, out_of_memory
 from adapters.models.gguf.llama_log import errors_of
+from adapters.models.store import pick_model_len
 
-_DEFAULT_MODEL_LEN = 4096
 _CELLS = 256
 """llama.cpp rounds a cache up to multiples of this."""
 _DEFAULT_UBATCH = 512
@@ -58,12 +58,7 @@ def plan_context(config: BackendConfig, model: LlamaModel) -> Limits:
         raise ConfigError(
             f"MAX_BATCH={config.max_batch_size}, but llama.cpp runs {max_slots} sequences at most"
         )
-    trained = C.llama_model_n_ctx_train(model.pointer)
-    if config.max_model_len is not None and config.max_model_len > trained:
-        raise ConfigError(
-            f"MAX_MODEL_LEN={config.max_model_len} is beyond the {trained} positions of {model.path.name}"
-        )
-    max_len = config.max_model_len or min(trained, _DEFAULT_MODEL_LEN)
+    max_len = pick_model_len(config, C.llama_model_n_ctx_train(model.pointer), model.path.name)
     options = config.options_as(LlamaCppOptions)
     kv_type = _kv_type(options.kv_type, model.file_format)
     cells_of_slot = -(-max_len // _CELLS) * _CELLS

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_MODEL_LEN = 4096
+DEFAULT_MODEL_LEN = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +83,15 @@ def resolve_model(config: BackendConfig, formats: Mapping[str, str] = HF_FORMATS
     return ModelFiles(snapshot, name, suffix, f"hub:{snapshot.name}")
 
 
-def pick_model_len(config: BackendConfig, trained: int) -> int:
-    """MAX_MODEL_LEN, else as many positions as the model is trained for, up to 4096.
+def pick_model_len(config: BackendConfig, trained: int, name: str) -> int:
+    """MAX_MODEL_LEN, else as many positions as the model `name` is trained for, up to 4096.
 
     Raises:
         ConfigError: MAX_MODEL_LEN is beyond `trained`.
     """
     if config.max_model_len is not None and config.max_model_len > trained:
-        raise ConfigError(
-            f"MAX_MODEL_LEN={config.max_model_len} is beyond the {trained} positions of {config.model}"
-        )
-    return config.max_model_len or min(trained, _DEFAULT_MODEL_LEN)
+        raise ConfigError(f"MAX_MODEL_LEN={config.max_model_len} is beyond the {trained} positions of {name}")
+    return config.max_model_len or min(trained, DEFAULT_MODEL_LEN)
 
 
 def wait_for_local(name: str, config: BackendConfig) -> None:

@@ -43,7 +43,7 @@ class OnnxBackend:
             raise ConfigError(f"DTYPE={config.dtype}: BACKEND=onnx has {', '.join(set(FORMATS.values()))}")
         precision, provider = FORMATS[wanted], config.options_as(OnnxOptions).onnx_provider
         model = json.loads((files.folder / "config.json").read_text("utf-8"))
-        max_model_len = pick_model_len(config, model["max_position_embeddings"])
+        max_model_len = pick_model_len(config, model["max_position_embeddings"], config.model)
         num_threads = config.num_threads or default_threads()
         num_slots = config.max_batch_size
         path = exported_model(files, precision, provider, config.artifacts_dir)

@@ -56,7 +56,7 @@ class OpenVinoBackend:
         precision = _precision(config.dtype, device)
         kv_type = precision if options.ov_kv_type == "auto" else options.ov_kv_type
         model = json.loads((files.folder / "config.json").read_text("utf-8"))
-        self._max_model_len = pick_model_len(config, model["max_position_embeddings"])
+        self._max_model_len = pick_model_len(config, model["max_position_embeddings"], config.model)
         path, weights = _model_path(files, config)
         scheduler = self._scheduler_config(config, options, _BLOCK_TOKENS.get(device.split(".")[0], 16))
         self._slots: dict[int, int] = {}

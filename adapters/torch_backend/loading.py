@@ -78,12 +78,14 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(name: str, device: torch.device, *, in_kernels: bool = False) -> torch.dtype:
+def pick_dtype(
+    name: str, device: torch.device, in_kernels: Callable[[], bool] = lambda: False
+) -> torch.dtype:
     """`auto` on a CPU: bf16 where it has instructions for it, or where the compiled kernels compute the whole
-    step (`in_kernels`), else fp32. On an accelerator: bf16 or fp16."""
+    step (`in_kernels`, asked only then), else fp32. On an accelerator: bf16 or fp16."""
     if name == "auto":
         if device.type == "cpu":
-            return torch.bfloat16 if in_kernels or cpu_has_bf16() else torch.float32
+            return torch.bfloat16 if cpu_has_bf16() or in_kernels() else torch.float32
         if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
         return torch.float16

@@ -64,7 +64,7 @@ class StepPacker:
         self.max_len = max_len
         self._prefill_chunk = prefill_chunk
         self._device = device
-        self._has_blocks = device.type == "cpu"
+        self.has_blocks = device.type == "cpu"
 
     def plan(self, chunks: Seq[ScheduledChunk]) -> RowPlan:
         """Order the rows of a step; sequences that begin get a slot, and a slot its sequence's blocks."""
@@ -75,7 +75,7 @@ class StepPacker:
             seq, start = chunk.seq, chunk.start
             if start + chunk.num_tokens > max_len:
                 raise BackendError(f"sequence {seq.seq_id} outgrew its {max_len} positions")
-            block_ids = seq.block_ids if self._has_blocks else ()
+            block_ids = seq.block_ids if self.has_blocks else ()
             slot = slot_for(seq.seq_id, 0 if block_ids else start)  # they may hold what is before `start`
             if start % KV_BLOCK == 0 or chunk.num_tokens > 1:  # else it has got no block since its last row
                 self.cache.place(slot, block_ids)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,14 +18,13 @@ import torch
 from adapters.base import (
     BackendConfig,
     BackendInfo,
-    ConfigError,
     SamplingParams,
     ScheduledChunk,
     Sequence,
     UnsupportedModel,
 )
 from adapters.cores import default_threads
-from adapters.models.store import ModelFiles, resolve_model
+from adapters.models.store import DEFAULT_MODEL_LEN, ModelFiles, pick_model_len, resolve_model
 from adapters.torch_backend import TorchOptions, loading
 from adapters.torch_backend.cpu.kernels import CpuKernels, load_kernels
 from adapters.torch_backend.loading import LoadedModel
@@ -38,7 +38,6 @@ from adapters.torch_backend.packing import StepPacker
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_MODEL_LEN = 4096
 _SELF_TEST_TOKENS = 96
 """More than one block of a prompt, and than the windows of small models."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1.5e-1, torch.float16: 4e-2}
@@ -137,14 +136,10 @@ def make_ready(config: BackendConfig, setup: DeviceSetup) -> tuple[LoadedModel, 
     dtype = loading.pick_dtype(
         files.format or config.dtype,
         setup.device,
-        in_kernels=setup.device.type == "cpu" and _runs_in_kernels(model_config, config, num_threads),
+        partial(_runs_in_kernels, model_config, config, num_threads),
     )
-    limit = getattr(model_config, "max_position_embeddings", None) or _DEFAULT_MODEL_LEN
-    if config.max_model_len is not None and config.max_model_len > limit:
-        raise ConfigError(
-            f"MAX_MODEL_LEN={config.max_model_len} is beyond the {limit} positions of {files.name}"
-        )
-    max_len = config.max_model_len or min(limit, _DEFAULT_MODEL_LEN)
+    trained = getattr(model_config, "max_position_embeddings", None) or DEFAULT_MODEL_LEN
+    max_len = pick_model_len(config, trained, files.name)
     packer = setup.make_packer(max_len, dtype, num_threads)
     with torch.inference_mode():
         loaded, path, error = _load(files, model_config, dtype, setup, packer)
@@ -163,7 +158,7 @@ def make_ready(config: BackendConfig, setup: DeviceSetup) -> tuple[LoadedModel, 
         num_parameters=loaded.num_parameters,
         model_digest=files.digest,
         num_threads=num_threads,
-        has_kv_blocks=setup.device.type == "cpu",
+        has_kv_blocks=packer.has_blocks,
         computes_padding=setup.device.type == "cpu",
         details={
             "torch": torch.__version__,

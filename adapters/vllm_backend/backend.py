@@ -23,6 +23,7 @@ from adapters.base import (
 )
 from adapters.chunks import check_chunks
 from adapters.cores import default_threads
+from adapters.description import HF_FORMATS
 from adapters.models.safetensors_file import count_parameters
 from adapters.models.store import pick_model_len, resolve_model
 from adapters.text.tokenizer import HFTokenizer
@@ -31,15 +32,9 @@ from adapters.vllm_backend import VllmOptions
 logger = logging.getLogger(__name__)
 
 _BLOCK_TOKENS = 32
-_DTYPES = {
-    "auto": "auto",
-    "fp32": "float32",
-    "f32": "float32",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "f16": "float16",
-}
-_SHORT_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_DTYPES = {"auto": "auto", **{alias: _NAMES[name] for alias, name in HF_FORMATS.items()}}
+_SHORT_NAMES = {long: short for short, long in _NAMES.items()}
 
 
 class VllmBackend:
@@ -57,7 +52,7 @@ class VllmBackend:
         if dtype not in _DTYPES:
             raise ConfigError(f"DTYPE={dtype}: BACKEND=vllm computes in fp32, bf16 or fp16")
         model = json.loads((files.folder / "config.json").read_text("utf-8"))
-        max_model_len = pick_model_len(config, model["max_position_embeddings"])
+        max_model_len = pick_model_len(config, model["max_position_embeddings"], config.model)
         num_slots = config.max_batch_size
         cache_tokens = options.vllm_cache_tokens or num_slots * max_model_len
         if cache_tokens < max_model_len:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -108,3 +108,10 @@ def _of(made: Callable[..., Any]) -> Callable[[str], Any]:
         return made(**given)
 
     return read
+
+
+def print_origin(calibration: Calibration, most: Mapping[str, int]) -> None:
+    """What simulated figures rest on, and where they went beyond it. `most`: the largest step, by feature."""
+    print(f"\nSIMULATED, not measured: {calibration.in_words()}")
+    for doubt in (*calibration.outside(most), *calibration.notes):
+        print(f"  caution: {doubt}")

@@ -12,7 +12,13 @@ from itertools import product
 from pathlib import Path
 
 from adapters.base import ConfigError
-from harness.commands.fleet_options import OF_REAL_RUNS, add_fleet_options, fleet_options, read_source
+from harness.commands.fleet_options import (
+    OF_REAL_RUNS,
+    add_fleet_options,
+    fleet_options,
+    print_origin,
+    read_source,
+)
 from harness.commands.options import add_corpus_option, add_slo_option
 from harness.comparing.arms import parse_arm, split_names
 from harness.page.charts import Point, curves
@@ -75,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     slo = Slo(tuple(args.slo))
     if not slo:
         raise ConfigError("a plan needs limits: --slo ttft_p95_ms=500,tpot_p95_ms=50")
-    refuse_limits(slo, is_brief=True)
+    refuse_limits(slo)
     if args.autoscale:
         raise ConfigError("a plan says how many replicas there are: leave out --autoscale")
     if args.most_replicas < 1 or min(args.max_batch) < 1:
@@ -102,14 +108,12 @@ def run(args: argparse.Namespace) -> int:
         candidates.append(candidate)
     candidates.sort(key=_rank)
     print(_render(candidates, slo, price, args.most_replicas))
-    path = args.chart or free_path(settings.out / "plan", utc_stamp()).with_suffix(".svg")
+    path = args.chart or free_path(settings.out / "plan", utc_stamp(), ".svg")
     write_picture(_frontier(candidates, price, slo), path)
-    print(f"\nSIMULATED, not measured: {calibration.in_words()}")
     most: dict[str, int] = {}
     for candidate in candidates:
         most |= {name: max(value, most.get(name, 0)) for name, value in candidate.most.items()}
-    for doubt in (*calibration.outside(most), *calibration.notes):
-        print(f"  caution: {doubt}")
+    print_origin(calibration, most)
     print(f"frontier: {path}")
     return 0 if candidates[0].fewest else 1
 

@@ -14,7 +14,13 @@ from time import process_time
 
 import pandas as pd
 
-from harness.commands.fleet_options import OF_REAL_RUNS, add_fleet_options, fleet_options, read_source
+from harness.commands.fleet_options import (
+    OF_REAL_RUNS,
+    add_fleet_options,
+    fleet_options,
+    print_origin,
+    read_source,
+)
 from harness.commands.options import add_corpus_option, add_slo_option, without_steps
 from harness.comparing.arms import parse_arm, split_names
 from harness.plan.planner import plan
@@ -83,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
         args, settings, replicas=args.replicas, router=args.router, exact=args.exact, brief=args.brief
     )
     slo, is_open = Slo(tuple(args.slo)), schedule.load.is_open
-    refuse_limits(slo, is_brief=args.brief)
+    if args.brief:
+        refuse_limits(slo)
     lines, most, last = [], dict[str, int](), []
     for text in split_names(args.variants):
         name, own = parse_arm(text)
@@ -103,9 +110,7 @@ def run(args: argparse.Namespace) -> int:
         lines.append(_line(label, rows, is_open, rate, steps, slo, made.fleet))
         most = {name: max(value, most.get(name, 0)) for name, value in made.most.items()}
     print(_render(lines, settings, options, slo))
-    print(f"\nSIMULATED, not measured: {calibration.in_words()}")
-    for doubt in (*calibration.outside(most), *calibration.notes):
-        print(f"  caution: {doubt}")
+    print_origin(calibration, most)
     print("\n".join(last))
     return 0
 

@@ -68,10 +68,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             os.close(folder)
 
 
-def free_path(folder: Path, stem: str) -> Path:
-    """`STEM.parquet`, or with a number behind the stem where that is taken."""
-    path, number = folder / f"{stem}.parquet", 1
+def free_path(folder: Path, stem: str, suffix: str = ".parquet") -> Path:
+    """The file of this stem and suffix, or with a number behind the stem where that is taken."""
+    path, number = folder / f"{stem}{suffix}", 1
     while path.exists():
         number += 1
-        path = folder / f"{stem}-{number}.parquet"
+        path = folder / f"{stem}-{number}{suffix}"
     return path

@@ -29,14 +29,14 @@ _KNOWN = {"ttft", "ttft_send", "tpot", "total", "total_send"}
 """Metrics of one value a request."""
 
 
-def refuse_limits(slo: Slo, *, is_brief: bool) -> None:
+def refuse_limits(slo: Slo) -> None:
     """
     Raises:
         ConfigError: a limit is on what brief rows do not know.
     """
-    for limit in slo.limits if is_brief else ():
+    for limit in slo.limits:
         if limit.figure.metric.name not in _KNOWN:
-            raise ConfigError(f"{limit.figure.key} needs every token's stamp: leave out --brief")
+            raise ConfigError(f"{limit.figure.key} needs every token's stamp, which brief rows do not keep")
 
 
 class _Requests(Sequence[PlannedRequest]):
@@ -106,12 +106,10 @@ class BriefRows:
         }
     )
     scheduled_s: array[float] = field(default_factory=lambda: array("d"))
-    num_failed: int = 0
 
     def add(self, flight: Flight) -> None:
         self.scheduled_s.append(flight.scheduled_s)
         if flight.error is not None or flight.replica < 0:
-            self.num_failed += 1
             for values in self.columns.values():
                 values.append(float("nan"))
             return

@@ -187,7 +187,6 @@ class Fleet:
                 assert isinstance(what, int)
                 (self._fails if kind == _FAILS else self._ready)(what)
         self.replica_s += self.now_s * (len(self.replicas) - len(self._leaving))
-        self.replica_s += sum(self.now_s for index in self._leaving if self._num_open[index])
 
     def _push(self, at_s: float, kind: int, what: object) -> None:
         heapq.heappush(self._events, (at_s, kind, next(self._numbers), what))

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from harness.plan.schedule import Schedule
-from harness.results.slo import Slo
+from harness.results.metrics import Figure
+from harness.results.slo import Limit, Slo
 from harness.simulator.brief import BriefRows
 from harness.simulator.calibration import Calibration
 from harness.simulator.simulation import FleetOptions, simulate
@@ -82,10 +81,7 @@ def probe(
     for name, value in made.most.items():
         candidate.most[name] = max(value, candidate.most.get(name, 0))
     rows, is_open = kept.frame(), schedule.load.is_open
-    is_good = rows["error"].isna().to_numpy()
-    for limit in slo.limits:
-        assert limit.figure.metric.samples is not None
-        values = limit.figure.metric.samples(rows).values
-        is_good = is_good & (limit.admits(values) | np.isnan(values))
+    on_each = Slo(tuple(Limit(Figure(limit.figure.metric), limit.bound) for limit in slo.limits))
     values_of = {limit.figure.key: limit.figure.value(rows, is_open) for limit in slo.on_the_run}
-    return Probe(num_replicas, slo.are_met(rows, is_open=is_open), float(1 - is_good.mean()), values_of)
+    at_risk = float(1 - on_each.meeting(rows).mean())
+    return Probe(num_replicas, slo.are_met(rows, is_open=is_open), at_risk, values_of)

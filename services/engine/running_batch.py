@@ -86,11 +86,13 @@ class RunningBatch:
 
         Later rows of the sequence overwrite what they leave in its cache.
         """
-        num = min(len(self._padding), self._limits.max_step_tokens)
-        taken = [self._padding.popleft() for _ in range(num)]
-        # One that was cancelled before its first chunk has no slot; a position with a token stays as it is.
-        useful = [(seq, at) for seq, at in taken if 0 < seq.num_computed_tokens <= at]
-        return [ScheduledChunk(seq, at, 1, dead=True) for seq, at in useful]
+        chunks: list[ScheduledChunk] = []
+        while self._padding and len(chunks) < self._limits.max_step_tokens:
+            seq, at = self._padding.popleft()
+            # One cancelled before its first chunk has no slot; a position with a token stays as it is.
+            if 0 < seq.num_computed_tokens <= at:
+                chunks.append(ScheduledChunk(seq, at, 1, dead=True))
+        return chunks
 
     def make_room(self) -> tuple[list[int], list[Sequence]]:
         """Give each running sequence the KV of its next step, at the cost of others where none is free.
