@@ -29,8 +29,9 @@ from harness.results.record import ReplayLabels, make_table, read_parquet, to_fr
 from harness.results.steps import STEPS_SUFFIX
 from harness.results.table import render_table
 from harness.settings import HarnessSettings
+from harness.simulator.fleet_spec import FleetOptions
 from harness.simulator.measured import calibrate
-from harness.simulator.simulation import FleetOptions, make_rows, read_arm, simulate
+from harness.simulator.simulation import make_rows, read_arm, simulate
 
 FRONT = Path(__file__).parents[1] / "docker/front/nginx.conf.in"
 ALLOWED = 0.15

@@ -11,9 +11,9 @@ from typing import Any
 from adapters.base import ConfigError
 from harness.settings import OF_COMPARE, HarnessSettings
 from harness.simulator.calibration import DEFAULT, Calibration, null_calibration, read_calibration
+from harness.simulator.fleet_spec import FleetOptions
 from harness.simulator.measured import calibrate
 from harness.simulator.operations import Autoscaling, Failures
-from harness.simulator.simulation import FleetOptions
 
 OF_REAL_RUNS = OF_COMPARE.union(
     {

@@ -33,9 +33,10 @@ from harness.settings import HarnessSettings, add_setting_options, read_settings
 from harness.simulator.brief import BriefRows, long_plan, refuse_limits
 from harness.simulator.calibration import Calibration, write_calibration
 from harness.simulator.fleet import Fleet
+from harness.simulator.fleet_spec import FleetOptions
 from harness.simulator.output import write_run
 from harness.simulator.routers import ROUTERS
-from harness.simulator.simulation import FleetOptions, read_arm, simulate
+from harness.simulator.simulation import read_arm, simulate
 from harness.simulator.step_log import summarise_totals
 from harness.simulator.verify import render_verified, verify
 

@@ -38,21 +38,19 @@ class Fleet:
         schedule: Schedule,
         num_prompt_tokens: Callable[[PlannedRequest], int],
         on_end: Callable[[Flight], None],
-        *,
-        max_in_flight: int = 1 << 60,
     ) -> None:
         self._takes_groups = VARIANTS[spec.engine.variant].takes_groups
         chunk = spec.engine.backend.max_batch_size if self._takes_groups else 1
         self.now_s = 0.0
         self.num_events = 0
-        self.load = LoadGenerator(schedule, client_chunk=chunk, max_in_flight=max_in_flight)
+        self.load = LoadGenerator(schedule, client_chunk=chunk, max_in_flight=spec.options.max_in_flight)
         self._make_sequence = SequenceMaker(num_prompt_tokens)
         self._on_end = on_end
         self._overheads = spec.overheads
-        self._choose = make_router(spec.router)
-        self._reads_waiting = spec.router in READS_WAITING
-        self._view = FleetView(random=Random(spec.seed))
-        self._info_delay_s = spec.info_delay_s
+        self._choose = make_router(spec.options.router)
+        self._reads_waiting = spec.options.router in READS_WAITING
+        self._view = FleetView(random=Random(spec.options.seed))
+        self._info_delay_s = spec.options.info_delay_s
         self._flights: dict[int, Flight] = {}
         self._events: list[tuple[float, int, int, object]] = []
         self._numbers, self._groups = count(), count()
@@ -61,7 +59,7 @@ class Fleet:
         self._num_left = len(schedule.requests)
         self._spec = spec
         self._draws: dict[int, Random] = {}
-        self._autoscaler = Autoscaler(spec.autoscaling) if spec.autoscaling else None
+        self._autoscaler = Autoscaler(spec.options.autoscaling) if spec.options.autoscaling else None
         self._num_open: list[int] = []
         self._leaving: set[int] = set()
         self.steps: list[StepLog] = []
@@ -69,22 +67,23 @@ class Fleet:
         self.replicas: list[Replica] = []
         self.replica_s = 0.0
         """Over all replicas, from their start to their end: what is paid for."""
-        for _ in range(spec.num_replicas):
+        for _ in range(spec.options.num_replicas):
             self._ready(self._add())
 
     def _start(self, index: int) -> Replica:
         spec = self._spec
-        scale = spec.cost_scales[index % len(spec.cost_scales)]
+        scale = spec.options.cost_scales[index % len(spec.options.cost_scales)]
         cost = spec.cost if scale == 1 else ScaledCost(spec.cost, scale)
         return Replica(
             index, spec.engine, spec.info, cost, spec.overheads, self.steps[index],
-            on_report=self._reported, on_tokens=None if spec.brief else self._got_tokens, exact=spec.exact,
+            on_report=self._reported, on_tokens=None if spec.options.brief else self._got_tokens,
+            exact=spec.options.exact,
         )  # fmt: skip
 
     def _add(self) -> int:
         """One replica more, which takes no requests yet."""
         index = len(self.replicas)
-        self.steps.append(StepTotals() if self._spec.brief else StepRecords())
+        self.steps.append(StepTotals() if self._spec.options.brief else StepRecords())
         self.replicas.append(self._start(index))
         self._view.add()
         self._num_open.append(0)
@@ -97,20 +96,20 @@ class Fleet:
             self.replicas[index] = self._start(index)
             self.replicas[index].backend.most = most
         insort(self._view.up, index)
-        if failures := self._spec.failures:
-            draws = self._draws.setdefault(index, failures.draws(self._spec.seed, index))
+        if failures := self._spec.options.failures:
+            draws = self._draws.setdefault(index, failures.draws(self._spec.options.seed, index))
             self._push(self.now_s + draws.expovariate(1 / failures.every_s), _FAILS, index)
 
     def _fails(self, index: int) -> None:
         """Answers that have begun are cut off; the others are asked for again."""
-        assert self._spec.failures is not None
+        assert self._spec.options.failures is not None
         if index in self._leaving:
             return
         now_s, view = self.now_s, self._view
         self.replicas[index].fail(now_s)
         view.up.remove(index)
         view.waiting[index] = 0
-        self._push(now_s + self._spec.failures.for_s, _READY, index)
+        self._push(now_s + self._spec.options.failures.for_s, _READY, index)
         cut: list[Flight] = []
         again: dict[int, list[Flight]] = {}
         for flight in [flight for flight in self._flights.values() if flight.replica == index]:
@@ -130,8 +129,8 @@ class Fleet:
 
     def _scales(self) -> None:
         assert self._autoscaler is not None
-        assert self._spec.autoscaling is not None
-        policy, view = self._spec.autoscaling, self._view
+        assert self._spec.options.autoscaling is not None
+        policy, view = self._spec.options.autoscaling, self._view
         num_now = len(self.replicas) - len(self._leaving)
         num_sequences = sum(replica.num_sequences for replica in self.replicas if not replica.is_gone)
         wanted = self._autoscaler.num_replicas(self.now_s, num_sequences, num_now)
@@ -153,8 +152,8 @@ class Fleet:
         for decision in self.load.start(0.0):
             self._follow(decision)
         self._plan_arrival()
-        if self._spec.autoscaling:
-            self._push(self._spec.autoscaling.every_s, _SCALES, None)
+        if self._spec.options.autoscaling:
+            self._push(self._spec.options.autoscaling.every_s, _SCALES, None)
         while self._num_left:
             assert events, "prompts wait and nobody will ever call them"
             self.now_s, kind, _, what = pop(events)

@@ -16,11 +16,9 @@ from services.engine.spec import EngineSpec
 
 
 @dataclass(frozen=True, slots=True)
-class FleetSpec:
-    engine: EngineSpec
-    info: BackendInfo
-    cost: CostModel
-    overheads: Overheads = Overheads()  # noqa: RUF009 frozen
+class FleetOptions:
+    """What a simulation adds to the settings of a service."""
+
     num_replicas: int = 1
     router: str = "round_robin"
     info_delay_s: float = 0.0
@@ -30,10 +28,21 @@ class FleetSpec:
     """Every step an event of its own."""
     brief: bool = False
     """Of each answer only the first and the last stamp, of the steps only their sums."""
+    max_in_flight: int = 1024
     cost_scales: tuple[float, ...] = (1.0,)
-    """What a step costs on each replica, against `cost`; further replicas begin with the first again."""
+    """What a step costs on each replica, against the calibration; further replicas begin with the first
+    again."""
     failures: Failures | None = None
     autoscaling: Autoscaling | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSpec:
+    engine: EngineSpec
+    info: BackendInfo
+    cost: CostModel
+    overheads: Overheads
+    options: FleetOptions
 
 
 @dataclass(slots=True)

@@ -54,7 +54,7 @@ def write_run(
     labels = ReplayLabels(run_id, variant, arm, made.spec.info.backend, model, 0)
     table = make_table(make_rows(labels, made.flights))
     replicas = pa.array([flight.replica for flight in made.flights], pa.int32())
-    routers = pa.array([made.spec.router] * len(made.flights), pa.string())
+    routers = pa.array([made.spec.options.router] * len(made.flights), pa.string())
     table = table.append_column("replica", replicas).append_column("router", routers)
     rows = to_frame(table)
     manifest.validity = judge(rows, manifest)
@@ -62,7 +62,10 @@ def write_run(
     raw = manifest.to_json()
     write_table(path, table, MANIFEST_KEY, raw)
     write_table(
-        path.with_suffix(STEPS_SUFFIX), _step_table(made.fleet, made.spec.router, run_id), MANIFEST_KEY, raw
+        path.with_suffix(STEPS_SUFFIX),
+        _step_table(made.fleet, made.spec.options.router, run_id),
+        MANIFEST_KEY,
+        raw,
     )
     return path, rows, manifest
 
@@ -73,16 +76,16 @@ def _describe(manifest: RunManifest, made: Simulated, calibration: Calibration) 
         "max_batch": settings.max_batch,
         "order": spec.engine.policies.order,
         "step_layout": spec.engine.policies.step_layout,
-        "replicas": spec.num_replicas,
-        "router": spec.router,
+        "replicas": spec.options.num_replicas,
+        "router": spec.options.router,
     }
     manifest.kind = "simulated"
     manifest.simulation = SimulationFacts(
         calibration=calibration.digest,
         in_words=calibration.in_words(),
-        num_replicas=spec.num_replicas,
-        router=spec.router,
-        is_exact=spec.exact,
+        num_replicas=spec.options.num_replicas,
+        router=spec.options.router,
+        is_exact=spec.options.exact,
         outside=calibration.outside(made.most),
         notes=[*calibration.notes, *_operations_in_words(spec)],
     )
@@ -105,12 +108,12 @@ def _describe(manifest: RunManifest, made: Simulated, calibration: Calibration) 
 
 def _operations_in_words(spec: FleetSpec) -> list[str]:
     told = []
-    if spec.failures:
-        told.append(f"failures drawn: one a replica every {spec.failures.every_s:g} s on average")
-    if spec.autoscaling:
-        told.append(f"replicas scaled to {spec.autoscaling.target:g} sequences each")
-    if set(spec.cost_scales) != {1.0}:
-        told.append(f"step costs scaled by {', '.join(f'{scale:g}' for scale in spec.cost_scales)}")
+    if spec.options.failures:
+        told.append(f"failures drawn: one a replica every {spec.options.failures.every_s:g} s on average")
+    if spec.options.autoscaling:
+        told.append(f"replicas scaled to {spec.options.autoscaling.target:g} sequences each")
+    if set(spec.options.cost_scales) != {1.0}:
+        told.append(f"step costs scaled by {', '.join(f'{scale:g}' for scale in spec.options.cost_scales)}")
     return told
 
 

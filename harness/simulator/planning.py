@@ -14,7 +14,8 @@ from harness.results.metrics import Figure
 from harness.results.slo import Limit, Slo
 from harness.simulator.brief import BriefRows
 from harness.simulator.calibration import Calibration
-from harness.simulator.simulation import FleetOptions, simulate
+from harness.simulator.fleet_spec import FleetOptions
+from harness.simulator.simulation import simulate
 from services.settings import Settings
 
 

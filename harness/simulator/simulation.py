@@ -13,27 +13,12 @@ from harness.results.record import ReplayLabels, Row, make_row
 from harness.simulator.calibration import Calibration
 from harness.simulator.costs import StepWork
 from harness.simulator.fleet import Fleet
-from harness.simulator.fleet_spec import FleetSpec, Flight
-from harness.simulator.operations import Autoscaling, Failures
+from harness.simulator.fleet_spec import FleetOptions, FleetSpec, Flight
 from harness.simulator.step_log import StepRecords
 from services.contract.timings import StepRecord
 from services.engine.spec import EngineSpec
 from services.read_settings import read_settings
 from services.settings import Settings
-
-
-@dataclass(frozen=True, slots=True)
-class FleetOptions:
-    num_replicas: int = 1
-    router: str = "round_robin"
-    info_delay_s: float = 0.0
-    seed: int = 0
-    exact: bool = False
-    brief: bool = False
-    max_in_flight: int = 1024
-    cost_scales: tuple[float, ...] = (1.0,)
-    failures: Failures | None = None
-    autoscaling: Autoscaling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +58,10 @@ def simulate(
     """Play the schedule. With `on_end` the flights are its to keep."""
     engine: EngineSpec = settings.engine_spec()
     info: BackendInfo = calibration.backend_info(engine.backend)
-    spec = FleetSpec(
-        engine, info, calibration.cost, calibration.overheads,
-        options.num_replicas, options.router, options.info_delay_s,
-        options.seed, options.exact, options.brief, options.cost_scales,
-        options.failures, options.autoscaling,
-    )  # fmt: skip
+    spec = FleetSpec(engine, info, calibration.cost, calibration.overheads, options)
     flights: list[Flight] = []
     fleet = Fleet(
-        spec,
-        schedule,
-        num_prompt_tokens or calibration.num_prompt_tokens,
-        on_end or flights.append,
-        max_in_flight=options.max_in_flight,
+        spec, schedule, num_prompt_tokens or calibration.num_prompt_tokens, on_end or flights.append
     )
     fleet.run()
     each = zip(*(replica.backend.most for replica in fleet.replicas), strict=True)

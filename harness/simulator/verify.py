@@ -20,8 +20,9 @@ from harness.results.record import ReplayLabels, make_table, to_frame
 from harness.results.steps import summarise_steps
 from harness.results.table import MISSING, render_table
 from harness.simulator.calibration import Calibration
+from harness.simulator.fleet_spec import FleetOptions
 from harness.simulator.measured import read_run, service_settings
-from harness.simulator.simulation import FleetOptions, make_rows, simulate
+from harness.simulator.simulation import make_rows, simulate
 from services.read_settings import read_settings
 
 

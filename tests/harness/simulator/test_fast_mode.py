@@ -15,10 +15,11 @@ from harness.plan.load import make_load
 from harness.plan.schedule import Schedule, make_schedule
 from harness.simulator.calibration import Calibration
 from harness.simulator.costs import AnyCost, FittedCost, NullCost, RooflineCost
+from harness.simulator.fleet_spec import FleetOptions
 from harness.simulator.operations import Autoscaling, Failures
 from harness.simulator.overheads import Overheads
 from harness.simulator.routers import ROUTERS
-from harness.simulator.simulation import FleetOptions, Simulated, read_arm, simulate
+from harness.simulator.simulation import Simulated, read_arm, simulate
 from harness.simulator.step_log import StepRecords
 from services.contract.timings import SequenceTimings
 from services.kv_policies import KV_POLICIES

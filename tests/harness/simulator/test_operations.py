@@ -17,8 +17,9 @@ from harness.results.steps import summarise_steps
 from harness.simulator.brief import BriefRows
 from harness.simulator.calibration import Calibration
 from harness.simulator.costs import NullCost
+from harness.simulator.fleet_spec import FleetOptions
 from harness.simulator.operations import Autoscaler, Autoscaling, Failures
-from harness.simulator.simulation import FleetOptions, Simulated, make_rows, read_arm, simulate
+from harness.simulator.simulation import Simulated, make_rows, read_arm, simulate
 from harness.simulator.step_log import summarise_totals
 
 INFO = {
