@@ -33,7 +33,7 @@ LONG_S = 12.0
 """What the fastest arm measures in all blocks together: a tenth more than a run that counts as short."""
 TAIL_REQUESTS = 3
 """Of an open loop: what is still to be answered after the last arrival, in gaps between arrivals."""
-QUICK_ARRIVALS = 12
+QUICK_ARRIVALS = 10
 """Of an open loop, at least; of a closed one each user asks once."""
 TRIAL_TOKENS = 16
 _ALIKE = frozenset({"PAD_FINISHED", "BATCH_WAIT_MS"})
@@ -107,12 +107,12 @@ def find_size(
         capacity = try_out(told, ()).capacity if needs_capacity else settings.capacity
         usual = 1 if settings.quick else DEFAULT_BLOCKS
         return Size(capacity, asked_blocks or usual, [settings.requests] * len(loads), 0, None)
-    budgets = trial_budgets(corpus, 2 * settings.concurrency)
+    # A first look has no time to try out more: it takes all arms to be as slow as the reference.
+    is_first_look = settings.quick and may_leave_out
+    budgets = [] if is_first_look else trial_budgets(corpus, 2 * settings.concurrency)
     trials = {kind_of(told): try_out(told, budgets)}
     for arm in (arm for _, arms in loads for arm in arms):
         if kind_of(arm) not in trials:
-            # A first look has no time to try out more: it takes all arms to be as slow as the reference.
-            is_first_look = settings.quick and may_leave_out
             trials[kind_of(arm)] = trials[kind_of(told)] if is_first_look else try_out(arm, budgets)
     capacity = trials[kind_of(told)].capacity if needs_capacity else settings.capacity
     settings = settings.model_copy(update={"capacity": capacity})
