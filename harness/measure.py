@@ -59,7 +59,7 @@ def measure(
                     if file is None:
                         if sized is not None:
                             reporter.announce("sizing the run")
-                            schedule = sized(tokens_per_s(server, settings)[0])
+                            schedule = sized(tokens_per_s(server, settings, mean_budget(corpus))[0])
                         schedule = schedule.salted(choose_salt(settings, is_foreign=server.card is None))
                         file = ArmFile(arm, server, settings, corpus, schedule, repeats)
                         file.manifest.floor = floor
@@ -92,7 +92,7 @@ def try_out(
     with on_interrupt(raise_interrupt), _served(arm, settings, reporter) as (server, _):
         reporter.announce(f"trying out {arm.name}")
         guess_s = perf_counter()
-        rates = tokens_per_s(server, settings, budgets)
+        rates = tokens_per_s(server, settings, mean_budget(corpus), budgets)
         guess_s = perf_counter() - guess_s
     # Three digits, so that schedules can be had again.
     capacity = float(f"{rates[0] / mean_budget(corpus):.3g}")

@@ -29,6 +29,8 @@ from harness.settings import HarnessSettings
 DEFAULT_BLOCKS = 3
 WHOLE_S, QUICK_S = 570.0, 165.0
 """What the command takes in all, trials included."""
+STRETCH = 1.25
+"""Intervals are worth so much more time, where nothing else is left to be taken away."""
 LONG_S = 12.0
 """What the fastest arm measures in all blocks together: a tenth more than a run that counts as short."""
 TAIL_REQUESTS = 3
@@ -140,11 +142,13 @@ def find_size(
 def choose_size(
     costs: Sequence[Sequence[_Cost]], settings: HarnessSettings, *, asked_blocks: int | None, spent_s: float
 ) -> Size:
-    """The most requests with which the usual number of blocks fits into the time that is left; one block
-    where that is not even the least that counts. `costs` of all loads, for each number of steps that leave
-    arms out."""
+    """The most requests with which the usual number of blocks fits into the time that is left. Where that is
+    not even the least that counts, arms are left out, then it takes longer, then there is one block. `costs`
+    of all loads, for each number of steps that leave arms out."""
     whole_s, usual = (QUICK_S, 1) if settings.quick else (WHOLE_S, DEFAULT_BLOCKS)
     left_s = whole_s - spent_s
+    fewest_s = usual * sum(cost.seconds(cost.least) for cost in costs[-1])
+    may_stretch = usual > 1 and left_s < fewest_s <= STRETCH * left_s
     for num_blocks in dict.fromkeys((usual, 1)):
         for left_out, of_loads in enumerate(costs):
             requests = _most_requests(of_loads, left_s / num_blocks)
@@ -152,7 +156,7 @@ def choose_size(
             # A p95 in each block is worth more than a second setting of some arms.
             if requests is not None and (has_p95 or left_out or len(costs) == 1):
                 break
-        if requests is not None or asked_blocks is not None:
+        if requests is not None or may_stretch or asked_blocks is not None:
             break
     requests = requests or [cost.least for cost in of_loads]
     block_s = sum(cost.seconds(num) for cost, num in zip(of_loads, requests, strict=True))
