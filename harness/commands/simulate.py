@@ -23,6 +23,7 @@ from harness.commands.fleet_options import (
 )
 from harness.commands.options import add_corpus_option, add_slo_option, without_steps
 from harness.comparing.arms import parse_arm, split_names
+from harness.plan.load import load_text
 from harness.plan.planner import plan
 from harness.results.formulas import Throughput, throughput
 from harness.results.manifest import StepSummary
@@ -158,8 +159,7 @@ def _render(lines: list[list[str]], settings: HarnessSettings, options: FleetOpt
     headers = ["simulated arm", *(figure.label for figure in _FIGURES), "mean batch", "dead rows"]
     headers += ["failed", "replica hours"]
     headers += ["within SLO"] if slo else []
-    load = f"trace {settings.trace}" if settings.trace else f"{settings.concurrency} users"
-    load = f"{settings.rate:g} requests/s" if settings.rate else load
+    load = f"trace {settings.trace}" if settings.trace else load_text(settings.rate, settings.concurrency)
     fleet = f"{options.num_replicas} replica(s), {options.router}"
     heading = f"{settings.requests} requests, {load}, {fleet}, seed {settings.seed}"
     return f"{heading}\n\n{render_table(headers, lines)}"

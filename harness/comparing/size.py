@@ -20,10 +20,12 @@ from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, Validation
 
 from harness.comparing.loads import LEFT_OUT, fewer_arms, load_settings
 from harness.plan.corpus import Corpus
+from harness.plan.load import load_text
 from harness.plan.run_size import Trial, enough_requests, mean_budget
 from harness.replay.arm_file import Arm
 from harness.results.output_dir import whole_file
 from harness.results.stats import MIN_SAMPLES
+from harness.results.table import duration_text
 from harness.settings import HarnessSettings
 
 DEFAULT_BLOCKS = 3
@@ -219,10 +221,10 @@ def size_text(
     """The plan, before it starts: blocks, requests, arms, minutes, and what so few requests cannot tell."""
     least = MIN_SAMPLES[95]
     num_runs = sum(len(load.arms) for load in loads)
-    takes = f", about {_minutes(num_blocks * size.block_s)}" if size.block_s else ""
+    takes = f", about {duration_text(num_blocks * size.block_s)}" if size.block_s else ""
     lines = [f"plan: {num_blocks} block{'s' * (num_blocks != 1)} of {num_runs} runs{takes}"]
     for load, num in zip(loads, size.requests, strict=True):
-        words = f"{settings.concurrency} users" if load.rate is None else f"{load.rate:.3g} requests/s"
+        words = load_text(load.rate, settings.concurrency)
         lines.append(f"  {words}: {num} requests a block; {', '.join(str(arm.name) for arm in load.arms)}")
         if load.missing:
             lines.append(
@@ -234,12 +236,8 @@ def size_text(
     if min(size.requests) < least:
         lines.append(f"  under {least} requests a block there is no ratio of p95 (REQUESTS={least} gives it)")
     if size.block_s and num_blocks < DEFAULT_BLOCKS and not settings.quick:
-        more = _minutes(DEFAULT_BLOCKS * size.block_s)
+        more = duration_text(DEFAULT_BLOCKS * size.block_s)
         lines.append(
             f"  intervals need {DEFAULT_BLOCKS} blocks: --blocks {DEFAULT_BLOCKS} takes about {more}"
         )
     return lines
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
