@@ -75,7 +75,7 @@ class Verdict:
         if self.interval is None:
             return f"{self.num_blocks} block" if self.num_blocks == 1 else f"{self.num_blocks} blocks"
         if self.interval[0] < 1 / FARTHEST and self.interval[1] > FARTHEST:
-            return f"more than {FARTHEST:,} times either way"
+            return "too few blocks"
         return f"{self.interval[0]:.3g}-{self.interval[1]:.3g}"
 
 
