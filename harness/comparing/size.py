@@ -35,7 +35,7 @@ STRETCH = 1.25
 """Intervals are worth so much more time, where nothing else is left to be taken away."""
 LONG_S = 12.0
 """What the fastest arm measures in all blocks together: a tenth more than a run that counts as short."""
-TAIL_REQUESTS = 3
+TAIL_REQUESTS = 6
 """Of an open loop: what is still to be answered after the last arrival, in gaps between arrivals."""
 QUICK_ARRIVALS = 10
 """Of an open loop, at least; of a closed one each user asks once."""
@@ -113,7 +113,7 @@ def find_size(
         return Size(capacity, asked_blocks or usual, [settings.requests] * len(loads), 0, None)
     # A first look has no time to try out more: it takes all arms to be as slow as the reference.
     is_first_look = settings.quick and may_leave_out
-    budgets = [] if is_first_look else trial_budgets(corpus, 2 * settings.concurrency)
+    budgets = [] if is_first_look else trial_budgets(corpus, settings.concurrency)
     trials = {kind_of(told): try_out(told, budgets)}
     for arm in (arm for _, arms in loads for arm in arms):
         if kind_of(arm) not in trials:

@@ -97,11 +97,22 @@ def replay(
         return ReplayResult(end, use, steps, num_dropped, round_trip_s, gauges)
 
 
-def tokens_per_s(
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Of a server whose users are all busy."""
+
+    tokens_per_s: float
+    unequal_tokens_per_s: float
+    """Of answers of unequal lengths, where these were asked for."""
+    warm_up_s: float
+    """What the warm-up of a replay takes."""
+
+
+def measure_speed(
     server: Server, settings: HarnessSettings, mean_tokens: float, budgets: Sequence[int] = ()
-) -> list[float]:
-    """What the server makes of answers of `mean_tokens` with all users busy: a first guess from shorter ones,
-    after a warm-up; then, where there are `budgets`, what a closed loop of answers as unequal makes.
+) -> Speed:
+    """What the server makes of answers of `mean_tokens`, reckoned from shorter ones: after a warm-up of equal
+    ones; then, where there are `budgets`, of a closed loop of answers as unequal as these.
 
     Raises:
         LabError: every request failed.
@@ -123,13 +134,15 @@ def tokens_per_s(
         if points[-1][1] < GUESS_S:
             points.append(timed(make_warmup(users, GUESS_TOKENS[2])))
         pace = pace_of(*points[-2:])
-        rates = [users * mean_tokens / pace.seconds(mean_tokens)]
+        rate = unequal = users * mean_tokens / pace.seconds(mean_tokens)
         if budgets:
             own_tokens, took_s = timed(make_warmup(len(budgets), budgets, users))
             begin_s = min(pace.begin_s * len(budgets) / users, took_s)
             whole_s = begin_s + (took_s - begin_s) * mean_tokens / own_tokens
-            rates.append(len(budgets) * mean_tokens / whole_s)
-        return rates
+            unequal = len(budgets) * mean_tokens / whole_s
+        warm_up = [request.max_tokens for request in make_warmup(settings.num_warmup).requests]
+        warm_up_s = pace.seconds(sum(warm_up) / len(warm_up)) * len(warm_up) / users if warm_up else 0.0
+        return Speed(rate, unequal, warm_up_s)
 
 
 def _num_tokens(answers: Sequence[Answer]) -> int:
