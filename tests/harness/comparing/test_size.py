@@ -77,8 +77,8 @@ def seconds_of(size: Size, arms: Sequence[Sequence[Arm]], tokens_per_s: float) -
     [
         (60, 1, 1),
         (135, 3, 3),
-        (150, 3, 2),
-        (180, 3, 1),
+        (180, 3, 2),
+        (230, 3, 1),
         (480, 3, 1),
         (900, 3, 0),
         (5000, 3, 0),
@@ -129,7 +129,7 @@ def test_a_slow_machine_is_told_what_it_does_without() -> None:
     text = "\n".join(size_text(size, loads, "baseline", HarnessSettings(concurrency=24), size.num_blocks))
     assert text.startswith("plan: 1 block of 9 runs, about ")
     for words in (
-        "24 users: 52 requests a block; baseline, static, dynamic, continuous",
+        "24 users: 51 requests a block; baseline, static, dynamic, continuous",
         "0.5 requests/s: ",
         "CAPACITY=0.75 gives these rates again",
         "there is no ratio of p95 (REQUESTS=60 gives it)",
