@@ -29,7 +29,7 @@ pytestmark = [*needs_smollm2, pytest.mark.timeout(1200)]
 
 NUM_PROMPTS = 64
 CAP = int(os.environ.get("REAL_TEXT_CAP", "12"))
-"""Tokens of the longest answers; the model ends others before. 256 is the corpus's own cap, and takes minutes."""
+"""Tokens of the longest answers; the model ends others before. 256, the corpus's own cap, takes minutes."""
 PATIENCE_S = 300.0
 QUESTION = "Name the months that have 30 days."
 
