@@ -30,10 +30,10 @@ def connected(address: str | None) -> Iterator[None]:
         ConfigError: no cluster answers at `address`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    host, colon, port = (address or "").rpartition(":")
+    host, _, port = (address or "").rpartition(":")
     try:
-        if colon and port.isdigit():  # Ray itself would try for 14 minutes
-            socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+        if port.isdigit() and "/" not in host:  # Ray itself would try for 14 minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
         ray.init(address or "local", include_dashboard=False if address is None else None)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
