@@ -54,4 +54,5 @@ DESCRIPTION = BackendDescription(
     options=LlamaCppOptions,
     weights="gguf",
     formats=GGUF_FORMATS,
+    dtypes="auto is q4_k_m; others are f32, f16, bf16, q8_0 and q4_1",
 )
