@@ -81,7 +81,7 @@ def _load(files: ModelFiles) -> tuple[Any, dict[str, Any]]:
     """The model, and what its folder says of it."""
     try:
         model, described = load_model(files.folder)
-    except ValueError as error:  # its tensors are other ones, or mlx-lm has no such architecture
+    except (TypeError, ValueError) as error:  # other tensors or settings, or no such architecture
         raise UnsupportedModel(f"mlx-lm cannot run {files.name}: {error}") from error
     except (OSError, RuntimeError) as error:
         raise BackendError(f"mlx-lm cannot load {files.folder}: {error}") from error
