@@ -189,7 +189,7 @@ test: .venv/.dev .venv/.lab-llama .venv/.lab-smollm2 ## install what the tests n
 test-fast: .venv/.dev ## the tests that need no llama.cpp
 	@.venv/bin/python -m pytest -m "not llama and not engines and not load and not ops and not scale" $(ARGS)
 
-test-engines: .venv/.dev .venv/.lab-openvino .venv/.lab-onnx .venv-vllm/.lab ## install the foreign engines and pass their tests
+test-engines: .venv/.dev .venv/.lab-openvino .venv/.lab-onnx .venv/.lab-mlx .venv-vllm/.lab ## install the foreign engines and pass their tests
 	@.venv/bin/python -m pytest -m engines $(ARGS)
 	@UV_PROJECT_ENVIRONMENT=$(CURDIR)/.venv-vllm $(SYNC) --project adapters/vllm_backend
 	@.venv-vllm/bin/python -m pytest -m engines tests/adapters tests/services/test_backends_served.py $(ARGS)

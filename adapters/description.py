@@ -48,6 +48,8 @@ class BackendDescription:
     """What it loads: a Hugging Face folder, a GGUF file, or no model at all."""
     formats: Mapping[str, str] = field(default_factory=lambda: HF_FORMATS)
     """What may follow the colon of MODEL, and the backend's spelling of it."""
+    dtypes: str = ""
+    """What DTYPE means to it, where that is not what it means to torch; DTYPE's own help says it."""
     long_prefill_token_thresholds: Mapping[str, int] = field(default_factory=dict)
     """LONG_PREFILL_TOKEN_THRESHOLD where it is unset, by kind of device; 0 for a device that is not here."""
     scheduling: Literal["lab", "engine"] = "lab"

@@ -24,6 +24,7 @@ _NAMES = (
     "llama_cpp",
     "openvino",
     "onnx",
+    "mlx",
     "vllm",
     "null",
 )

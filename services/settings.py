@@ -31,6 +31,7 @@ _LONG = [
     for name, description in BACKENDS.items()
     for device, tokens in description.long_prefill_token_thresholds.items()
 ]
+_DTYPES = [f"{name}: {backend.dtypes}." for name, backend in BACKENDS.items() if backend.dtypes]
 
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -60,10 +61,7 @@ class Settings(BaseModel):
     dtype: str = Field(
         _BACKEND.dtype,
         description="auto, fp32, bf16 or fp16. auto takes bf16 where the device computes it natively, or "
-        "where the compiled CPU kernels do, else fp32. llama_cpp: auto is q4_k_m, or as a model is shipped "
-        "(smollm2-135m: q4_1); others are f32, f16, bf16, "
-        "q8_0 and q4_1. openvino: what it computes in; auto is its own choice for the device. onnx: auto is "
-        "fp32; the other is int4. vllm: auto is the format of the weights.",
+        f"where the compiled CPU kernels do, else fp32. {' '.join(_DTYPES)}",
     )
     n_threads: int | None = Field(
         None,

@@ -27,4 +27,5 @@ DESCRIPTION = BackendDescription(
     packages=("onnxruntime", "onnxruntime_genai", "onnx", "onnx_ir"),
     options=OnnxOptions,
     formats=FORMATS,
+    dtypes="auto is fp32; the other is int4",
 )

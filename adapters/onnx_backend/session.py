@@ -54,14 +54,7 @@ class DecoderSession:
         self.kv_bytes_per_token = len(past) * heads * width * 4
 
     def run(self, first_slot: int, token_ids: NDArray[np.int64], lengths: list[int]) -> NDArray[np.float32]:
-        """Compute `token_ids (rows, tokens)` of the slots from `first_slot` on.
-
-        `lengths` are the tokens of each row in the cache after the run. Returns logits `(rows, vocabulary)`
-        of the last token of each row.
-
-        Raises:
-            BackendError: onnxruntime failed.
-        """
+        """As `SlotDecoder.run`."""
         num_rows = len(lengths)
         mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
         logits = np.empty((num_rows, 1, self.vocab_size), dtype=np.float32)

@@ -43,4 +43,5 @@ DESCRIPTION = BackendDescription(
     packages=("openvino", "openvino_genai"),
     options=OpenVinoOptions,
     formats=FORMATS,
+    dtypes="what it computes in; auto is its own choice for the device",
 )

@@ -29,4 +29,5 @@ DESCRIPTION = BackendDescription(
     own_environment=True,
     packages=("vllm",),
     options=VllmOptions,
+    dtypes="auto is the format of the weights",
 )

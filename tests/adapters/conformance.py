@@ -158,6 +158,15 @@ def onnx_backend() -> Backend:
     )
 
 
+def mlx_backend() -> Backend:
+    pytest.importorskip("mlx_lm", reason="needs the mlx extra")
+    folder = tiny_llama()
+    from adapters.mlx_backend.backend import MlxBackend
+
+    limits = {"max_batch_size": MAX_BATCH, "max_model_len": MAX_MODEL_LEN}
+    return MlxBackend(BackendConfig(backend="mlx", model=folder, device="cpu", **limits))
+
+
 def vllm_backend(**settings: Any) -> Backend:
     pytest.importorskip("vllm", reason="needs the environment of adapters/vllm_backend")
     folder = tiny_llama()
@@ -177,6 +186,7 @@ FACTORIES: dict[str, Callable[[], Backend]] = {
     "llama_cpp unified": llama_cpp_with_a_shared_cache,
     "openvino": openvino_backend,
     "onnx": onnx_backend,
+    "mlx": mlx_backend,
     "vllm": vllm_backend,
 }
 

@@ -25,7 +25,9 @@ NO_ROOM = (BackendError, CapacityError)
 LENGTHS = [1, CUT - 1, CUT, 2 * CUT + 5]
 
 
-MARKS = {"llama_cpp": pytest.mark.llama} | dict.fromkeys(("openvino", "onnx", "vllm"), pytest.mark.engines)
+MARKS = {"llama_cpp": pytest.mark.llama} | dict.fromkeys(
+    ("openvino", "onnx", "mlx", "vllm"), pytest.mark.engines
+)
 
 
 @pytest.fixture(

@@ -30,6 +30,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         ("llama_cpp", "llama_cpp", ConfigError, "needs the package llama_cpp: .*--extra llama`"),
         ("openvino", "openvino", ConfigError, "needs the package openvino: .*--extra openvino`"),
         ("onnx", "onnxruntime", ConfigError, "needs the package onnxruntime: .*--extra onnx`"),
+        ("mlx", "mlx", ConfigError, "needs the package mlx: .*--extra mlx`"),
         ("vllm", "vllm", ConfigError, "needs the package vllm .*`make bench BACKEND=vllm` installs it into"),
         ("torch", "adapters.x", ModuleNotFoundError, "adapters.x"),
     ],

@@ -19,6 +19,7 @@ PARAMS = [
     "null",
     "torch",
     pytest.param("llama_cpp", marks=pytest.mark.llama),
+    pytest.param("mlx", marks=pytest.mark.engines),
     pytest.param("vllm", marks=pytest.mark.engines),
 ]
 
@@ -28,7 +29,9 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     settings: dict[str, Any] = {"BACKEND": request.param, "MAX_BATCH": 4, "N_THREADS": 1}
     if request.param != "null":
         settings["MODEL"] = tiny_llama()
-    if request.param in ("torch", "vllm"):
+    if request.param == "mlx":
+        pytest.importorskip("mlx_lm", reason="needs the mlx extra")
+    if request.param in ("torch", "mlx", "vllm"):
         settings["DTYPE"] = "fp32"
     if request.param == "vllm":
         pytest.importorskip("vllm", reason="needs the environment of adapters/vllm_backend")
