@@ -64,7 +64,7 @@ def simulate(
         spec, schedule, num_prompt_tokens or calibration.num_prompt_tokens, on_end or flights.append
     )
     fleet.run()
-    each = zip(*(replica.backend.most for replica in fleet.replicas), strict=True)
+    each = zip(*(replica.most for replica in fleet.replicas), strict=True)
     most = dict(zip(StepWork._fields, map(max, each), strict=True))
     return Simulated(fleet, spec, settings, flights, most)
 
