@@ -1,32 +1,18 @@
 """A replica whose turn takes all equal steps up to the next event, or one step that the scheduler plans.
 
-The scheduler is the engine's; the turn is written out here without the engine, whose reports and messages a
-simulation has no reader for. A message that comes in the middle of equal steps cuts them at the next step,
-which is where the engine would see it.
+The scheduler is the engine's. The turn is written out here, without the engine: nobody reads its reports. A
+message that comes in the middle of equal steps cuts them at the next step, which is where the engine would
+see it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
 from itertools import accumulate, chain, repeat
 
 from adapters.base import Sequence
-from harness.simulator.costs import StepWork
 from harness.simulator.repeating import Ahead, RepeatingScheduler
 from harness.simulator.replica import Replica
-
-
-@dataclass(slots=True)
-class _Run:
-    """Steps ahead: `instants_s` has the start and the end of each, and the start of the step after them.
-
-    Where rows end with that step, its end follows, and `next_s` is when the turn after it is.
-    """
-
-    ahead: Ahead
-    instants_s: list[float]
-    next_s: float | None
 
 
 class FastReplica(Replica):
@@ -34,27 +20,29 @@ class FastReplica(Replica):
     scheduler: RepeatingScheduler
 
     def _prepare(self) -> None:
-        self._run: _Run | None = None
+        self._ahead: Ahead | None = None
+        self._instants_s: list[float] = []
+        """The start and the end of each step ahead, and the start of the step after them, its end too where
+        rows end with it."""
+        self._next_s = 0.0
+        """Where rows end with it, when the turn after it is."""
 
     def fail(self, now_s: float) -> None:
-        if self._run is not None:
-            self._take_run(self._run, now_s, is_cut=True)
+        self._take_ahead(now_s, is_cut=True)
         super().fail(now_s)
 
     def _wake(self, at_s: float) -> None:
-        if self._run is None:
+        if self._ahead is None:
             super()._wake(at_s)
         elif self.wakes_at_s is not None and at_s < self.wakes_at_s:
-            instants_s = self._run.instants_s
-            place = bisect_left(instants_s, at_s)
-            self.wakes_at_s = instants_s[place + place % 2]
+            place = bisect_left(self._instants_s, at_s)
+            self.wakes_at_s = self._instants_s[place + place % 2]
 
     def _act(self, now_s: float, due: list[list[Sequence]]) -> None:
-        run, scheduler, spec = self._run, self.scheduler, self._spec
-        if run is not None and self._take_run(run, now_s, is_cut=bool(due)):
-            assert run.next_s is not None
-            self._begin_run(run.next_s)
+        if self._ahead is not None and self._take_ahead(now_s, is_cut=bool(due)):
+            self._look_ahead(self._next_s)
             return
+        scheduler, spec = self.scheduler, self._spec
         for sequences in due:
             scheduler.add(sequences)
         plan = scheduler.schedule(now_s)
@@ -75,47 +63,50 @@ class FastReplica(Replica):
             going_on = [seq for seq in decoding if seq.finish_reason is None]
             spec.on_tokens(self, going_on, (done_s,), num_rows)
         spec.on_report(self, updates, num_rows, depth, done_s)
-        self._begin_run(done_s + spec.overheads.gap_s(work.rows))
+        self._look_ahead(done_s + spec.overheads.gap_s(work.rows))
 
-    def _begin_run(self, start_s: float) -> None:
+    def _look_ahead(self, start_s: float) -> None:
+        """The next turn is at `start_s`, or as many equal steps later."""
         self.wakes_at_s = start_s
-        ahead = self.scheduler.ahead()
+        self._ahead = ahead = self.scheduler.ahead()
         if ahead is None:
             return
-        num_live, context, num_steps = ahead.num_live, ahead.context, ahead.num_alike + ahead.has_end
-        num_rows = num_live + ahead.num_dead
+        num_alike, has_end, num_live, num_dead, context = ahead
+        num_rows, num_steps = num_live + num_dead, num_alike + has_end
         costs_s = self._spec.cost.decode_s(num_rows, range(context, context + num_steps * num_live, num_live))
         gaps_s = repeat(self._spec.overheads.gap_s(num_rows))
         # Added up one by one, as the clock of single steps is: to the last bit the same instants.
         parts_s = chain.from_iterable(zip(costs_s, gaps_s))  # noqa: B905 endless
-        instants_s = list(accumulate(parts_s, initial=start_s))
-        next_s = instants_s.pop() if ahead.has_end else None
-        self._run = _Run(ahead, instants_s, next_s)
-        self.wakes_at_s = instants_s[2 * ahead.num_alike]
+        self._instants_s = instants_s = list(accumulate(parts_s, initial=start_s))
+        if has_end:
+            self._next_s = instants_s.pop()
+        self.wakes_at_s = instants_s[2 * num_alike]
 
-    def _take_run(self, run: _Run, now_s: float, *, is_cut: bool) -> bool:
-        """Take the steps of a run that began before `now_s`; whether that with which rows end is taken too.
+    def _take_ahead(self, now_s: float, *, is_cut: bool) -> bool:
+        """Take the steps ahead that began before `now_s`; whether that with which rows end is taken too.
 
         It is not where a message comes before it, which makes it another step.
         """
-        self._run = None
-        spec, scheduler, ahead, instants_s = self._spec, self.scheduler, run.ahead, run.instants_s
-        num_steps = (bisect_left(instants_s, now_s) + 1) // 2
-        has_end = ahead.has_end and num_steps == ahead.num_alike and not is_cut
-        num_taken = num_steps + has_end
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return False
+        num_alike, has_end, num_live, num_dead, context = ahead
+        num_steps = (bisect_left(self._instants_s, now_s) + 1) // 2
+        takes_end = has_end and num_steps == num_alike and not is_cut
+        num_taken = num_steps + takes_end
         if not num_taken:
             return False
-        num_live = ahead.num_live
-        num_rows = num_live + ahead.num_dead
-        taken_s = instants_s[: 2 * num_taken]
-        if spec.on_tokens is not None:
-            spec.on_tokens(self, scheduler.decoding, taken_s[1 : 2 * num_steps : 2], num_rows)
+        scheduler, on_tokens, most = self.scheduler, self._spec.on_tokens, self.most
+        num_rows, taken_s = num_live + num_dead, self._instants_s[: 2 * num_taken]
+        if on_tokens is not None:
+            on_tokens(self, scheduler.decoding, taken_s[1 : 2 * num_steps : 2], num_rows)
         updates = scheduler.take_ahead(num_taken, taken_s[-1])
         depth = scheduler.queue_depth
-        self.steps.add_run(num_live, ahead.num_dead, depth, ahead.context, taken_s)
-        self._saw(StepWork(num_rows, 0, 0, ahead.context + (num_taken - 1) * num_live, 0))
-        if has_end:
-            if spec.on_tokens is not None:
-                spec.on_tokens(self, scheduler.decoding, taken_s[-1:], num_rows)
-            spec.on_report(self, updates, num_rows, depth, taken_s[-1])
-        return has_end
+        self.steps.add_run(num_live, num_dead, depth, context, taken_s)
+        most[0] = max(most[0], num_rows)
+        most[3] = max(most[3], context + (num_taken - 1) * num_live)
+        if takes_end:
+            if on_tokens is not None:
+                on_tokens(self, scheduler.decoding, taken_s[-1:], num_rows)
+            self._spec.on_report(self, updates, num_rows, depth, taken_s[-1])
+        return takes_end

@@ -101,7 +101,8 @@ def verify(path: Path, calibration: Calibration) -> VerifiedRun:
         for figure, allowed in _FIGURES
     ]
     checks += _of_steps(manifest.repeats[0].steps, summarise_steps(made.steps, 0))
-    load = f"{schedule.load.rate:g}/s" if is_open else f"{schedule.load.concurrency} users"
+    load = f"{schedule.load.rate:.3g}/s" if is_open else f"{schedule.load.concurrency} users"
+    load = "trace" if schedule.load.trace_sha256 else load
     return VerifiedRun(manifest.arm, load, manifest.repeats[0].machine.other_cpu_share, tuple(checks))
 
 
