@@ -271,6 +271,8 @@ class Scheduler:
         That finished rows keep their slots is its choice as well.
         """
         waiting = self._waiting.sequences
+        if not waiting:
+            return []
         num_fitting = self._batch.num_fitting(waiting, without_dead=True)
         return [seq for seq in waiting[:num_fitting] if seq.admitted_s is None]
 
