@@ -87,7 +87,7 @@ class _Grid:
 
     def _sizes(self, room: int) -> list[int]:
         """Of a piece of a prompt: multiples of the chunk, each twice the one before."""
-        sizes, size = [], self._config.prefill_chunk
+        sizes, size = list[int](), self._config.prefill_chunk
         while size <= min(room, self._backend.info.max_model_len - 1) or not sizes:
             sizes.append(size)
             size *= 2

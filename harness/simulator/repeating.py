@@ -12,16 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adapters.base import ScheduledChunk, Sequence, SequenceState, StepOutput
 from harness.simulator.costs import StepWork, work_of
-from services.engine.limits import SchedulerLimits
 from services.engine.messages import SequenceUpdate
-from services.engine.policies import Policies
 from services.engine.scheduler import Scheduler, StepPlan
 from services.engine.step_plan import chunks_of_prompts
-from services.strategies.base import BatchingStrategy
 
 _RUNNING = SequenceState.RUNNING
 
@@ -46,10 +43,8 @@ class RepeatingScheduler(Scheduler):
     followed by `take_ahead`.
     """
 
-    def __init__(
-        self, strategy: BatchingStrategy, limits: SchedulerLimits, eos: Iterable[int], policies: Policies
-    ) -> None:
-        super().__init__(strategy, limits, eos, policies)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._rows: list[tuple[int, int, Sequence]] = []
         """Rows that decode, and the step that ends each, a heap."""
         self._numbers = count()

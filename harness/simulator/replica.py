@@ -37,13 +37,17 @@ class TimedBackend:
         self.info = replace(info, eos_token_ids=())
         self._cost = cost
         self._clock = clock
-        self.work: StepWork | None = None
-        """Of the last step, until somebody takes it."""
+        self._work: StepWork | None = None
 
     def step(self, chunks: Seq[ScheduledChunk]) -> list[StepOutput]:
-        self.work = work_of(chunks)
-        self._clock.now_s += self._cost.step_s(self.work)
+        self._work = work_of(chunks)
+        self._clock.now_s += self._cost.step_s(self._work)
         return [StepOutput(chunk.seq.seq_id, [0]) for chunk in chunks if chunk.samples]
+
+    def take_work(self) -> StepWork | None:
+        """Of the last step, for the first who asks."""
+        work, self._work = self._work, None
+        return work
 
     def release(self, seq_ids: Seq[int]) -> None:
         pass
@@ -137,14 +141,14 @@ class Replica:
         clock.now_s = now_s
         if due:
             self._engine.handle([Submit(sequences) for sequences in due])
-        backend.work = None
         idle_s = self._engine.step()
-        self._is_between_steps = backend.work is not None
-        if backend.work is None:
+        work = backend.take_work()
+        self._is_between_steps = work is not None
+        if work is None:
             self.wakes_at_s = None if idle_s is None else now_s + idle_s
         else:
-            self._saw(backend.work)
-            self.wakes_at_s = clock.now_s + self._spec.overheads.gap_s(backend.work.rows)
+            self._saw(work)
+            self.wakes_at_s = clock.now_s + self._spec.overheads.gap_s(work.rows)
 
     def _saw(self, work: StepWork) -> None:
         self.most = list(map(max, self.most, work))
