@@ -23,7 +23,7 @@ from harness.replay.floor import measure_floor
 from harness.replay.interrupts import on_interrupt, raise_interrupt
 from harness.replay.progress import Reporter
 from harness.replay.provenance import describe_repeat
-from harness.replay.replay import replay, tokens_per_s
+from harness.replay.replay import measure_speed, replay
 from harness.replay.service_process import RunningService, ServiceLaunch, running_service
 from harness.results.manifest import RepeatEntry
 from harness.results.steps import step_rows
@@ -59,7 +59,9 @@ def measure(
                     if file is None:
                         if sized is not None:
                             reporter.announce("sizing the run")
-                            schedule = sized(tokens_per_s(server, settings)[0])
+                            schedule = sized(
+                                measure_speed(server, settings, mean_budget(corpus)).tokens_per_s
+                            )
                         schedule = schedule.salted(choose_salt(settings, is_foreign=server.card is None))
                         file = ArmFile(arm, server, settings, corpus, schedule, repeats)
                         file.manifest.floor = floor
@@ -92,11 +94,11 @@ def try_out(
     with on_interrupt(raise_interrupt), _served(arm, settings, reporter) as (server, _):
         reporter.announce(f"trying out {arm.name}")
         guess_s = perf_counter()
-        rates = tokens_per_s(server, settings, budgets)
+        speed = measure_speed(server, settings, mean_budget(corpus), budgets)
         guess_s = perf_counter() - guess_s
     # Three digits, so that schedules can be had again.
-    capacity = float(f"{rates[0] / mean_budget(corpus):.3g}")
-    return Trial(capacity, rates[-1], perf_counter() - start_s - guess_s)
+    capacity = float(f"{speed.tokens_per_s / mean_budget(corpus):.3g}")
+    return Trial(capacity, speed.unequal_tokens_per_s, perf_counter() - start_s - guess_s + speed.warm_up_s)
 
 
 def _measure_repeat(

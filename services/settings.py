@@ -60,7 +60,8 @@ class Settings(BaseModel):
     dtype: str = Field(
         _BACKEND.dtype,
         description="auto, fp32, bf16 or fp16. auto takes bf16 where the device computes it natively, or "
-        "where the compiled CPU kernels do, else fp32. llama_cpp: auto is q4_k_m; others are f32, f16, bf16, "
+        "where the compiled CPU kernels do, else fp32. llama_cpp: auto is q4_k_m, or as a model is shipped "
+        "(smollm2-135m: q4_1); others are f32, f16, bf16, "
         "q8_0 and q4_1. openvino: what it computes in; auto is its own choice for the device. onnx: auto is "
         "fp32; the other is int4. vllm: auto is the format of the weights.",
     )

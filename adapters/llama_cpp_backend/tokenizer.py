@@ -67,6 +67,9 @@ class GgufTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._detokenizer.decode(token_ids)
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return self._detokenizer.token_bytes(token_id)
+
     def stream(self) -> TokenStream:
         return self._detokenizer.stream()
 

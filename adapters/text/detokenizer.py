@@ -50,6 +50,8 @@ class SpelledStream:
 class Detokenizer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str: ...
 
+    def token_bytes(self, token_id: int) -> bytes | None: ...
+
     def stream(self) -> TokenStream: ...
 
 
@@ -62,6 +64,9 @@ class PieceDetokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         pieces = self._pieces
         return b"".join([pieces[i] for i in token_ids]).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return self._pieces[token_id]
 
     def stream(self) -> TokenStream:
         return _PieceStream(self._pieces)
@@ -90,6 +95,9 @@ class WindowDetokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._decode(token_ids)
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return None
 
     def stream(self) -> TokenStream:
         return _WindowStream(self._decode)

@@ -66,6 +66,10 @@ class Tokenizer(Protocol):
         """The text these ids add after earlier text: special tokens left out, broken UTF-8 as U+FFFD."""
         ...
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """What the token adds whatever stands before it; None where that depends on its neighbours."""
+        ...
+
     def stream(self) -> TokenStream:
         """A fresh incremental `decode`."""
         ...
@@ -110,6 +114,9 @@ class ByteTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._detokenizer.decode(token_ids)
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return self._detokenizer.token_bytes(token_id)
 
     def stream(self) -> TokenStream:
         return self._detokenizer.stream()
@@ -163,6 +170,9 @@ class HFTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._detokenizer.decode(token_ids)
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return self._detokenizer.token_bytes(token_id)
 
     def stream(self) -> TokenStream:
         return self._detokenizer.stream()

@@ -161,7 +161,7 @@ def make_ready(config: BackendConfig, setup: DeviceSetup) -> tuple[LoadedModel, 
         has_kv_blocks=packer.has_blocks,
         computes_padding=setup.device.type == "cpu",
         details={
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # a class of torch's own, which would make the API load torch
             "forward": path,
             "cpu_kernels": packer.kernels is not None,
             "cpu_kernel_parts": packer.kernels.described() if packer.kernels else "none",

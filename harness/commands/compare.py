@@ -36,11 +36,11 @@ from harness.comparing.loads import (
     DEFAULT_VARIANTS,
     NO_WAIT,
     default_arms,
+    fewer_arms,
     find_loads,
     load_settings,
     plan_load,
     with_defaults,
-    without_unpadded,
 )
 from harness.comparing.size import DEFAULT_BLOCKS, SizedLoad, find_size, noted, size_text
 from harness.comparing.verdict import DEFAULT_MARGIN
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
                 lambda arm, budgets: try_out(arm, settings, corpus, reporter, budgets),
                 is_given=not sizes_itself(given.model_copy(update={"rate": None, "url": None})),
                 asked_blocks=args.blocks,
-                may_leave_out=not (args.variants or args.pad or settings.quick),
+                may_leave_out=not (args.variants or args.pad),
                 started_s=started_s,
             ),
             resume=args.resume,
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
         settings = settings.model_copy(update={"capacity": size.capacity})
         plans = [
             plan_load(
-                own if size.has_unpadded else without_unpadded(own, reference),
+                fewer_arms(own, share, size.left_out, reference),
                 load_settings(share, settings).model_copy(update={"requests": num_requests}),
                 num_blocks,
                 folder,
@@ -152,7 +152,10 @@ def run(args: argparse.Namespace) -> int:
             )
             for share, own, num_requests in zip(shares, of_loads, size.requests, strict=True)
         ]
-        loads = [SizedLoad(of.arms, of.settings.rate) for of in plans]
+        loads = [
+            SizedLoad(of.arms, of.settings.rate, [str(arm.name) for arm in own if arm not in of.arms])
+            for of, own in zip(plans, of_loads, strict=True)
+        ]
         for line in size_text(size, loads, reference, settings, num_blocks):
             reporter.say(line)
         if num_kept := sum(len(of.ledger) for of in plans):

@@ -17,6 +17,7 @@ from adapters.base import LabError
 from harness.comparing.arms import arm_order
 from harness.measure import measure
 from harness.plan.corpus import Corpus
+from harness.plan.load import load_text
 from harness.plan.schedule import Schedule
 from harness.replay.arm_file import Arm, Measurement
 from harness.replay.interrupts import on_interrupt
@@ -135,7 +136,7 @@ def measure_blocks(plans: Sequence[LoadPlan], reporter: Reporter) -> list[list[M
                 last[-1] = replace(last[-1], stopped_after=True)
                 break
             number, load = next(numbers), plan.schedules[block].load
-            words = f"{load.rate:.3g} requests/s" if load.rate is not None else f"{load.concurrency} users"
+            words = load_text(load.rate, load.concurrency)
             place = f"block {block + 1} of {num_blocks}: {arm.name}, {words}, run {number} of {num_runs}"
             reporter.start_run(place, num_runs - number)
             try:

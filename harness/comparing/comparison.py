@@ -23,6 +23,7 @@ from harness.comparing.trade import (
     what_more_blocks_tell,
 )
 from harness.comparing.verdict import DEFAULT_MARGIN
+from harness.plan.load import load_text
 from harness.results.lengths import length_table, lengths_in_words, lengths_of
 from harness.results.manifest import ComparisonManifest
 from harness.results.metrics import Figure, compared_figures
@@ -205,7 +206,7 @@ def block_seconds(manifest: ComparisonManifest) -> float | None:
 def _heading(manifest: ComparisonManifest) -> str:
     first = manifest.runs[0]
     plan, host = first.schedule, first.host
-    users = f"{plan.concurrency} users" if plan.rate is None else f"{plan.rate:g} requests/s"
+    users = load_text(plan.rate, plan.concurrency)
     capacity = first.settings.capacity
     if plan.rate and capacity:
         users += f" ({plan.rate / capacity:.0%} of {manifest.reference}'s capacity of {capacity:g})"

@@ -42,6 +42,11 @@ class Ordered(NamedTuple):
     lost_degrees: int
 
 
+def bounded_exp(value: float) -> float:
+    """Bounds of few blocks run past what a float holds."""
+    return math.exp(min(max(value, -700.0), 700.0))
+
+
 def error_of_look(num_blocks: int) -> float:
     """The part of the allowed error that a look after so many blocks may spend."""
     return ERROR_OF_EARLY_LOOK.get(num_blocks, ERROR_OF_LATER_LOOK)

@@ -66,8 +66,28 @@ def default_arms(
 
 
 def without_unpadded(arms: Sequence[Arm], reference: str) -> list[Arm]:
-    """PAD_FINISHED=0 is the second setting of an arm, and the first to be left out where time is short."""
+    """PAD_FINISHED=0 is the second setting of an arm."""
     return [arm for arm in arms if arm.name == reference or arm.settings.get("PAD_FINISHED") != "0"]
+
+
+LEFT_OUT = 3
+"""So many steps leave arms out where time is short; intervals are worth more than any of those arms."""
+
+
+def fewer_arms(arms: Sequence[Arm], share: float | None, left_out: int, reference: str) -> list[Arm]:
+    """The default arms after `left_out` steps: 1 takes PAD_FINISHED=0 away, 2 the second wait in open loops,
+    3 `static` in open loops, whose client's wait for a full chunk is known beforehand."""
+    if left_out >= 1:
+        arms = without_unpadded(arms, reference)
+
+    def is_kept(arm: Arm) -> bool:
+        if share is None or arm.name == reference:
+            return True
+        return not (
+            (left_out >= 2 and "BATCH_WAIT_MS" in arm.settings) or (left_out >= 3 and arm.variant == "static")
+        )
+
+    return [arm for arm in arms if is_kept(arm)]
 
 
 def load_settings(share: float | None, settings: HarnessSettings) -> HarnessSettings:

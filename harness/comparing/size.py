@@ -9,31 +9,35 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
 
-from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from harness.comparing.loads import load_settings, without_unpadded
+from harness.comparing.loads import LEFT_OUT, fewer_arms, load_settings
 from harness.plan.corpus import Corpus
+from harness.plan.load import load_text
 from harness.plan.run_size import Trial, enough_requests, mean_budget
 from harness.replay.arm_file import Arm
 from harness.results.output_dir import whole_file
 from harness.results.stats import MIN_SAMPLES
+from harness.results.table import duration_text
 from harness.settings import HarnessSettings
 
 DEFAULT_BLOCKS = 3
 WHOLE_S, QUICK_S = 570.0, 165.0
 """What the command takes in all, trials included."""
+STRETCH = 1.25
+"""Intervals are worth so much more time, where nothing else is left to be taken away."""
 LONG_S = 12.0
 """What the fastest arm measures in all blocks together: a tenth more than a run that counts as short."""
-TAIL_REQUESTS = 3
+TAIL_REQUESTS = 6
 """Of an open loop: what is still to be answered after the last arrival, in gaps between arrivals."""
-QUICK_ARRIVALS = 12
+QUICK_ARRIVALS = 10
 """Of an open loop, at least; of a closed one each user asks once."""
 TRIAL_TOKENS = 16
 _ALIKE = frozenset({"PAD_FINISHED", "BATCH_WAIT_MS"})
@@ -46,6 +50,8 @@ class SizedLoad:
 
     arms: Sequence[Arm]
     rate: float | None
+    missing: Sequence[str] = ()
+    """Arms that are left out for time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,8 @@ class Size:
     num_blocks: PositiveInt
     requests: list[PositiveInt]
     """Of each load, in one block."""
-    has_unpadded: bool
+    left_out: NonNegativeInt
+    """Steps of `fewer_arms`."""
     block_s: float | None
     """What a block is expected to take; None where nobody tried the arms out."""
 
@@ -96,66 +103,66 @@ def find_size(
     """Of `loads`, each with its share of the capacity and its arms.
 
     Where the number of requests `is_given`, only a capacity that is missing is measured. `may_leave_out`:
-    unpadded arms need not be there. `started_s` is when the command began, on `perf_counter`.
+    arms need not all be there. `started_s` is when the command began, on `perf_counter`.
     """
     told = next(arm for _, arms in loads for arm in arms if arm.name == reference)
     needs_capacity = settings.capacity is None and any(share is not None for share, _ in loads)
     if is_given:
         capacity = try_out(told, ()).capacity if needs_capacity else settings.capacity
         usual = 1 if settings.quick else DEFAULT_BLOCKS
-        return Size(capacity, asked_blocks or usual, [settings.requests] * len(loads), True, None)
-    budgets = trial_budgets(corpus, 2 * settings.concurrency)
-    trials: dict[str, Trial] = {}
-    for arm in (told, *(arm for _, arms in loads for arm in arms)):
+        return Size(capacity, asked_blocks or usual, [settings.requests] * len(loads), 0, None)
+    # A first look has no time to try out more: it takes all arms to be as slow as the reference.
+    is_first_look = settings.quick and may_leave_out
+    budgets = [] if is_first_look else trial_budgets(corpus, settings.concurrency)
+    trials = {kind_of(told): try_out(told, budgets)}
+    for arm in (arm for _, arms in loads for arm in arms):
         if kind_of(arm) not in trials:
-            trials[kind_of(arm)] = try_out(arm, budgets)
+            trials[kind_of(arm)] = trials[kind_of(told)] if is_first_look else try_out(arm, budgets)
     capacity = trials[kind_of(told)].capacity if needs_capacity else settings.capacity
     settings = settings.model_copy(update={"capacity": capacity})
+    rates = [load_settings(share, settings).rate for share, _ in loads]
+    steps = LEFT_OUT + 1 if may_leave_out else 1
     return choose_size(
-        [SizedLoad(arms, load_settings(share, settings).rate) for share, arms in loads],
-        trials,
-        mean_budget(corpus),
+        [
+            [
+                _cost(
+                    [trials[kind_of(arm)] for arm in fewer_arms(arms, share, step, reference)],
+                    rate,
+                    mean_budget(corpus),
+                    settings,
+                )
+                for (share, arms), rate in zip(loads, rates, strict=True)
+            ]
+            for step in range(steps)
+        ],
         settings,
-        reference=reference,
         asked_blocks=asked_blocks,
-        may_leave_out=may_leave_out,
         spent_s=perf_counter() - started_s,
     )
 
 
 def choose_size(
-    loads: Sequence[SizedLoad],
-    trials: Mapping[str, Trial],
-    mean_tokens: float,
-    settings: HarnessSettings,
-    *,
-    reference: str,
-    asked_blocks: int | None,
-    may_leave_out: bool,
-    spent_s: float,
+    costs: Sequence[Sequence[_Cost]], settings: HarnessSettings, *, asked_blocks: int | None, spent_s: float
 ) -> Size:
-    """The most requests with which the usual number of blocks fits into the time that is left; one block
-    where that is not even the least that counts."""
+    """The most requests with which the usual number of blocks fits into the time that is left. Where that is
+    not even the least that counts, arms are left out, then it takes longer, then there is one block. `costs`
+    of all loads, for each number of steps that leave arms out."""
     whole_s, usual = (QUICK_S, 1) if settings.quick else (WHOLE_S, DEFAULT_BLOCKS)
     left_s = whole_s - spent_s
-
-    def costs_of(chosen: Sequence[SizedLoad]) -> list[_Cost]:
-        return [_cost(load, trials, mean_tokens, settings, usual) for load in chosen]
-
-    costs, has_unpadded = costs_of(loads), True
-    requests = _most_requests(costs, left_s / usual)
-    # A p95 in each block is worth more than a second setting of some arms.
-    if may_leave_out and min(requests or [0]) < MIN_SAMPLES[95]:
-        has_unpadded = False
-        costs = costs_of([replace(of, arms=without_unpadded(of.arms, reference)) for of in loads])
-        requests = _most_requests(costs, left_s / usual)
-    num_blocks = asked_blocks or usual
-    if requests is None and asked_blocks is None:
-        num_blocks = 1
-        requests = _most_requests(costs, left_s)
-    requests = requests or [cost.least for cost in costs]
-    block_s = sum(cost.seconds(num) for cost, num in zip(costs, requests, strict=True))
-    return Size(settings.capacity, num_blocks, requests, has_unpadded, block_s)
+    fewest_s = usual * sum(cost.seconds(cost.least) for cost in costs[-1])
+    may_stretch = usual > 1 and left_s < fewest_s <= STRETCH * left_s
+    for num_blocks in dict.fromkeys((usual, 1)):
+        for left_out, of_loads in enumerate(costs):
+            requests = _most_requests(of_loads, left_s / num_blocks)
+            has_p95 = settings.quick or (requests is not None and min(requests) >= MIN_SAMPLES[95])
+            # A p95 in each block is worth more than a second setting of some arms.
+            if requests is not None and (has_p95 or left_out or len(costs) == 1):
+                break
+        if requests is not None or may_stretch or asked_blocks is not None:
+            break
+    requests = requests or [cost.least for cost in of_loads]
+    block_s = sum(cost.seconds(num) for cost, num in zip(of_loads, requests, strict=True))
+    return Size(settings.capacity, asked_blocks or num_blocks, requests, left_out, block_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,29 +178,23 @@ class _Cost:
         return self.fixed_s + num_requests * self.request_s
 
 
-def _cost(
-    load: SizedLoad,
-    trials: Mapping[str, Trial],
-    mean_tokens: float,
-    settings: HarnessSettings,
-    num_blocks: int,
-) -> _Cost:
-    tried = [trials[kind_of(arm)] for arm in load.arms]
+def _cost(tried: Sequence[Trial], rate: float | None, mean_tokens: float, settings: HarnessSettings) -> _Cost:
+    """Of one load whose arms did `tried`; `rate` None for a closed loop."""
     fixed_s = sum(trial.run_s for trial in tried)
     users = settings.concurrency
-    if load.rate is None:
+    if rate is None:
         think_s = (settings.think_ms or 0.0) / 1e3 / users
         each_s = [max(mean_tokens / trial.tokens_per_s, think_s) for trial in tried]
         request_s, fastest_s = sum(each_s), min(each_s)
         enough = min(enough_requests(users), LONG_S / fastest_s)
         least = users if settings.quick else 2 * users
     else:
-        fixed_s += len(tried) * TAIL_REQUESTS / load.rate
-        request_s = len(tried) / load.rate
-        enough = LONG_S * load.rate
+        fixed_s += len(tried) * TAIL_REQUESTS / rate
+        request_s = len(tried) / rate
+        enough = LONG_S * rate
         least = QUICK_ARRIVALS if settings.quick else math.ceil(MIN_SAMPLES[95] / DEFAULT_BLOCKS)
     if not settings.quick:
-        least = max(least, math.ceil(enough / num_blocks))
+        least = max(least, math.ceil(enough / DEFAULT_BLOCKS))
     return _Cost(fixed_s, request_s, least, max(settings.requests, least))
 
 
@@ -220,25 +221,23 @@ def size_text(
     """The plan, before it starts: blocks, requests, arms, minutes, and what so few requests cannot tell."""
     least = MIN_SAMPLES[95]
     num_runs = sum(len(load.arms) for load in loads)
-    takes = f", about {_minutes(num_blocks * size.block_s)}" if size.block_s else ""
+    takes = f", about {duration_text(num_blocks * size.block_s)}" if size.block_s else ""
     lines = [f"plan: {num_blocks} block{'s' * (num_blocks != 1)} of {num_runs} runs{takes}"]
     for load, num in zip(loads, size.requests, strict=True):
-        words = f"{settings.concurrency} users" if load.rate is None else f"{load.rate:.3g} requests/s"
+        words = load_text(load.rate, settings.concurrency)
         lines.append(f"  {words}: {num} requests a block; {', '.join(str(arm.name) for arm in load.arms)}")
+        if load.missing:
+            lines.append(
+                f"    left out for time: {', '.join(load.missing)} (--variants says which arms there are)"
+            )
     if size.capacity and any(load.rate is not None for load in loads):
         again = f"CAPACITY={size.capacity:g} gives these rates again"
         lines.append(f"  capacity of {reference}: {size.capacity:g} requests/s ({again})")
     if min(size.requests) < least:
         lines.append(f"  under {least} requests a block there is no ratio of p95 (REQUESTS={least} gives it)")
     if size.block_s and num_blocks < DEFAULT_BLOCKS and not settings.quick:
-        more = _minutes(DEFAULT_BLOCKS * size.block_s)
+        more = duration_text(DEFAULT_BLOCKS * size.block_s)
         lines.append(
             f"  intervals need {DEFAULT_BLOCKS} blocks: --blocks {DEFAULT_BLOCKS} takes about {more}"
         )
-    if not size.has_unpadded:
-        lines.append("  arms with PAD_FINISHED=0 are left out for time (--pad both measures them)")
     return lines
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

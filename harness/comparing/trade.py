@@ -27,6 +27,7 @@ from harness.comparing.contrasts import (
 from harness.results.formulas import throughput
 from harness.results.metrics import OUTPUT_TOKENS, TPOT, TTFT, Figure, Metric, deciding_figures
 from harness.results.slo import Slo, goodput
+from harness.results.table import duration_text
 
 ObjectiveName = Literal["throughput", "ttft", "tpot", "goodput"]
 OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
@@ -192,17 +193,12 @@ def _not_the_best(made: Decision) -> str:
 
 def _asked(found: Sequence[Contrast], is_open: bool, block_s: float | None) -> str:
     missing = more_blocks(found, is_open)
-    return f"{missing} more blocks{duration_text(missing, block_s)} would tell" if missing else ""
+    return f"{missing} more blocks{_takes(missing, block_s)} would tell" if missing else ""
 
 
-def duration_text(num_blocks: int, block_s: float | None) -> str:
+def _takes(num_blocks: int, block_s: float | None) -> str:
     """As ` (about 12 min)`; nothing where nobody knows how long a block takes."""
-    if block_s is None:
-        return ""
-    seconds = num_blocks * block_s
-    if seconds < 90:
-        return f" (about {seconds:.0f} s)"
-    return f" (about {seconds / 60:.0f} min)" if seconds < 5400 else f" (about {seconds / 3600:.1f} h)"
+    return "" if block_s is None else f" (about {duration_text(num_blocks * block_s)})"
 
 
 def trade_text(found: Sequence[Contrast], arm: str) -> str:
@@ -264,4 +260,4 @@ def what_more_blocks_tell(found: Sequence[Contrast], is_open: bool, block_s: flo
     if not missing:
         return []
     names = " and ".join(figure.label for figure in leading_figures(is_open))
-    return [f"{missing} more blocks{duration_text(missing, block_s)} would decide {names} (--blocks)."]
+    return [f"{missing} more blocks{_takes(missing, block_s)} would decide {names} (--blocks)."]

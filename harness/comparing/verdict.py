@@ -16,6 +16,7 @@ import numpy as np
 from harness.comparing.intervals import (
     FEWEST_BLOCKS,
     MAX_MORE_BLOCKS,
+    bounded_exp,
     error_of_look,
     log_interval,
     middle_and_error,
@@ -74,7 +75,7 @@ class Verdict:
         if self.interval is None:
             return f"{self.num_blocks} block" if self.num_blocks == 1 else f"{self.num_blocks} blocks"
         if self.interval[0] < 1 / FARTHEST and self.interval[1] > FARTHEST:
-            return f"more than {FARTHEST:,} times either way"
+            return "too few blocks"
         return f"{self.interval[0]:.3g}-{self.interval[1]:.3g}"
 
 
@@ -115,9 +116,12 @@ def judge_ratio(
     missing = 0
     if word == "can't tell":
         missing = next_blocks(float(error), num_blocks, bound, of_metric, lost_degrees)
-    return Verdict(word, math.exp(float(middle)), (_exp(low), _exp(high)), each, num_blocks, missing, margin)
-
-
-def _exp(value: float) -> float:
-    """Bounds of two blocks run past what a float holds."""
-    return math.exp(min(max(value, -700.0), 700.0))
+    return Verdict(
+        word,
+        math.exp(float(middle)),
+        (bounded_exp(low), bounded_exp(high)),
+        each,
+        num_blocks,
+        missing,
+        margin,
+    )

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness.comparing.intervals import FEWEST_BLOCKS, log_interval
+from harness.comparing.intervals import FEWEST_BLOCKS, bounded_exp, log_interval
 from harness.results.formulas import Floats
 from harness.results.metrics import OUTPUT_TOKENS, Figure
 from harness.results.stats import rank_interval
@@ -38,7 +38,7 @@ def figure_interval(figure: Figure, rows: pd.DataFrame, value: float, *, is_open
         low, high = map(float, log_interval(np.log(each), CONFIDENCE))
         # The middle of the blocks is not the figure of all their requests; the interval is the figure's.
         middle, reach = math.log(value), (high - low) / 2
-        return Interval(_exp(middle - reach), _exp(middle + reach), "blocks")
+        return Interval(bounded_exp(middle - reach), bounded_exp(middle + reach), "blocks")
     if figure.q is None:
         return _of_throughput(rows, value, is_open=is_open) if figure.metric is OUTPUT_TOKENS else None
     assert figure.metric.samples is not None
@@ -86,7 +86,3 @@ def _of_throughput(rows: pd.DataFrame, value: float, *, is_open: bool) -> Interv
         return None
     low, high = np.percentile(rates / middle, (2.5, 97.5))
     return Interval(value * min(1.0, float(low)), value * max(1.0, float(high)), "requests")
-
-
-def _exp(value: float) -> float:
-    return math.exp(min(max(value, -700.0), 700.0))

@@ -50,6 +50,11 @@ def make_load(
     return Load(kind, concurrency=concurrency, rate=rate, **chosen)
 
 
+def load_text(rate: float | None, users: int | None) -> str:
+    """As `4 requests/s` or `16 users`."""
+    return f"{users} users" if rate is None else f"{rate:.3g} requests/s"
+
+
 def refuse_of_closed(**given: object) -> None:
     """
     Raises:

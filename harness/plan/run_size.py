@@ -32,6 +32,27 @@ class Trial:
     """What a run takes beside its requests: the service's start and end, warm-up."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long one answer a user takes: its prompt, which weighs much in short answers, and each token."""
+
+    begin_s: float
+    token_s: float
+
+    def seconds(self, num_tokens: float) -> float:
+        return self.begin_s + num_tokens * self.token_s
+
+
+def pace_of(short: tuple[float, float], longer: tuple[float, float]) -> Pace:
+    """From two rounds, each its tokens an answer and its seconds. Where the second tells nothing new (answers
+    that ended by themselves, a disturbed first round) all of its time counts as tokens'."""
+    (few, few_s), (many, many_s) = short, longer
+    if many <= few or many_s <= few_s:
+        return Pace(0.0, many_s / max(many, 1))
+    token_s = (many_s - few_s) / (many - few)
+    return Pace(max(0.0, many_s - many * token_s), min(token_s, many_s / many))
+
+
 def enough_requests(users: int) -> int:
     """A closed loop of so many requests is no short run, however soon a fast machine is done with it."""
     return max(ENOUGH_REQUESTS, ENOUGH_ROUNDS * users)

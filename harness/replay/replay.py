@@ -18,6 +18,7 @@ from harness.client.answer import Answer
 from harness.client.control import Control
 from harness.client.server import Server
 from harness.client.stream import StreamClient
+from harness.plan.run_size import pace_of
 from harness.plan.schedule import Schedule
 from harness.plan.warmup import make_warmup
 from harness.replay.event_loop import loop_factory
@@ -30,9 +31,8 @@ from harness.results.facts import MachineUse, ServerGauges
 from harness.settings import HarnessSettings
 from services.contract.status import StepLine
 
-GUESS_TOKENS, GUESS_S = (16, 64), 1.5
-"""Tokens a user: few for a model of a few tokens a second, more where the few took less than `GUESS_S`:
-prompts weigh much in short answers, so that a guess from these is low."""
+GUESS_TOKENS, GUESS_S = (4, 16, 64), 1.5
+"""Tokens a user: the last where all before took less than `GUESS_S`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +97,22 @@ def replay(
         return ReplayResult(end, use, steps, num_dropped, round_trip_s, gauges)
 
 
-def tokens_per_s(server: Server, settings: HarnessSettings, budgets: Sequence[int] = ()) -> list[float]:
-    """What the server makes with all users busy: a first guess from a few tokens each, after a warm-up; then,
-    where there are `budgets`, what a closed loop of answers of so many tokens makes.
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Of a server whose users are all busy."""
+
+    tokens_per_s: float
+    unequal_tokens_per_s: float
+    """Of answers of unequal lengths, where these were asked for."""
+    warm_up_s: float
+    """What the warm-up of a replay takes."""
+
+
+def measure_speed(
+    server: Server, settings: HarnessSettings, mean_tokens: float, budgets: Sequence[int] = ()
+) -> Speed:
+    """What the server makes of answers of `mean_tokens`, reckoned from shorter ones: after a warm-up of equal
+    ones; then, where there are `budgets`, of a closed loop of answers as unequal as these.
 
     Raises:
         LabError: every request failed.
@@ -110,19 +123,26 @@ def tokens_per_s(server: Server, settings: HarnessSettings, budgets: Sequence[in
         closing(StreamClient(server.target, timeout_s=settings.request_timeout_s)) as client,
     ):
         users = settings.concurrency
-        _warm_up(runner, client, server, make_warmup(users, 2))
-        for num_tokens in GUESS_TOKENS:
+
+        def timed(warmup: Schedule) -> tuple[float, float]:
             start_s = perf_counter()
-            answers = _warm_up(runner, client, server, make_warmup(users, num_tokens))
-            took_s = perf_counter() - start_s
-            if took_s > GUESS_S:
-                break
-        rates = [_num_tokens(answers) / took_s]
+            answers = _warm_up(runner, client, server, warmup)
+            return _num_tokens(answers) / len(warmup.requests), perf_counter() - start_s
+
+        timed(make_warmup(users, 2))
+        points = [timed(make_warmup(users, num)) for num in GUESS_TOKENS[:2]]
+        if points[-1][1] < GUESS_S:
+            points.append(timed(make_warmup(users, GUESS_TOKENS[2])))
+        pace = pace_of(*points[-2:])
+        rate = unequal = users * mean_tokens / pace.seconds(mean_tokens)
         if budgets:
-            start_s = perf_counter()
-            answers = _warm_up(runner, client, server, make_warmup(len(budgets), budgets, users))
-            rates.append(_num_tokens(answers) / (perf_counter() - start_s))
-        return rates
+            own_tokens, took_s = timed(make_warmup(len(budgets), budgets, users))
+            begin_s = min(pace.begin_s * len(budgets) / users, took_s)
+            whole_s = begin_s + (took_s - begin_s) * mean_tokens / own_tokens
+            unequal = len(budgets) * mean_tokens / whole_s
+        warm_up = [request.max_tokens for request in make_warmup(settings.num_warmup).requests]
+        warm_up_s = pace.seconds(sum(warm_up) / len(warm_up)) * len(warm_up) / users if warm_up else 0.0
+        return Speed(rate, unequal, warm_up_s)
 
 
 def _num_tokens(answers: Sequence[Answer]) -> int:

@@ -23,6 +23,13 @@ def render_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(_line(cells, widths) for cells in (headers, rule, *rows))
 
 
+def duration_text(seconds: float) -> str:
+    """As `50 s`, `12 min` or `2.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def replace_section(path: Path, name: str, table: str) -> None:
     """Put `table` between `<!-- NAME -->` and `<!-- /NAME -->` of a Markdown file.
 

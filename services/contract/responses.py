@@ -25,7 +25,7 @@ class Timings(BaseModel, SequenceTimings, frozen=True):
 
 
 class Logprobs(BaseModel):
-    """Of the tokens of a completion. `text_offset` counts the characters of the tokens before each."""
+    """Of the tokens of a completion. `text_offset` counts the whole characters of the tokens before each."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -34,7 +34,7 @@ class Logprobs(BaseModel):
 
 
 class TokenLogprob(BaseModel):
-    """`bytes` is null for a part of a character, whose text is U+FFFD."""
+    """A part of a character is spelled `bytes:\\xe2\\x82`; `bytes` is null where they are not known."""
 
     token: str
     logprob: float

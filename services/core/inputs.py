@@ -28,7 +28,7 @@ from services.contract.checks import MAX_PROMPTS
 from services.contract.requests import ChatRequest, GenerateRequest
 from services.contract.tokens import DetokenizeRequest
 from services.core.byte_limit import ByteLimit
-from services.core.outputs import RequestState
+from services.core.outputs import RequestState, SpelledToken
 from services.core.special_text import mark_special
 from services.engine.limits import SchedulerLimits
 from services.settings import Settings
@@ -299,10 +299,23 @@ class InputProcessor:
         )
 
 
-def speller(tokenizer: Tokenizer) -> Callable[[int], str]:
-    """The text of one token, that of a special one as it is spelled; U+FFFD for a part of a character."""
+def speller(tokenizer: Tokenizer) -> Callable[[int], SpelledToken]:
+    """Of one token; a special one as it is written."""
     special = tokenizer.special_tokens
-    return lambda token_id: special.get(token_id) or tokenizer.decode([token_id])
+
+    def spelled(token_id: int) -> SpelledToken:
+        if text := special.get(token_id):
+            return SpelledToken(text, text.encode())
+        raw = tokenizer.token_bytes(token_id)
+        if raw is None:
+            text = tokenizer.decode([token_id])
+            return SpelledToken(text, None if "\ufffd" in text else text.encode())
+        try:
+            return SpelledToken(raw.decode(), raw)
+        except UnicodeDecodeError:
+            return SpelledToken("bytes:" + "".join(f"\\x{byte:02x}" for byte in raw), raw)
+
+    return spelled
 
 
 def _num_bytes(texts: Iterable[str]) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from adapters.base import FinishReason, Sequence, TokenLogprobs
 from services.contract.timings import SequenceTimings
@@ -21,6 +21,15 @@ from services.engine.messages import SequenceUpdate
 from services.errors import ApiError, backend_failed, slow_reader
 
 NO_TIMINGS = SequenceTimings(0.0, 0.0, 0.0, 0.0, 0, 0.0)
+
+
+class SpelledToken(NamedTuple):
+    """A token as an answer with logprobs writes it."""
+
+    text: str
+    """A part of a character as `bytes:\\xe2\\x82`, so that two of them are not one; U+FFFD where its bytes
+    are not known. Source: OpenAI's completions."""
+    raw: bytes | None
 
 
 @dataclass(slots=True)
@@ -238,11 +247,11 @@ class RequestState:
         keeps_prompts: bool = False,
         echoes: Seq[str] = (),
         max_unread_tokens: int = 0,
-        spelled: Callable[[int], str] | None = None,
+        spelled: Callable[[int], SpelledToken] | None = None,
     ) -> None:
         """With `has_marks`, `streams` give the marks of `services.core.special_text`. `echoes` are the texts
         to echo, one a choice. A reader who leaves more than `max_unread_tokens` unread is cut off (0: any
-        number may wait). `spelled` gives the text of a token, for an answer with logprobs."""
+        number may wait). `spelled` spells a token, for an answer with logprobs."""
         self.request_id = request_id
         self.spelled = spelled
         self.arrival_s = sequences[0].arrival_s

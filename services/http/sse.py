@@ -7,15 +7,15 @@ splits a frame at a Unicode line separator.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from itertools import accumulate
 from operator import attrgetter
 from typing import Literal, Protocol
 
 from services.contract.timings import SequenceTimings
-from services.core.outputs import ChoiceOutput, RequestOutput
+from services.core.outputs import ChoiceOutput, RequestOutput, SpelledToken
 
 Shape = Literal["completions", "chat"]
 
@@ -61,7 +61,7 @@ class FrameWriter:
         "_prompts",
         "_shape",
         "_spelled",
-        "_text_lengths",
+        "_texts",
         "_usage_prompt_tokens",
         "_whole_head",
         "_with_usage",
@@ -78,10 +78,10 @@ class FrameWriter:
         with_usage: bool = False,
         usage_prompt_tokens: int | None = None,
         prompt_token_ids: Sequence[list[int]] = (),
-        spelled: Callable[[int], str] | None = None,
+        spelled: Callable[[int], SpelledToken] | None = None,
     ) -> None:
-        """`usage_prompt_tokens`, those of all prompts, puts the usage so far on every chunk. `spelled` gives
-        the text of a token, for logprobs."""
+        """`usage_prompt_tokens`, those of all prompts, puts the usage so far on every chunk. `spelled`
+        spells a token, for logprobs."""
         self._shape = shape
         self._num_choices = num_choices
         self._with_usage = with_usage
@@ -89,7 +89,7 @@ class FrameWriter:
         self._num_output_tokens = 0
         self._prompts = dict(enumerate(prompt_token_ids))
         self._spelled = spelled
-        self._text_lengths: dict[int, int] = {}
+        self._texts: dict[int, _TextLength] = {}
         self._has_sent_role = shape != "chat"
         whole, chunk = (
             f'{{"id":{_quote(request_id)},"object":"{name}","created":{created},"model":{_quote(model)},"choices":['
@@ -153,8 +153,8 @@ class FrameWriter:
             content += self._logprobs(choice, self._spelled)
         return _choice(choice, content + self._own_prompt(choice))
 
-    def _logprobs(self, choice: ChoiceOutput, spelled: Callable[[int], str]) -> str:
-        """The field that both shapes have; `text_offset` counts the characters of the tokens before."""
+    def _logprobs(self, choice: ChoiceOutput, spelled: Callable[[int], SpelledToken]) -> str:
+        """The field that both shapes have."""
         entries = list(zip(choice.token_ids, choice.logprobs or (), strict=True))
         if self._shape == "chat":
             content = [
@@ -165,22 +165,48 @@ class FrameWriter:
                 for i, (own, top) in entries
             ]
             return f',"logprobs":{_quote({"content": content})}'
-        texts = [spelled(token_id) for token_id in choice.token_ids]
-        start = self._text_lengths.get(choice.index, 0)
-        ends = list(accumulate(map(len, texts), initial=start))
-        self._text_lengths[choice.index] = ends[-1]
+        tokens = [spelled(token_id) for token_id in choice.token_ids]
+        text = self._texts.setdefault(choice.index, _TextLength())
         told = {
-            "tokens": texts,
+            "tokens": [token.text for token in tokens],
             "token_logprobs": [own for _, (own, _) in entries],
-            "top_logprobs": [{spelled(j): p for j, p in top} for _, (_, top) in entries],
-            "text_offset": ends[:-1],
+            "top_logprobs": [_likeliest(top, spelled) for _, (_, top) in entries],
+            "text_offset": [text.add(token) for token in tokens],
         }
         return f',"logprobs":{_quote(told)}'
 
 
-def _one_logprob(text: str, logprob: float) -> dict[str, object]:
-    """`bytes` is null for a part of a character, whose text is U+FFFD."""
-    return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
+def _likeliest(top: Sequence[tuple[int, float]], spelled: Callable[[int], SpelledToken]) -> dict[str, float]:
+    """Of tokens that are spelled alike the first, which is the likelier."""
+    told: dict[str, float] = {}
+    for token_id, logprob in top:
+        told.setdefault(spelled(token_id).text, logprob)
+    return told
+
+
+class _TextLength:
+    """Characters of a choice's text so far; one that several tokens make counts with its last."""
+
+    __slots__ = ("_num_chars", "_utf8")
+
+    def __init__(self) -> None:
+        self._num_chars = 0
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token: SpelledToken) -> int:
+        """Where this token's text begins: after a character before it that is complete or broken off now."""
+        if token.raw is None:
+            new = own = token.text
+        else:
+            new, own = self._utf8.decode(token.raw), token.raw.decode(errors="replace")
+        begin = self._num_chars + max(0, len(new) - len(own))
+        self._num_chars += len(new)
+        return begin
+
+
+def _one_logprob(token: SpelledToken, logprob: float) -> dict[str, object]:
+    raw = None if token.raw is None else list(token.raw)
+    return {"token": token.text, "logprob": logprob, "bytes": raw}
 
 
 def _choice(choice: ChoiceOutput, content: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import pickletools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -54,6 +56,16 @@ def test_info_describes_a_usable_backend(backend: Backend) -> None:
     assert info.max_model_len <= info.kv_capacity_tokens
     assert info.eos_token_ids
     assert all(0 <= token_id < info.vocab_size for token_id in info.eos_token_ids)
+
+
+def test_its_description_reaches_the_api_without_the_libraries_behind_it(backend: Backend) -> None:
+    classes = {
+        f"{module}.{name}"
+        for op, argument, _ in pickletools.genops(pickle.dumps(backend.info, protocol=2))
+        if op.name == "GLOBAL"
+        for module, name in [argument.split(" ")]
+    }
+    assert {name.partition(".")[0] for name in classes} <= {"adapters", "copyreg", "__builtin__"}
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED, PENALIZED], ids=["greedy", "sampled", "penalized"])

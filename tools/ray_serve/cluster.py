@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 
 import ray
 
 from adapters.base import ConfigError
+
+_CONNECT_S = 10.0
 
 
 def add_address_option(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +30,12 @@ def connected(address: str | None) -> Iterator[None]:
         ConfigError: no cluster answers at `address`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    host, _, port = (address or "").rpartition(":")
     try:
+        if port.isdigit() and "/" not in host:  # Ray itself would try for 14 minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
         ray.init(address or "local", include_dashboard=False if address is None else None)
-    except ConnectionError as error:
+    except (OSError, OverflowError) as error:
         raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
     try:
         yield

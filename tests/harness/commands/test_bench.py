@@ -538,7 +538,7 @@ def test_compare_is_sized_before_it_starts_and_resumes_with_that_size(
     assert main(["compare", *words]) == 0
     (note,) = (tmp_path / "out" / "compare").glob("*.size.json")
     size = json.loads(note.read_text())
-    assert (size["num_blocks"], size["requests"], size["has_unpadded"]) == (1, [48], True)
+    assert (size["num_blocks"], size["requests"], size["left_out"]) == (1, [48], 0)
     told = capsys.readouterr().err
     assert "trying out baseline" in told
     assert "plan: 1 block of 2 runs, about " in told

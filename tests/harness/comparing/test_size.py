@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.comparing.loads import default_arms
+from harness.comparing.loads import default_arms, fewer_arms
 from harness.comparing.size import (
     QUICK_S,
     WHOLE_S,
@@ -19,7 +19,6 @@ from harness.comparing.size import (
     noted,
     size_text,
     trial_budgets,
-    without_unpadded,
 )
 from harness.plan.corpus import Corpus, Prompt
 from harness.plan.run_size import Trial
@@ -53,9 +52,9 @@ def found(
     ]
     size = find_size(
         settings, loads, "baseline", CORPUS, try_out,
-        is_given=is_given, asked_blocks=blocks, may_leave_out=not settings.quick, started_s=0.0,
+        is_given=is_given, asked_blocks=blocks, may_leave_out=True, started_s=0.0,
     )  # fmt: skip
-    arms = [own if size.has_unpadded else without_unpadded(own, "baseline") for _, own in loads]
+    arms = [fewer_arms(own, share, size.left_out, "baseline") for share, own in loads]
     return size, arms, tried
 
 
@@ -74,14 +73,23 @@ def seconds_of(size: Size, arms: Sequence[Sequence[Arm]], tokens_per_s: float) -
 
 
 @pytest.mark.parametrize(
-    ("tokens_per_s", "num_blocks", "has_unpadded"),
-    [(60, 1, False), (180, 3, False), (480, 3, False), (900, 3, True), (5000, 3, True), (100_000, 3, True)],
+    ("tokens_per_s", "num_blocks", "left_out"),
+    [
+        (60, 1, 1),
+        (135, 3, 3),
+        (180, 3, 2),
+        (230, 3, 1),
+        (480, 3, 1),
+        (900, 3, 0),
+        (5000, 3, 0),
+        (100_000, 3, 0),
+    ],
 )
 def test_both_loads_take_under_ten_minutes_on_slow_and_fast_machines(
-    tokens_per_s: float, num_blocks: int, has_unpadded: bool
+    tokens_per_s: float, num_blocks: int, left_out: int
 ) -> None:
     size, arms, _ = found(tokens_per_s)
-    assert (size.num_blocks, size.has_unpadded) == (num_blocks, has_unpadded)
+    assert (size.num_blocks, size.left_out) == (num_blocks, left_out)
     assert seconds_of(size, arms, tokens_per_s) <= WHOLE_S - 30
     closed, spread = size.requests
     assert closed >= 48, "every user asks twice"
@@ -90,6 +98,17 @@ def test_both_loads_take_under_ten_minutes_on_slow_and_fast_machines(
     # Runs of all blocks together are long enough to count, or have enough requests.
     fastest_s = size.num_blocks * closed * 80 / (tokens_per_s * max(SPEEDS.values()))
     assert fastest_s > 10 or size.num_blocks * closed >= 25 * 24
+
+
+def test_intervals_are_worth_more_than_the_last_arms_of_an_open_loop() -> None:
+    size, arms, _ = found(135)
+    assert size.num_blocks == 3
+    assert [arm.name for arm in arms[0]] == ["baseline", "static", "dynamic", "continuous"]
+    assert [arm.name for arm in arms[1]] == ["baseline", "dynamic", "continuous"]
+
+
+def test_a_first_look_tries_out_the_reference_alone() -> None:
+    assert found(180, quick=True, requests=48)[2] == ["baseline"]
 
 
 @pytest.mark.parametrize("tokens_per_s", [180, 480, 5000])
@@ -106,16 +125,16 @@ def test_more_blocks_take_more_time_and_have_the_same_requests() -> None:
 
 def test_a_slow_machine_is_told_what_it_does_without() -> None:
     size, arms, _ = found(60)
-    loads = [SizedLoad(arms[0], None), SizedLoad(arms[1], 0.5)]
+    loads = [SizedLoad(arms[0], None, ["static PAD_FINISHED=0"]), SizedLoad(arms[1], 0.5)]
     text = "\n".join(size_text(size, loads, "baseline", HarnessSettings(concurrency=24), size.num_blocks))
     assert text.startswith("plan: 1 block of 9 runs, about ")
     for words in (
-        "24 users: 52 requests a block; baseline, static, dynamic, continuous",
+        "24 users: 51 requests a block; baseline, static, dynamic, continuous",
         "0.5 requests/s: ",
         "CAPACITY=0.75 gives these rates again",
         "there is no ratio of p95 (REQUESTS=60 gives it)",
         "intervals need 3 blocks: --blocks 3 takes about ",
-        "PAD_FINISHED=0 are left out for time (--pad both measures them)",
+        "left out for time: static PAD_FINISHED=0 (--variants says which arms there are)",
     ):
         assert words in text
 

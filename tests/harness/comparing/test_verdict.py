@@ -147,4 +147,4 @@ def test_a_slowdown_is_found_with_the_blocks_that_were_asked_for() -> None:
 
 def test_an_interval_without_an_end_is_said_in_words() -> None:
     far = judge_ratio([0.5, -0.4], higher_is_better=True, error_share=0.01)
-    assert far.interval_text() == "more than 1,000 times either way"
+    assert far.interval_text() == "too few blocks"

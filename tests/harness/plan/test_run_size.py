@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.plan.corpus import Corpus, Prompt
-from harness.plan.run_size import enough_requests, num_requests, sizes_itself
+from harness.plan.run_size import enough_requests, num_requests, pace_of, sizes_itself
 from harness.settings import HarnessSettings
 
 CORPUS = Corpus(tuple(Prompt(id=str(i), prompt="x", max_tokens=80) for i in range(500)), Path("c"), "s", "s")
@@ -41,3 +41,16 @@ def test_what_is_given_stays() -> None:
         {"corpus": "synthetic:9x9"},
     ):
         assert not sizes_itself(HarnessSettings.model_validate(given)), given
+
+
+def test_the_pace_of_short_answers_tells_that_of_long_ones() -> None:
+    """24 prompts of 50 ms one after another, then tokens of 5 ms each: short answers are mostly prompts."""
+    seconds = {num: 24 * (0.050 + num * 0.005) for num in (4, 16, 80)}
+    pace = pace_of((4, seconds[4]), (16, seconds[16]))
+    assert pace.seconds(80) == pytest.approx(seconds[80])
+    assert 16 / seconds[16] < 0.7 * 80 / pace.seconds(80), "what 16 tokens alone would say"
+
+
+@pytest.mark.parametrize("short", [(4, 2.0), (16, 0.5)])
+def test_a_round_that_tells_nothing_new_counts_alone(short: tuple[float, float]) -> None:
+    assert pace_of(short, (16, 1.6)).seconds(80) == pytest.approx(8.0)

@@ -57,10 +57,24 @@ def test_a_completion_lists_them(engine: WithLogprobs, served: Served) -> None:
     assert engine.submitted[0].params.num_logprobs == 2
     (choice,) = Completion.model_validate(answer.json(), strict=True).choices
     assert choice.logprobs is not None
-    assert choice.logprobs.tokens == ["a", "\ufffd", "b"]
+    assert choice.logprobs.tokens == ["a", "bytes:\\xe2", "b"]
     assert choice.logprobs.token_logprobs == [-0.5, -2.0, -0.25]
     assert choice.logprobs.top_logprobs == TOP
     assert choice.logprobs.text_offset == [0, 1, 2]
+
+
+def test_parts_of_characters_stay_apart_and_count_with_the_last(
+    engine: WithLogprobs, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    euro, parts = "€".encode(), [EURO_START, 0x82, 0xAC]
+    monkeypatch.setattr("tests.services.http.test_logprobs.TOKENS", parts)
+    top = [(EURO_START, -0.5), (0xF0, -1.0), (0x82, -2.0)]
+    monkeypatch.setattr("tests.services.http.test_logprobs.LOGPROBS", [(-0.5, top)] * 3)
+    answer = answered(engine, served, "/v1/completions", prompt="x", logprobs=3).answer()
+    (choice,) = answer.json()["choices"]
+    told = choice["logprobs"]
+    assert told["top_logprobs"][0] == {r"bytes:\xe2": -0.5, r"bytes:\xf0": -1.0, r"bytes:\x82": -2.0}
+    assert (choice["text"], told["text_offset"]) == (euro.decode(), [0, 0, 0])
 
 
 def test_a_chat_lists_them_with_their_bytes(engine: WithLogprobs, served: Served) -> None:
@@ -70,7 +84,7 @@ def test_a_chat_lists_them_with_their_bytes(engine: WithLogprobs, served: Served
     assert choice.logprobs is not None
     told = choice.logprobs.content
     assert [(t.token, t.logprob, t.bytes) for t in told] == [
-        ("a", -0.5, [97]), ("\ufffd", -2.0, None), ("b", -0.25, [98])
+        ("a", -0.5, [97]), ("bytes:\\xe2", -2.0, [0xE2]), ("b", -0.25, [98])
     ]  # fmt: skip
     assert [{t.token: t.logprob for t in one.top_logprobs} for one in told] == TOP
 
