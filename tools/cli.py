@@ -36,6 +36,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "harness.commands.simulate",
         "predict strategies, policies and fleets on a virtual clock, from a calibration",
     ),
+    "calibrate": (
+        "harness.commands.calibrate",
+        "measure what steps cost on a backend, for `lab simulate`",
+    ),
     "plan": (
         "harness.commands.plan",
         "find replicas, MAX_BATCH, strategy and router that meet SLOs at the least cost, simulated",

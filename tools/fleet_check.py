@@ -1,9 +1,10 @@
-"""Real replicas of the null backend behind the project's nginx front, against simulated ones.
+"""Real services of the null backend against simulated ones: replicas behind the project's nginx front or,
+with `--alone`, single services of every strategy under closed loops, open loops and a trace of bursts.
 
 The same schedule goes to both. The simulation knows the machine from one run against a single service, made
 first; the null backend's time is a formula, so what is checked is the router, the queues and the overheads.
 nginx runs with one worker here: each worker counts connections by itself, which the simulated router does
-not. Exit status: 1 where a TTFT p50 or p95 is off by more than is allowed.
+not. Exit status: 1 where a figure is off by more than is allowed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from random import Random
 
 import httpx
 
@@ -32,6 +34,8 @@ from harness.settings import HarnessSettings
 from harness.simulator.fleet_spec import FleetOptions
 from harness.simulator.measured import calibrate
 from harness.simulator.simulation import make_rows, read_arm, simulate
+from harness.simulator.verify import render_verified, verify
+from services.strategies import VARIANTS
 
 FRONT = Path(__file__).parents[1] / "docker/front/nginx.conf.in"
 ALLOWED = 0.15
@@ -77,6 +81,43 @@ def bench(out: Path, *options: str) -> Path:
     command = [sys.executable, "-m", "tools.cli", "bench", "--out", str(out), "--warmup", "6", *options]
     subprocess.run(command, check=True, env=os.environ | STEP, stdout=subprocess.DEVNULL)
     return next(path for path in out.rglob("*.parquet") if not path.name.endswith(STEPS_SUFFIX))
+
+
+def write_bursts(path: Path, num_requests: int) -> None:
+    """A trace of bursts, of prompts and answers that are mostly short and at times very long."""
+    draw, at_s = Random(0), 0.0
+    lines = ["TIMESTAMP,ContextTokens,GeneratedTokens"]
+    for number in range(num_requests):
+        at_s += draw.expovariate(20) if number % 8 else 2.0
+        prompt, answer = (min(600, int(scale * draw.paretovariate(1.1))) for scale in (20, 10))
+        lines.append(f"2026-01-01 00:{int(at_s // 60):02}:{at_s % 60:09.6f},{prompt},{answer}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def check_alone(args: argparse.Namespace, out: Path) -> int:
+    """Runs that `out` has are not made again."""
+
+    def once(name: str, variant: str, *options: str) -> Path:
+        known = [path for path in (out / name).rglob("*.parquet") if not path.name.endswith(STEPS_SUFFIX)]
+        return known[0] if known else bench(out / name, "--variant", variant, *options)
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_bursts(out / "bursts.csv", args.requests)
+    calibrated = once("calibration", "continuous", "--requests", "150", "--concurrency", "8")
+    calibration = calibrate(calibrated, allow_busy=args.allow_busy)
+    loads = [
+        *(("--concurrency", users) for users in ("3", "6", "20")),
+        *(("--rate", rate) for rate in ("1", "3", "6")),
+        ("--trace", str(out / "bursts.csv")),
+    ]
+    asked = ("--requests", str(args.requests), "--seed", str(args.seed))
+    runs = [
+        verify(once(f"{variant}-{number}", variant, *load, *asked), calibration)
+        for variant in args.variants
+        for number, load in enumerate(loads)
+    ]
+    print(f"{calibration.in_words()}\n\n{render_verified(runs)}")
+    return int(any(check.is_off for run in runs for check in run.checks))
 
 
 def check(args: argparse.Namespace) -> int:
@@ -127,11 +168,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--rate", type=float, default=9.0)
-    parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--requests", type=int, help="of each run (default 300; 32 with --alone)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--port", type=int, default=8199)
     parser.add_argument("--allow-busy", action="store_true", help="go on where others use the CPU")
-    sys.exit(check(parser.parse_args()))
+    parser.add_argument("--alone", action="store_true", help="single services of every strategy")
+    parser.add_argument("--out", type=Path, help="alone: keep the runs here, and make only those missing")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="alone")
+    args = parser.parse_args()
+    args.requests = args.requests or (32 if args.alone else 300)
+    if not args.alone:
+        sys.exit(check(args))
+    with tempfile.TemporaryDirectory(prefix="lab-check-") as name:
+        sys.exit(check_alone(args, args.out or Path(name)))
 
 
 if __name__ == "__main__":

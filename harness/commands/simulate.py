@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from time import process_time
+from typing import Any
 
 import pandas as pd
 
@@ -34,7 +37,6 @@ from harness.settings import HarnessSettings, add_setting_options, read_settings
 from harness.simulator.brief import BriefRows, long_plan, refuse_limits
 from harness.simulator.calibration import Calibration, write_calibration
 from harness.simulator.fleet import Fleet
-from harness.simulator.fleet_spec import FleetOptions
 from harness.simulator.output import write_run
 from harness.simulator.routers import ROUTERS
 from harness.simulator.simulation import read_arm, simulate
@@ -45,6 +47,9 @@ _FIGURES = (
     *(Figure(metric) for metric in (OUTPUT_TOKENS, REQUESTS)),
     *(Figure(metric, q) for metric in (TTFT, TPOT) for q in (50, 95)),
 )
+
+_OF_LOAD = ("rate", "concurrency")
+_CAN_BE_SWEPT = "rate, concurrency, replicas, router or a setting of the service, in capitals"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--save-calibration", type=Path, metavar="PATH", help="write the calibration as JSON")
     add("--replicas", type=int, default=1, metavar="N", help="engines behind the router (default 1)")
     add("--router", choices=ROUTERS, default="round_robin", help="who gets a request (default round_robin)")
+    add(
+        "--sweep", type=_swept, action="append", default=[], metavar="NAME=VALUES",
+        help=f"every arm with each of these values, rate=2,4,8 or MAX_BATCH=8,16: {_CAN_BE_SWEPT}; several "
+        "times: all combinations",
+    )  # fmt: skip
     add("--exact", action="store_true", help="every step an event of its own; slower, same rows")
     add(
         "--brief", action="store_true",
@@ -86,35 +96,60 @@ def run(args: argparse.Namespace) -> int:
         return _verify(without_steps(args.verify), calibration)
     settings = read_settings(args)
     make_plan = long_plan if args.brief else plan
-    corpus, schedule = make_plan(settings, allow_changed_corpus=args.allow_changed_corpus)
-    options = fleet_options(
-        args, settings, replicas=args.replicas, router=args.router, exact=args.exact, brief=args.brief
-    )
-    slo, is_open = Slo(tuple(args.slo)), schedule.load.is_open
+    slo = Slo(tuple(args.slo))
     if args.brief:
         refuse_limits(slo)
     lines, most, last = [], dict[str, int](), []
-    for text in split_names(args.variants):
-        name, own = parse_arm(text)
-        arm = read_arm(name, own, calibration)
-        label = " ".join([arm.variant, *(f"{key}={value}" for key, value in own.items())])
-        kept, began_s = BriefRows(), process_time()
-        made = simulate(arm, calibration, schedule, options, on_end=kept.add if args.brief else None)
-        took_s = process_time() - began_s
-        if args.brief:
-            rows, rate = kept.frame(), kept.throughput(is_open=is_open)
-            steps = summarise_totals(made.fleet.steps)
-            last.append(f"{label}: {_speed(made.fleet, len(rows), steps, took_s)}")
-        else:
-            path, rows, manifest = write_run(made, label, settings, corpus, schedule, calibration)
-            rate, steps = throughput(rows, is_open=is_open), manifest.repeats[0].steps
-            last.append(f"rows: {path}")
-        lines.append(_line(label, rows, is_open, rate, steps, slo, made.fleet))
-        most = {name: max(value, most.get(name, 0)) for name, value in made.most.items()}
-    print(_render(lines, settings, options, slo))
+    for point in map(dict[str, Any], product(*args.sweep)):
+        at = settings.model_copy(update={name: point[name] for name in _OF_LOAD if name in point})
+        corpus, schedule = make_plan(at, allow_changed_corpus=args.allow_changed_corpus)
+        is_open = schedule.load.is_open
+        replicas, router = point.get("replicas", args.replicas), point.get("router", args.router)
+        options = fleet_options(
+            args, at, replicas=replicas, router=router, exact=args.exact, brief=args.brief
+        )
+        for text in split_names(args.variants):
+            name, own = parse_arm(text)
+            own = {key: value for key, value in point.items() if key.isupper()} | dict(own)
+            arm = read_arm(name, own, calibration)
+            label = " ".join([arm.variant, *(f"{key}={value}" for key, value in (point | own).items())])
+            kept, began_s = BriefRows(), process_time()
+            made = simulate(arm, calibration, schedule, options, on_end=kept.add if args.brief else None)
+            took_s = process_time() - began_s
+            if args.brief:
+                rows, rate = kept.frame(), kept.throughput(is_open=is_open)
+                steps = summarise_totals(made.fleet.steps)
+                last.append(f"{label}: {_speed(made.fleet, len(rows), steps, took_s)}")
+            else:
+                path, rows, manifest = write_run(made, label, at, corpus, schedule, calibration)
+                rate, steps = throughput(rows, is_open=is_open), manifest.repeats[0].steps
+                last.append(f"rows: {path}")
+            lines.append(_line(label, rows, is_open, rate, steps, slo, made.fleet))
+            most = {name: max(value, most.get(name, 0)) for name, value in made.most.items()}
+    print(_render(lines, args, settings, slo))
     print_origin(calibration, most)
     print("\n".join(last))
     return 0
+
+
+def _swept(text: str) -> list[tuple[str, int | float | str]]:
+    name, _, values = text.partition("=")
+    read = {"rate": _above_zero(float), "concurrency": _above_zero(int), "replicas": _above_zero(int)}
+    if name not in (*read, "router") and not name.isupper():
+        raise argparse.ArgumentTypeError(f"{name!r} cannot be swept: {_CAN_BE_SWEPT}")
+    try:
+        return [(name, read.get(name, str)(value)) for value in values.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"the values of {name} must be above 0, not {values!r}") from None
+
+
+def _above_zero(kind: type[int] | type[float]) -> Callable[[str], int | float]:
+    def read(text: str) -> int | float:
+        if not 0 < (number := kind(text)) < float("inf"):
+            raise ValueError
+        return number
+
+    return read
 
 
 def _line(
@@ -155,13 +190,15 @@ def _speed(fleet: Fleet, num_requests: int, steps: StepSummary | None, took_s: f
     )
 
 
-def _render(lines: list[list[str]], settings: HarnessSettings, options: FleetOptions, slo: Slo) -> str:
+def _render(lines: list[list[str]], args: argparse.Namespace, settings: HarnessSettings, slo: Slo) -> str:
     headers = ["simulated arm", *(figure.label for figure in _FIGURES), "mean batch", "dead rows"]
     headers += ["failed", "replica hours"]
     headers += ["within SLO"] if slo else []
     load = f"trace {settings.trace}" if settings.trace else load_text(settings.rate, settings.concurrency)
-    fleet = f"{options.num_replicas} replica(s), {options.router}"
+    fleet = f"{args.replicas} replica(s), {args.router}"
     heading = f"{settings.requests} requests, {load}, {fleet}, seed {settings.seed}"
+    if args.sweep:
+        heading += ", but for what stands with each arm"
     return f"{heading}\n\n{render_table(headers, lines)}"
 
 

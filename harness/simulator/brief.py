@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from operator import attrgetter
 from typing import overload
 
 import numpy as np
@@ -88,43 +89,36 @@ def long_plan(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tuple
     return corpus, Schedule(load, requests, seeds, digest)  # type: ignore[arg-type]
 
 
+_METRICS = ("ttft_ms", "ttft_sched_ms", "tpot_ms", "total_ms", "total_sched_ms")
+_values_of = attrgetter(*_METRICS)
+_NAN = float("nan")
+_FAILED = (_NAN,) * (len(_METRICS) + 1)
+
+
 @dataclass(slots=True)
 class BriefRows:
     """What stays of the answers; milliseconds, and seconds on the virtual clock."""
 
     columns: dict[str, array[float]] = field(
-        default_factory=lambda: {
-            name: array("f")
-            for name in (
-                "ttft_ms",
-                "ttft_sched_ms",
-                "tpot_ms",
-                "total_ms",
-                "total_sched_ms",
-                "num_output_tokens",
-            )
-        }
+        default_factory=lambda: {name: array("f") for name in (*_METRICS, "num_output_tokens")}
     )
     scheduled_s: array[float] = field(default_factory=lambda: array("d"))
 
     def add(self, flight: Flight) -> None:
         self.scheduled_s.append(flight.scheduled_s)
-        if flight.error is not None or flight.replica < 0:
-            for values in self.columns.values():
-                values.append(float("nan"))
-            return
-        num = len(flight.seq.output_token_ids)
-        stamps = flight.chunk_s
-        metrics = request_metrics(
-            scheduled_s=flight.scheduled_s,
-            sent_s=flight.sent_s,
-            chunk_s=stamps,
-            chunk_tokens=(1,),
-            num_output_tokens=num,
-        )
-        for name, values in self.columns.items():
-            value = num if name == "num_output_tokens" else getattr(metrics, name)
-            values.append(float("nan") if value is None else value)
+        values = _FAILED
+        if flight.error is None and flight.replica >= 0:
+            num = len(flight.seq.output_token_ids)
+            metrics = request_metrics(
+                scheduled_s=flight.scheduled_s,
+                sent_s=flight.sent_s,
+                chunk_s=flight.chunk_s,
+                chunk_tokens=(1,),
+                num_output_tokens=num,
+            )
+            values = (*_values_of(metrics), num)
+        for column, value in zip(self.columns.values(), values, strict=True):
+            column.append(_NAN if value is None else value)
 
     def frame(self) -> pd.DataFrame:
         """The columns of rows that metrics of one value a request read."""

@@ -25,15 +25,16 @@ class StepWork(NamedTuple):
     prompt_context: int
 
 
-def work_of(chunks: Sequence[ScheduledChunk]) -> StepWork:
-    """Counted as the step log does it."""
+def work_of(chunks: Sequence[ScheduledChunk], num_rows: int = 0, context: int = 0) -> StepWork:
+    """Counted as the step log does it; beside the chunks there are `num_rows` rows of `context` together."""
     told = contexts(chunks)
-    rows = len(chunks) - told["num_prompt_chunks"]  # of one token each
+    num_prompts = told["num_prompt_chunks"]
+    own_rows = len(chunks) - num_prompts  # of one token each
     return StepWork(
-        rows,
-        sum([chunk.num_tokens for chunk in chunks]) - rows,
-        told["num_prompt_chunks"],
-        told["decode_context_tokens"],
+        num_rows + own_rows,
+        sum([chunk.num_tokens for chunk in chunks]) - own_rows,
+        num_prompts,
+        context + told["decode_context_tokens"],
         told["prompt_context_tokens"],
     )
 

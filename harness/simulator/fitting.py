@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from adapters.base import ConfigError
 from harness.simulator.calibration import FitQuality
-from harness.simulator.costs import FittedCost, StepWork
+from harness.simulator.costs import CostModel, FittedCost, StepWork
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +53,7 @@ def fit_cost(steps: pd.DataFrame) -> tuple[FittedCost, FitQuality, dict[str, tup
         raise ConfigError(f"{len(works)} steps are too few for a calibration: at least {_FEWEST_STEPS}")
     held_out = np.arange(len(works)) // _BLOCK % _EVERY == _EVERY - 1
     trial = _fit(works[~held_out], took_s[~held_out])
-    said_s = np.array([trial.step_s(StepWork(*map(int, row))) for row in works[held_out].to_numpy()])
+    said_s = _said_s(trial, works[held_out])
     errors = np.abs(said_s / took_s[held_out] - 1)
     quality = FitQuality(
         num_fitted=int((~held_out).sum()),
@@ -64,6 +64,17 @@ def fit_cost(steps: pd.DataFrame) -> tuple[FittedCost, FitQuality, dict[str, tup
     )
     ranges = {str(name): (float(works[name].min()), float(works[name].max())) for name in works}
     return _fit(works, took_s), quality, ranges
+
+
+def errors_of(cost: CostModel, steps: pd.DataFrame) -> tuple[float, float]:
+    """Median and p95 of the relative errors on these steps."""
+    measured = steps[steps["duration_s"] > 0]
+    errors = np.abs(_said_s(cost, works_of(measured)) / measured["duration_s"].to_numpy(dtype=float) - 1)
+    return float(np.median(errors)), float(np.quantile(errors, 0.95))
+
+
+def _said_s(cost: CostModel, works: pd.DataFrame) -> Floats:
+    return np.array([cost.step_s(StepWork(*map(int, row))) for row in works.to_numpy()])
 
 
 def _fit(works: pd.DataFrame, took_s: Floats) -> FittedCost:

@@ -17,15 +17,16 @@ from adapters.base import RequestTooLong, Sequence
 from harness.plan.load_generator import Decision, LoadGenerator, TimedRequest
 from harness.plan.schedule import PlannedRequest, Schedule
 from harness.simulator.costs import ScaledCost
+from harness.simulator.fast import FastReplica
 from harness.simulator.fleet_spec import FleetSpec, Flight, SequenceMaker
 from harness.simulator.operations import Autoscaler
-from harness.simulator.replica import Replica, Submission
+from harness.simulator.replica import Replica, ReplicaSpec
 from harness.simulator.routers import READS_WAITING, FleetView, make_router
 from harness.simulator.step_log import StepLog, StepRecords, StepTotals
 from services.engine.messages import SequenceUpdate
 from services.strategies import VARIANTS
 
-_ENDED, _NOTED, _FAILS, _READY, _SCALES, _ARRIVES, _WAKES, _SUBMITTED, _TURN = range(9)
+_ENDED, _NOTED, _FAILS, _READY, _SCALES, _ARRIVES, _WAKES, _TURN = range(8)
 """Kinds of events, in the order in which they happen at one instant."""
 
 
@@ -74,11 +75,11 @@ class Fleet:
         spec = self._spec
         scale = spec.options.cost_scales[index % len(spec.options.cost_scales)]
         cost = spec.cost if scale == 1 else ScaledCost(spec.cost, scale)
-        return Replica(
-            index, spec.engine, spec.info, cost, spec.overheads, self.steps[index],
-            on_report=self._reported, on_tokens=None if spec.options.brief else self._got_tokens,
-            exact=spec.options.exact,
-        )  # fmt: skip
+        on_tokens = None if spec.options.brief else self._got_tokens
+        one = ReplicaSpec(spec.engine, spec.info, cost, spec.overheads, self._reported, on_tokens)
+        # Steps at a tick are not alike, nor are those of batches that pad their prompts.
+        is_exact = spec.options.exact or spec.engine.tick_s > 0 or spec.engine.pad_style == "generate"
+        return (Replica if is_exact else FastReplica)(index, one, self.steps[index])
 
     def _add(self) -> int:
         """One replica more, which takes no requests yet."""
@@ -92,9 +93,9 @@ class Fleet:
 
     def _ready(self, index: int) -> None:
         if self.replicas[index].is_gone:
-            most = self.replicas[index].backend.most
+            most = self.replicas[index].most
             self.replicas[index] = self._start(index)
-            self.replicas[index].backend.most = most
+            self.replicas[index].most = most
         insort(self._view.up, index)
         if failures := self._spec.options.failures:
             draws = self._draws.setdefault(index, failures.draws(self._spec.options.seed, index))
@@ -163,11 +164,6 @@ class Fleet:
                 if what.wakes_at_s == self.now_s:  # else it was moved
                     what.turn(self.now_s)
                     self._plan_turn(what)
-            elif kind == _SUBMITTED:
-                assert isinstance(what, Submission)
-                if not what.replica.is_gone:
-                    what.replica.submit(self.now_s, what.sequences)
-                    self._plan_turn(what.replica)
             elif kind == _ENDED:
                 assert isinstance(what, Flight)
                 self._ended(what)
@@ -197,7 +193,7 @@ class Fleet:
 
     def _plan_turn(self, replica: Replica) -> None:
         if replica.wakes_at_s is not None:
-            self._push(replica.wakes_at_s, _TURN, replica)
+            heapq.heappush(self._events, (replica.wakes_at_s, _TURN, next(self._numbers), replica))
 
     def _follow(self, decision: Decision) -> None:
         for request in decision.drop:
@@ -237,7 +233,10 @@ class Fleet:
             self._refuse(flights, str(error), received_s)
             return
         replica.accepts_at_s = max(received_s, replica.accepts_at_s) + overheads.accept_s
-        self._push(replica.accepts_at_s, _SUBMITTED, Submission(replica, sequences))
+        planned_s = replica.wakes_at_s
+        replica.submit(replica.accepts_at_s, sequences)
+        if replica.wakes_at_s != planned_s:
+            self._plan_turn(replica)
 
     def _refuse(self, flights: list[Flight], error: str, at_s: float) -> None:
         for flight in flights:
@@ -294,5 +293,6 @@ class Fleet:
     def _done(self, flight: Flight) -> None:
         self._num_left -= 1
         self._on_end(flight)
-        self._leave_if_idle(flight.replica)
+        if self._leaving:
+            self._leave_if_idle(flight.replica)
         self._follow(self.load.end(flight.finish_s))

@@ -19,6 +19,8 @@ from harness.results.steps import STEPS_SUFFIX, read_steps
 from harness.simulator.calibration import Calibration
 from harness.simulator.fitting import Floats, fit_cost, line
 from harness.simulator.overheads import Overheads
+from services.read_settings import read_settings
+from services.settings import Settings
 
 MAX_OTHER_CPU_SHARE = 0.05
 _LONGEST_GAP_S = 0.05
@@ -49,12 +51,7 @@ def calibrate(path: Path, *, allow_busy: bool = False) -> Calibration:
     """
     manifest, rows, steps = read_run(path)
     shares = [entry.machine.other_cpu_share or 0.0 for entry in manifest.repeats]
-    notes = []
-    if max(shares, default=0.0) > MAX_OTHER_CPU_SHARE:
-        told = f"other processes used {max(shares):.0%} of the CPU while {path.name} was measured"
-        if not allow_busy:
-            raise ConfigError(f"{told}; measure again on a quiet machine, or pass --allow-busy")
-        notes.append(told)
+    notes = refuse_busy(max(shares, default=0.0), path.name, allow_busy=allow_busy)
     card = _card(manifest)
     overheads = fit_overheads(rows, steps, int(card["max_batch_size"]))
     tokens = {str(k): int(n) for k, n in zip(rows["prompt_id"], rows["num_prompt_tokens"], strict=True)}
@@ -72,8 +69,29 @@ def calibrate(path: Path, *, allow_busy: bool = False) -> Calibration:
         fit=quality,
         prompt_tokens=tokens,
         tokens_per_byte=_tokens_per_byte(manifest, tokens),
-        notes=tuple(notes),
+        notes=notes,
     )
+
+
+def refuse_busy(others: float, what: str, *, allow_busy: bool) -> tuple[str, ...]:
+    """The notes of a calibration whose machine gave this share of its CPU to others.
+
+    Raises:
+        ConfigError: it is too much, and `allow_busy` is not set.
+    """
+    if others <= MAX_OTHER_CPU_SHARE:
+        return ()
+    told = f"other processes used {others:.0%} of the CPU while {what} was measured"
+    if not allow_busy:
+        raise ConfigError(f"{told}; measure again on a quiet machine, or pass --allow-busy")
+    return (told,)
+
+
+def settings_of(manifest: RunManifest) -> Settings:
+    """The settings of the service that was measured."""
+    assert manifest.service is not None
+    own = service_settings(manifest.service.model_dump()["settings"]) | {"variant": manifest.variant}
+    return read_settings(own, env_file=None)
 
 
 def _base(card: Mapping[str, Any]) -> dict[str, str]:

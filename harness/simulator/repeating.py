@@ -1,16 +1,24 @@
-"""A scheduler that can tell how often its last step repeats itself, and take these steps at once.
+"""A scheduler that tells rows apart only where something happens to them.
 
 Between two events a batch of decode rows does the same thing step after step: the same rows, one token each,
-nobody joins and nobody ends. The rule that says when is here; what a step does is the scheduler's own.
+nobody joins and nobody ends. Such rows stand in a heap by the step with which they end; what they have got
+since they were last told is the same for all of them. The rule that says how many steps are alike is here;
+what a step does is the scheduler's own. Cancelled and exclusive sequences, failed steps and padded prompts
+do not occur.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from collections.abc import Sequence as Seq
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Any, NamedTuple
 
 from adapters.base import ScheduledChunk, Sequence, SequenceState, StepOutput
-from services.engine.scheduler import Outcome, Scheduler, StepPlan
+from harness.simulator.costs import StepWork, work_of
+from services.engine.messages import SequenceUpdate
+from services.engine.scheduler import Scheduler, StepPlan
+from services.engine.step_plan import chunks_of_prompts
 
 _RUNNING = SequenceState.RUNNING
 
@@ -18,105 +26,155 @@ TOKEN = 0
 """Every token is this one; nothing ends before its budget."""
 
 
-def _outputs(sequences: Iterable[Sequence]) -> list[StepOutput]:
-    return [StepOutput(seq.seq_id, [TOKEN]) for seq in sequences]
+class Ahead(NamedTuple):
+    """The steps to come, if no message comes."""
+
+    num_alike: int
+    has_end: bool
+    """The step after them is alike as well, but for rows that end with it ."""
+    num_live: int
+    num_dead: int
+    context: int
+    """Of the first of these steps; each live row adds one with each step."""
 
 
 class RepeatingScheduler(Scheduler):
-    """The scheduler of the engine, with a question and two answers more. Call them between steps only.
-
-    In any step most rows only get their next token. They are told apart, in `plain`, and have no update.
+    """The scheduler of the engine. `schedule` is followed by `take`; between steps `ahead` may be asked, and
+    followed by `take_ahead`.
     """
 
-    plain: Seq[Sequence] = ()
-    """Of the last step, those that decoded and did not end."""
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._rows: list[tuple[int, int, Sequence]] = []
+        """Rows that decode, and the step that ends each, a heap."""
+        self._numbers = count()
+        self._step = 0  # of decoding
+        self._context = 0  # of `_rows` in their next step
+        self._num_untold = self._num_untold_rows = 0  # steps of which `_rows` know nothing, and rows in them
+        self.work = StepWork(0, 0, 0, 0, 0)
+        """Of the step that `schedule` laid out."""
 
     @property
-    def batch(self) -> list[Sequence]:
-        """All that have a slot, dead rows included; not to be changed."""
-        return self._batch.sequences
+    def decoding(self) -> list[Sequence]:
+        """The rows that decode."""
+        return [seq for _, _, seq in self._rows]
 
-    def repeating(self) -> tuple[int, bool, list[Sequence]]:
-        """How many of the next steps are alike, if no message comes; whether the one after them is as well,
-        but for those that end with it (`end`); and their live rows.
+    def schedule(self, now_s: float) -> StepPlan:
+        self._tell_all()
+        return super().schedule(now_s)
 
-        A step that needs more KV is none of them.
-        """
-        none: list[Sequence] = []
-        batch, strategy = self._batch, self._strategy
-        if self._alone or not batch.num_live:
-            return 0, False, none
-        # A strategy that does not say counts as one that may admit. An order that changes with time arranges
-        # the queue at every step in which a slot is free.
-        may_change = getattr(strategy, "admits_while_running", True) or self._note_served is not None
-        if self._waiting:
-            if batch.has_free_slot and may_change:
-                return 0, False, none
-            if self._held_back != self._find_held_back():
-                return 0, False, none  # room came free with the last step: the next one charges another wait
-        before_end = within_kv = 1 << 60
-        live = []
-        for seq in batch.sequences:
-            if seq.state is not _RUNNING:
-                continue
-            if seq.num_computed_tokens < seq.num_prefill_tokens:
-                return 0, False, none
-            live.append(seq)
-            left, room = seq.params.max_tokens - len(seq.output_token_ids) - 1, batch.num_steps_within(seq)
-            if left < before_end:
-                before_end = left
-            if room < within_kv:
-                within_kv = room
-        return min(before_end, within_kv), before_end < within_kv, live
-
-    def repeat(self, live: Seq[Sequence], num_steps: int, num_rows: int) -> None:
-        """Give `live` the tokens of `num_steps` steps of `repeating`, each of `num_rows` live rows."""
-        for seq in live:
-            seq.num_computed_tokens += num_steps
-        self._give(live, num_steps, num_rows)
-
-    def end(self, live: list[Sequence], num_steps: int, done_s: float) -> Outcome:
-        """Take them, and the step after them, with which some of `live` end; the others become `plain`."""
-        num_rows = len(live)
-        ending: list[Sequence] = []
-        plain: list[Sequence] = []
-        for seq in live:
-            is_last = len(seq.output_token_ids) + num_steps + 1 >= seq.params.max_tokens
-            (ending if is_last else plain).append(seq)
-        self.repeat(ending, num_steps, num_rows)
-        self.repeat(plain, num_steps + 1, num_rows)
-        self.plain = plain
-        chunks = [ScheduledChunk(seq, seq.num_computed_tokens, 1) for seq in ending]
-        plan = StepPlan(chunks, num_rows, 0, 0, num_rows, None)
+    def take(self, plan: StepPlan, done_s: float) -> list[SequenceUpdate]:
+        """The step of `plan` is done: every row that was to get a token has got one."""
+        updates = []
+        if plan.num_decode_tokens:
+            updates = self._take_decoding(1, plan.num_rows, done_s)
+        if not plan.chunks:
+            return updates
         self.mark_launched(plan)
-        return super().update_from_output(plan, _outputs(ending), done_s)
+        got = [StepOutput(chunk.seq.seq_id, [TOKEN]) for chunk in plan.chunks if chunk.seq.num_pending_tokens]
+        updates += self.update_from_output(plan, got, done_s).updates
+        self._tell_all()
+        for seq in [chunk.seq for chunk in plan.chunks]:
+            if seq.state is _RUNNING and seq.num_computed_tokens >= seq.num_prefill_tokens:
+                ends_with = self._step + seq.params.max_tokens - len(seq.output_token_ids)
+                heappush(self._rows, (ends_with, next(self._numbers), seq))
+                self._context += seq.num_computed_tokens + 1
+        return updates
 
-    def update_from_output(self, plan: StepPlan, outputs: Iterable[StepOutput], now_s: float) -> Outcome:
-        """Every row that a step was to give a token has got one, whatever `outputs` tells."""
-        plain: list[Sequence] = []
-        others: list[ScheduledChunk] = []
-        for chunk in plan.chunks:
-            seq = chunk.seq
-            # Launched, and running still: it does not end with this token.
-            if seq.state is _RUNNING and chunk.start >= seq.num_prefill_tokens and not chunk.dead:
-                seq.num_pending_tokens -= 1
-                plain.append(seq)
-            else:
-                others.append(chunk)
-        self.plain = plain
-        self._give(plain, 1, plan.num_rows)
-        if not others:
-            return Outcome([], [])
-        got = _outputs(chunk.seq for chunk in others if chunk.seq.num_pending_tokens)
-        rest = StepPlan(others, plan.num_rows, 0, 0, 0, None)
-        return super().update_from_output(rest, got, now_s)
+    def ahead(self) -> Ahead | None:
+        """None where the next step has to be scheduled. A step that needs more KV is never alike."""
+        batch, num_live = self._batch, len(self._rows)
+        if not num_live or num_live < batch.num_live:
+            return None
+        if self._waiting:
+            # A strategy that does not say counts as one that may admit. An order that changes with time
+            # arranges the queue at every step in which a slot is free.
+            admits = getattr(self._strategy, "admits_while_running", True)
+            if batch.has_free_slot and (admits or self._note_served is not None):
+                return None
+            if self._held_back != self._find_held_back():
+                return None  # room came free with the last step: the next one charges another wait
+        num_alike, has_end = self._rows[0][0] - self._step - 1, True
+        if batch.grows:
+            self._tell_all()
+            num_within = min([batch.num_steps_within(seq) for _, _, seq in self._rows])
+            if num_within <= num_alike:
+                num_alike, has_end = num_within, False
+        if not num_alike and not has_end:
+            return None
+        return Ahead(num_alike, has_end, num_live, batch.num_dead, self._context + self._dead_context())
 
-    def _give(self, sequences: Seq[Sequence], num_steps: int, num_rows: int) -> None:
-        """The tokens of `num_steps` steps, each of `num_rows` rows."""
-        tokens, num_row_steps = [TOKEN] * num_steps, num_steps * num_rows
-        for seq in sequences:
+    def take_ahead(self, num_steps: int, done_s: float) -> list[SequenceUpdate]:
+        """Take that many steps of `ahead`. `done_s` is when the last one is done."""
+        return self._take_decoding(num_steps, len(self._rows), done_s)
+
+    def _lay_out(self, recheck_at_s: float | None) -> StepPlan:
+        """As `lay_out`, with chunks for prompts alone."""
+        batch, layout = self._batch, self._layout
+        prompts = [
+            seq for seq in batch.sequences
+            if seq.num_computed_tokens < seq.num_prefill_tokens and seq.state is _RUNNING
+        ]  # fmt: skip
+        if len(prompts) + len(self._rows) > batch.num_live:
+            self._forget_preempted()
+        num_decoding, num_dead = len(self._rows), batch.num_dead
+        context = self._context + self._dead_context()
+        if prompts and layout.rows_wait:
+            num_decoding = num_dead = context = 0
+        chunks: list[ScheduledChunk] = []
+        if prompts:
+            chunks = chunks_of_prompts(
+                layout, self.limits, prompts,
+                num_rows=num_decoding + num_dead, others_wait=num_decoding > 0,
+            )  # fmt: skip
+        self.work = work_of(chunks, num_decoding + num_dead, context)
+        num_rows = num_decoding + len(chunks)
+        return StepPlan(chunks, num_rows, num_dead, self.work.prompt_tokens, num_decoding, recheck_at_s)
+
+    def _take_decoding(self, num_steps: int, num_rows: int, done_s: float) -> list[SequenceUpdate]:
+        """`_rows` took these steps, each of `num_rows` live rows; those that end with the last one leave."""
+        rows = self._rows
+        self._step += num_steps
+        self._num_untold += num_steps
+        self._num_untold_rows += num_steps * num_rows
+        self._context += num_steps * len(rows)
+        if not rows or rows[0][0] > self._step:
+            return []
+        ending: list[Sequence] = []
+        while rows and rows[0][0] == self._step:
+            ending.append(heappop(rows)[2])
+        if len(ending) > 1:
+            ending.sort(key=self._batch.sequences.index)  # as updates of a step stand
+        self._tell(ending)
+        for seq in ending:
+            self._context -= seq.num_computed_tokens + 1
+        updates = [self._end(seq, [TOKEN], "length", done_s) for seq in ending]
+        self._batch.sweep()
+        return updates
+
+    def _tell_all(self) -> None:
+        self._tell(self.decoding)
+        self._num_untold = self._num_untold_rows = 0
+
+    def _tell(self, sequences: Iterable[Sequence]) -> None:
+        """Give rows the tokens that they have got since `_rows` were told."""
+        num_steps, num_rows, note_served = self._num_untold, self._num_untold_rows, self._note_served
+        tokens = [TOKEN] * num_steps
+        for seq in sequences if num_steps else ():
+            seq.num_computed_tokens += num_steps
             seq.output_token_ids += tokens
             seq.num_steps += num_steps
-            seq.sum_batch_rows += num_row_steps
-            if self._note_served is not None:
-                self._note_served(seq, num_steps)
+            seq.sum_batch_rows += num_rows
+            if note_served is not None:
+                note_served(seq, num_steps)
+
+    def _forget_preempted(self) -> None:
+        self._rows = [row for row in self._rows if row[2].state is _RUNNING]
+        heapify(self._rows)
+        self._context = sum(seq.num_computed_tokens + 1 for seq in self.decoding)
+
+    def _dead_context(self) -> int:
+        """A dead row computes its last position again."""
+        if not self._batch.num_dead:
+            return 0
+        return sum([seq.num_computed_tokens for seq in self._batch.sequences if seq.state is not _RUNNING])

@@ -9,7 +9,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from harness.results.manifest import StepSummary
+from harness.simulator.costs import StepWork
 from services.contract.timings import StepRecord
+from services.engine.step_plan import StepPlan
 
 
 class StepLog(Protocol):
@@ -17,10 +19,12 @@ class StepLog(Protocol):
         """A step; its number is the log's to give."""
         ...
 
-    def add_run(
-        self, live: int, dead: int, depth: int, context: int, starts_s: Seq[float], ends_s: Seq[float]
-    ) -> None:
-        """Decode steps in a row. `context` is the first one's, to which each adds `live`."""
+    def add_step(self, plan: StepPlan, work: StepWork, depth: int, start_s: float, end_s: float) -> None: ...
+
+    def add_run(self, live: int, dead: int, depth: int, context: int, instants_s: Seq[float]) -> None:
+        """Decode steps in a row, start and end of each. `context` is the first one's, to which each adds
+        `live`.
+        """
         ...
 
 
@@ -28,15 +32,22 @@ class StepRecords(list[StepRecord]):
     def add(self, record: StepRecord) -> None:
         self.append(replace(record, step=len(self)))
 
-    def add_run(
-        self, live: int, dead: int, depth: int, context: int, starts_s: Seq[float], ends_s: Seq[float]
-    ) -> None:
+    def add_step(self, plan: StepPlan, work: StepWork, depth: int, start_s: float, end_s: float) -> None:
+        self.append(
+            StepRecord(
+                len(self), start_s, end_s - start_s, plan.num_rows, work.prompt_tokens,
+                plan.num_decode_tokens, plan.num_dead_rows, depth, work.prompt_chunks, work.decode_context,
+                work.prompt_context, plan.num_preempted,
+            )
+        )  # fmt: skip
+
+    def add_run(self, live: int, dead: int, depth: int, context: int, instants_s: Seq[float]) -> None:
         number = len(self)
         self += [
             StepRecord(
                 number + i, start_s, end_s - start_s, live, 0, live, dead, depth, 0, context + i * live, 0
             )
-            for i, (start_s, end_s) in enumerate(zip(starts_s, ends_s, strict=True))
+            for i, (start_s, end_s) in enumerate(zip(instants_s[::2], instants_s[1::2], strict=True))
         ]
 
 
@@ -50,10 +61,11 @@ class StepTotals:
     def add(self, record: StepRecord) -> None:
         self._count(record.num_rows, record.num_dead_rows, 1, record.duration_s)
 
-    def add_run(
-        self, live: int, dead: int, depth: int, context: int, starts_s: Seq[float], ends_s: Seq[float]
-    ) -> None:
-        self._count(live, dead, len(ends_s), sum(ends_s) - sum(starts_s))
+    def add_step(self, plan: StepPlan, work: StepWork, depth: int, start_s: float, end_s: float) -> None:
+        self._count(plan.num_rows, plan.num_dead_rows, 1, end_s - start_s)
+
+    def add_run(self, live: int, dead: int, depth: int, context: int, instants_s: Seq[float]) -> None:
+        self._count(live, dead, len(instants_s) // 2, sum(instants_s[1::2]) - sum(instants_s[::2]))
 
     def _count(self, live: int, dead: int, num_steps: int, busy_s: float) -> None:
         self.num_steps += num_steps

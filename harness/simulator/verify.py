@@ -21,9 +21,8 @@ from harness.results.steps import summarise_steps
 from harness.results.table import MISSING, render_table
 from harness.simulator.calibration import Calibration
 from harness.simulator.fleet_spec import FleetOptions
-from harness.simulator.measured import read_run, service_settings
+from harness.simulator.measured import read_run, settings_of
 from harness.simulator.simulation import make_rows, simulate
-from services.read_settings import read_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +81,7 @@ def verify(path: Path, calibration: Calibration) -> VerifiedRun:
         raise ConfigError(f"{path} is the run that the calibration was made from")
     if manifest.repeats[1:] or manifest.schedule.shard != (0, 1):
         raise ConfigError(f"{path} holds several replays, or a part of one: verify single runs")
-    assert manifest.service is not None
-    own = service_settings(manifest.service.model_dump()["settings"]) | {"variant": manifest.variant}
-    settings = read_settings(own, env_file=None)
+    settings = settings_of(manifest)
     schedule, num_prompt_tokens = _schedule_of(rows, manifest)
     made = simulate(
         settings,
@@ -101,7 +98,8 @@ def verify(path: Path, calibration: Calibration) -> VerifiedRun:
         for figure, allowed in _FIGURES
     ]
     checks += _of_steps(manifest.repeats[0].steps, summarise_steps(made.steps, 0))
-    load = f"{schedule.load.rate:g}/s" if is_open else f"{schedule.load.concurrency} users"
+    load = f"{schedule.load.rate:.3g}/s" if is_open else f"{schedule.load.concurrency} users"
+    load = "trace" if schedule.load.trace_sha256 else load
     return VerifiedRun(manifest.arm, load, manifest.repeats[0].machine.other_cpu_share, tuple(checks))
 
 

@@ -27,7 +27,7 @@ class RunningBatch:
 
     def __init__(self, limits: SchedulerLimits, kv: KvPolicy, *, pads: bool) -> None:
         self._limits = limits
-        self._grows = kv.grows
+        self.grows = kv.grows
         self.memory = KvMemory(kv, limits)
         self._pads = pads
         self.sequences: list[Sequence] = []  # in order of admission, dead rows among them
@@ -102,7 +102,7 @@ class RunningBatch:
         """
         released: list[int] = []
         preempted: list[Sequence] = []
-        if not self._grows:
+        if not self.grows:
             return released, preempted
         memory, held_tokens = self.memory, self.memory.held_tokens
         outgrown = [s for s in self.sequences if s.num_computed_tokens >= held_tokens[s.seq_id]]

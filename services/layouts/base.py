@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 from adapters.base import ScheduledChunk, Sequence
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which takes three times as long: steps make one
 class StepBudget:
     max_prompt_tokens: int
     """What the rows of the step leave."""

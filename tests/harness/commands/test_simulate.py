@@ -73,6 +73,23 @@ def test_a_brief_run_writes_no_rows_and_says_how_fast_it_was(
     assert not list(tmp_path.rglob("*.parquet"))
 
 
+def test_a_sweep_simulates_every_arm_with_every_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["simulate", "--brief", "--requests", "20", "--variants", "continuous", "static"]
+    swept = ["--sweep", "rate=2,8", "--sweep", "MAX_BATCH=4,16"]
+    assert main([*asked, *swept, "--out", str(tmp_path)]) == 0
+    arms = [
+        line.split("|")[1].strip()
+        for line in capsys.readouterr().out.splitlines()
+        if "MAX_BATCH=" in line and "|" in line
+    ]
+    assert arms == [
+        f"{arm} rate={rate} MAX_BATCH={size}"
+        for rate in ("2.0", "8.0") for size in (4, 16) for arm in ("continuous", "static")
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [
@@ -81,6 +98,10 @@ def test_a_brief_run_writes_no_rows_and_says_how_fast_it_was(
         ("--autoscale", "goal=3", "'goal' is none of target, least, most"),
         ("--autoscale", "target=3,most=x", "most must be a number above 0"),
         ("--cost-scales", "0", "each of --cost-scales above 0"),
+        ("--sweep", "speed=1,2", "'speed' cannot be swept"),
+        ("--sweep", "replicas=1,0", "the values of replicas must be above 0"),
+        ("--sweep", "MAX_BATCH=8,x", "MAX_BATCH"),
+        ("--variants", "continuous@PREFIX_CACHE=1,KV_POLICY=paged", "PREFIX_CACHE=1 is not simulated"),
     ],
 )
 def test_numbers_of_a_fleet_that_cannot_be_are_refused(

@@ -21,6 +21,7 @@ from harness.simulator.overheads import Overheads
 from harness.simulator.routers import ROUTERS
 from harness.simulator.simulation import Simulated, read_arm, simulate
 from harness.simulator.step_log import StepRecords
+from services.admissions import ADMISSIONS
 from services.contract.timings import SequenceTimings
 from services.kv_policies import KV_POLICIES
 from services.layouts import LAYOUTS
@@ -37,7 +38,7 @@ NUM_REQUESTS = 24
 NUM_CONFIGURATIONS = int(os.environ.get("SIMULATOR_CONFIGURATIONS", "32"))
 INFO = {
     "backend": "torch", "model": "m", "device": "cpu", "dtype": "bf16", "vocab_size": 9, "eos_token_ids": (),
-    "max_batch_size": 16, "max_model_len": 4096,
+    "max_batch_size": 16, "max_model_len": 4096, "computes_padding": True,
 }  # fmt: skip
 
 
@@ -74,6 +75,12 @@ def simulated(seed: int, *, exact: bool) -> Simulated:
     )  # fmt: skip
     if isinstance(calibration.cost, NullCost):
         own["MAX_MODEL_LEN"] = "512"
+    own |= {
+        "ADMISSION": draw.choice(list(ADMISSIONS)), "LENGTH_ORACLE": draw.choice(["max_tokens", "0.5"]),
+        "LONG_PREFILL_TOKEN_THRESHOLD": draw.choice(["0", "40"]),
+    }  # fmt: skip
+    if own["PAD_FINISHED"] == "1" and own["KV_POLICY"] == "reserve":
+        own["PAD_STYLE"] = draw.choice(["lean", "generate"])
     options = FleetOptions(
         draw.choice([1, 1, 3]), draw.choice(list(ROUTERS)), draw.choice([0.0, 0.02]), seed, exact,
         cost_scales=draw.choice([(1.0,), (1.0, 2.5)]),
