@@ -54,5 +54,5 @@ DESCRIPTION = BackendDescription(
     options=LlamaCppOptions,
     weights="gguf",
     formats=GGUF_FORMATS,
-    dtypes="auto is q4_k_m, or as a model is shipped (smollm2-135m: q4_1); others are f32, f16, bf16 and q8_0",
+    dtypes="auto is q4_k_m (smollm2-135m: q4_1, as shipped); others are f32, f16, bf16, q8_0 and q4_1",
 )
