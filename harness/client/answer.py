@@ -126,6 +126,8 @@ class Answer:
         elif self.num_output_tokens < min(2, num_pieces := len(self.chunk_s)):
             counted = self.num_output_tokens
             self.fail(f"the server counted {counted} tokens, but streamed {num_pieces} pieces of text", now_s)
+        elif self.num_output_tokens > 1 and not self.chunk_s:
+            self.fail(f"the server counted {self.num_output_tokens} tokens, but streamed no text", now_s)
         else:
             self._end()
             self._complete()

@@ -46,8 +46,10 @@ def add_objective_option(parser: argparse.ArgumentParser) -> None:
 def chosen_objective(args: argparse.Namespace) -> Figure | None:
     """
     Raises:
-        ConfigError: goodput without limits.
+        ConfigError: goodput without limits, or limits without it.
     """
+    if args.slo and args.objective != "goodput":
+        raise ConfigError("--slo says which answers count as good: give --objective goodput with it")
     return objective_figure(args.objective, Slo(tuple(args.slo))) if args.objective else None
 
 

@@ -76,6 +76,11 @@ def find_arms(
         card = _card_of(text, name, own, settings, source)
         chosen = "".join(f" {setting}={value}" for setting, value in own.items())
         label = f"{card.variant}{chosen}" + (f" at {source.sha[:12]}" if source else "")
+        if label in arms or f"{label} PAD_FINISHED=0" in arms:
+            raise ConfigError(
+                f"{text!r} is there already; to compare an arm with itself, give one of them a setting that "
+                "changes nothing, as continuous@MAX_BATCH=16"
+            )
         # PAD_STYLE says how finished rows are kept, so that such an arm keeps them.
         if {"PAD_FINISHED", "PAD_STYLE"} & own.keys() or not card.strategy.get("pad_finished"):
             arms[label] = Arm(card.variant, label, own, source)

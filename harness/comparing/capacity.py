@@ -25,6 +25,8 @@ CONFIDENCE = 0.95
 FIRST_FACTOR, LATER_FACTOR = 2.0, 1.25
 """By how much rates grow until the limits do not hold: at first, and near the answer of another block."""
 MAX_TRIED = 16
+MOST_LOWERED = 8
+"""Limits that do not hold at so many ever lower rates do not hold for an empty server."""
 SATURATED_SHARE = 0.90
 """Below this share of the rate asked for, no more is tried."""
 
@@ -58,12 +60,14 @@ def next_load(
 def search(holds: Callable[[float], bool], start: float, factor: float, closest: float) -> float | None:
     """The rate in the middle of two that are `closest`, of which the limits hold at the lower alone.
 
-    None where no such two were found in `MAX_TRIED` rates.
+    None where no such two were found in `MAX_TRIED` rates, or the limits do not hold for an empty server.
     """
     met: list[float] = []
     missed: list[float] = []
     rate: float | None = start
     while rate is not None and len(met) + len(missed) < MAX_TRIED:
+        if not met and len(missed) > MOST_LOWERED:
+            return None
         (met if holds(rate) else missed).append(rate)
         if not met:
             rate = min(missed) / factor

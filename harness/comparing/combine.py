@@ -204,6 +204,8 @@ def compare_files(
     runs, rows = join_runs(files)
     arms = list(dict.fromkeys(m.arm for m in runs))
     if len(arms) < 2:
+        if len(paths) > 1:
+            raise ConfigError(f"all files hold the one arm {arms[0]}, as runs of other loads or repeats do")
         raise ConfigError("name at least two result files, or a comparison of two arms")
     validity = validity_of(runs, len(runs))
     if len(paths) > 1:

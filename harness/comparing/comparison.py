@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from statistics import median
 
 import pandas as pd
@@ -116,11 +117,12 @@ def render_comparison(
         rows, manifest.arms, reference, is_open=is_open, margin=margin, places=places, objective=objective
     )
     num_same, num_planned = agreement_of_all(rows)
+    decides = made and not manifest.validity.invalid
     return "\n".join(
         [
             _heading(manifest),
             "",
-            *map(printable, decision_sentences(made, reference, is_open, block_s) if made else ()),
+            *map(printable, decision_sentences(made, reference, is_open, block_s) if decides else ()),
             *([draws_text(manifest.runs)] if manifest.num_blocks > 1 else ()),
             "",
             _figure_table(rows, is_open, figures, manifest.arms, reference),
@@ -194,13 +196,20 @@ def verdict_lines(found: Sequence[Contrast]) -> list[str]:
 
 
 def block_seconds(manifest: ComparisonManifest) -> float | None:
-    """How long one block of all arms takes, by the clock of its runs; None where they do not tell."""
+    """How long one block of all arms takes, by the clock of its runs; None where they do not tell. What lies
+    between two runs (a service that ends and one that starts) belongs to a run."""
     each: dict[str, list[float]] = {}
+    spans = []
     for run in manifest.runs:
         if run.repeats:
             start, end = (datetime.fromisoformat(at) for at in (run.started_at, run.repeats[-1].ended_at))
             each.setdefault(run.arm, []).append((end - start).total_seconds() / len(run.repeats))
-    return sum(median(seconds) for seconds in each.values()) or None
+            spans.append((start, end))
+    spans.sort()
+    between = [(later[0] - sooner[1]).total_seconds() for sooner, later in pairwise(spans)]
+    # Of files and repeats of several services that were not measured one after another it says nothing.
+    gap_s = max(0.0, median(between)) if between else 0.0
+    return sum(median(seconds) + gap_s for seconds in each.values()) or None
 
 
 def _heading(manifest: ComparisonManifest) -> str:
@@ -210,8 +219,9 @@ def _heading(manifest: ComparisonManifest) -> str:
     capacity = first.settings.capacity
     if plan.rate and capacity:
         users += f" ({plan.rate / capacity:.0%} of {manifest.reference}'s capacity of {capacity:g})"
+    num_blocks = manifest.num_blocks
     return (
-        f"{manifest.num_blocks} blocks of {plan.num_requests} requests, {users}, "
+        f"{num_blocks} block{'s' * (num_blocks != 1)} of {plan.num_requests} requests, {users}, "
         f"seed {first.settings.seed} - {printable(f'{first.model}, {first.engine_text}')}\n"
         f"{printable(str(host.cpu_model))}, {host.physical_cores} cores. TTFT and total are from schedule."
     )

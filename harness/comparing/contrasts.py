@@ -193,8 +193,10 @@ def contrast_table(found: Sequence[Contrast]) -> tuple[list[str], list[list[str]
     return ["arm", *labels], [[arm, *(c.text() for c in found if c.arm == arm)] for arm in arms]
 
 
-def more_blocks(found: Sequence[Contrast], is_open: bool) -> int:
-    """How many more blocks the leading figures of every arm need for a verdict; those out of reach aside."""
+def most_asking(found: Sequence[Contrast], is_open: bool) -> Verdict | None:
+    """Of the leading figures of every arm the one that needs most blocks for a verdict; those out of reach
+    aside, and None where nothing is missing."""
     leading = leading_figures(is_open)
     verdicts = [c.verdict for c in found if c.figure in leading and c.verdict]
-    return max((v.num_missing for v in verdicts if not v.is_out_of_reach), default=0)
+    asking = [v for v in verdicts if v.num_missing and not v.is_out_of_reach]
+    return max(asking, key=lambda verdict: verdict.num_missing, default=None)

@@ -20,7 +20,7 @@ from harness.comparing.contrasts import (
     Places,
     contrasts,
     leading_figures,
-    more_blocks,
+    most_asking,
     primary,
     ratio_text,
 )
@@ -130,6 +130,9 @@ def _ranked(rows: pd.DataFrame, arms: Sequence[str], figure: Figure, is_open: bo
     return sorted(values, key=values.__getitem__)
 
 
+_SURE = ("better", "worse", "equivalent")
+
+
 def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: float | None) -> list[str]:
     """First what the first arm gives and costs, then how it stands to the next, then how sure that is."""
     lead, told = made.lead, made.against_reference or made.against_next
@@ -142,8 +145,7 @@ def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: f
     trade = trade_text(told, made.first)
     if made.winner and not made.better_elsewhere:
         sentences.append(f"{made.first} wins: {standing}")
-        if other == reference and other != made.second:
-            sentences.append(f"Against {reference}: {trade}.")
+        sentences.append(f"Against {other}: {trade}.")
     else:
         sentences.append(
             f"{made.first} against {other}: {trade}." if trade else _undecided(made, told, other)
@@ -160,20 +162,25 @@ def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: f
         if made.better_elsewhere:
             sentences.append(_not_the_best(made))
     verdict = lead.verdict
-    over = f"over {verdict.num_blocks} blocks, the same requests paired"
+    over = f"over {verdict.num_blocks} block{'s' * (verdict.num_blocks != 1)}, the same requests paired"
     if lead.word == "better":
-        sentences.append(f"How sure: the interval holds at {verdict.confidence:.1%} {over}.")
+        held = f"{verdict.confidence:.1%}" if verdict.confidence < 0.9995 else "more than 99.9%"
+        sentences.append(f"How sure: the interval holds at {held} {over}.")
     else:
         ask = _asked(made.against_next, is_open, block_s)
         word = "can't tell" if ask else verdict.text()
         sentences.append(f"How sure: {word} {over}{ask and f'; {ask}'}.")
+    untold = [c.figure.label for c in told if c.arm == made.first and c.word not in _SURE]
+    if made.winner and untold:
+        sentences.append(f"Nothing is sure of {', '.join(untold)}.")
     return sentences
 
 
 def _undecided(made: Decision, told: Sequence[Contrast], other: str) -> str:
     words = {contrast.word for contrast in told if contrast.verdict}
     if words == {"equivalent"} and made.lead.verdict:
-        return f"{made.first} and {other} are {made.lead.verdict.text()}, in every figure."
+        judged = "" if all(contrast.verdict for contrast in told) else " that enough answers stand behind"
+        return f"{made.first} and {other} are {made.lead.verdict.text()}, in every figure{judged}."
     if made.lead.word == "equivalent" and made.lead.verdict:
         return (
             f"{made.first} and {other} are {made.lead.verdict.text()} in {made.figure.label}; "
@@ -192,8 +199,8 @@ def _not_the_best(made: Decision) -> str:
 
 
 def _asked(found: Sequence[Contrast], is_open: bool, block_s: float | None) -> str:
-    missing = more_blocks(found, is_open)
-    return f"{missing} more blocks{_takes(missing, block_s)} would tell" if missing else ""
+    verdict = most_asking(found, is_open)
+    return f"{verdict.asked_text()}{_takes(verdict.num_missing, block_s)} would tell" if verdict else ""
 
 
 def _takes(num_blocks: int, block_s: float | None) -> str:
@@ -256,8 +263,9 @@ def in_words(found: Sequence[Contrast], arm: str) -> str:
 
 def what_more_blocks_tell(found: Sequence[Contrast], is_open: bool, block_s: float | None) -> list[str]:
     """Advice that somebody can follow: how many blocks, how long they take, and which figures they settle."""
-    missing = more_blocks(found, is_open)
-    if not missing:
+    verdict = most_asking(found, is_open)
+    if verdict is None:
         return []
     names = " and ".join(figure.label for figure in leading_figures(is_open))
-    return [f"{missing} more blocks{_takes(missing, block_s)} would decide {names} (--blocks)."]
+    takes = _takes(verdict.num_missing, block_s)
+    return [f"{verdict.asked_text()}{takes} would decide {names} (--blocks)."]

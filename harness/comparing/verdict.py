@@ -61,9 +61,14 @@ class Verdict:
     def missing_text(self) -> str:
         """How many blocks decide; where that is no plan, what the difference is at most."""
         if not self.is_out_of_reach:
-            least = "at least " if self.num_missing == 2 * self.num_blocks > 2 else ""
-            return f"need {least}{self.num_missing} more blocks"
+            return f"need {self.asked_text()}"
         return f"the difference, if any, is below {self.bound_text()}"
+
+    def asked_text(self) -> str:
+        """What is asked for at once is at most twice what there is, or what a first interval needs."""
+        is_cut = self.num_missing in (2 * self.num_blocks, FEWEST_BLOCKS - self.num_blocks)
+        least = "at least " if is_cut else ""
+        return f"{least}{self.num_missing} more block{'s' * (self.num_missing != 1)}"
 
     def bound_text(self) -> str:
         """As 12%, or 3.1x: the end of the interval that lies further from 1."""

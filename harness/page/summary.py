@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.comparing.combine import draws_text
 from harness.comparing.comparison import padding_lines, unlike_work
-from harness.comparing.contrasts import more_blocks
+from harness.comparing.contrasts import most_asking
 from harness.comparing.trade import Decision, decision_sentences
 from harness.page.data import ArmData, ReportData
 from harness.results.latency_budget import TERMS
@@ -75,8 +75,8 @@ def _next_step(made: Decision, num_blocks: int, is_open: bool) -> str:
         return f"take {made.first} if {made.figure.label} counts most, and {others} if its price counts more."
     if made.lead.word == "equivalent":
         return f"take whichever of {made.first} and {made.second} is simpler to run."
-    if missing := more_blocks(made.against_next, is_open):
-        return f"measure on, with --blocks {num_blocks + missing}."
+    if verdict := most_asking(made.against_next, is_open):
+        return f"measure on, with --blocks {num_blocks + verdict.num_missing}."
     return "take either: what is left between them is small, or too noisy for any number of blocks."
 
 

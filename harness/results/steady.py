@@ -70,6 +70,10 @@ def _open_bounds(rows: pd.DataFrame) -> tuple[float, float] | None:
     return float(rows["scheduled_s"].min()) + service_s, float(rows["scheduled_s"].max()) - service_s
 
 
+SHORTEST_SHARE = 0.2
+"""Of a run: a shorter window is an accident of a few steps."""
+
+
 @dataclass(frozen=True, slots=True)
 class SteadyFigures:
     """Medians over replays; None where samples are too few."""
@@ -92,8 +96,9 @@ class SteadyFigures:
 
 
 def steady_figures(rows: pd.DataFrame, load: Load) -> SteadyFigures | None:
-    """Of all replays in these rows; None where none has a window."""
-    found = [w for _, part in rows.groupby(["run_id", "repeat"]) if (w := steady_window(part, load))]
+    """Of all replays in these rows; None where none has a window of `SHORTEST_SHARE`."""
+    windows = [w for _, part in rows.groupby(["run_id", "repeat"]) if (w := steady_window(part, load))]
+    found = [window for window in windows if window.share >= SHORTEST_SHARE]
     if not found:
         return None
     each = [[figure.value(window.rows, load.is_open) for figure in FIGURES] for window in found]

@@ -457,6 +457,16 @@ def test_a_count_that_cannot_be_true_of_what_was_streamed_is_an_error(count: int
     assert answer.error == f"the server counted {count} tokens, but streamed 8 pieces of text"
 
 
+@pytest.mark.parametrize(
+    ("count", "error"), [(1, None), (32, "the server counted 32 tokens, but streamed no text")]
+)
+def test_an_answer_without_text_has_one_token_at_most(count: int, error: str | None) -> None:
+    end = {"choices": [{"index": 0, "text": "", "finish_reason": "stop"}]}
+    usage = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": count}}
+    (answer,), _ = ask(scripted(STREAM_HEAD, event(end), event(usage), event("[DONE]"), END))
+    assert answer.error == error
+
+
 @pytest.mark.parametrize("name", ["content", "reasoning_content", "reasoning"])
 def test_tokens_of_a_chat_are_stamped_under_whatever_name_they_come(name: str) -> None:
     pieces = [{"choices": [{"index": 0, "delta": {"content": None, name: " w"}}]}] * 8

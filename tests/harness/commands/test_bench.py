@@ -498,6 +498,15 @@ def test_compare_measures_every_arm_in_every_block(
     assert "Ratios to baseline" in capsys.readouterr().out
 
 
+def test_compare_refuses_an_arm_that_is_there_and_limits_that_nothing_reads(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["compare", "--backend", "null", "--variants", "continuous", "continuous"]) == 2
+    assert "is there already; to compare an arm with itself" in capsys.readouterr().err
+    assert main(["compare", "--files", "x.parquet", "--slo", "ttft_ms=20"]) == 2
+    assert "give --objective goodput" in capsys.readouterr().err
+
+
 def test_compare_measures_two_loads_and_repeats_their_schedules(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -551,7 +560,7 @@ def test_compare_is_sized_before_it_starts_and_resumes_with_that_size(
     assert main(["compare", *words, "--resume"]) == 0
     told = capsys.readouterr().err
     assert "trying out" not in told
-    assert "about 16667 min" in told
+    assert "about 277.8 h" in told
     assert "2 runs of this plan are there already" in told
 
 

@@ -42,6 +42,18 @@ def test_a_search_without_an_end_says_so(always: bool) -> None:
     assert "no end found" in found.table()
 
 
+def test_limits_that_no_rate_meets_are_given_up_soon() -> None:
+    tried: list[float] = []
+
+    def never(rate: float) -> bool:
+        tried.append(rate)
+        return False
+
+    assert search(never, 50.0, 2.0, 0.03) is None
+    assert len(tried) == 9
+    assert min(tried) > 0.1
+
+
 def test_a_sharp_knee_is_found_within_5_percent() -> None:
     arms = [Arm(None, "a"), Arm(None, "b")]
     knees = {"a": 20.0, "b": 31.0}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.comparing.contrasts import Blocks, contrasts, more_blocks, places_of
+from harness.comparing.contrasts import Blocks, contrasts, most_asking, places_of
 from harness.comparing.trade import in_words
 from harness.results.metrics import Figure, deciding_figures
 from harness.results.record import Row
@@ -41,7 +41,7 @@ def test_a_machine_that_drifts_does_not_move_the_ratio() -> None:
             2.0 if contrast.figure.metric.higher_is_better else 0.5
         )
     assert in_words(found, "other").startswith("better in output tok/s (2.00x), time per request (0.50x)")
-    assert more_blocks(found, is_open=False) == 0
+    assert most_asking(found, is_open=False) is None
 
 
 def test_a_client_that_waits_before_it_sends_gains_nothing() -> None:
@@ -75,8 +75,10 @@ def test_only_requests_that_both_answered_count() -> None:
 
 def test_too_few_blocks_ask_for_more() -> None:
     found = contrasts(made_frame(blocks((1.0, 1.2))), ["baseline", "other"], "baseline", is_open=False)
-    assert more_blocks(found, is_open=False) == 2
-    assert "can't tell in output tok/s (need 2 more blocks)" in in_words(found, "other")
+    asking = most_asking(found, is_open=False)
+    assert asking is not None
+    assert asking.num_missing == 2
+    assert "can't tell in output tok/s (need at least 2 more blocks)" in in_words(found, "other")
 
 
 def test_gaps_of_all_blocks_count_together() -> None:

@@ -78,6 +78,12 @@ def test_no_window_where_load_was_never_as_asked(rows: list[Row], load: Load) ->
     assert steady_figures(made_frame(rows), load) is None
 
 
+def test_a_window_of_a_few_steps_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.results.steady.SHORTEST_SHARE", 0.45)
+    assert steady_window(made_frame(CLOSED), TWO_USERS) is not None
+    assert steady_figures(made_frame(CLOSED), TWO_USERS) is None
+
+
 def test_figures_are_medians_over_replays_and_say_where_samples_are_few() -> None:
     again = [row | {"repeat": 1} for row in CLOSED]
     found = steady_figures(made_frame([*CLOSED, *again]), TWO_USERS)
