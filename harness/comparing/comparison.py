@@ -117,12 +117,12 @@ def render_comparison(
         rows, manifest.arms, reference, is_open=is_open, margin=margin, places=places, objective=objective
     )
     num_same, num_planned = agreement_of_all(rows)
-    decides = made and not manifest.validity.invalid
+    decided = None if manifest.validity.invalid else made
     return "\n".join(
         [
             _heading(manifest),
             "",
-            *map(printable, decision_sentences(made, reference, is_open, block_s) if decides else ()),
+            *map(printable, decision_sentences(decided, reference, is_open, block_s) if decided else ()),
             *([draws_text(manifest.runs)] if manifest.num_blocks > 1 else ()),
             "",
             _figure_table(rows, is_open, figures, manifest.arms, reference),
