@@ -17,6 +17,8 @@ from harness.results.metrics import Figure
 # After Okabe and Ito (2008), the blue lighter: told apart by the colour-blind, on light and on dark.
 COLOURS = ("#2B8CD0", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999", "#F0E442")
 HEIGHT = 240
+FEW_NIGHTS = 10
+"""Up to so many each has its date on the axis; few days may hold no Sunday, where weeks have their tick."""
 
 
 def title_of(figure: Figure) -> str:
@@ -40,7 +42,13 @@ def trend_chart(rows: pd.DataFrame, found: Sequence[Mark], strategies: Sequence[
     )
     picked = alt.selection_point(fields=["strategy"], bind="legend")
     # The arms of one night stand above one another.
-    night = alt.X("night:T", title=None, axis=alt.Axis(format="%b %d", labelOverlap=True, tickCount="week"))
+    nights = data["night"].drop_duplicates().sort_values()
+    ticks = (
+        {"tickCount": "week"}
+        if len(nights) > FEW_NIGHTS
+        else {"values": [int(at.timestamp() * 1000) for at in nights]}
+    )
+    night = alt.X("night:T", title=None, axis=alt.Axis(format="%b %d", labelOverlap=True, **ticks))
     scale = alt.Scale(zero=False, nice=True)
     base = alt.Chart(data).encode(x=night, color=colour)
     faint = alt.condition(picked, alt.value(1.0), alt.value(0.1))
@@ -70,7 +78,7 @@ def trend_chart(rows: pd.DataFrame, found: Sequence[Mark], strategies: Sequence[
         ],
     )
     layers: list[alt.Chart] = [band, line, points.add_params(picked)]
-    if data["night"].nunique() < 2:  # a band of one night has no width
+    if len(nights) < 2:  # a band of one night has no width
         layers.append(base.mark_rule().encode(y=alt.Y("low:Q", title=None, scale=scale), y2="high:Q"))
     if found:
         marked = alt.Chart(
