@@ -26,7 +26,7 @@ from harness.commands.fleet_options import (
 )
 from harness.commands.options import add_corpus_option, add_slo_option, without_steps
 from harness.comparing.arms import parse_arm, split_names
-from harness.plan.load import load_text
+from harness.plan.load import load_words
 from harness.plan.planner import plan
 from harness.results.formulas import Throughput, throughput
 from harness.results.manifest import StepSummary
@@ -194,7 +194,7 @@ def _render(lines: list[list[str]], args: argparse.Namespace, settings: HarnessS
     headers = ["simulated arm", *(figure.label for figure in _FIGURES), "mean batch", "dead rows"]
     headers += ["failed", "replica hours"]
     headers += ["within SLO"] if slo else []
-    load = f"trace {settings.trace}" if settings.trace else load_text(settings.rate, settings.concurrency)
+    load = f"trace {settings.trace}" if settings.trace else load_words(settings.rate, settings.concurrency)
     fleet = f"{args.replicas} replica(s), {args.router}"
     heading = f"{settings.requests} requests, {load}, {fleet}, seed {settings.seed}"
     if args.sweep:

@@ -17,7 +17,7 @@ from adapters.base import LabError
 from harness.comparing.arms import arm_order
 from harness.measure import measure
 from harness.plan.corpus import Corpus
-from harness.plan.load import load_text
+from harness.plan.load import load_words
 from harness.plan.schedule import Schedule
 from harness.replay.arm_file import Arm, Measurement
 from harness.replay.interrupts import on_interrupt
@@ -136,7 +136,7 @@ def measure_blocks(plans: Sequence[LoadPlan], reporter: Reporter) -> list[list[M
                 last[-1] = replace(last[-1], stopped_after=True)
                 break
             number, load = next(numbers), plan.schedules[block].load
-            words = load_text(load.rate, load.concurrency)
+            words = load_words(load.rate, load.concurrency)
             place = f"block {block + 1} of {num_blocks}: {arm.name}, {words}, run {number} of {num_runs}"
             reporter.start_run(place, num_runs - number)
             try:

@@ -24,14 +24,14 @@ from harness.comparing.trade import (
     what_more_blocks_tell,
 )
 from harness.comparing.verdict import DEFAULT_MARGIN
-from harness.plan.load import load_text
+from harness.plan.load import load_words
 from harness.results.lengths import length_table, lengths_in_words, lengths_of
 from harness.results.manifest import ComparisonManifest
 from harness.results.metrics import Figure, compared_figures
 from harness.results.stats import MIN_SAMPLES, mean_of
 from harness.results.steady import FIGURES as STEADY_FIGURES
 from harness.results.steady import steady_figures
-from harness.results.table import MISSING, number, render_table, share
+from harness.results.table import MISSING, counted, number, render_table, share
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,13 +215,12 @@ def block_seconds(manifest: ComparisonManifest) -> float | None:
 def _heading(manifest: ComparisonManifest) -> str:
     first = manifest.runs[0]
     plan, host = first.schedule, first.host
-    users = load_text(plan.rate, plan.concurrency)
+    users = load_words(plan.rate, plan.concurrency)
     capacity = first.settings.capacity
     if plan.rate and capacity:
         users += f" ({plan.rate / capacity:.0%} of {manifest.reference}'s capacity of {capacity:g})"
-    num_blocks = manifest.num_blocks
     return (
-        f"{num_blocks} block{'s' * (num_blocks != 1)} of {plan.num_requests} requests, {users}, "
+        f"{counted(manifest.num_blocks, 'block')} of {plan.num_requests} requests, {users}, "
         f"seed {first.settings.seed} - {printable(f'{first.model}, {first.engine_text}')}\n"
         f"{printable(str(host.cpu_model))}, {host.physical_cores} cores. TTFT and total are from schedule."
     )

@@ -20,12 +20,12 @@ from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, Validation
 
 from harness.comparing.loads import LEFT_OUT, fewer_arms, load_settings
 from harness.plan.corpus import Corpus
-from harness.plan.load import load_text
+from harness.plan.load import load_words
 from harness.plan.run_size import Trial, enough_requests, mean_budget
 from harness.replay.arm_file import Arm
 from harness.results.output_dir import whole_file
 from harness.results.stats import MIN_SAMPLES
-from harness.results.table import duration_text
+from harness.results.table import counted, duration_text
 from harness.settings import HarnessSettings
 
 DEFAULT_BLOCKS = 3
@@ -149,20 +149,31 @@ def choose_size(
     of all loads, for each number of steps that leave arms out."""
     whole_s, usual = (QUICK_S, 1) if settings.quick else (WHOLE_S, DEFAULT_BLOCKS)
     left_s = whole_s - spent_s
-    fewest_s = usual * sum(cost.seconds(cost.least) for cost in costs[-1])
-    may_stretch = usual > 1 and left_s < fewest_s <= STRETCH * left_s
-    for num_blocks in dict.fromkeys((usual, 1)):
-        for left_out, of_loads in enumerate(costs):
-            requests = _most_requests(of_loads, left_s / num_blocks)
-            has_p95 = settings.quick or (requests is not None and min(requests) >= MIN_SAMPLES[95])
-            # A p95 in each block is worth more than a second setting of some arms.
-            if requests is not None and (has_p95 or left_out or len(costs) == 1):
-                break
-        if requests is not None or may_stretch or asked_blocks is not None:
-            break
-    requests = requests or [cost.least for cost in of_loads]
-    block_s = sum(cost.seconds(num) for cost, num in zip(of_loads, requests, strict=True))
-    return Size(settings.capacity, asked_blocks or num_blocks, requests, left_out, block_s)
+    num_blocks = asked_blocks or usual
+    left_out, requests = _first_that_fits(costs, left_s / usual, is_quick=settings.quick)
+    if requests is None and asked_blocks is None:
+        fewest_s = usual * sum(cost.seconds(cost.least) for cost in costs[-1])
+        if fewest_s > STRETCH * left_s:
+            num_blocks = 1
+            left_out, requests = _first_that_fits(costs, left_s, is_quick=settings.quick)
+    requests = requests or [cost.least for cost in costs[left_out]]
+    block_s = sum(cost.seconds(num) for cost, num in zip(costs[left_out], requests, strict=True))
+    return Size(settings.capacity, num_blocks, requests, left_out, block_s)
+
+
+def _first_that_fits(
+    costs: Sequence[Sequence[_Cost]], block_s: float, *, is_quick: bool
+) -> tuple[int, list[int] | None]:
+    """How many steps leave arms out until the least that counts fits, and the requests then; None where even
+    all of them do not help."""
+    for left_out, of_loads in enumerate(costs):
+        requests = _most_requests(of_loads, block_s)
+        if requests is None:
+            continue
+        # A p95 in each block is worth more than a second setting of some arms.
+        if left_out or is_quick or len(costs) == 1 or min(requests) >= MIN_SAMPLES[95]:
+            return left_out, requests
+    return len(costs) - 1, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +233,9 @@ def size_text(
     least = MIN_SAMPLES[95]
     num_runs = sum(len(load.arms) for load in loads)
     takes = f", about {duration_text(num_blocks * size.block_s)}" if size.block_s else ""
-    lines = [f"plan: {num_blocks} block{'s' * (num_blocks != 1)} of {num_runs} runs{takes}"]
+    lines = [f"plan: {counted(num_blocks, 'block')} of {num_runs} runs{takes}"]
     for load, num in zip(loads, size.requests, strict=True):
-        words = load_text(load.rate, settings.concurrency)
+        words = load_words(load.rate, settings.concurrency)
         lines.append(f"  {words}: {num} requests a block; {', '.join(str(arm.name) for arm in load.arms)}")
         if load.missing:
             lines.append(

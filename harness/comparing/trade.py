@@ -27,7 +27,7 @@ from harness.comparing.contrasts import (
 from harness.results.formulas import throughput
 from harness.results.metrics import OUTPUT_TOKENS, TPOT, TTFT, Figure, Metric, deciding_figures
 from harness.results.slo import Slo, goodput
-from harness.results.table import duration_text
+from harness.results.table import counted, duration_text
 
 ObjectiveName = Literal["throughput", "ttft", "tpot", "goodput"]
 OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
@@ -130,9 +130,6 @@ def _ranked(rows: pd.DataFrame, arms: Sequence[str], figure: Figure, is_open: bo
     return sorted(values, key=values.__getitem__)
 
 
-_SURE = ("better", "worse", "equivalent")
-
-
 def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: float | None) -> list[str]:
     """First what the first arm gives and costs, then how it stands to the next, then how sure that is."""
     lead, told = made.lead, made.against_reference or made.against_next
@@ -145,7 +142,8 @@ def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: f
     trade = trade_text(told, made.first)
     if made.winner and not made.better_elsewhere:
         sentences.append(f"{made.first} wins: {standing}")
-        sentences.append(f"Against {other}: {trade}.")
+        if trade:
+            sentences.append(f"Against {other}: {trade}.")
     else:
         sentences.append(
             f"{made.first} against {other}: {trade}." if trade else _undecided(made, told, other)
@@ -162,7 +160,7 @@ def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: f
         if made.better_elsewhere:
             sentences.append(_not_the_best(made))
     verdict = lead.verdict
-    over = f"over {verdict.num_blocks} block{'s' * (verdict.num_blocks != 1)}, the same requests paired"
+    over = f"over {counted(verdict.num_blocks, 'block')}, the same requests paired"
     if lead.word == "better":
         held = f"{verdict.confidence:.1%}" if verdict.confidence < 0.9995 else "more than 99.9%"
         sentences.append(f"How sure: the interval holds at {held} {over}.")
@@ -170,7 +168,9 @@ def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: f
         ask = _asked(made.against_next, is_open, block_s)
         word = "can't tell" if ask else verdict.text()
         sentences.append(f"How sure: {word} {over}{ask and f'; {ask}'}.")
-    untold = [c.figure.label for c in told if c.arm == made.first and c.word not in _SURE]
+    untold = [
+        c.figure.label for c in told if c.arm == made.first and (c.verdict is None or c.word == "can't tell")
+    ]
     if made.winner and untold:
         sentences.append(f"Nothing is sure of {', '.join(untold)}.")
     return sentences

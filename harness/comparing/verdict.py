@@ -22,6 +22,7 @@ from harness.comparing.intervals import (
     middle_and_error,
     next_blocks,
 )
+from harness.results.table import counted
 
 CONFIDENCE = 0.95
 DEFAULT_MARGIN = 0.05
@@ -67,8 +68,7 @@ class Verdict:
     def asked_text(self) -> str:
         """What is asked for at once is at most twice what there is, or what a first interval needs."""
         is_cut = self.num_missing in (2 * self.num_blocks, FEWEST_BLOCKS - self.num_blocks)
-        least = "at least " if is_cut else ""
-        return f"{least}{self.num_missing} more block{'s' * (self.num_missing != 1)}"
+        return ("at least " if is_cut else "") + counted(self.num_missing, "more block")
 
     def bound_text(self) -> str:
         """As 12%, or 3.1x: the end of the interval that lies further from 1."""
@@ -78,7 +78,7 @@ class Verdict:
 
     def interval_text(self) -> str:
         if self.interval is None:
-            return f"{self.num_blocks} block" if self.num_blocks == 1 else f"{self.num_blocks} blocks"
+            return counted(self.num_blocks, "block")
         if self.interval[0] < 1 / FARTHEST and self.interval[1] > FARTHEST:
             return "too few blocks"
         return f"{self.interval[0]:.3g}-{self.interval[1]:.3g}"
@@ -121,12 +121,5 @@ def judge_ratio(
     missing = 0
     if word == "can't tell":
         missing = next_blocks(float(error), num_blocks, bound, of_metric, lost_degrees)
-    return Verdict(
-        word,
-        math.exp(float(middle)),
-        (bounded_exp(low), bounded_exp(high)),
-        each,
-        num_blocks,
-        missing,
-        margin,
-    )
+    interval = bounded_exp(low), bounded_exp(high)
+    return Verdict(word, math.exp(float(middle)), interval, each, num_blocks, missing, margin)

@@ -37,6 +37,7 @@ from harness.results.slo import Limit, Slo, goodput
 from harness.results.stats import MIN_SAMPLES, mean_of
 from harness.results.steady import SteadyFigures, steady_figures
 from harness.results.steps import STEPS_SUFFIX, read_steps
+from harness.results.table import counted
 
 OF_BLOCKS = (Figure(OUTPUT_TOKENS), Figure(TPOT, 50), Figure(TTFT, 50))
 
@@ -188,7 +189,7 @@ def gather(
 def load_text(run: RunManifest) -> str:
     plan = run.schedule
     if plan.rate is None and plan.concurrency is not None:
-        return f"{plan.concurrency} user{'s' * (plan.concurrency != 1)}"
+        return counted(plan.concurrency, "user")
     rate = f" {plan.rate:g}/s" if plan.rate is not None else ""
     return f"{plan.arrivals}{rate}"
 

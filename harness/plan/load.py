@@ -50,7 +50,7 @@ def make_load(
     return Load(kind, concurrency=concurrency, rate=rate, **chosen)
 
 
-def load_text(rate: float | None, users: int | None) -> str:
+def load_words(rate: float | None, users: int | None) -> str:
     """As `4 requests/s` or `16 users`."""
     return f"{users} users" if rate is None else f"{rate:.3g} requests/s"
 

@@ -23,6 +23,11 @@ def render_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(_line(cells, widths) for cells in (headers, rule, *rows))
 
 
+def counted(num: int, noun: str) -> str:
+    """As `1 block` and `3 blocks`."""
+    return f"{num} {noun}{'s' * (num != 1)}"
+
+
 def duration_text(seconds: float) -> str:
     """As `50 s`, `12 min` or `2.5 h`."""
     if seconds < 90:
