@@ -16,11 +16,11 @@ unexport PYTHONDONTWRITEBYTECODE
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 SYNC := $(UV) sync --frozen --inexact --quiet
 # The extra that brings a backend's packages, as its description says; none for null.
-DESCRIPTION := adapters/$(BACKEND)_backend/__init__.py
-extra-of = $(shell sed -n 's/^    extra="\(.*\)",$$/\1/p' adapters/$(1)_backend/__init__.py 2>/dev/null)
+description = adapters/$(1)_backend/__init__.py
+extra-of = $(shell sed -n 's/^    extra="\(.*\)",$$/\1/p' $(description) 2>/dev/null)
 EXTRA := $(call extra-of,$(BACKEND))
 # A backend whose packages cannot be installed beside the others' is a project with an environment of its own.
-own-environment = $(if $(shell grep -s 'own_environment=True' adapters/$(1)_backend/__init__.py),.venv-$(1)/.lab)
+own-environment = $(if $(shell grep -s 'own_environment=True' $(description)),.venv-$(1)/.lab)
 installed-of = $(addprefix .venv/.lab-,$(call extra-of,$(1))) $(call own-environment,$(1))
 LAB := .venv/bin/lab
 
@@ -165,7 +165,7 @@ run: $(INSTALLED) ## start one service: SERVICE=continuous PORT=8000
 	@$(LAB) serve --variant $(SERVICE) $(ARGS)
 
 # Making or staging a model needs a backend's packages only where they have to write a GGUF file.
-FOR_MODELS := .venv/.lab-$(if $(shell grep -s 'weights="gguf"' $(DESCRIPTION)),$(EXTRA),base)
+FOR_MODELS := .venv/.lab-$(if $(shell grep -s 'weights="gguf"' $(call description,$(BACKEND))),$(EXTRA),base)
 
 model: $(FOR_MODELS) $(MODEL_PACKAGE) ## make a preset now: MODEL=lab-26m (BACKEND=llama_cpp: as a GGUF file)
 	@$(LAB) model $(MODEL) $(ARGS)

@@ -153,6 +153,16 @@ def step_outputs(
     return outputs
 
 
+def sampled_outputs(logits: npt.NDArray[np.float32], sampled: Seq[tuple[int, Sequence]]) -> list[StepOutput]:
+    """Of the sequences of some rows of `logits (rows, vocabulary)`, each with its row."""
+    likeliest = logits.argmax(-1)
+    tokens = [
+        int(likeliest[row]) if seq.params.is_plain_greedy else choose_token(logits[row], seq)
+        for row, seq in sampled
+    ]
+    return step_outputs([seq for _, seq in sampled], tokens, lambda place: logits[sampled[place][0]])
+
+
 def token_logprobs(logits: npt.NDArray[np.float32], token_id: int, count: int) -> TokenLogprobs:
     """Of one chosen token and of the `count` likeliest, before penalties, temperature and filters."""
     scores = logits.astype(np.float64)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from adapters.base import BackendInfo, ScheduledChunk, StepOutput
 from adapters.chunks import check_chunks
-from adapters.sampling import choose_token, step_outputs
+from adapters.sampling import sampled_outputs
 
 _MAX_GAP = 3
 """Free slots between two rows that are computed for nothing, rather than to cut the run in two."""
@@ -41,7 +42,8 @@ class SlotBackend:
 
     def __init__(self, decoder: SlotDecoder, info: BackendInfo) -> None:
         self._decoder = decoder
-        self._info = info
+        details = {**info.details, "runs": "one for the decode rows, one for each prompt chunk"}
+        self._info = replace(info, has_logprobs=True, details=details)
         self._slot_of: dict[int, int] = {}
         self._num_cached: dict[int, int] = {}
         self._free = list(range(info.max_batch_size))
@@ -66,7 +68,8 @@ class SlotBackend:
                     tokens[index] = row.token_ids
                     lengths[index] = row.start + row.num_tokens
             logits = self._decoder.run(first_slot, tokens, lengths)
-            outputs += _outputs(logits, rows)
+            sampled = [(index, row.seq) for index, row in enumerate(rows) if row is not None and row.samples]
+            outputs += sampled_outputs(logits, sampled)
         for chunk in chunks:  # only now: a step that failed may be given again
             self._num_cached[chunk.seq.seq_id] = chunk.start + chunk.num_tokens
         return outputs
@@ -95,13 +98,3 @@ class SlotBackend:
         for chunk in chunks:
             if chunk.num_tokens > 1:
                 yield self._slot_of[chunk.seq.seq_id], [chunk]
-
-
-def _outputs(logits: NDArray[np.float32], rows: Seq[ScheduledChunk | None]) -> list[StepOutput]:
-    sampled = [(index, row.seq) for index, row in enumerate(rows) if row is not None and row.samples]
-    likeliest = logits.argmax(-1)
-    tokens = [
-        int(likeliest[index]) if seq.params.is_plain_greedy else choose_token(logits[index], seq)
-        for index, seq in sampled
-    ]
-    return step_outputs([seq for _, seq in sampled], tokens, lambda place: logits[sampled[place][0]])

@@ -26,9 +26,9 @@ from adapters.llama_cpp_backend import LlamaCppOptions
 from adapters.llama_cpp_backend.batch import StepBatch
 from adapters.llama_cpp_backend.context import open_context, plan_context
 from adapters.llama_cpp_backend.loading import LlamaModel, device_name, load_model, pick_gpu_layers
-from adapters.llama_cpp_backend.slots import SlotTable, StepRows
+from adapters.llama_cpp_backend.slots import SlotTable
 from adapters.models.gguf.store import GgufFile, resolve_gguf
-from adapters.sampling import choose_token, step_outputs
+from adapters.sampling import sampled_outputs
 from adapters.text.tokenizer import HFTokenizer
 
 _NO_ROOM = 1
@@ -117,7 +117,7 @@ class LlamaCppBackend:
             C.llama_synchronize(self.context)
             return []
         logits = self.logits(len(rows.wanted))
-        return step_outputs(rows.sampled, _choose_tokens(logits, rows), lambda row: logits[row])
+        return sampled_outputs(logits, [*enumerate(rows.sampled)])
 
     def logits(self, num_rows: int) -> NDArray[np.float32]:
         """A view of the last step's logits `(num_rows, vocabulary)`; the next step overwrites them."""
@@ -153,11 +153,3 @@ def _eos_token_ids(file: GgufFile, model: LlamaModel) -> tuple[int, ...]:
     """What ends an answer; a file made from a Hugging Face folder ends it as that folder says."""
     of_folder = HFTokenizer.from_folder(file.folder).eos_token_ids if file.folder else ()
     return of_folder or model.eos_token_ids
-
-
-def _choose_tokens(logits: NDArray[np.float32], rows: StepRows) -> list[int]:
-    tokens: list[int] = logits.argmax(-1).tolist()
-    for row, seq in enumerate(rows.sampled):
-        if not seq.params.is_plain_greedy:
-            tokens[row] = choose_token(logits[row], seq)
-    return tokens

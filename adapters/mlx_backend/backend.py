@@ -9,13 +9,15 @@ import mlx_lm
 from mlx_lm.utils import get_total_parameters, load_model
 
 from adapters.base import BackendConfig, BackendError, BackendInfo, ConfigError, UnsupportedModel
+from adapters.description import HF_FORMATS
 from adapters.mlx_backend.decoder import MlxDecoder
-from adapters.models.store import ModelFiles, pick_model_len, resolve_model
+from adapters.models.store import ModelFiles, pick_model_len, resolve_model, trained_positions
 from adapters.slot_backend import SlotBackend
 from adapters.text.tokenizer import HFTokenizer
 
-_DTYPES = {"fp32": mx.float32, "f32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16, "f16": mx.float16}
-_NAMES = {mx.float32: "fp32", mx.bfloat16: "bf16", mx.float16: "fp16"}
+_FORMATS = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
+_DTYPES = {alias: _FORMATS[name] for alias, name in HF_FORMATS.items()}
+_NAMES = {dtype: name for name, dtype in _FORMATS.items()}
 
 
 class MlxBackend(SlotBackend):
@@ -30,10 +32,12 @@ class MlxBackend(SlotBackend):
         wanted = files.format or config.dtype
         if wanted not in ("auto", *_DTYPES):
             raise ConfigError(f"DTYPE={wanted}: BACKEND=mlx has fp32, bf16 and fp16")
+        if wanted == "auto" and device == "cpu":
+            wanted = "fp32"
         model, described = _load(files)
-        if wanted != "auto" or device == "cpu":
-            model.set_dtype(_DTYPES["fp32" if wanted == "auto" else wanted])
-        max_model_len = pick_model_len(config, described["max_position_embeddings"], config.model)
+        if wanted != "auto":
+            model.set_dtype(_DTYPES[wanted])
+        max_model_len = pick_model_len(config, trained_positions(described, config.model), config.model)
         num_slots = config.max_batch_size
         decoder = MlxDecoder(model, num_slots, max_model_len)
         quantization = described.get("quantization")
@@ -49,15 +53,12 @@ class MlxBackend(SlotBackend):
             kv_capacity_tokens=num_slots * max_model_len,
             num_parameters=get_total_parameters(model),
             model_digest=files.digest,
-            num_threads=1,
             details={
                 "mlx": mx.__version__,
                 "mlx_lm": mlx_lm.__version__,
                 "weights": f"{quantization['bits']} bits" if quantization else "as computed",
                 "kv_bytes_per_token": decoder.kv_bytes_per_token,
-                "runs": "one for the decode rows, one for each prompt chunk",
             },
-            has_logprobs=True,
         )
         super().__init__(decoder, info)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters.base import BackendConfig, ConfigError
+from adapters.base import BackendConfig, ConfigError, UnsupportedModel
 from adapters.description import GGUF_FORMATS, HF_FORMATS
 from adapters.models.artifact import Manifest, damaged_files, make_once, missing_files, read_manifest
 from adapters.models.digests import (
@@ -81,6 +81,18 @@ def resolve_model(config: BackendConfig, formats: Mapping[str, str] = HF_FORMATS
         )
     snapshot = fetch_from_hub(name)
     return ModelFiles(snapshot, name, suffix, f"hub:{snapshot.name}")
+
+
+def trained_positions(described: Mapping[str, object], name: str) -> int:
+    """How many the model `name` says it has, in its `config.json`.
+
+    Raises:
+        UnsupportedModel: it does not say; a guess would run past positions that are learned.
+    """
+    found = described.get("max_position_embeddings") or described.get("n_positions")
+    if not isinstance(found, int):
+        raise UnsupportedModel(f"{name} does not say how many positions it has: use BACKEND=torch")
+    return found
 
 
 def pick_model_len(config: BackendConfig, trained: int, name: str) -> int:

@@ -9,7 +9,7 @@ import onnxruntime as ort
 from adapters.base import BackendConfig, BackendInfo, ConfigError
 from adapters.cores import default_threads
 from adapters.models.safetensors_file import count_parameters
-from adapters.models.store import pick_model_len, resolve_model
+from adapters.models.store import pick_model_len, resolve_model, trained_positions
 from adapters.onnx_backend import FORMATS, OnnxOptions
 from adapters.onnx_backend.export import exported_model
 from adapters.onnx_backend.session import DecoderSession
@@ -30,7 +30,7 @@ class OnnxBackend(SlotBackend):
             raise ConfigError(f"DTYPE={config.dtype}: BACKEND=onnx has {', '.join(set(FORMATS.values()))}")
         precision, provider = FORMATS[wanted], config.options_as(OnnxOptions).onnx_provider
         model = json.loads((files.folder / "config.json").read_text("utf-8"))
-        max_model_len = pick_model_len(config, model["max_position_embeddings"], config.model)
+        max_model_len = pick_model_len(config, trained_positions(model, config.model), config.model)
         num_threads = config.num_threads or default_threads()
         num_slots = config.max_batch_size
         path = exported_model(files, precision, provider, config.artifacts_dir)
@@ -52,8 +52,6 @@ class OnnxBackend(SlotBackend):
                 "onnxruntime": ort.__version__,
                 "kv_type": "f32",
                 "kv_bytes_per_token": session.kv_bytes_per_token,
-                "runs": "one for the decode rows, one for each prompt chunk",
             },
-            has_logprobs=True,
         )
         super().__init__(session, info)

@@ -28,7 +28,7 @@ from adapters.cores import default_threads
 from adapters.models.gguf.store import gguf_made_from
 from adapters.models.packaged import PACKAGED
 from adapters.models.safetensors_file import count_parameters
-from adapters.models.store import ModelFiles, pick_model_len, resolve_model, split_format
+from adapters.models.store import ModelFiles, pick_model_len, resolve_model, split_format, trained_positions
 from adapters.openvino_backend import FORMATS, OpenVinoOptions
 from adapters.openvino_backend.requests import Requests
 from adapters.text.tokenizer import HFTokenizer
@@ -56,7 +56,7 @@ class OpenVinoBackend:
         precision = _precision(config.dtype, device)
         kv_type = precision if options.ov_kv_type == "auto" else options.ov_kv_type
         model = json.loads((files.folder / "config.json").read_text("utf-8"))
-        self._max_model_len = pick_model_len(config, model["max_position_embeddings"], config.model)
+        self._max_model_len = pick_model_len(config, trained_positions(model, config.model), config.model)
         path, weights = _model_path(files, config)
         scheduler = self._scheduler_config(config, options, _BLOCK_TOKENS.get(device.split(".")[0], 16))
         self._slots: dict[int, int] = {}

@@ -25,7 +25,7 @@ from adapters.chunks import check_chunks
 from adapters.cores import default_threads
 from adapters.description import HF_FORMATS
 from adapters.models.safetensors_file import count_parameters
-from adapters.models.store import pick_model_len, resolve_model
+from adapters.models.store import pick_model_len, resolve_model, trained_positions
 from adapters.text.tokenizer import HFTokenizer
 from adapters.vllm_backend import VllmOptions
 
@@ -52,7 +52,7 @@ class VllmBackend:
         if dtype not in _DTYPES:
             raise ConfigError(f"DTYPE={dtype}: BACKEND=vllm computes in fp32, bf16 or fp16")
         model = json.loads((files.folder / "config.json").read_text("utf-8"))
-        max_model_len = pick_model_len(config, model["max_position_embeddings"], config.model)
+        max_model_len = pick_model_len(config, trained_positions(model, config.model), config.model)
         num_slots = config.max_batch_size
         cache_tokens = options.vllm_cache_tokens or num_slots * max_model_len
         if cache_tokens < max_model_len:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from operator import attrgetter
@@ -89,7 +90,7 @@ class FrameWriter:
         self._num_output_tokens = 0
         self._prompts = dict(enumerate(prompt_token_ids))
         self._spelled = spelled
-        self._texts: dict[int, _TextLength] = {}
+        self._texts: defaultdict[int, _TextLength] = defaultdict(_TextLength)
         self._has_sent_role = shape != "chat"
         whole, chunk = (
             f'{{"id":{_quote(request_id)},"object":"{name}","created":{created},"model":{_quote(model)},"choices":['
@@ -166,7 +167,7 @@ class FrameWriter:
             ]
             return f',"logprobs":{_quote({"content": content})}'
         tokens = [spelled(token_id) for token_id in choice.token_ids]
-        text = self._texts.setdefault(choice.index, _TextLength())
+        text = self._texts[choice.index]
         told = {
             "tokens": [token.text for token in tokens],
             "token_logprobs": [own for _, (own, _) in entries],
@@ -198,7 +199,8 @@ class _TextLength:
         if token.raw is None:
             new = own = token.text
         else:
-            new, own = self._utf8.decode(token.raw), token.raw.decode(errors="replace")
+            # A part at its end is no text yet, neither of the answer nor of the token.
+            new, own = self._utf8.decode(token.raw), codecs.utf_8_decode(token.raw, "replace")[0]
         begin = self._num_chars + max(0, len(new) - len(own))
         self._num_chars += len(new)
         return begin

@@ -33,9 +33,12 @@ def connected(address: str | None) -> Iterator[None]:
     host, _, port = (address or "").rpartition(":")
     try:
         if port.isdigit() and "/" not in host:  # Ray itself would try for 14 minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+            except (OSError, OverflowError) as error:
+                raise ConnectionError(error) from error
         ray.init(address or "local", include_dashboard=False if address is None else None)
-    except (OSError, OverflowError) as error:
+    except ConnectionError as error:
         raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
     try:
         yield

@@ -18,7 +18,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors as hub_errors
 
-from adapters.base import BackendConfig, ConfigError
+from adapters.base import BackendConfig, ConfigError, UnsupportedModel
 from adapters.models import artifact, digests
 from adapters.models import presets as seeded_model
 from adapters.models import store as model_store
@@ -26,7 +26,7 @@ from adapters.models.artifact import changed_files, read_manifest
 from adapters.models.digests import PRESET_MANIFEST, STAGED_MANIFEST, folder_digest
 from adapters.models.presets import PRESETS, Preset
 from adapters.models.staging import stage
-from adapters.models.store import is_current, make_preset, resolve_model
+from adapters.models.store import is_current, make_preset, resolve_model, trained_positions
 from adapters.registry import BACKENDS
 
 MAKE = (
@@ -337,3 +337,10 @@ def test_a_hub_model_without_weights_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id, **kwargs: str(tmp_path))
     with pytest.raises(ConfigError, match="no weights"):
         resolve("org/name", tmp_path)
+
+
+@pytest.mark.parametrize("described", [{}, {"max_position_embeddings": None}])
+def test_a_model_that_does_not_say_how_many_positions_it_has_is_refused(described: dict[str, object]) -> None:
+    assert trained_positions({"n_positions": 1024}, "gpt2") == 1024
+    with pytest.raises(UnsupportedModel, match="does not say how many positions it has"):
+        trained_positions(described, "m")

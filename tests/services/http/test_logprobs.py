@@ -10,8 +10,10 @@ import pytest
 
 from adapters.base import BackendInfo
 from services.contract.responses import ChatCompletion, Completion
+from services.core.outputs import SpelledToken
 from services.engine.messages import SequenceUpdate, StepReport
 from services.engine_client.wire import pack, unpack
+from services.http.sse import _TextLength
 from tests.services.http.test_app import Background
 from tests.services.scripted_engine import ScriptedEngine, last
 from tests.services.served import Served, events, serving, until
@@ -75,6 +77,12 @@ def test_parts_of_characters_stay_apart_and_count_with_the_last(
     told = choice["logprobs"]
     assert told["top_logprobs"][0] == {r"bytes:\xe2": -0.5, r"bytes:\xf0": -1.0, r"bytes:\x82": -2.0}
     assert (choice["text"], told["text_offset"]) == (euro.decode(), [0, 0, 0])
+
+
+def test_a_token_that_breaks_a_character_off_and_ends_in_another_begins_after_it() -> None:
+    length = _TextLength()
+    tokens = [SpelledToken("", raw) for raw in (b"\xe2", b"a\xe2", b"b")]
+    assert [length.add(token) for token in tokens] == [0, 1, 3]
 
 
 def test_a_chat_lists_them_with_their_bytes(engine: WithLogprobs, served: Served) -> None:
