@@ -76,11 +76,16 @@ def front(urls: list[str], method: str, port: int) -> Iterator[str]:
             process.wait(10)
 
 
+def rows_in(out: Path) -> list[Path]:
+    """The results of a folder, without step logs."""
+    return [path for path in out.rglob("*.parquet") if not path.name.endswith(STEPS_SUFFIX)]
+
+
 def bench(out: Path, *options: str) -> Path:
     """The rows that `lab bench` wrote."""
     command = [sys.executable, "-m", "tools.cli", "bench", "--out", str(out), "--warmup", "6", *options]
     subprocess.run(command, check=True, env=os.environ | STEP, stdout=subprocess.DEVNULL)
-    return next(path for path in out.rglob("*.parquet") if not path.name.endswith(STEPS_SUFFIX))
+    return rows_in(out)[0]
 
 
 def write_bursts(path: Path, num_requests: int) -> None:
@@ -98,7 +103,7 @@ def check_alone(args: argparse.Namespace, out: Path) -> int:
     """Runs that `out` has are not made again."""
 
     def once(name: str, variant: str, *options: str) -> Path:
-        known = [path for path in (out / name).rglob("*.parquet") if not path.name.endswith(STEPS_SUFFIX)]
+        known = rows_in(out / name)
         return known[0] if known else bench(out / name, "--variant", variant, *options)
 
     out.mkdir(parents=True, exist_ok=True)

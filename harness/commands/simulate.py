@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         )
         for text in split_names(args.variants):
             name, own = parse_arm(text)
-            own = {key: value for key, value in point.items() if key.isupper()} | dict(own)
+            own = {key: value for key, value in point.items() if key.isupper()} | own
             arm = read_arm(name, own, calibration)
             label = " ".join([arm.variant, *(f"{key}={value}" for key, value in (point | own).items())])
             kept, began_s = BriefRows(), process_time()
@@ -137,6 +137,8 @@ def _swept(text: str) -> list[tuple[str, int | float | str]]:
     read = {"rate": _above_zero(float), "concurrency": _above_zero(int), "replicas": _above_zero(int)}
     if name not in (*read, "router") and not name.isupper():
         raise argparse.ArgumentTypeError(f"{name!r} cannot be swept: {_CAN_BE_SWEPT}")
+    if name == "router" and (unknown := [router for router in values.split(",") if router not in ROUTERS]):
+        raise argparse.ArgumentTypeError(f"there is no router {unknown[0]!r}; known: {', '.join(ROUTERS)}")
     try:
         return [(name, read.get(name, str)(value)) for value in values.split(",")]
     except ValueError:

@@ -39,7 +39,7 @@ class FastReplica(Replica):
             self.wakes_at_s = self._instants_s[place + place % 2]
 
     def _act(self, now_s: float, due: list[list[Sequence]]) -> None:
-        if self._ahead is not None and self._take_ahead(now_s, is_cut=bool(due)):
+        if self._take_ahead(now_s, is_cut=bool(due)):
             self._look_ahead(self._next_s)
             return
         scheduler, spec = self.scheduler, self._spec
@@ -98,7 +98,7 @@ class FastReplica(Replica):
             return False
         scheduler, on_tokens, most = self.scheduler, self._spec.on_tokens, self.most
         num_rows, taken_s = num_live + num_dead, self._instants_s[: 2 * num_taken]
-        if on_tokens is not None:
+        if on_tokens is not None and num_steps:
             on_tokens(self, scheduler.decoding, taken_s[1 : 2 * num_steps : 2], num_rows)
         updates = scheduler.take_ahead(num_taken, taken_s[-1])
         depth = scheduler.queue_depth

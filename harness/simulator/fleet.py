@@ -193,7 +193,7 @@ class Fleet:
 
     def _plan_turn(self, replica: Replica) -> None:
         if replica.wakes_at_s is not None:
-            heapq.heappush(self._events, (replica.wakes_at_s, _TURN, next(self._numbers), replica))
+            self._push(replica.wakes_at_s, _TURN, replica)
 
     def _follow(self, decision: Decision) -> None:
         for request in decision.drop:
@@ -293,6 +293,5 @@ class Fleet:
     def _done(self, flight: Flight) -> None:
         self._num_left -= 1
         self._on_end(flight)
-        if self._leaving:
-            self._leave_if_idle(flight.replica)
+        self._leave_if_idle(flight.replica)
         self._follow(self.load.end(flight.finish_s))

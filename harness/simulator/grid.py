@@ -67,7 +67,8 @@ class _Grid:
         for _ in range(_NUM_DECODES):
             self._step(_decoding(rows))
         for _ in range(_NUM_MIXED if num_rows < self._config.max_batch_size else 0):
-            joining = self._sequence(self._draw.choice(self._sizes(self._config.max_step_tokens - num_rows)))
+            size = self._draw.choice(self._sizes(self._config.max_step_tokens - num_rows))
+            joining = self._sequence(min(size, self._backend.info.max_model_len - 1))
             self._step([*_decoding(rows), ScheduledChunk(joining, 0, joining.num_prompt_tokens)])
             self._backend.release([joining.seq_id])
         self._backend.release([seq.seq_id for seq in rows])

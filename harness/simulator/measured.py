@@ -90,19 +90,19 @@ def refuse_busy(others: float, what: str, *, allow_busy: bool) -> tuple[str, ...
 def settings_of(manifest: RunManifest) -> Settings:
     """The settings of the service that was measured."""
     assert manifest.service is not None
-    own = service_settings(manifest.service.model_dump()["settings"]) | {"variant": manifest.variant}
+    own = _service_settings(manifest.service.model_dump()["settings"]) | {"variant": manifest.variant}
     return read_settings(own, env_file=None)
 
 
 def _base(card: Mapping[str, Any]) -> dict[str, str]:
     """Which backend and model, and the options of the backend itself."""
-    settings, backend = service_settings(card["settings"]), str(card["backend"])
+    settings, backend = _service_settings(card["settings"]), str(card["backend"])
     names = ("model", *(entry.name for entry in fields(BACKENDS[backend].options)))
     own = {name.upper(): settings[name] for name in names if name in settings}
     return {"BACKEND": backend} | own
 
 
-def service_settings(resolved: Mapping[str, Any]) -> dict[str, str]:
+def _service_settings(resolved: Mapping[str, Any]) -> dict[str, str]:
     """Settings as a model card tells them, to be read again."""
     return {
         name: str(int(value) if isinstance(value, bool) else value)

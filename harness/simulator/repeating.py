@@ -31,7 +31,7 @@ class Ahead(NamedTuple):
 
     num_alike: int
     has_end: bool
-    """The step after them is alike as well, but for rows that end with it ."""
+    """The step after them is alike as well, but for rows that end with it."""
     num_live: int
     num_dead: int
     context: int
@@ -74,7 +74,8 @@ class RepeatingScheduler(Scheduler):
         got = [StepOutput(chunk.seq.seq_id, [TOKEN]) for chunk in plan.chunks if chunk.seq.num_pending_tokens]
         updates += self.update_from_output(plan, got, done_s).updates
         self._tell_all()
-        for seq in [chunk.seq for chunk in plan.chunks]:
+        for chunk in plan.chunks:
+            seq = chunk.seq
             if seq.state is _RUNNING and seq.num_computed_tokens >= seq.num_prefill_tokens:
                 ends_with = self._step + seq.params.max_tokens - len(seq.output_token_ids)
                 heappush(self._rows, (ends_with, next(self._numbers), seq))
@@ -153,14 +154,15 @@ class RepeatingScheduler(Scheduler):
         return updates
 
     def _tell_all(self) -> None:
-        self._tell(self.decoding)
-        self._num_untold = self._num_untold_rows = 0
+        if self._num_untold:
+            self._tell(self.decoding)
+            self._num_untold = self._num_untold_rows = 0
 
     def _tell(self, sequences: Iterable[Sequence]) -> None:
         """Give rows the tokens that they have got since `_rows` were told."""
         num_steps, num_rows, note_served = self._num_untold, self._num_untold_rows, self._note_served
         tokens = [TOKEN] * num_steps
-        for seq in sequences if num_steps else ():
+        for seq in sequences:
             seq.num_computed_tokens += num_steps
             seq.output_token_ids += tokens
             seq.num_steps += num_steps

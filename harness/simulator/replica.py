@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from adapters.base import BackendInfo, ScheduledChunk, Sequence, StepOutput
 from harness.simulator.costs import CostModel, StepWork, work_of
 from harness.simulator.overheads import Overheads
+from harness.simulator.repeating import TOKEN
 from harness.simulator.step_log import StepLog
 from services.engine.engine import Engine
 from services.engine.messages import SequenceUpdate, StepReport, Submit
@@ -42,7 +43,7 @@ class TimedBackend:
     def step(self, chunks: Seq[ScheduledChunk]) -> list[StepOutput]:
         self._work = work_of(chunks)
         self._clock.now_s += self._cost.step_s(self._work)
-        return [StepOutput(chunk.seq.seq_id, [0]) for chunk in chunks if chunk.samples]
+        return [StepOutput(chunk.seq.seq_id, [TOKEN]) for chunk in chunks if chunk.samples]
 
     def take_work(self) -> StepWork | None:
         """Of the last step, for the first who asks."""

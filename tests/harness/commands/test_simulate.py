@@ -100,6 +100,7 @@ def test_a_sweep_simulates_every_arm_with_every_value(
         ("--cost-scales", "0", "each of --cost-scales above 0"),
         ("--sweep", "speed=1,2", "'speed' cannot be swept"),
         ("--sweep", "replicas=1,0", "the values of replicas must be above 0"),
+        ("--sweep", "router=random,foo", "there is no router 'foo'"),
         ("--sweep", "MAX_BATCH=8,x", "MAX_BATCH"),
         ("--variants", "continuous@PREFIX_CACHE=1,KV_POLICY=paged", "PREFIX_CACHE=1 is not simulated"),
     ],
