@@ -1,15 +1,17 @@
 """Measures one arm: starts what is needed, replays the schedule, leaves a judged file.
 
-One service runs at a time, a fresh one for each repeat. Whatever ends the run, every finished request is in
-the file or, after a kill, in the journal beside it.
+One service runs at a time, a fresh one for each repeat unless several loads share it. Whatever ends the run,
+every finished request is in the file or, after a kill, in the journal beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
+from typing import Self
 
 from adapters.base import ConfigError, LabError
 from harness.client.answer import Answer
@@ -29,6 +31,8 @@ from harness.results.manifest import RepeatEntry
 from harness.results.steps import step_rows
 from harness.settings import HarnessSettings
 
+Served = tuple[Server, RunningService | None]
+
 
 def measure(
     arm: Arm,
@@ -38,10 +42,12 @@ def measure(
     reporter: Reporter,
     repeats: Sequence[int],
     sized: Callable[[float], Schedule] | None = None,
+    served: Callable[[], AbstractContextManager[Served]] | None = None,
 ) -> Measurement:
     """Replay `schedule` once for each of `repeats` (the numbers their rows will carry).
 
     `sized` makes the schedule in its place, once, from the output tokens a second of the first service.
+    `served` gives the service of each repeat, by default a fresh one.
 
     Raises:
         LabError: the service could not be started or asked, or the disk is full; the message says what is
@@ -55,7 +61,7 @@ def measure(
                 reporter.announce("measuring the harness's own floor")
             floor = measure_floor() if settings.floor else None
             for repeat in repeats:
-                with _served(arm, settings, reporter) as (server, service):
+                with served() if served else _served(arm, settings, reporter) as (server, service):
                     if file is None:
                         if sized is not None:
                             reporter.announce("sizing the run")
@@ -98,7 +104,8 @@ def try_out(
         guess_s = perf_counter() - guess_s
     # Three digits, so that schedules can be had again.
     capacity = float(f"{speed.tokens_per_s / mean_budget(corpus):.3g}")
-    return Trial(capacity, speed.unequal_tokens_per_s, perf_counter() - start_s - guess_s + speed.warm_up_s)
+    service_s = perf_counter() - start_s - guess_s
+    return Trial(capacity, speed.unequal_tokens_per_s, service_s, speed.warm_up_s)
 
 
 def _measure_repeat(
@@ -126,10 +133,36 @@ def _measure_repeat(
     return entry
 
 
+class SharedService:
+    """The service that several measurements of one arm ask in turn: the first one starts it.
+
+    One with a prefix cache is started anew for each, since it has seen prompts that the next load may bring.
+    """
+
+    def __init__(self, arm: Arm, settings: HarnessSettings, reporter: Reporter) -> None:
+        self._start = partial(_served, arm, settings, reporter)
+        self._running = ExitStack()
+        self._served: Served | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+    @contextmanager
+    def served(self) -> Iterator[Served]:
+        if self._served is None:
+            self._served = self._running.enter_context(self._start())
+        server, service = self._served
+        yield server, service
+        if server.keeps_prompts or (service and service.problem()):
+            self._served = None
+            self._running.close()
+
+
 @contextmanager
-def _served(
-    arm: Arm, settings: HarnessSettings, reporter: Reporter
-) -> Iterator[tuple[Server, RunningService | None]]:
+def _served(arm: Arm, settings: HarnessSettings, reporter: Reporter) -> Iterator[Served]:
     """The server of one repeat: the one at URL, or a service started for it alone."""
     if settings.url:
         server = find_server(settings.url, settings)

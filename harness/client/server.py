@@ -36,6 +36,12 @@ class Server:
         return self.card.backend if self.card else "external"
 
     @property
+    def keeps_prompts(self) -> bool:
+        """Whether a prompt may be cheaper the second time: a prefix cache of ours, or of a foreign engine."""
+        card = self.card
+        return card is None or bool(card.strategy.get("prefix_cache") or card.details.get("prefix_caching"))
+
+    @property
     def is_local(self) -> bool:
         return self.pid is not None or self.target.origin.host in LOOPBACK
 

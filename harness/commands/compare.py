@@ -1,8 +1,8 @@
 """`lab compare`: several arms in interleaved blocks, or result files, side by side.
 
-Every block measures every arm once, in an order that is balanced over blocks, one fresh service at a time.
-All arms of a block get the same requests; each block draws its own, unless DRAWS=same. Each run has a file
-of its own, and one more file holds all rows of a load.
+Every block measures every arm once, in an order that is balanced over blocks. One service runs at a time, a
+fresh one for each arm and block. All arms of a block get the same requests; each block draws its own, unless
+DRAWS=same. Each run has a file of its own, and one more file holds all rows of a load.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from harness.comparing.combine import (
 )
 from harness.comparing.compare_runs import LoadPlan, measure_blocks, plan_digest
 from harness.comparing.comparison import render_comparison
+from harness.comparing.intervals import FEWEST_BLOCKS
 from harness.comparing.loads import (
     DEFAULT_VARIANTS,
     NO_WAIT,
@@ -68,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--blocks",
         type=int,
         metavar="N",
-        help=f"default {DEFAULT_BLOCKS}; 1 with QUICK=1, or where more would take over ten minutes",
+        help=f"default {DEFAULT_BLOCKS}; {FEWEST_BLOCKS} or 1 where more would take over ten minutes; 1 with "
+        "QUICK=1",
     )
     parser.add_argument(
         "--pad",

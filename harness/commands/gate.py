@@ -20,7 +20,7 @@ from harness.commands.bench import INTERRUPTED_STATUS
 from harness.commands.gate_commit import CommitRuns, measure_against
 from harness.commands.options import add_corpus_option, parse_share
 from harness.comparing.combine import Comparison, compare_files
-from harness.comparing.contrasts import Contrast, contrasts, leading_figures, places_of
+from harness.comparing.contrasts import Contrast, Design, contrasts, design_of, leading_figures
 from harness.comparing.intervals import FEWEST_BLOCKS, MAX_MORE_BLOCKS
 from harness.results.manifest import RunManifest
 from harness.results.metrics import METRICS, Figure
@@ -226,8 +226,8 @@ def gate(
     """Each (old arm, new arm) with all deciding figures, or with `figures`."""
     runs = made.manifest.runs
     is_open = runs[0].schedule.load.is_open
-    # Places in a block say something of runs made in turns only.
-    places = places_of(runs) if in_turns else {}
+    # Blocks of runs that were not made in turns have no places.
+    design = design_of(runs) if in_turns else Design()
     # Few runs are long enough for a p99: it is held where it can be, or where it was asked for.
     return [
         Gated(contrast, judge_regression(contrast, limit))
@@ -239,7 +239,7 @@ def gate(
             is_open=is_open,
             margin=limit,
             figures=figures,
-            places=places,
+            design=design,
         )
         if contrast.verdict or contrast.figure.q != 99 or figures
     ]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from adapters.base import LabError
 from harness.comparing.arms import arm_order
-from harness.measure import measure
+from harness.measure import SharedService, measure
 from harness.plan.corpus import Corpus
 from harness.plan.load import load_words
 from harness.plan.schedule import Schedule
@@ -105,51 +105,64 @@ class LoadPlan:
 def measure_blocks(plans: Sequence[LoadPlan], reporter: Reporter) -> list[list[Measurement]]:
     """Every arm of every load once in every block; what was measured until an interrupt is returned.
 
-    All loads have the same number of blocks. A block does one load after the other, so that what the machine
-    does in the long run meets all of them.
+    All loads have the same number of blocks. Within a block an arm does all its loads on one service, which
+    need not be started for each; so what the machine does in the long run meets all arms and loads.
 
     Raises:
         KeyboardInterrupt: told to stop before the first run.
     """
     measured: list[list[Measurement]] = [[] for _ in plans]
     num_blocks = len(plans[0].schedules)
+    all_arms = list({str(arm.name): arm for plan in plans for arm in plan.arms}.values())
     turns = [
-        (block, plan, made, arm, plan.ledger.read(block, arm))
+        (
+            block,
+            arm,
+            [
+                (plan, made, plan.ledger.read(block, arm))
+                for plan, made in zip(plans, measured, strict=True)
+                if arm in plan.arms
+            ],
+        )
         for block in range(num_blocks)
-        for plan, made in zip(plans, measured, strict=True)
-        for arm in arm_order(plan.arms, block, plan.settings.seed)
+        for arm in arm_order(all_arms, block, plans[0].settings.seed)
     ]
-    num_runs = sum(kept is None for *_, kept in turns)
+    num_runs = sum(kept is None for *_, loads in turns for *_, kept in loads)
     numbers = count(1)
     told: list[bool] = []
     last: list[Measurement] = []  # where the newest run stands
     # A signal between two runs waits until the first is in the ledger; `measure` has its own handler.
     with on_interrupt(lambda: told.append(True)):
-        for block, plan, made, arm, kept in turns:
-            if kept is not None:
-                made.append(kept)
-                last = made
-                continue
-            if told:
-                if not last:
-                    raise KeyboardInterrupt
-                last[-1] = replace(last[-1], stopped_after=True)
-                break
-            number, load = next(numbers), plan.schedules[block].load
-            words = load_words(load.rate, load.concurrency)
-            place = f"block {block + 1} of {num_blocks}: {arm.name}, {words}, run {number} of {num_runs}"
-            reporter.start_run(place, num_runs - number)
-            try:
-                made.append(
-                    measure(arm, plan.settings, plan.corpus, plan.schedules[block], reporter, [block])
-                )
-            except KeyboardInterrupt:
-                if not last:
-                    raise
-                break
-            last = made
-            if not made[-1].was_cut:
-                plan.ledger.add(block, made[-1])
-            if made[-1].was_interrupted:
-                break
+        for block, arm, loads in turns:
+            with SharedService(arm, plans[0].settings, reporter) as shared:
+                for plan, made, kept in loads:
+                    if kept is not None:
+                        made.append(kept)
+                        last = made
+                        continue
+                    if told:
+                        if not last:
+                            raise KeyboardInterrupt
+                        last[-1] = replace(last[-1], stopped_after=True)
+                        return measured
+                    number, schedule = next(numbers), plan.schedules[block]
+                    words = load_words(schedule.load.rate, schedule.load.concurrency)
+                    place = (
+                        f"block {block + 1} of {num_blocks}: {arm.name}, {words}, run {number} of {num_runs}"
+                    )
+                    reporter.start_run(place, num_runs - number)
+                    try:
+                        run = measure(
+                            arm, plan.settings, plan.corpus, schedule, reporter, [block], served=shared.served
+                        )
+                    except KeyboardInterrupt:
+                        if not last:
+                            raise
+                        return measured
+                    made.append(run)
+                    last = made
+                    if not run.was_cut:
+                        plan.ledger.add(block, run)
+                    if run.was_interrupted:
+                        return measured
     return measured

@@ -16,7 +16,7 @@ import pandas as pd
 
 from adapters.text.unicode_text import printable
 from harness.comparing.combine import draws_text
-from harness.comparing.contrasts import Contrast, contrast_table, places_of
+from harness.comparing.contrasts import Contrast, contrast_table, design_of
 from harness.comparing.trade import (
     decision_sentences,
     in_words,
@@ -112,9 +112,9 @@ def render_comparison(
     """
     figures, reference = compare_arms(rows, manifest), manifest.reference
     is_open = manifest.runs[0].schedule.load.is_open
-    places, block_s = places_of(manifest.runs), block_seconds(manifest)
+    design, block_s = design_of(manifest.runs), block_seconds(manifest)
     found, made = judge(
-        rows, manifest.arms, reference, is_open=is_open, margin=margin, places=places, objective=objective
+        rows, manifest.arms, reference, is_open=is_open, margin=margin, design=design, objective=objective
     )
     num_same, num_planned = agreement_of_all(rows)
     decided = None if manifest.validity.invalid else made
@@ -197,7 +197,7 @@ def verdict_lines(found: Sequence[Contrast]) -> list[str]:
 
 def block_seconds(manifest: ComparisonManifest) -> float | None:
     """How long one block of all arms takes, by the clock of its runs; None where they do not tell. What lies
-    between two runs (a service that ends and one that starts) belongs to a run."""
+    between two runs (a service that ends and one that starts, the runs of other loads) belongs to a run."""
     each: dict[str, list[float]] = {}
     spans = []
     for run in manifest.runs:

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from harness.comparing.intervals import Ordered, without_order
+from harness.comparing.intervals import FEWEST_BLOCKS, Ordered, without_order
 from harness.comparing.verdict import DEFAULT_MARGIN, Verdict, judge_ratio
 from harness.results.manifest import RunManifest
 from harness.results.metrics import OUTPUT_TOKENS, REQUEST_TIME, TPOT, Figure, Metric, deciding_figures
 
-Places = Mapping[tuple[str, int], int]
-"""Of the run of an arm in a block: how many runs of that block were made before it."""
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """How the blocks were measured."""
+
+    places: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """Of the run of an arm in a block: how many runs of that block were made before it."""
+    first_look: int = FEWEST_BLOCKS
+    """Blocks that were planned at first: nobody looked at fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +71,13 @@ def error_share(figure: Figure, is_open: bool, num_judged: int) -> float:
     return 0.25 if figure in leading_figures(is_open) else 0.5 / max(1, num_judged - 2)
 
 
-def places_of(runs: Iterable[RunManifest]) -> Places:
-    """Nothing where the runs do not tell in which order a block measured them."""
+def design_of(runs: Sequence[RunManifest]) -> Design:
+    """Without places where the runs do not tell in which order a block measured them."""
+    planned = min((run.schedule.num_blocks for run in runs), default=FEWEST_BLOCKS)
+    return Design(_places(runs), max(FEWEST_BLOCKS, planned))
+
+
+def _places(runs: Iterable[RunManifest]) -> dict[tuple[str, int], int]:
     blocks: dict[int, list[tuple[str, str]]] = {}
     for run in runs:
         for repeat in run.planned_repeats if len(run.planned_repeats) == 1 else ():
@@ -125,12 +137,13 @@ def contrasts(
     is_open: bool,
     margin: float = DEFAULT_MARGIN,
     figures: Sequence[Figure] | None = None,
-    places: Places | None = None,
+    design: Design | None = None,
 ) -> list[Contrast]:
     """Every arm but the reference, each with all deciding figures (or with `figures`).
 
     The intervals of all deciding figures hold together for one arm. `Blocks` serve several calls.
     """
+    design = design or Design()
     of_rows = rows if isinstance(rows, Blocks) else Blocks(rows)
     deciding = deciding_figures()
     judged = deciding if figures is None else figures
@@ -148,7 +161,7 @@ def contrasts(
             }
             for arm, of_block in pairs.items()
         }
-        for arm, ordered in _in_order(logs, reference, places or {}).items():
+        for arm, ordered in _in_order(logs, reference, design.places).items():
             verdict = None
             if ordered.logs.size:
                 verdict = judge_ratio(
@@ -158,12 +171,15 @@ def contrasts(
                     margin=margin,
                     extra_variance=float(ordered.extra_variance),
                     lost_degrees=ordered.lost_degrees,
+                    first_look=design.first_look,
                 )
             found[arm, figure] = Contrast(arm, reference, figure, verdict, tuple(ordered.logs.tolist()))
     return [found[arm, figure] for arm in others for figure in judged]
 
 
-def _in_order(logs: Mapping[str, Mapping[int, float]], reference: str, places: Places) -> dict[str, Ordered]:
+def _in_order(
+    logs: Mapping[str, Mapping[int, float]], reference: str, places: Mapping[tuple[str, int], int]
+) -> dict[str, Ordered]:
     """The logarithms of each arm, without drift within blocks where all blocks have all arms and places."""
     plain = {arm: Ordered(np.array(list(own.values())), np.zeros(()), 0) for arm, own in logs.items()}
     blocks = sorted({block for own in logs.values() for block in own})

@@ -27,10 +27,11 @@ SPREAD_CONFIDENCE = 0.80
 MIN_ORDER_DEGREES = 4
 CLIPPED_AT = 3.0
 NUM_FITS = 15
-ERROR_OF_EARLY_LOOK = {3: 0.40, 4: 0.10, 5: 0.05}
+ERROR_OF_EARLY_LOOK = (0.40, 0.10, 0.05)
 ERROR_OF_LATER_LOOK = 1 / 30
-"""Parts of the allowed error, by the number of blocks. Looks at the same blocks agree mostly, so that all
-looks from 3 to 60 blocks together spend no more than the whole (simulated: 99% of an error of 0.4%)."""
+"""Parts of the allowed error, at the first look and after each block more. Looks at the same blocks agree
+mostly, so that all looks from 3 to 60 blocks together spend no more than the whole (simulated: 99% of an
+error of 0.4%; less where the first look is a later one)."""
 
 
 class Ordered(NamedTuple):
@@ -47,9 +48,11 @@ def bounded_exp(value: float) -> float:
     return math.exp(min(max(value, -700.0), 700.0))
 
 
-def error_of_look(num_blocks: int) -> float:
-    """The part of the allowed error that a look after so many blocks may spend."""
-    return ERROR_OF_EARLY_LOOK.get(num_blocks, ERROR_OF_LATER_LOOK)
+def error_of_look(num_blocks: int, first_look: int = FEWEST_BLOCKS) -> float:
+    """The part of the allowed error that a look after so many blocks may spend, `first_look` being the number
+    that was planned."""
+    later = max(0, num_blocks - first_look)
+    return ERROR_OF_EARLY_LOOK[later] if later < len(ERROR_OF_EARLY_LOOK) else ERROR_OF_LATER_LOOK
 
 
 def num_trimmed(num_blocks: int) -> int:
@@ -84,7 +87,12 @@ def middle_and_error(logs: Floats, extra_variance: Floats | float = 0.0) -> tupl
 
 
 def blocks_missing(
-    error: float, num_blocks: int, bound: float, confidence: float, lost_degrees: int = 0
+    error: float,
+    num_blocks: int,
+    bound: float,
+    confidence: float,
+    lost_degrees: int = 0,
+    first_look: int = FEWEST_BLOCKS,
 ) -> int:
     """How many more blocks find a difference of `bound`, or show its absence, with `POWER`.
 
@@ -98,17 +106,24 @@ def blocks_missing(
         later = num - 2 * num_trimmed(num) - 1 - lost_degrees
         if num < FEWEST_BLOCKS or later < 1:
             continue
-        each = 1 - (1 - confidence) * error_of_look(num)
+        each = 1 - (1 - confidence) * error_of_look(num, first_look)
         reach = t_quantile(1 - (1 - each) / 2, later) + t_quantile(1 - (1 - POWER) / 2, later)
         if reach * spread / math.sqrt(num) <= bound:
             return more
     return MAX_MORE_BLOCKS + 1
 
 
-def next_blocks(error: float, num_blocks: int, bound: float, confidence: float, lost_degrees: int = 0) -> int:
+def next_blocks(
+    error: float,
+    num_blocks: int,
+    bound: float,
+    confidence: float,
+    lost_degrees: int = 0,
+    first_look: int = FEWEST_BLOCKS,
+) -> int:
     """As `blocks_missing`, but at most twice what there is, and never out of reach on the word of few blocks:
     one of them may be disturbed."""
-    missing = blocks_missing(error, num_blocks, bound, confidence, lost_degrees)
+    missing = blocks_missing(error, num_blocks, bound, confidence, lost_degrees, first_look)
     if missing > MAX_MORE_BLOCKS and num_blocks >= FEWEST_TO_GIVE_UP:
         return missing
     return min(missing, 2 * num_blocks)

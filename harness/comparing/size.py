@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
+from harness.comparing.intervals import FEWEST_BLOCKS
 from harness.comparing.loads import LEFT_OUT, fewer_arms, load_settings
 from harness.plan.corpus import Corpus
 from harness.plan.load import load_words
@@ -28,7 +29,9 @@ from harness.results.stats import MIN_SAMPLES
 from harness.results.table import counted, duration_text
 from harness.settings import HarnessSettings
 
-DEFAULT_BLOCKS = 3
+DEFAULT_BLOCKS = 4
+"""Their intervals are less than half as wide as those of the fewest that give any. A fifth block brings
+nothing more: from there on the outermost blocks are left out."""
 WHOLE_S, QUICK_S = 570.0, 165.0
 """What the command takes in all, trials included."""
 STRETCH = 1.25
@@ -120,50 +123,43 @@ def find_size(
             trials[kind_of(arm)] = trials[kind_of(told)] if is_first_look else try_out(arm, budgets)
     capacity = trials[kind_of(told)].capacity if needs_capacity else settings.capacity
     settings = settings.model_copy(update={"capacity": capacity})
-    rates = [load_settings(share, settings).rate for share, _ in loads]
     steps = LEFT_OUT + 1 if may_leave_out else 1
-    return choose_size(
-        [
-            [
-                _cost(
-                    [trials[kind_of(arm)] for arm in fewer_arms(arms, share, step, reference)],
-                    rate,
-                    mean_budget(corpus),
-                    settings,
-                )
-                for (share, arms), rate in zip(loads, rates, strict=True)
-            ]
-            for step in range(steps)
-        ],
-        settings,
-        asked_blocks=asked_blocks,
-        spent_s=perf_counter() - started_s,
-    )
+
+    def costs(num_blocks: int) -> Costs:
+        found = []
+        for step in range(steps):
+            left = [(share, fewer_arms(arms, share, step, reference)) for share, arms in loads]
+            found.append(_costs(left, trials, mean_budget(corpus), settings, num_blocks))
+        return found
+
+    return choose_size(costs, settings, asked_blocks=asked_blocks, spent_s=perf_counter() - started_s)
 
 
 def choose_size(
-    costs: Sequence[Sequence[_Cost]], settings: HarnessSettings, *, asked_blocks: int | None, spent_s: float
+    costs: Callable[[int], Costs], settings: HarnessSettings, *, asked_blocks: int | None, spent_s: float
 ) -> Size:
     """The most requests with which the usual number of blocks fits into the time that is left. Where that is
-    not even the least that counts, arms are left out, then it takes longer, then there is one block. `costs`
-    of all loads, for each number of steps that leave arms out."""
+    not even the least that counts, arms are left out, then blocks down to `FEWEST_BLOCKS`, then it takes
+    longer, then there is one block. `costs` by the number of blocks."""
     whole_s, usual = (QUICK_S, 1) if settings.quick else (WHOLE_S, DEFAULT_BLOCKS)
     left_s = whole_s - spent_s
-    num_blocks = asked_blocks or usual
-    left_out, requests = _first_that_fits(costs, left_s / usual, is_quick=settings.quick)
+    fewest = min(usual, FEWEST_BLOCKS)
+    for num_blocks in range(usual, fewest - 1, -1):
+        of_arms = costs(num_blocks)
+        left_out, requests = _first_that_fits(of_arms, left_s / num_blocks, is_quick=settings.quick)
+        if requests:
+            break
     if requests is None and asked_blocks is None:
-        fewest_s = usual * sum(cost.seconds(cost.least) for cost in costs[-1])
+        fewest_s = fewest * sum(cost.seconds(cost.least) for cost in of_arms[-1])
         if fewest_s > STRETCH * left_s:
-            num_blocks = 1
-            left_out, requests = _first_that_fits(costs, left_s, is_quick=settings.quick)
-    requests = requests or [cost.least for cost in costs[left_out]]
-    block_s = sum(cost.seconds(num) for cost, num in zip(costs[left_out], requests, strict=True))
-    return Size(settings.capacity, num_blocks, requests, left_out, block_s)
+            num_blocks, of_arms = 1, costs(FEWEST_BLOCKS)
+            left_out, requests = _first_that_fits(of_arms, left_s, is_quick=settings.quick)
+    requests = requests or [cost.least for cost in of_arms[left_out]]
+    block_s = sum(cost.seconds(num) for cost, num in zip(of_arms[left_out], requests, strict=True))
+    return Size(settings.capacity, asked_blocks or num_blocks, requests, left_out, block_s)
 
 
-def _first_that_fits(
-    costs: Sequence[Sequence[_Cost]], block_s: float, *, is_quick: bool
-) -> tuple[int, list[int] | None]:
+def _first_that_fits(costs: Costs, block_s: float, *, is_quick: bool) -> tuple[int, list[int] | None]:
     """How many steps leave arms out until the least that counts fits, and the requests then; None where even
     all of them do not help."""
     for left_out, of_loads in enumerate(costs):
@@ -189,9 +185,39 @@ class _Cost:
         return self.fixed_s + num_requests * self.request_s
 
 
-def _cost(tried: Sequence[Trial], rate: float | None, mean_tokens: float, settings: HarnessSettings) -> _Cost:
+Costs = Sequence[Sequence[_Cost]]
+"""Of all loads, for each number of steps that leave arms out."""
+
+
+def _costs(
+    loads: Sequence[tuple[float | None, Sequence[Arm]]],
+    trials: Mapping[str, Trial],
+    mean_tokens: float,
+    settings: HarnessSettings,
+    num_blocks: int,
+) -> list[_Cost]:
+    """Of each load. An arm's service is started for the first of its loads."""
+    costs: list[_Cost] = []
+    started: set[str] = set()
+    for share, arms in loads:
+        tried = [trials[kind_of(arm)] for arm in arms]
+        new = [trials[kind_of(arm)].start_s for arm in arms if str(arm.name) not in started]
+        started |= {str(arm.name) for arm in arms}
+        rate = load_settings(share, settings).rate
+        costs.append(_cost(tried, sum(new), rate, mean_tokens, settings, num_blocks))
+    return costs
+
+
+def _cost(
+    tried: Sequence[Trial],
+    start_s: float,
+    rate: float | None,
+    mean_tokens: float,
+    settings: HarnessSettings,
+    num_blocks: int,
+) -> _Cost:
     """Of one load whose arms did `tried`; `rate` None for a closed loop."""
-    fixed_s = sum(trial.run_s for trial in tried)
+    fixed_s = start_s + sum(trial.warm_up_s for trial in tried)
     users = settings.concurrency
     if rate is None:
         think_s = (settings.think_ms or 0.0) / 1e3 / users
@@ -203,9 +229,9 @@ def _cost(tried: Sequence[Trial], rate: float | None, mean_tokens: float, settin
         fixed_s += len(tried) * TAIL_REQUESTS / rate
         request_s = len(tried) / rate
         enough = LONG_S * rate
-        least = QUICK_ARRIVALS if settings.quick else math.ceil(MIN_SAMPLES[95] / DEFAULT_BLOCKS)
+        least = QUICK_ARRIVALS if settings.quick else math.ceil(MIN_SAMPLES[95] / num_blocks)
     if not settings.quick:
-        least = max(least, math.ceil(enough / DEFAULT_BLOCKS))
+        least = max(least, math.ceil(enough / num_blocks))
     return _Cost(fixed_s, request_s, least, max(settings.requests, least))
 
 
@@ -246,9 +272,7 @@ def size_text(
         lines.append(f"  capacity of {reference}: {size.capacity:g} requests/s ({again})")
     if min(size.requests) < least:
         lines.append(f"  under {least} requests a block there is no ratio of p95 (REQUESTS={least} gives it)")
-    if size.block_s and num_blocks < DEFAULT_BLOCKS and not settings.quick:
-        more = duration_text(DEFAULT_BLOCKS * size.block_s)
-        lines.append(
-            f"  intervals need {DEFAULT_BLOCKS} blocks: --blocks {DEFAULT_BLOCKS} takes about {more}"
-        )
+    if size.block_s and num_blocks < FEWEST_BLOCKS and not settings.quick:
+        more = duration_text(FEWEST_BLOCKS * size.block_s)
+        lines.append(f"  intervals need {FEWEST_BLOCKS} blocks: --blocks {FEWEST_BLOCKS} takes about {more}")
     return lines

@@ -17,7 +17,7 @@ from adapters.base import ConfigError
 from harness.comparing.contrasts import (
     Blocks,
     Contrast,
-    Places,
+    Design,
     contrasts,
     leading_figures,
     most_asking,
@@ -90,12 +90,12 @@ def judge(
     *,
     is_open: bool,
     margin: float,
-    places: Places,
+    design: Design,
     objective: Figure | None = None,
 ) -> tuple[list[Contrast], Decision | None]:
     """Every arm against the reference, and which is best; None where there is nothing to choose between."""
     blocks = Blocks(rows)
-    found = contrasts(blocks, arms, reference, is_open=is_open, margin=margin, places=places)
+    found = contrasts(blocks, arms, reference, is_open=is_open, margin=margin, design=design)
     figure = objective or Figure(primary(is_open))
     ranked = _ranked(rows, arms, figure, is_open)
     if len(ranked) < 2:
@@ -106,7 +106,7 @@ def judge(
         judged = deciding_figures()
         if objective is not None and objective not in judged:
             judged.append(objective)
-        return contrasts(blocks, arms, other, is_open=is_open, margin=margin, places=places, figures=judged)
+        return contrasts(blocks, arms, other, is_open=is_open, margin=margin, design=design, figures=judged)
 
     return found, Decision(
         first,

@@ -93,20 +93,21 @@ def judge_ratio(
     confidence: float = CONFIDENCE,
     extra_variance: float = 0.0,
     lost_degrees: int = 0,
+    first_look: int = FEWEST_BLOCKS,
 ) -> Verdict:
     """Judge the ratio to a reference from one logarithm a block.
 
     `error_share` is this metric's part of the error that all metrics judged together may make: each
     interval is widened so that all of them hold at `confidence` (Bonferroni), at this look and at all others.
-    `margin` 0.05: ratios from 1/1.05 to 1.05 count as equivalent. `extra_variance` and `lost_degrees` are
-    those of `intervals.Ordered`.
+    The first look was after `first_look` blocks. `margin` 0.05: ratios from 1/1.05 to 1.05 count as
+    equivalent. `extra_variance` and `lost_degrees` are those of `intervals.Ordered`.
     """
     logs = np.asarray(log_ratios, dtype=float)
     num_blocks = len(logs)
     if not num_blocks:
         raise ValueError("a verdict needs at least one block")
     of_metric = 1 - (1 - confidence) * error_share
-    each = 1 - (1 - of_metric) * error_of_look(num_blocks)
+    each = 1 - (1 - of_metric) * error_of_look(num_blocks, first_look)
     bound = math.log1p(margin)
     if num_blocks < 2:
         ratio, missing = math.exp(float(logs[0])), FEWEST_BLOCKS - num_blocks
@@ -120,6 +121,6 @@ def judge_ratio(
         word = "better" if (low > 0) == higher_is_better else "worse"
     missing = 0
     if word == "can't tell":
-        missing = next_blocks(float(error), num_blocks, bound, of_metric, lost_degrees)
+        missing = next_blocks(float(error), num_blocks, bound, of_metric, lost_degrees, first_look)
     interval = bounded_exp(low), bounded_exp(high)
     return Verdict(word, math.exp(float(middle)), interval, each, num_blocks, missing, margin)

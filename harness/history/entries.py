@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from harness.comparing.combine import read_result
-from harness.comparing.contrasts import contrasts, places_of
+from harness.comparing.contrasts import contrasts, design_of
 from harness.history.intervals import figure_interval
 from harness.results.manifest import ComparisonManifest, Manifest, RunManifest, Validity
 from harness.results.metrics import METRICS, Figure, compared_figures
@@ -116,7 +116,7 @@ def _ratios(manifest: ComparisonManifest, rows: pd.DataFrame) -> Iterator[dict[s
             reference,
             is_open=own[0].schedule.load.is_open,
             figures=compared_figures(),
-            places=places_of(manifest.runs),
+            design=design_of(manifest.runs),
         )
         for contrast in found:
             if (verdict := contrast.verdict) is None:

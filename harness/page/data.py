@@ -23,7 +23,7 @@ from harness.comparing.combine import (
     validity_of,
 )
 from harness.comparing.comparison import agreement_of_all, block_seconds
-from harness.comparing.contrasts import Contrast, places_of
+from harness.comparing.contrasts import Contrast, design_of
 from harness.comparing.trade import Decision, judge
 from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.page.timeline import OverTime, Timeline, batch_timeline, load_over_time
@@ -165,9 +165,9 @@ def gather(
     found: list[Contrast] = []
     decision = None
     if len(names) > 1 and len({arm.load for arm in arms}) == 1:
-        reference, is_open, places = manifest.reference, runs[0].schedule.load.is_open, places_of(runs)
+        reference, is_open, design = manifest.reference, runs[0].schedule.load.is_open, design_of(runs)
         found, decision = judge(
-            rows, names, reference, is_open=is_open, margin=margin, places=places, objective=objective
+            rows, names, reference, is_open=is_open, margin=margin, design=design, objective=objective
         )
     return ReportData(
         arms=arms,

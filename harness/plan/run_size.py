@@ -28,8 +28,10 @@ class Trial:
     """Requests a second of answers of the corpus's mean length, all users busy."""
     tokens_per_s: float
     """Of a closed loop of unequal answers."""
-    run_s: float
-    """What a run takes beside its requests: the service's start and end, warm-up."""
+    start_s: float
+    """What the service takes to start and to end."""
+    warm_up_s: float
+    """What a run takes beside its requests on a service that has started."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,12 +112,12 @@ def log_ratios(
     return logs - logs[:, :, :1], places
 
 
-def judge(ratios: Floats, places: NDArray[np.int64], num_blocks: int) -> Judged:
+def judge(ratios: Floats, places: NDArray[np.int64], num_blocks: int, first_look: int) -> Judged:
     """As `contrasts` judges the last arm after its first `num_blocks` blocks."""
     part = without_order(ratios[..., :num_blocks], places[:, :num_blocks], 0)
     part = Ordered(part.logs[:, :, -1], part.extra_variance[:, :, -1], part.lost_degrees)
     ends = [
-        _interval(part, figure, 1 - (1 - level) * error_of_look(num_blocks))
+        _interval(part, figure, 1 - (1 - level) * error_of_look(num_blocks, first_look))
         for figure, level in enumerate(LEVELS)
     ]
     low, high = (np.stack(end, axis=1) for end in zip(*ends, strict=True))
@@ -144,7 +144,7 @@ def look_once(num_trials: int, num_blocks: int, slowdown: float, noise: Noise, s
     """Comparisons of a planned number of blocks, in which the machine drifts, looked at in the end."""
     noise = replace(noise, drift_blocks=num_blocks)
     ratios, places = log_ratios(num_trials, num_blocks, slowdown, noise, np.random.default_rng(seed))
-    judged = judge(ratios, places, num_blocks)
+    judged = judge(ratios, places, num_blocks, num_blocks)
     covered = _covered(judged.part, math.log1p(slowdown))
     return OneLook(float(judged.differs.any(axis=1).mean()), float(covered.mean()))
 
@@ -169,20 +169,22 @@ class AsAsked:
     """Median and 90th percentile of what was measured."""
 
 
-def go_on_as_asked(num_trials: int, slowdown: float, noise: Noise, max_blocks: int, seed: int) -> AsAsked:
-    """Three blocks, then as many more as the tool asks for, until it tells or `max_blocks` are reached."""
+def go_on_as_asked(
+    num_trials: int, first_look: int, slowdown: float, noise: Noise, max_blocks: int, seed: int
+) -> AsAsked:
+    """`first_look` blocks, then as many more as the tool asks for, until it tells or has `max_blocks`."""
     ratios, places = log_ratios(num_trials, max_blocks, slowdown, noise, np.random.default_rng(seed))
-    asked = np.full(num_trials, FEWEST_BLOCKS)
+    asked = np.full(num_trials, first_look)
     ever = np.zeros(num_trials, dtype=bool)
     found = np.zeros((num_trials, len(LEADING)), dtype=bool)
     covered = np.zeros((num_trials, len(FIGURES)), dtype=bool)
     still = np.arange(num_trials)
-    for num_blocks in range(FEWEST_BLOCKS, max_blocks + 1):
-        judged = judge(ratios[still], places, num_blocks)
+    for num_blocks in range(first_look, max_blocks + 1):
+        judged = judge(ratios[still], places, num_blocks, first_look)
         ever[still] |= judged.differs.any(axis=1)
         for row, trial in enumerate(still):
             if asked[trial] == num_blocks:
-                missing = [_missing(judged, row, figure) for figure in LEADING]
+                missing = [_missing(judged, row, figure, first_look) for figure in LEADING]
                 asked[trial] = min(max_blocks, num_blocks + max(missing))
         done = asked[still] == num_blocks
         found[still[done]] = judged.low[done][:, LEADING] > 0
@@ -194,21 +196,26 @@ def go_on_as_asked(num_trials: int, slowdown: float, noise: Noise, max_blocks: i
     return AsAsked(float(ever.mean()), tuple(map(float, found.mean(axis=0))), float(covered.mean()), blocks)
 
 
-def _missing(judged: Judged, trial: int, figure: int) -> int:
+def _missing(judged: Judged, trial: int, figure: int, first_look: int) -> int:
     """What the tool asks for. Where it says that no number would do, a trial goes on to the last block."""
     if judged.is_told[trial, figure]:
         return 0
     part = judged.part
     _, error = middle_and_error(part.logs[trial, figure], part.extra_variance[trial, figure])
     return next_blocks(
-        float(error), judged.num_blocks, math.log1p(DEFAULT_MARGIN), LEVELS[figure], part.lost_degrees
+        float(error),
+        judged.num_blocks,
+        math.log1p(DEFAULT_MARGIN),
+        LEVELS[figure],
+        part.lost_degrees,
+        first_look,
     )
 
 
 def planned_table(num_trials: int, seeds: Sequence[int]) -> str:
     lines: list[list[str]] = []
     for num_arms, drift in ((2, 0.20), (6, 0.20), (6, 0.50)):
-        for num_blocks in (3, 5, 10, 30):
+        for num_blocks in (3, 4, 5, 10, 30):
             noise = Noise(num_arms=num_arms, drift=drift)
             quiet = replace(noise, disturbance=0.0)
             same, slower, undisturbed = (
@@ -246,11 +253,11 @@ def three_table(num_trials: int, seeds: Sequence[int]) -> str:
 
 def as_asked_table(num_trials: int, max_blocks: int, seeds: Sequence[int]) -> str:
     lines: list[list[str]] = []
-    for num_arms in (2, 6):
+    for first_look, num_arms in ((3, 2), (4, 2), (4, 6)):
         for run in (0.005, 0.010, 0.020):
             noise = Noise(num_arms=num_arms, run=run, metric=run / 2)
             same, slower = (
-                [go_on_as_asked(num_trials, s, noise, max_blocks, seed) for seed in seeds]
+                [go_on_as_asked(num_trials, first_look, s, noise, max_blocks, seed) for seed in seeds]
                 for s in (0.0, 0.05)
             )
             shares = [
@@ -262,8 +269,8 @@ def as_asked_table(num_trials: int, max_blocks: int, seeds: Sequence[int]) -> st
                 f"{_mean(results, lambda r: r.blocks[0]):.0f} ({_mean(results, lambda r: r.blocks[1]):.0f})"
                 for results in (same, slower)
             ]
-            lines.append([str(num_arms), f"{run:.1%}", *map(share, shares), *blocks])
-    headers = ["arms", "noise of a run", "A/A: any metric ever differs"]
+            lines.append([str(num_arms), str(first_look), f"{run:.1%}", *map(share, shares), *blocks])
+    headers = ["arms", "blocks at first", "noise of a run", "A/A: any metric ever differs"]
     headers += [f"5% slower: {FIGURES[figure].label} found" for figure in LEADING]
     headers += ["A/A: coverage at the end", "5% slower: coverage at the end"]
     return render_table([*headers, "A/A: blocks (90%)", "5% slower: blocks (90%)"], lines)

@@ -99,7 +99,7 @@ class Blocks:
             return 1.2 * (1.08 if block // 2 % 2 else 1 / 1.08)
         return 2.0 if block == 0 else 1.2
 
-    def measure(self, arm: Arm, *rest: Any) -> Measurement:
+    def measure(self, arm: Arm, *rest: Any, served: object) -> Measurement:
         block, name = rest[-1][0], str(arm.name)
         self.made.append((block, name))
         step_s = 1.0 if arm.source else self._step_s(block)

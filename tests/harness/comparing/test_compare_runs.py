@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +40,7 @@ class Bench:
         self._invalid = invalid
         self.made: list[tuple[int, str]] = []
 
-    def measure(self, arm: Arm, *rest: Any) -> Measurement:
+    def measure(self, arm: Arm, *rest: Any, served: object) -> Measurement:
         repeats: Sequence[int] = rest[-1]
         if len(self.made) == self._stops_at:
             raise KeyboardInterrupt
@@ -79,6 +79,50 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.M
     third = Bench(tmp_path)
     assert len(compare(third, tmp_path, monkeypatch, blocks=3)) == 6
     assert {block for block, _ in third.made} == {2}
+
+
+def test_an_arm_does_all_loads_of_a_block_on_one_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, started, ended = Bench(tmp_path), [], []
+    keeps_prompts = False
+
+    @contextmanager
+    def start(arm: Arm, *_: object) -> Iterator[tuple[SimpleNamespace, None]]:
+        started.append(str(arm.name))
+        yield SimpleNamespace(keeps_prompts=keeps_prompts), None
+        ended.append(str(arm.name))
+
+    def measure(arm: Arm, *rest: Any, served: Callable[[], AbstractContextManager[object]]) -> Measurement:
+        with served():
+            assert len(ended) == len(started) - 1, "one at a time"
+            return bench.measure(arm, *rest, served=served)
+
+    monkeypatch.setattr(measuring, "_served", start)
+    monkeypatch.setattr(compare_runs, "measure", measure)
+
+    def run(name: str) -> None:
+        plans = [
+            LoadPlan(
+                ARMS[:num],
+                HarnessSettings(),
+                CORPUS,
+                [SCHEDULE] * 2,
+                Ledger(tmp_path, f"{name}{num}", resume=False),
+            )
+            for num in (2, 1)
+        ]
+        started.clear()
+        ended.clear()
+        closed, spread = measure_blocks(plans, PlainReporter())
+        assert (len(closed), len(spread)) == (4, 2)
+        assert started == ended
+
+    run("plain")
+    assert sorted(started) == ["a", "a", "b", "b"], "a fresh one for each arm and block"
+    keeps_prompts = True
+    run("cached")
+    assert sorted(started) == ["a"] * 4 + ["b"] * 2, "one that has seen the prompts is no fresh one"
 
 
 def test_a_cut_ledger_loses_the_cut_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +175,8 @@ def test_a_signal_behind_a_run_leaves_it_in_the_ledger(
     bench = Bench(tmp_path)
     measured = bench.measure
 
-    def then_told(arm: Arm, *rest: Any) -> Measurement:
-        measurement = measured(arm, *rest)
+    def then_told(arm: Arm, *rest: Any, served: object) -> Measurement:
+        measurement = measured(arm, *rest, served=served)
         os.kill(os.getpid(), signal.SIGINT)
         return measurement
 

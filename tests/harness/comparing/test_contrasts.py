@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.comparing.contrasts import Blocks, contrasts, most_asking, places_of
+from harness.comparing.contrasts import Blocks, Design, contrasts, design_of, most_asking
 from harness.comparing.trade import in_words
 from harness.results.metrics import Figure, deciding_figures
 from harness.results.record import Row
@@ -98,7 +98,7 @@ def test_a_drift_within_blocks_is_not_taken_for_a_difference() -> None:
             rows += run_rows(arm, block, 1.02 ** (3 * block + place))
     frame = made_frame(rows)
     (plain, *_), (ordered, *_) = (
-        [c for c in contrasts(frame, list("abc"), "a", is_open=False, places=p) if c.arm == "c"]
+        [c for c in contrasts(frame, list("abc"), "a", is_open=False, design=Design(p)) if c.arm == "c"]
         for p in ({}, places)
     )
     assert plain.verdict is not None
@@ -114,9 +114,32 @@ def test_the_order_of_a_block_is_that_of_the_starts() -> None:
         run = made_manifest(run_rows(arm, block, 1.0, num=1), arm=arm, planned_repeats=[block])
         run.started_at = started_at
         runs.append(run)
-    assert places_of(runs) == {("a", 0): 0, ("b", 0): 1, ("a", 1): 0, ("b", 1): 1}
+    assert design_of(runs).places == {("a", 0): 0, ("b", 0): 1, ("a", 1): 0, ("b", 1): 1}
     runs[0].started_at = "0"
-    assert places_of(runs) == {}
+    assert design_of(runs).places == {}
+
+
+@pytest.mark.parametrize(("planned", "first_look"), [((1, 1), 3), ((4, 4), 4), ((4, 6), 4)])
+def test_the_first_look_is_after_the_blocks_that_were_planned_first(
+    planned: tuple[int, int], first_look: int
+) -> None:
+    """Runs of a comparison that went on name the larger number, files of single runs name none."""
+    runs = [made_manifest(run_rows("a", 0, 1.0, num=1)) for _ in planned]
+    for run, num_blocks in zip(runs, planned, strict=True):
+        run.schedule.num_blocks = num_blocks
+    assert design_of(runs).first_look == first_look
+
+
+def test_blocks_that_were_planned_say_more_than_blocks_that_were_added() -> None:
+    frame = made_frame(blocks((1.0, 1.2), (1.1, 1.3), (1.0, 1.25), (0.9, 1.1)))
+    planned, added = (
+        contrasts(frame, ["baseline", "other"], "baseline", is_open=False, design=Design(first_look=num))[0]
+        for num in (4, 3)
+    )
+    assert planned.verdict is not None
+    assert added.verdict is not None
+    assert planned.verdict.ratio == added.verdict.ratio
+    assert planned.verdict.confidence < added.verdict.confidence
 
 
 def test_a_figure_of_a_block_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:

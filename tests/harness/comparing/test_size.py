@@ -29,7 +29,7 @@ from tests.harness.comparing.test_loads import ARMS
 PROMPTS = [Prompt(id=str(i), prompt="x", max_tokens=10 if i % 4 else 290) for i in range(400)]
 CORPUS = Corpus(tuple(PROMPTS), Path("c"), "s", "s")
 SPEEDS = {"baseline": 1.0, "static": 1.5, "dynamic": 1.5, "continuous": 3.7}
-RUN_S = 6.0
+START_S, WARM_UP_S = 5.0, 1.0
 
 
 def found(
@@ -42,7 +42,7 @@ def found(
     def try_out(arm: Arm, budgets: Sequence[int]) -> Trial:
         tried.append(str(arm.name))
         rate = tokens_per_s * SPEEDS[str(arm.variant)]
-        return Trial(rate / 80, rate, RUN_S)
+        return Trial(rate / 80, rate, START_S, WARM_UP_S)
 
     settings = HarnessSettings.model_validate({"concurrency": 24, **given})
     known = [arm for arm in ARMS if not (settings.quick and arm.settings.get("PAD_FINISHED") == "0")]
@@ -69,7 +69,10 @@ def seconds_of(size: Size, arms: Sequence[Sequence[Arm]], tokens_per_s: float) -
     closed, spread = size.requests
     of_closed = sum(closed * 80 / (tokens_per_s * SPEEDS[str(arm.variant)]) for arm in arms[0])
     of_spread = len(arms[1]) * spread / (0.75 * size.capacity)
-    return size.num_blocks * (of_closed + of_spread + RUN_S * sum(map(len, arms)))
+    services = {str(arm.name) for of_load in arms for arm in of_load}
+    return size.num_blocks * (
+        of_closed + of_spread + START_S * len(services) + WARM_UP_S * sum(map(len, arms))
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,12 +80,13 @@ def seconds_of(size: Size, arms: Sequence[Sequence[Arm]], tokens_per_s: float) -
     [
         (60, 1, 1),
         (135, 3, 3),
-        (180, 3, 2),
-        (230, 3, 1),
-        (480, 3, 1),
-        (900, 3, 0),
-        (5000, 3, 0),
-        (100_000, 3, 0),
+        (150, 3, 2),
+        (180, 4, 2),
+        (230, 4, 1),
+        (480, 4, 1),
+        (900, 4, 0),
+        (5000, 4, 0),
+        (100_000, 4, 0),
     ],
 )
 def test_both_loads_take_under_ten_minutes_on_slow_and_fast_machines(
@@ -93,7 +97,7 @@ def test_both_loads_take_under_ten_minutes_on_slow_and_fast_machines(
     assert seconds_of(size, arms, tokens_per_s) <= WHOLE_S - 30
     closed, spread = size.requests
     assert closed >= 48, "every user asks twice"
-    assert spread >= 20, "three blocks together have a p95"
+    assert size.num_blocks * spread >= 60 or size.num_blocks == 1, "all blocks together have a p95"
     assert size.block_s == pytest.approx(seconds_of(size, arms, tokens_per_s) / num_blocks, rel=0.2)
     # Runs of all blocks together are long enough to count, or have enough requests.
     fastest_s = size.num_blocks * closed * 80 / (tokens_per_s * max(SPEEDS.values()))
@@ -146,7 +150,7 @@ def test_each_kind_of_arm_is_tried_out_once() -> None:
 
 def test_a_number_that_is_given_stays_and_only_the_capacity_is_measured() -> None:
     size, _, tried = found(480, is_given=True, requests=9)
-    assert (size.requests, size.num_blocks, size.block_s, size.capacity) == ([9, 9], 3, None, 6.0)
+    assert (size.requests, size.num_blocks, size.block_s, size.capacity) == ([9, 9], 4, None, 6.0)
     assert tried == ["baseline"]
     assert found(480, is_given=True, requests=9, capacity=5.87)[2] == []
 
