@@ -125,7 +125,7 @@ def render_comparison(
             *map(printable, decision_sentences(decided, reference, is_open, block_s) if decided else ()),
             *([draws_text(manifest.runs)] if manifest.num_blocks > 1 else ()),
             "",
-            _figure_table(rows, is_open, figures, manifest.arms, reference),
+            _figure_table(rows, is_open, figures, manifest.arms, reference, objective),
             "",
             RANKS_TEXT,
             "",
@@ -227,9 +227,16 @@ def _heading(manifest: ComparisonManifest) -> str:
 
 
 def _figure_table(
-    rows: pd.DataFrame, is_open: bool, figures: Sequence[BlockFigures], arms: Sequence[str], reference: str
+    rows: pd.DataFrame,
+    is_open: bool,
+    figures: Sequence[BlockFigures],
+    arms: Sequence[str],
+    reference: str,
+    objective: Figure | None,
 ) -> str:
     columns = compared_figures()
+    if objective is not None and objective not in columns:
+        columns.append(objective)
     lines: list[list[str]] = []
     for arm in arms:
         own = [f for f in figures if f.arm == arm]

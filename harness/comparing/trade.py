@@ -18,8 +18,8 @@ from harness.comparing.contrasts import (
     Blocks,
     Contrast,
     Design,
+    asking_figures,
     contrasts,
-    leading_figures,
     most_asking,
     primary,
     ratio_text,
@@ -95,26 +95,26 @@ def judge(
 ) -> tuple[list[Contrast], Decision | None]:
     """Every arm against the reference, and which is best; None where there is nothing to choose between."""
     blocks = Blocks(rows)
-    found = contrasts(blocks, arms, reference, is_open=is_open, margin=margin, design=design)
+    judged = deciding_figures()
+    if objective is not None and objective not in judged:
+        judged.append(objective)
+
+    def against(other: str) -> list[Contrast]:
+        return contrasts(blocks, arms, other, is_open=is_open, margin=margin, design=design, figures=judged)
+
+    found = against(reference)
     figure = objective or Figure(primary(is_open))
     ranked = _ranked(rows, arms, figure, is_open)
     if len(ranked) < 2:
         return found, None
     first, second = ranked[:2]
-
-    def against(other: str) -> list[Contrast]:
-        judged = deciding_figures()
-        if objective is not None and objective not in judged:
-            judged.append(objective)
-        return contrasts(blocks, arms, other, is_open=is_open, margin=margin, design=design, figures=judged)
-
     return found, Decision(
         first,
         second,
         figure,
         objective is not None,
         [c for c in against(second) if c.arm == first],
-        [c for c in against(reference) if c.arm == first],
+        [c for c in found if c.arm == first],
         [c for c in against(first) if c.word == "better"],
     )
 
@@ -266,6 +266,7 @@ def what_more_blocks_tell(found: Sequence[Contrast], is_open: bool, block_s: flo
     verdict = most_asking(found, is_open)
     if verdict is None:
         return []
-    names = " and ".join(figure.label for figure in leading_figures(is_open))
+    asked = dict.fromkeys(c.figure.label for c in found if c.figure in asking_figures(found, is_open))
+    names = " and ".join(asked)
     takes = _takes(verdict.num_missing, block_s)
     return [f"{verdict.asked_text()}{takes} would decide {names} (--blocks)."]

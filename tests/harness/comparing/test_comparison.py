@@ -17,6 +17,7 @@ from harness.comparing.comparison import (
     compare_arms,
     render_comparison,
 )
+from harness.comparing.trade import objective_figure
 from harness.page.data import gather
 from harness.page.summary import arm_table, setting_lines
 from harness.replay.arm_file import Arm
@@ -24,7 +25,7 @@ from harness.results.cost import Price
 from harness.results.manifest import ComparisonManifest, Validity
 from harness.results.metrics import TTFT, Figure
 from harness.results.record import Row, read_parquet
-from harness.results.slo import Slo
+from harness.results.slo import Slo, parse_limits
 from tests.harness.made_rows import made_frame, made_manifest, made_repeat, made_row
 
 
@@ -155,6 +156,20 @@ def test_tables_show_ratios_and_say_when_samples_are_too_few() -> None:
     assert "n<60" in text
     needs = "of p95 60 requests, of p99 300 requests in each block (of gaps: in all blocks)"
     assert f"Too few requests: a ratio needs {needs}" in text
+
+
+def test_goodput_stands_in_every_table_where_it_decides() -> None:
+    rows, manifest = comparison(*BLOCKS)
+    text = render_comparison(
+        made_frame(rows),
+        manifest,
+        objective=objective_figure("goodput", Slo(tuple(parse_limits("ttft_ms=300")))),
+    )
+    headers = [line for line in text.splitlines() if line.startswith("| arm ")]
+    assert [line.count("goodput") for line in headers] == [1, 1], "figures and ratios"
+    assert "0.00" in next(line for line in text.splitlines() if line.startswith("| baseline")), (
+        "0.5 s are too late"
+    )
 
 
 def test_percentiles_have_their_intervals_by_ranks() -> None:
