@@ -1,7 +1,7 @@
 """Which arms a comparison has, and in which order each block measures them.
 
 A strategy that keeps finished rows in the batch becomes two arms, one for each value of PAD_FINISHED, unless
-its settings name one, or a PAD_STYLE.
+its settings name one, or there is a PAD_STYLE.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def find_arms(
                 "changes nothing, as continuous@MAX_BATCH=16"
             )
         # PAD_STYLE says how finished rows are kept, so that such an arm keeps them.
-        if {"PAD_FINISHED", "PAD_STYLE"} & own.keys() or not card.strategy.get("pad_finished"):
+        keeps_them = "PAD_STYLE" in own or card.strategy.get("pad_style", "lean") != "lean"
+        if keeps_them or "PAD_FINISHED" in own or not card.strategy.get("pad_finished"):
             arms[label] = Arm(card.variant, label, own, source)
             continue
         if pad in ("on", "both"):

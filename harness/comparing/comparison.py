@@ -116,6 +116,8 @@ def render_comparison(
     found, made = judge(
         rows, manifest.arms, reference, is_open=is_open, margin=margin, design=design, objective=objective
     )
+    # A block of several files is one repeat of each.
+    more_blocks = "REPEATS of each run" if len({run.file for run in manifest.runs}) > 1 else "--blocks"
     num_same, num_planned = agreement_of_all(rows)
     decided = None if manifest.validity.invalid else made
     return "\n".join(
@@ -141,7 +143,7 @@ def render_comparison(
             render_table(*contrast_table(found)),
             "",
             *map(printable, verdict_lines(found)),
-            *map(printable, what_more_blocks_tell(found, is_open, block_s)),
+            *map(printable, what_more_blocks_tell(found, is_open, block_s, more_blocks)),
             "",
             f"All arms gave the same output for {num_same} of {num_planned} prompts.",
             *padding_lines(manifest),

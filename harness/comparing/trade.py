@@ -261,12 +261,15 @@ def in_words(found: Sequence[Contrast], arm: str) -> str:
     return "; ".join(f"{kind} {', '.join(names)}" for kind, names in parts.items() if names)
 
 
-def what_more_blocks_tell(found: Sequence[Contrast], is_open: bool, block_s: float | None) -> list[str]:
-    """Advice that somebody can follow: how many blocks, how long they take, and which figures they settle."""
+def what_more_blocks_tell(
+    found: Sequence[Contrast], is_open: bool, block_s: float | None, option: str
+) -> list[str]:
+    """Advice that somebody can follow: how many blocks, how long they take, and which figures they settle.
+    `option` makes more of them."""
     verdict = most_asking(found, is_open)
     if verdict is None:
         return []
     asked = dict.fromkeys(c.figure.label for c in found if c.figure in asking_figures(found, is_open))
     names = " and ".join(asked)
     takes = _takes(verdict.num_missing, block_s)
-    return [f"{verdict.asked_text()}{takes} would decide {names} (--blocks)."]
+    return [f"{verdict.asked_text()}{takes} would decide {names} ({option})."]

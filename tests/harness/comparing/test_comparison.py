@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from adapters.base import ConfigError
+from harness.comparing import arms
 from harness.comparing.arms import arm_order, parse_arm, split_names
 from harness.comparing.combine import merged_reasons, validity_of
 from harness.comparing.comparison import (
@@ -21,11 +23,13 @@ from harness.comparing.trade import objective_figure
 from harness.page.data import gather
 from harness.page.summary import arm_table, setting_lines
 from harness.replay.arm_file import Arm
+from harness.replay.progress import PlainReporter
 from harness.results.cost import Price
 from harness.results.manifest import ComparisonManifest, Validity
 from harness.results.metrics import TTFT, Figure
 from harness.results.record import Row, read_parquet
 from harness.results.slo import Slo, parse_limits
+from harness.settings import HarnessSettings
 from tests.harness.made_rows import made_frame, made_manifest, made_repeat, made_row
 
 
@@ -67,6 +71,14 @@ def comparison(*runs: list[Row], reference: str = "baseline") -> tuple[list[Row]
     return rows, manifest
 
 
+NOISY = [
+    ("baseline", 0, 1.0),
+    ("other", 0, 1.1),
+    ("baseline", 1, 1.0),
+    ("other", 1, 0.8),
+    ("baseline", 2, 1.0),
+    ("other", 2, 1.3),
+]
 BLOCKS = (
     run_rows("baseline", 0, 1.0),
     run_rows("continuous", 0, 0.25),
@@ -266,6 +278,24 @@ def test_arms_may_have_settings_of_their_own() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             parse_arm(text)
+
+
+@pytest.mark.parametrize(("style", "num_arms"), [("lean", 2), ("generate", 1)])
+def test_a_style_of_padding_leaves_no_arm_without_padding(
+    style: str, num_arms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = SimpleNamespace(variant="static", strategy={"pad_finished": True, "pad_style": style})
+    monkeypatch.setattr(arms, "_card_of", lambda *_: card)
+    assert len(arms.find_arms(["static"], "both", HarnessSettings(), PlainReporter())) == num_arms
+
+
+def test_advice_names_what_makes_more_blocks() -> None:
+    few = [run_rows(arm, block, step_s) for arm, block, step_s in NOISY]
+    rows, manifest = comparison(*few)
+    assert "(--blocks)." in render_comparison(made_frame(rows), manifest)
+    for run in manifest.runs:
+        run.file = f"{run.arm}.parquet"
+    assert "(REPEATS of each run)." in render_comparison(made_frame(rows), manifest)
 
 
 def test_reasons_that_differ_in_figures_only_are_told_once() -> None:
