@@ -1,7 +1,8 @@
 """The tables of docs/policies.md: orders and step layouts on a virtual clock, over several seeds.
 
 Each seed draws other arrivals, shared by all arms; ratios are paired by seed, with t intervals at 95%. What a
-step costs is the null backend's formula, so the figures speak of scheduling alone.
+step costs is the null backend's formula, so the figures speak of scheduling alone. `--orders FILE` and
+`--layouts FILE` make the same tables of a measured comparison, paired by block.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from harness.comparing.intervals import t_quantile
+from harness.results.manifest import ComparisonManifest
+from harness.results.record import read_parquet
 from harness.results.table import render_table
 
 ORDERS = [
@@ -30,6 +34,8 @@ ORDERS = [
     ),
 ]
 LAYOUTS = ["decode_first", "prefill_first", "whole_prompts"]
+Figures = Callable[[pd.DataFrame], list[float]]
+Values = NDArray[np.float64]
 STEP = {"NULL_STEP_MS": "10", "NULL_ROW_MS": "0.3"}
 
 
@@ -60,7 +66,7 @@ def simulated(
     options: Sequence[str],
     seed: int,
     costs: dict[str, str],
-    figures: Callable[[pd.DataFrame], list[float]],
+    figures: Figures,
 ) -> list[list[float]]:
     with TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tools.cli", "simulate", "--calibrate", "null", "--out", folder]
@@ -74,25 +80,27 @@ def simulated(
     return [found[arm] for arm in arms]
 
 
-def table(
-    arms: Sequence[str],
-    names: Sequence[str],
-    options: Sequence[str],
-    num_seeds: int,
-    costs: dict[str, str],
-    figures: Callable[[pd.DataFrame], list[float]],
-    title: str,
-) -> str:
-    values = np.array([simulated(arms, options, seed, STEP | costs, figures) for seed in range(num_seeds)])
+def measured(path: Path, figures: Figures) -> tuple[list[str], Values]:
+    """The arms of a comparison's rows, the reference first, and their figures in each block."""
+    manifest, rows = read_parquet(path)
+    assert isinstance(manifest, ComparisonManifest)
+    arms = sorted(manifest.arms, key=lambda arm: arm != manifest.reference)
+    done = rows[rows["error"].isna()]
+    blocks = [part for _, part in done.groupby("repeat")]
+    return arms, np.array([[figures(part[part["arm"] == arm]) for arm in arms] for part in blocks])
+
+
+def table(title: str, names: Sequence[str], arms: Sequence[str], values: Values, num_ratios: int) -> str:
+    """`values` (blocks, arms, figures); the first `num_ratios` figures have ratios to the first arm."""
     lines = []
     for index, arm in enumerate(arms):
         cells = [arm.partition("=")[2] or title.split()[-1]]
         for place in range(values.shape[2]):
             own, first = values[:, index, place], values[:, 0, place]
             ratio = ""
-            if index and first.min() > 0 and place < len(names) - (title.startswith("order")):
+            if index and place < num_ratios and first.min() > 0:
                 logs = np.log(own / first)
-                half = t_quantile(0.975, num_seeds - 1) * logs.std(ddof=1) / num_seeds**0.5
+                half = t_quantile(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5
                 low, high = np.exp(logs.mean() - half), np.exp(logs.mean() + half)
                 ratio = f" ({np.exp(logs.mean()):.2f}x [{low:.2f}-{high:.2f}])"
             cells.append(f"{own.mean():.2f}{ratio}" if own.mean() < 100 else f"{own.mean():.0f}{ratio}")
@@ -100,42 +108,38 @@ def table(
     return render_table([title.split()[0], *names], lines)
 
 
+ORDER_NAMES = ["mean TTFT (s)", "TTFT p50 (s)", "TTFT p99 (s)", "longest overtaking (s)"]
+LAYOUT_NAMES = ["TTFT p50 (ms)", "TTFT p95 (ms)", "gap p99 (ms)", "TPOT p50 (ms)"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--orders", type=Path, metavar="FILE", help="of a measured comparison instead")
+    parser.add_argument("--layouts", type=Path, metavar="FILE", help="of a measured comparison instead")
     args = parser.parse_args()
+    if args.orders:
+        print(table("order fcfs", ORDER_NAMES, *measured(args.orders, order_figures), num_ratios=3))
+    if args.layouts:
+        print(
+            table("layout decode_first", LAYOUT_NAMES, *measured(args.layouts, layout_figures), num_ratios=4)
+        )
+    if args.orders or args.layouts:
+        return
     orders = ["continuous", *(f"continuous@ORDER={order}" for order in ORDERS[1:])]
     for rate in ("10.2", "11.2"):
-        print(f"\norders at {rate} requests/s\n")
         options = ["--requests", "1500", "--rate", rate]
-        names = ["mean TTFT (s)", "TTFT p50 (s)", "TTFT p99 (s)", "longest overtaking (s)"]
-        print(
-            table(
-                orders,
-                names,
-                options,
-                args.seeds,
-                {"NULL_PROMPT_TOKEN_MS": "0.05"},
-                order_figures,
-                "order fcfs",
-            )
-        )
+        costs = STEP | {"NULL_PROMPT_TOKEN_MS": "0.05"}
+        values = np.array([simulated(orders, options, s, costs, order_figures) for s in range(args.seeds)])
+        print(f"\norders at {rate} requests/s\n")
+        print(table("order fcfs", ORDER_NAMES, orders, values, num_ratios=3))
     layouts = ["continuous", *(f"continuous@STEP_LAYOUT={layout}" for layout in LAYOUTS[1:])]
     for rate in ("1.5", "2.2", "2.9"):
-        print(f"\nlayouts at {rate} requests/s\n")
         options = ["--requests", "600", "--corpus", "synthetic:400x80", "--rate", rate]
-        names = ["TTFT p50 (ms)", "TTFT p95 (ms)", "gap p99 (ms)", "TPOT p50 (ms)"]
-        print(
-            table(
-                layouts,
-                names,
-                options,
-                args.seeds,
-                {"NULL_PROMPT_TOKEN_MS": "0.5"},
-                layout_figures,
-                "layout decode_first",
-            )
-        )
+        costs = STEP | {"NULL_PROMPT_TOKEN_MS": "0.5"}
+        values = np.array([simulated(layouts, options, s, costs, layout_figures) for s in range(args.seeds)])
+        print(f"\nlayouts at {rate} requests/s\n")
+        print(table("layout decode_first", LAYOUT_NAMES, layouts, values, num_ratios=4))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def comparison_manifest(
 
 
 def choose_reference(names: Sequence[str], asked: str | None) -> str:
-    """The arm that ratios refer to.
+    """The arm that ratios refer to, named as tables name it or as `--variants` does.
 
     Raises:
         ConfigError: the one asked for is not there.
@@ -72,6 +72,9 @@ def choose_reference(names: Sequence[str], asked: str | None) -> str:
     if asked is None:
         return "baseline" if "baseline" in names else names[0]
     if asked not in names:
+        as_shown = re.sub("[@,]", " ", asked)
+        if as_shown in names:
+            return as_shown
         raise ConfigError(f"--baseline {asked} is not among the arms: {', '.join(names)}")
     return asked
 

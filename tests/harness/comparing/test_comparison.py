@@ -12,7 +12,7 @@ import pytest
 from adapters.base import ConfigError
 from harness.comparing import arms
 from harness.comparing.arms import arm_order, parse_arm, split_names
-from harness.comparing.combine import merged_reasons, validity_of
+from harness.comparing.combine import choose_reference, merged_reasons, validity_of
 from harness.comparing.comparison import (
     agreement,
     agreement_of_all,
@@ -287,6 +287,15 @@ def test_a_style_of_padding_leaves_no_arm_without_padding(
     card = SimpleNamespace(variant="static", strategy={"pad_finished": True, "pad_style": style})
     monkeypatch.setattr(arms, "_card_of", lambda *_: card)
     assert len(arms.find_arms(["static"], "both", HarnessSettings(), PlainReporter())) == num_arms
+
+
+def test_the_reference_is_named_as_in_the_tables_or_as_it_was_asked_for() -> None:
+    names = ["static", "continuous KV_POLICY=paged PREFIX_CACHE=1"]
+    for asked in (names[1], "continuous@KV_POLICY=paged,PREFIX_CACHE=1"):
+        assert choose_reference(names, asked) == names[1]
+    assert choose_reference(names, None) == "static"
+    with pytest.raises(ConfigError, match="not among the arms"):
+        choose_reference(names, "continuous@KV_POLICY=paged")
 
 
 def test_advice_names_what_makes_more_blocks() -> None:
