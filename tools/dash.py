@@ -91,7 +91,7 @@ def _run(commands: list[list[str]], shown_url: str | None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     running: list[subprocess.Popen[bytes]] = []
     try:
-        running += map(subprocess.Popen, commands)
+        running.extend(map(subprocess.Popen, commands))
         if shown_url:
             _show(shown_url)
         return running[0].wait()
@@ -128,7 +128,7 @@ def import_history(history: Path, folder: Path) -> str:
         text = to_openmetrics(store.read(history).rows)
     except LabError as error:
         return str(error)
-    kept = folder / "history.om"
+    kept = folder / "data/history.om"  # beside its blocks, so that who removes those removes it
     if kept.exists() and kept.read_text(encoding="utf-8") == text:
         return f"{history} is in Prometheus already"
     promtool = shutil.which("promtool")
