@@ -1,18 +1,32 @@
-"""`make dash`: Prometheus over the services of this machine, and Grafana where Docker is there.
+"""`make dash`: Prometheus over the services of this machine and the history, the results page, and Grafana.
 
-What is missing is said, with the way to get it, and the rest goes on. Ctrl-C ends all of it.
+All of it listens on this machine alone. Grafana needs Docker. The page opens in the browser of a person.
+
+What is missing is said, with the way to get it, and the rest goes on. Ctrl-C or SIGTERM ends all of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+
+import httpx
+
+from adapters.base import LabError
+from harness.history import store
+from harness.history.exposition import to_openmetrics
+from harness.results.output_dir import make_folder
 
 DOCKER = Path(__file__).parents[1] / "docker"
 IMAGE = re.compile(r"grafana/grafana:[\d.]+")
@@ -27,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--grafana-port", type=int, default=3000)
     parser.add_argument("--results", type=Path, default=Path("results"), help="of the results page")
     parser.add_argument("--results-port", type=int, default=8790)
+    parser.add_argument("--history", type=Path, default=Path("history"), help="to import into Prometheus")
+    parser.add_argument("--no-browser", action="store_true", help="open no results page in the browser")
     args = parser.parse_args(arguments)
     program = shutil.which("prometheus")
     if program is None:
@@ -36,37 +52,96 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    config = prepare(args.folder, args.targets)
+    try:
+        make_folder(args.folder)
+        make_folder(args.results)  # a fresh clone has none
+        config = prepare(args.folder, args.targets)
+        print(f"History: {import_history(args.history, args.folder)}")
+    except LabError as error:
+        print(f"make dash: {error}", file=sys.stderr)
+        return 2
     print(f"Prometheus: http://localhost:{args.port}, watching {', '.join(args.targets)}")
     print("A service to watch: make run SERVICE=continuous PORT=8000")
-    results = subprocess.Popen(
-        [sys.executable, "-m", "tools.cli", "results", str(args.results), "--port", str(args.results_port)]
-    )
-    grafana = None
-    if docker := shutil.which("docker"):
-        print(f"Grafana: http://localhost:{args.grafana_port}")
-        grafana = subprocess.Popen(grafana_command(docker, args.port, args.grafana_port))
-    else:
-        print("Docker is not installed: import harness/grafana_dash.json into a Grafana of your own.")
-    prometheus = subprocess.Popen(
+    page_port = str(args.results_port)
+    commands = [
         [
             program,
             f"--config.file={config}",
             f"--storage.tsdb.path={args.folder / 'data'}",
             "--storage.tsdb.retention.time=10y",
             "--enable-feature=exemplar-storage",
-            f"--web.listen-address=:{args.port}",
+            f"--web.listen-address=127.0.0.1:{args.port}",
             "--log.level=warn",
-        ]
-    )
+        ],
+        [sys.executable, "-m", "tools.cli", "results", str(args.results), "--port", page_port],
+    ]
+    if docker := shutil.which("docker"):
+        print(f"Grafana: http://localhost:{args.grafana_port}", flush=True)
+        commands.append(grafana_command(docker, args.port, args.grafana_port))
+    else:
+        print(
+            "Docker is not installed: import harness/grafana_dash.json into a Grafana of your own.",
+            flush=True,
+        )
+    return _run(commands, None if args.no_browser or not has_browser() else f"http://127.0.0.1:{page_port}/")
+
+
+def _run(commands: list[list[str]], shown_url: str | None) -> int:
+    """Until the first command ends, or this process is told to end."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    running: list[subprocess.Popen[bytes]] = []
     try:
-        return prometheus.wait()
+        running.extend(map(subprocess.Popen, commands))
+        if shown_url:
+            _show(shown_url)
+        return running[0].wait()
     except KeyboardInterrupt:
         return 0
     finally:
-        for process in filter(None, (prometheus, results, grafana)):
+        for process in running:
             process.terminate()
             process.wait()
+
+
+def _show(url: str) -> None:
+    for _ in range(100):
+        with contextlib.suppress(httpx.TransportError):
+            httpx.get(url)
+            webbrowser.open(url)
+            return
+        time.sleep(0.2)
+
+
+def has_browser() -> bool:
+    """A person at a screen. In a terminal without one a text browser would open over Prometheus's log."""
+    has_screen = sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    return sys.stdout.isatty() and bool(has_screen)
+
+
+def import_history(history: Path, folder: Path) -> str:
+    """Write the history as blocks of the data base, unless they are there; returns what was done.
+
+    Raises:
+        LabError: promtool refuses it.
+    """
+    try:
+        text = to_openmetrics(store.read(history).rows)
+    except LabError as error:
+        return str(error)
+    kept = folder / "data/history.om"  # beside its blocks, so that who removes those removes it
+    if kept.exists() and kept.read_text(encoding="utf-8") == text:
+        return f"{history} is in Prometheus already"
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        return f"{history} is not imported, since promtool is not installed (it comes with Prometheus)"
+    new = folder / "history.new.om"
+    new.write_text(text, encoding="utf-8")
+    command = [promtool, "tsdb", "create-blocks-from", "openmetrics", str(new), str(folder / "data")]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise LabError(f"promtool refuses the history: {made.stderr.strip()}")
+    new.replace(kept)
+    return f"{history} imported"
 
 
 def prepare(folder: Path, targets: Sequence[str]) -> Path:

@@ -16,9 +16,9 @@ from prometheus_client.registry import Collector
 from harness.history.series import GROUP, SHOWN, chained, is_number, validity_number
 from harness.results.metrics import FIGURES
 
-LABELS = ("strategy", *GROUP, "commit")
+LABELS = ("strategy", *GROUP, "machine", "commit")
 COMPARISON_LABELS = ("metric", "arm", "against", *GROUP)
-CHAIN_LABELS = ("metric", *LABELS)
+CHAIN_LABELS = ("metric", "strategy", *GROUP, "commit")
 NAMES = {
     "output_tokens_per_s": ("lab_result_throughput_tokens_per_s", 1.0),
     "ttft_p50_ms": ("lab_result_ttft_p50_seconds", 1e-3),

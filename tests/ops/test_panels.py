@@ -40,16 +40,20 @@ FILLED = {
     "$backend": "torch",
     "$model": "lab-26m",
     "$load": "closed 16 x64",
+    "$machine": "machine 2",
     "$metric": "ttft_p50_ms",
 }
 REAL_NIGHTS = ROOT / "docs/measured/nights"
+ARMS = (*VARIANTS, "continuous MAX_BATCH=8")
 NUM_NIGHTS, STEP_AT = 60, 40
+NUM_MACHINES, INVALID_NIGHTS, CAUTION_NIGHT = 3, range(5, 59, 6), 2
+"""The machines take turns; these nights are of the last one, which has the newest night as well."""
 DAY_S = 86_400
 LIVE_FILLED = {**FILLED, "$model": ".*"}
 SCRAPED_FOR_S = 16.0
 RESULT_SERIES = re.compile("lab_(result|comparison|chained)")
 NOT_IN_PANELS = re.compile(
-    r"(lab_engine_)?process_(virtual_memory_bytes|start_time_seconds|open_fds|max_fds)$"
+    r"(lab_engine_)?process_virtual_memory_bytes$|lab_engine_process_(start_time_seconds|open_fds|max_fds)$"
 )
 
 
@@ -71,7 +75,7 @@ def made_results() -> pd.DataFrame:
     noise = np.random.default_rng(0).normal(size=NUM_NIGHTS) * 0.006
     first = pd.Timestamp.now(tz="UTC") - pd.Timedelta(days=NUM_NIGHTS)
     lines = []
-    for night, variant, metric in product(range(NUM_NIGHTS), VARIANTS, SHOWN):
+    for night, variant, metric in product(range(NUM_NIGHTS), ARMS, SHOWN):
         facts = {
             "started_at": first + pd.Timedelta(days=night), "strategy": variant, "metric": metric,
             "backend": "torch", "model": "lab-26m", "load": "closed 16 x64",
@@ -80,13 +84,14 @@ def made_results() -> pd.DataFrame:
         against = f"{variant} at {sha(night)}"
         lines.append(held(night, sha(night), sha(night + 1), ratio, **facts, against=against))
         level = 10.0 * (1.05 if night >= STEP_AT else 1)
-        lines.append(held(night, "", sha(night + 1), level, **facts, kind="result", against=None))
+        validity = "INVALID" if night in INVALID_NIGHTS else "CAUTION" if night == CAUTION_NIGHT else "VALID"
+        facts |= {"kind": "result", "against": None, "validity": validity}
+        lines.append(held(night, "", sha(night + 1), level, **facts))
     return pd.DataFrame(lines)
 
 
-def write_results(folder: Path) -> None:
-    """Made-up and real nights, as blocks of the data base."""
-    rows = pd.concat([made_results(), store.read(REAL_NIGHTS).rows], ignore_index=True)
+def write_results(folder: Path, rows: pd.DataFrame) -> None:
+    """As blocks of the data base."""
     (folder / "results.om").write_text(to_openmetrics(rows))
     write = ["tsdb", "create-blocks-from", "openmetrics", str(folder / "results.om"), str(folder / "data")]
     subprocess.run([program("promtool"), *write], check=True, capture_output=True)
@@ -96,7 +101,7 @@ def write_results(folder: Path) -> None:
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus, float, str]]:
     """Prometheus, the time up to which it scraped, and the page of one service."""
     folder = tmp_path_factory.mktemp("prometheus")
-    write_results(folder)
+    write_results(folder, pd.concat([made_results(), store.read(REAL_NIGHTS).rows], ignore_index=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{Path(__file__).parent / 'fake_gpu'}:{Path(__file__).parents[2]}")
         patch.setenv("CUDA_VISIBLE_DEVICES", "0")
@@ -150,7 +155,12 @@ def test_real_nights_are_drawn(watched: Any) -> None:
     who = real[~real["is_old"]].iloc[-1]
     own = real[~real["is_old"] & (real["load"] == who["load"])]
     at_s = real["started_at"].max().timestamp() + 60
-    chosen = {"$backend": who["backend"], "$model": who["model"], "$load": who["load"]}
+    chosen = {
+        "$backend": who["backend"],
+        "$model": who["model"],
+        "$load": who["load"],
+        "$machine": who["machine"],
+    }
     chosen = {**FILLED, **chosen, "$metric": "output_tokens_per_s"}
     told = {name for metric, (name, _) in NAMES.items() if (own["metric"] == metric).any()}
     told |= {"lab_chained_ratio", "lab_comparison_ratio"}
@@ -168,14 +178,62 @@ def test_real_nights_are_drawn(watched: Any) -> None:
     assert counted["value"][1] == "3"
 
 
-def test_variables_and_annotations_have_answers(watched: Any) -> None:
+def resolved(scraping: Prometheus, dashboard: dict[str, Any], at_s: float) -> dict[str, str]:
+    """What a person sees first: all values where several may be chosen, else the first one."""
+    chosen: dict[str, str] = {}
+    for variable in dashboard["templating"]["list"][1:]:
+        query = filled(variable["query"]["query"], chosen)
+        series, label = re.fullmatch(r"label_values\((.+), (\w+)\)", query).groups()
+        span = {"start": at_s - 90 * DAY_S, "end": at_s}
+        values = sorted(scraping.api(f"label/{label}/values", **{"match[]": series}, **span))
+        assert values, query
+        chosen[f"${variable['name']}"] = ".*" if variable["includeAll"] else values[0]
+    return chosen
+
+
+def test_live_opens_with_values(watched: Any) -> None:
     scraping, at_s, _ = watched
-    for dashboard in (LIVE, RESULTS):
-        for variable in dashboard["templating"]["list"][1:]:
-            series, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"]).groups()
-            assert scraping.api(f"label/{label}/values", **{"match[]": series})
-        for annotation in dashboard["annotations"]["list"]:
-            scraping.values(filled(annotation["expr"], FILLED), at_s=at_s)  # raises where it is no query
+    assert set(resolved(scraping, LIVE, at_s).values()) == {".*"}
+
+
+@pytest.mark.parametrize("step_s", [480, 3600, 7200, DAY_S], ids=lambda step_s: f"{step_s} s")
+def test_an_annotation_is_drawn_at_its_night_at_any_step(watched: Any, step_s: int) -> None:
+    """The step is the range by the width. Grafana draws where the value is above 0."""
+    scraping, at_s, _ = watched
+    for annotation, nights in zip(
+        RESULTS["annotations"]["list"], (INVALID_NIGHTS, [CAUTION_NIGHT]), strict=True
+    ):
+        query = filled(annotation["expr"], {**FILLED, "$__interval": f"{step_s}s", "$strategy": "static"})
+        times = {"start": at_s - NUM_NIGHTS * DAY_S, "end": at_s, "step": step_s}
+        found = scraping.api("query_range", query=query, **times)["result"]
+        drawn = [one["metric"]["commit"] for one in found if any(float(v) > 0 for _, v in one["values"])]
+        assert sorted(drawn) == [sha(night + 1) for night in nights]
+        assert all(len(one["values"]) == 1 for one in found)
+
+
+def test_the_validity_is_that_of_the_latest_run(watched: Any) -> None:
+    """Grafana shows the last value of the range; an older night was INVALID."""
+    scraping, at_s, _ = watched
+    (panel,) = (panel for panel in RESULTS["panels"] if panel["title"] == "Validity")
+    assert panel["options"]["reduceOptions"]["calcs"] == ["lastNotNull"]
+    query = filled(panel["targets"][0]["expr"], FILLED)
+    times = {"start": at_s - NUM_NIGHTS * DAY_S, "end": at_s, "step": DAY_S}
+    found = scraping.api("query_range", query=query, **times)["result"]
+    assert {one["metric"]["strategy"]: float(one["values"][-1][1]) for one in found} == dict.fromkeys(
+        ARMS, 1.0
+    )
+    assert min(float(value) for one in found for _, value in one["values"]) == 0
+
+
+def test_machines_are_not_joined_and_every_arm_is_drawn(watched: Any) -> None:
+    scraping, at_s, _ = watched
+    (panel,) = (panel for panel in RESULTS["panels"] if panel["title"] == FIGURES["ttft_p50_seconds"][0])
+    times = {"start": at_s - NUM_NIGHTS * DAY_S, "end": at_s, "step": DAY_S}
+    drawn = {}
+    for one in (t for t in panel["targets"] if not t["legendFormat"].endswith(tuple(ENDS))):
+        for found in scraping.api("query_range", query=filled(one["expr"], FILLED), **times)["result"]:
+            drawn[found["metric"]["strategy"]] = len(found["values"])
+    assert drawn == dict.fromkeys(ARMS, NUM_NIGHTS // NUM_MACHINES)
 
 
 def test_both_strategies_of_both_backends_are_laid_over_one_another(watched: Any) -> None:

@@ -8,6 +8,7 @@ from tools.dashboards.panels import Json, dashboard, heatmap, lines, stat, targe
 
 _CHOSEN = 'strategy=~"$strategy",model=~"$model"'
 _BY = "strategy, model"
+_OF_GPUS = "Of replicas the largest value, since several may share a GPU. Empty without one."
 _QUANTILES = {50: "0.5", 95: "0.95", 99: "0.99"}
 
 
@@ -15,8 +16,8 @@ def _rate(series: str, legend: str = "{{strategy}}", by: str = _BY) -> Json:
     return target(f"sum by ({by}) (rate({series}{{{_CHOSEN}}}[$__rate_interval]))", legend)
 
 
-def _gauge(series: str, legend: str = "{{strategy}}", by: str = _BY) -> Json:
-    return target(f"sum by ({by}) ({series}{{{_CHOSEN}}})", legend)
+def _gauge(series: str, legend: str = "{{strategy}}", by: str = _BY, how: str = "sum") -> Json:
+    return target(f"{how} by ({by}) ({series}{{{_CHOSEN}}})", legend)
 
 
 def _quantiles(series: str) -> list[Json]:
@@ -46,9 +47,10 @@ def _state() -> Sequence[Json]:
     return (
         stat(
             "Ready",
-            "1 while the service accepts requests; 0 while it loads, restarts its engine or drains.",
+            "1 while all replicas accept requests; 0 while one of them loads, restarts its engine or drains. "
+            "One that does not answer Prometheus is not in it: LabNotReady tells of that.",
             "none",
-            [_gauge("lab_ready")],
+            [_gauge("lab_ready", how="min")],
             {0: "red", 1: "green"},
         ),
         lines(
@@ -138,7 +140,7 @@ def _latencies() -> Sequence[Json]:
         _latency(
             "Gap between frames",
             "lab_inter_chunk_latency_seconds",
-            "Whole gaps: stalls show here.",
+            "Whole gaps: stalls show here. One of more than 2.5 s is drawn as 2.5 s.",
         ),
         _latency("Total", "lab_request_latency_seconds", "From receipt by the server to the last token."),
         _latency("In the queue", "lab_request_queue_time_seconds", "The strategy's own waiting is in it."),
@@ -191,7 +193,7 @@ def _steps() -> Sequence[Json]:
             "KV cache reserved",
             "Share of the cache that is reserved for prompts and all they may generate; more than is filled.",
             "percentunit",
-            [target(f"max by ({_BY}) (lab_kv_cache_usage_ratio{{{_CHOSEN}}})", "{{strategy}}")],
+            [_gauge("lab_kv_cache_usage_ratio", how="max")],
         ),
         lines("KV cache size", "Tokens that it holds.", "short", [_gauge("lab_kv_cache_capacity_tokens")]),
         lines(
@@ -240,30 +242,30 @@ def _machine() -> Sequence[Json]:
         ),
         lines(
             "GPU",
-            "Share of time in which a kernel ran. Empty without a GPU.",
+            f"Share of time in which a kernel ran. {_OF_GPUS}",
             "percentunit",
-            [_gauge("lab_gpu_utilization_ratio")],
+            [_gauge("lab_gpu_utilization_ratio", how="max")],
         ),
         lines(
             "GPU memory",
-            "In use, that of other processes included. Empty without a GPU.",
+            f"In use, that of other processes included. {_OF_GPUS}",
             "bytes",
             [
-                _gauge("lab_gpu_memory_used_bytes", "{{strategy}} used"),
-                _gauge("lab_gpu_memory_total_bytes", "{{strategy}} of"),
+                _gauge("lab_gpu_memory_used_bytes", "{{strategy}} used", how="max"),
+                _gauge("lab_gpu_memory_total_bytes", "{{strategy}} of", how="max"),
             ],
         ),
+        lines("GPU power", f"Power drawn. {_OF_GPUS}", "watt", [_gauge("lab_gpu_power_watts", how="max")]),
         lines(
-            "GPU power",
-            "Power drawn, and energy for each token generated. Empty without a GPU.",
-            "watt",
+            "GPU energy a token",
+            "Where each replica has a GPU of its own; what others use of it is counted. Empty without a GPU.",
+            "joule",
             [
-                _gauge("lab_gpu_power_watts"),
                 target(
                     f"sum by ({_BY}) (rate(lab_gpu_energy_joules_total{{{_CHOSEN}}}[$__rate_interval])) "
                     f"/ sum by ({_BY}) (rate(lab_tokens_generated_total{{{_CHOSEN}}}[$__rate_interval]))",
-                    "{{strategy}} joules a token",
-                ),
+                    "{{strategy}}",
+                )
             ],
         ),
     )

@@ -38,7 +38,10 @@ def _panel(kind: str, title: str, description: str, unit: str, targets: Iterable
 def lines(
     title: str, description: str, unit: str, targets: Iterable[Json], *, bands: Sequence[str] = ()
 ) -> Json:
-    """Lines over time. A band names its series `B low` and `B high` and is filled between them."""
+    """Lines over time. A band names its series `B low` and `B high` and is filled between them.
+
+    With bands, other series of such names are dashed.
+    """
     panel = _panel("timeseries", title, description, unit, targets)
     panel["fieldConfig"]["defaults"]["custom"] = {
         "drawStyle": "line",
@@ -47,7 +50,8 @@ def lines(
         "showPoints": "auto",
         "spanNulls": 172_800_000 if bands else False,
     }
-    panel["fieldConfig"]["overrides"] = [override for band in bands for override in _band(band)]
+    if bands:
+        panel["fieldConfig"]["overrides"] = [_DASHED, *(part for band in bands for part in _band(band))]
     panel["options"] = {
         "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
         "tooltip": {"mode": "multi", "sort": "desc"},
@@ -55,14 +59,20 @@ def lines(
     return panel
 
 
+_UNNAMED = {"id": "custom.hideFrom", "value": {"legend": True, "tooltip": False, "viz": False}}
+_DASHED = {
+    "matcher": {"id": "byRegexp", "options": "/ (low|high)$/"},
+    "properties": [{"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [2, 6]}}, _UNNAMED],
+}
+
+
 def _band(name: str) -> list[Json]:
     """Grafana fills below a series down to another by its whole name, never by a pattern."""
     no_line = {"id": "custom.lineWidth", "value": 0}
-    unnamed = {"id": "custom.hideFrom", "value": {"legend": True, "tooltip": False, "viz": False}}
     filled = [{"id": "custom.fillBelowTo", "value": f"{name} low"}, {"id": "custom.fillOpacity", "value": 20}]
     return [
-        {"matcher": {"id": "byName", "options": f"{name} low"}, "properties": [no_line, unnamed]},
-        {"matcher": {"id": "byName", "options": f"{name} high"}, "properties": [no_line, unnamed, *filled]},
+        {"matcher": {"id": "byName", "options": f"{name} low"}, "properties": [no_line, _UNNAMED]},
+        {"matcher": {"id": "byName", "options": f"{name} high"}, "properties": [no_line, _UNNAMED, *filled]},
     ]
 
 

@@ -82,6 +82,7 @@ def test_series_have_the_names_of_the_dashboards(history: Path, tmp_path: Path) 
         if sample.name == "lab_result_ttft_p50_seconds" and sample.labels["commit"] == "000000000000"
     ]
     labels = {"backend": "null", "model": "m", "load": "closed 1 x8", "commit": "000000000000"}
+    labels["machine"] = store.read(history).rows["machine"].iloc[0]
     (sample,) = (s for s in samples if s.labels == labels | {"strategy": "continuous"})
     assert 0.01 < sample.value < 0.1
     assert float(sample.timestamp) == 1788228000.0

@@ -54,6 +54,8 @@ def test_a_band_is_filled_between_series_that_exist() -> None:
     for panel in RESULTS["panels"]:
         legends = {target["legendFormat"] for target in panel.get("targets", ())}
         for override in panel.get("fieldConfig", {}).get("overrides", ()):
+            if override["matcher"]["id"] != "byName":
+                continue
             named = [override["matcher"]["options"]]
             named += [p["value"] for p in override["properties"] if p["id"] == "custom.fillBelowTo"]
             assert legends.issuperset(named)
@@ -70,3 +72,23 @@ def test_one_version_of_grafana() -> None:
 def test_the_documented_names_are_those_of_the_rules() -> None:
     text = (ROOT / "docs/metrics.md").read_text()
     assert dict(re.findall(r"^\| `(vllm:\w+)` \| `(\w+)` \|", text, re.MULTILINE)) == SERIES | HISTOGRAMS
+
+
+def test_one_replica_that_is_not_ready_shows_and_a_gpu_is_counted_once() -> None:
+    """Of two replicas one is down: a sum is 1 still. Of two services on one GPU a sum is twice its power."""
+    shared = r"lab_(ready|gpu_(utilization_ratio|memory_\w+_bytes|power_watts))\{"
+    queries = [target["expr"] for panel in LIVE["panels"] for target in panel.get("targets", ())]
+    found = {re.search(shared, query)[1]: query.split()[0] for query in queries if re.search(shared, query)}  # type: ignore[index]
+    assert found.pop("ready") == "min"
+    assert len(found) == 4
+    assert set(found.values()) == {"max"}
+
+
+def test_energy_a_token_is_not_drawn_as_power() -> None:
+    units = {
+        panel["fieldConfig"]["defaults"]["unit"]
+        for panel in LIVE["panels"]
+        for target in panel.get("targets", ())
+        if "lab_gpu_energy_joules_total" in target["expr"]
+    }
+    assert units == {"joule"}
