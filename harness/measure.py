@@ -65,9 +65,7 @@ def measure(
                     if file is None:
                         if sized is not None:
                             reporter.announce("sizing the run")
-                            schedule = sized(
-                                measure_speed(server, settings, mean_budget(corpus)).tokens_per_s
-                            )
+                            schedule = sized(measure_speed(server, settings, corpus).tokens_per_s)
                         schedule = schedule.salted(choose_salt(settings, is_foreign=server.card is None))
                         file = ArmFile(arm, server, settings, corpus, schedule, repeats)
                         file.manifest.floor = floor
@@ -100,7 +98,7 @@ def try_out(
     with on_interrupt(raise_interrupt), _served(arm, settings, reporter) as (server, _):
         reporter.announce(f"trying out {arm.name}")
         guess_s = perf_counter()
-        speed = measure_speed(server, settings, mean_budget(corpus), budgets)
+        speed = measure_speed(server, settings, corpus, budgets)
         guess_s = perf_counter() - guess_s
     # Three digits, so that schedules can be had again.
     capacity = float(f"{speed.tokens_per_s / mean_budget(corpus):.3g}")

@@ -7,8 +7,13 @@ seen. No file holds their rows.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle
 
+from harness.plan.corpus import Prompt
+from harness.plan.salt import with_salted_prompts
 from harness.plan.schedule import Arrivals, Load, PlannedRequest, Schedule, derive_seed, schedule_digest
 
 WARMUP_SEED = 20_260_101
@@ -36,3 +41,15 @@ def make_warmup(
     )
     entries = [(r.index, r.prompt_id, r.max_tokens, r.seed, r.offset_s) for r in requests]
     return Schedule(load, requests, {"warmup": seed}, schedule_digest(load, entries))
+
+
+def make_trial(
+    prompts: Sequence[Prompt], max_tokens: int | Sequence[int], num_requests: int, users: int
+) -> Schedule:
+    """As `make_warmup`, with the first of these prompts, each behind a number that no cache has seen."""
+    plain = make_warmup(num_requests, max_tokens, users)
+    asked = tuple(
+        replace(request, prompt=prompt.prompt, messages=prompt.messages)
+        for request, prompt in zip(plain.requests, cycle(prompts), strict=False)
+    )
+    return with_salted_prompts(replace(plain, requests=asked, salt=secrets.token_hex(8)), 0)

@@ -18,9 +18,10 @@ from harness.client.answer import Answer
 from harness.client.control import Control
 from harness.client.server import Server
 from harness.client.stream import StreamClient
-from harness.plan.run_size import pace_of
+from harness.plan.corpus import Corpus
+from harness.plan.run_size import mean_budget, pace_of
 from harness.plan.schedule import Schedule
-from harness.plan.warmup import make_warmup
+from harness.plan.warmup import make_trial, make_warmup
 from harness.replay.event_loop import loop_factory
 from harness.replay.machine import MachineSample
 from harness.replay.processes import WorkerPlan, replay_in_processes
@@ -109,10 +110,10 @@ class Speed:
 
 
 def measure_speed(
-    server: Server, settings: HarnessSettings, mean_tokens: float, budgets: Sequence[int] = ()
+    server: Server, settings: HarnessSettings, corpus: Corpus, budgets: Sequence[int] = ()
 ) -> Speed:
-    """What the server makes of answers of `mean_tokens`, reckoned from shorter ones: after a warm-up of equal
-    ones; then, where there are `budgets`, of a closed loop of answers as unequal as these.
+    """What the server makes of the corpus's prompts and answers of its mean length, reckoned from shorter
+    ones: after a warm-up of equal ones; then, where there are `budgets`, of answers as unequal as these.
 
     Raises:
         LabError: every request failed.
@@ -122,21 +123,22 @@ def measure_speed(
         asyncio.Runner(loop_factory=loop_factory()) as runner,
         closing(StreamClient(server.target, timeout_s=settings.request_timeout_s)) as client,
     ):
-        users = settings.concurrency
+        users, mean_tokens = settings.concurrency, mean_budget(corpus)
 
-        def timed(warmup: Schedule) -> tuple[float, float]:
+        def timed(max_tokens: int | Sequence[int], num: int = users) -> tuple[float, float]:
+            trial = make_trial(corpus.prompts, max_tokens, num, users)
             start_s = perf_counter()
-            answers = _warm_up(runner, client, server, warmup)
-            return _num_tokens(answers) / len(warmup.requests), perf_counter() - start_s
+            answers = _warm_up(runner, client, server, trial)
+            return _num_tokens(answers) / num, perf_counter() - start_s
 
-        timed(make_warmup(users, 2))
-        points = [timed(make_warmup(users, num)) for num in GUESS_TOKENS[:2]]
+        timed(2)
+        points = [timed(num) for num in GUESS_TOKENS[:2]]
         if points[-1][1] < GUESS_S:
-            points.append(timed(make_warmup(users, GUESS_TOKENS[2])))
+            points.append(timed(GUESS_TOKENS[2]))
         pace = pace_of(*points[-2:])
         rate = unequal = users * mean_tokens / pace.seconds(mean_tokens)
         if budgets:
-            own_tokens, took_s = timed(make_warmup(len(budgets), budgets, users))
+            own_tokens, took_s = timed(budgets, len(budgets))
             begin_s = min(pace.begin_s * len(budgets) / users, took_s)
             whole_s = begin_s + (took_s - begin_s) * mean_tokens / own_tokens
             unequal = len(budgets) * mean_tokens / whole_s

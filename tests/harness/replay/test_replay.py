@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +13,17 @@ from adapters.base import LabError
 from harness.client.connection import Origin
 from harness.client.server import Server
 from harness.client.target import Target
+from harness.plan.corpus import Corpus, Prompt
 from harness.replay import replay as module
 from harness.replay.replay import Speed, measure_speed
 from harness.settings import HarnessSettings
 from tests.harness.fake_server import Answering, FakeServer, answer_all, json_response
 
-USERS, MEAN_TOKENS = 4, 80
+USERS = 4
+PROMPTS = [Prompt(id=str(n), prompt="x" * 100 * n, max_tokens=70 + 4 * n) for n in range(1, 5)]
+
+CORPUS = Corpus(tuple(PROMPTS), Path("c"), "s" * 64, "s" * 64)
+"""Of 80 tokens an answer."""
 
 
 def probed(
@@ -32,8 +38,12 @@ def probed(
     with FakeServer(answer) as server:
         target = Target(Origin("127.0.0.1", server.port), "/generate")
         settings = HarnessSettings(concurrency=USERS)
-        found = measure_speed(Server(server.url, target, None, None), settings, MEAN_TOKENS, own)
-        return found, [json.loads(body)["max_tokens"] for body in server.bodies]
+        found = measure_speed(Server(server.url, target, None, None), settings, CORPUS, own)
+        bodies = [json.loads(body) for body in server.bodies]
+        prompts = [str(body["prompt"]) for body in bodies]
+        assert len(set(prompts)) == len(prompts), "no cache has seen a prompt before"
+        assert {prompt.partition(" ")[2] for prompt in prompts} == {prompt.prompt for prompt in PROMPTS}
+        return found, [body["max_tokens"] for body in bodies]
 
 
 def test_a_slow_server_is_asked_for_few_tokens_and_their_prompts_count_once(
