@@ -30,7 +30,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--head", default=os.environ.get("HEAD_SHA", ""), help="of the pull request")
     parser.add_argument("--head-branch", default=os.environ.get("HEAD_BRANCH", ""), metavar="OWNER:BRANCH")
     parser.add_argument(
-        "--run-failed", action="store_true", help="with issue: open one for a pass, or no verdict, as well"
+        "--run-failed",
+        action="store_true",
+        help="with issue: open one without a verdict, or for a pass, as well",
     )
     return parser
 
@@ -66,7 +68,9 @@ def _issue(args: argparse.Namespace) -> int:
     if word == "pass" and not args.run_failed:
         print("no issue: the verdict is a pass")
         return 0
-    title = f"Nightly: {'The run failed' if word == 'pass' else HEADLINES[word]}"
+    # What failed then is a later step, or the job that keeps the history.
+    is_later = args.run_failed and word in ("pass", "can't tell")
+    title = f"Nightly: {'The run failed after the measurement' if is_later else HEADLINES[word]}"
     listed = json.loads(_gh("issue", "list", "--state", "open", "--limit", "200", "--json", "number,title"))
     known = next((entry["number"] for entry in listed if entry["title"] == title), None)
     if known is None:
