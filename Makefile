@@ -122,10 +122,9 @@ BENCH_VARIANTS ?= $(VARIANTS)
 BENCH_BACKENDS ?= torch llama_cpp
 BUDGET_S ?= 5400
 MAX_REGRESSION ?= 5%
-BENCH_INSTALLED := .venv/.lab-base $(if $(filter torch,$(BENCH_BACKENDS)),.venv/.lab-torch) \
-	$(if $(filter llama_cpp,$(BENCH_BACKENDS)),.venv/.lab-llama)
-MEASURE = .venv/bin/python -m tools.nightly.measure --variants $(BENCH_VARIANTS) --backends $(BENCH_BACKENDS) \
-	--budget-s $(BUDGET_S) --max-regression $(MAX_REGRESSION)
+BENCH_INSTALLED := .venv/.lab-base $(MODEL_PACKAGE) $(sort $(foreach name,$(BENCH_BACKENDS),$(call installed-of,$(name))))
+MEASURE = .venv/bin/python -m tools.nightly.measure $(if $(BENCH_VARIANTS),--variants $(BENCH_VARIANTS)) \
+	$(if $(BENCH_BACKENDS),--backends $(BENCH_BACKENDS)) --budget-s $(BUDGET_S) --max-regression $(MAX_REGRESSION)
 
 .PHONY: nightly bench-pr history history-pull history-push nightly-issue pr-comment prompts-summary
 nightly: $(BENCH_INSTALLED) ## this commit against the last good one, in turns: BENCH_VARIANTS= BENCH_BACKENDS= BUDGET_S=
@@ -134,11 +133,13 @@ nightly: $(BENCH_INSTALLED) ## this commit against the last good one, in turns: 
 bench-pr: $(BENCH_INSTALLED) ## this commit against BASE=
 	@$(MEASURE) --against $(BASE) $(ARGS)
 
-# Status 2 says that a file was damaged: what is whole is drawn all the same.
+# Status 3 says that a file was damaged: what is whole is drawn all the same.
 history: .venv/.lab-base ## add nightly/results to the history and draw the page, pictures and series of it
-	@$(LAB) history add $$(find nightly/results -path '*/compare/*.parquet' ! -name '*.steps.parquet') --to history || [ $$? -eq 2 ]
-	@$(LAB) history page --folder history --html nightly/index.html --png nightly/pictures || [ $$? -eq 2 ]
-	@$(LAB) history openmetrics --folder history --file nightly/history.om || [ $$? -eq 2 ]
+	@files=$$(find nightly/results -path '*/compare/*.parquet' ! -name '*.steps.parquet' 2>/dev/null); \
+	[ "$$files" ] || { echo "nightly/results holds no comparison: nothing was measured"; exit 2; }; \
+	$(LAB) history add $$files --to history || [ $$? -eq 3 ]
+	@$(LAB) history page --folder history --html nightly/index.html --png nightly/pictures || [ $$? -eq 3 ]
+	@$(LAB) history openmetrics --folder history --file nightly/history.om || [ $$? -eq 3 ]
 
 history-pull: .venv/.lab-base
 	@.venv/bin/python -m tools.nightly.history_branch pull

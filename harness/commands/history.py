@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
-from adapters.base import ConfigError, LabError
+from adapters.base import LabError
 from harness.commands.options import parse_share, without_steps
 from harness.history import exposition, store
 from harness.history.page import write_page, write_pictures
@@ -17,6 +16,8 @@ from harness.results.metrics import FIGURES
 from harness.results.output_dir import whole_file
 
 DEFAULT_FOLDER = Path("history")
+DAMAGED_STATUS = 3
+"""What is whole was used. 2 says that nothing was done."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0, or 2 where a file was damaged: what is whole was used.
+    """0, or `DAMAGED_STATUS`.
 
     Raises:
         LabError: there is no history, or it cannot be written.
@@ -64,17 +65,15 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "add":
         return _add(args)
     if args.action == "prune":
-        if args.keep_days < 1:
-            raise ConfigError(f"--keep-days must be at least 1, not {args.keep_days}")
-        num = store.prune(args.folder, keep_days=args.keep_days, today=datetime.now(UTC).date())
+        num = store.prune(args.folder, keep_days=args.keep_days)
         print(f"{num} files removed")
         return 0
-    if args.action == "query":
-        print(store.query(args.folder, args.sql).to_string())
-        return 0
-    history = store.read(args.folder)
+    is_query = args.action == "query"
+    history = store.query(args.folder, args.sql) if is_query else store.read(args.folder)
     _tell_damaged(history.damaged)
-    if args.action == "page":
+    if is_query:
+        print(history.rows.to_string())
+    elif args.action == "page":
         page = args.html or args.folder / "index.html"
         parts = write_page(history, page)
         for mark in marks(history.rows):
@@ -92,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             with whole_file(args.file) as file:
                 file.write(text.encode())
             print(f"series: {args.file}")
-    return 2 if history.damaged else 0
+    return DAMAGED_STATUS if history.damaged else 0
 
 
 def _add(args: argparse.Namespace) -> int:
@@ -102,7 +101,7 @@ def _add(args: argparse.Namespace) -> int:
     _tell_damaged(added.damaged)
     if not added.new and not added.known:
         raise LabError("none of these files is a result")
-    return 2 if added.damaged else 0
+    return DAMAGED_STATUS if added.damaged else 0
 
 
 def _tell_damaged(sentences: list[str] | tuple[str, ...]) -> None:

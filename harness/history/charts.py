@@ -52,14 +52,15 @@ def trend_chart(rows: pd.DataFrame, found: Sequence[Mark], strategies: Sequence[
     scale = alt.Scale(zero=False, nice=True)
     base = alt.Chart(data).encode(x=night, color=colour)
     faint = alt.condition(picked, alt.value(1.0), alt.value(0.1))
-    # A line would join two machines as if the code had changed.
-    band = base.mark_area(opacity=0.18, line=False).encode(
+    # A line would join two machines as if the code had changed. INVALID nights are points alone.
+    counted = base.transform_filter("datum.validity != 'INVALID'")
+    band = counted.mark_area(opacity=0.18, line=False).encode(
         y=alt.Y("low:Q", title=None, scale=scale),
         y2="high:Q",
         detail="machine:N",
         opacity=alt.condition(picked, alt.value(0.18), alt.value(0.02)),
     )
-    line = base.mark_line(strokeWidth=1.5).encode(
+    line = counted.mark_line(strokeWidth=1.5).encode(
         y=alt.Y("value:Q", title=None, scale=scale), detail="machine:N", opacity=faint
     )
     points = base.mark_point(filled=True, size=28).encode(
@@ -79,7 +80,7 @@ def trend_chart(rows: pd.DataFrame, found: Sequence[Mark], strategies: Sequence[
     )
     layers: list[alt.Chart] = [band, line, points.add_params(picked)]
     if len(nights) < 2:  # a band of one night has no width
-        layers.append(base.mark_rule().encode(y=alt.Y("low:Q", title=None, scale=scale), y2="high:Q"))
+        layers.append(counted.mark_rule().encode(y=alt.Y("low:Q", title=None, scale=scale), y2="high:Q"))
     if found:
         marked = alt.Chart(
             pd.DataFrame(

@@ -7,6 +7,7 @@ marked: a night that failed is part of the history.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -62,8 +63,10 @@ def entries_of(path: Path) -> pa.Table:
     lines = [line for arm in arms for line in _results(arm, manifest, rows)]
     if isinstance(manifest, ComparisonManifest):
         lines += _ratios(manifest, rows)
-    # The same runs give the same entry, whatever their file is called.
-    told = "\n".join(sorted(f"{run.run_id} {run.arm}" for run in runs)) + f"\n{len(lines)}"
+    # The same runs give the same entry, whatever their file is called; more of their requests or another
+    # judgement of them gives another one.
+    facts = {f"{run.run_id} {run.arm} {run.validity and run.validity.level}" for run in runs}
+    told = "\n".join([*sorted(facts), f"{len(lines)} {len(rows)} {rows['error'].notna().sum()}"])
     entry_id = hashlib.sha256(told.encode()).hexdigest()[:16]
     common = {"entry_id": entry_id, "file": path.name}
     return pa.Table.from_pylist([{**line, **common} for line in lines], schema=SCHEMA)
@@ -161,7 +164,7 @@ def _facts(runs: Sequence[RunManifest], rows: pd.DataFrame) -> dict[str, object]
         "model": first.model,
         "load": load_text(first),
         "machine": f"{first.host.cpu_model}, {first.host.physical_cores} cores",
-        "commit": (first.git.sha or NO_COMMIT)[:COMMIT_CHARS],
+        "commit": _commit_of(first),
         "is_dirty": first.git.is_dirty,
         "validity": worst.level,
         "reason": _first_reason(worst),
@@ -169,6 +172,12 @@ def _facts(runs: Sequence[RunManifest], rows: pd.DataFrame) -> dict[str, object]
         "num_blocks": int(rows.groupby(["run_id", "repeat"]).ngroups) if len(rows) else 0,
         "run_ids": [run.run_id for run in runs],
     }
+
+
+def _commit_of(run: RunManifest) -> str:
+    """A file may claim any name; this one becomes a folder's."""
+    is_name = re.fullmatch("[0-9a-f]{7,64}", run.git.sha or "")
+    return is_name[0][:COMMIT_CHARS] if is_name else NO_COMMIT
 
 
 def load_text(run: RunManifest) -> str:

@@ -1,6 +1,7 @@
 """The history as OpenMetrics with time stamps, for `promtool tsdb create-blocks-from openmetrics`.
 
-The names and labels are those that the dashboards query. Seconds stand here, milliseconds in the store.
+The names and labels are those that the dashboards query. Seconds stand here, milliseconds in the store. An
+INVALID result is no value: it has `lab_result_valid` alone.
 """
 
 from __future__ import annotations
@@ -44,14 +45,16 @@ class _HistoryCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         rows = self._rows
         results = rows[(rows["kind"] == "result") & ~rows["is_old"]]
+        counted = rows[rows["validity"] != "INVALID"]
+        values = counted[(counted["kind"] == "result") & ~counted["is_old"]]
         for metric in SHOWN:
             name, factor = NAMES[metric]
-            own = results[results["metric"] == metric]
+            own = values[values["metric"] == metric]
             yield from _with_ends(name, FIGURES[metric].metric.description, own, LABELS, factor)
         once = results.drop_duplicates(["entry_id", *LABELS])
         valid = once["validity"].map(validity_number)
         yield _family("lab_result_valid", "1 VALID, 0.5 CAUTION, 0 INVALID.", once, LABELS, valid)
-        compared = rows[rows["kind"] == "comparison"].rename(columns={"strategy": "arm"})
+        compared = counted[counted["kind"] == "comparison"].rename(columns={"strategy": "arm"})
         yield from _with_ends("lab_comparison_ratio", "Ratio to `against`.", compared, COMPARISON_LABELS)
         words = "Level of a commit, chained from ratios measured in turns; the oldest commit is 1."
         yield from _with_ends("lab_chained_ratio", words, chained(rows), CHAIN_LABELS)
@@ -70,9 +73,8 @@ def _family(
     name: str, words: str, rows: pd.DataFrame, labels: tuple[str, ...], values: Iterable[float]
 ) -> Metric:
     family = GaugeMetricFamily(name, words, labels=labels)
-    told = zip(
-        rows[list(labels)].astype(str).itertuples(index=False), rows["started_at"], values, strict=True
-    )
+    names = rows[list(labels)].fillna("").astype(str).itertuples(index=False)
+    told = zip(names, rows["started_at"], values, strict=True)
     # Of two samples of a series at one instant Prometheus takes none.
     samples = {(tuple(who), at.timestamp()): value for who, at, value in told if is_number(value)}
     for (who, at_s), value in sorted(samples.items()):

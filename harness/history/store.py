@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import duckdb
@@ -19,12 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adapters.base import LabError
+from adapters.base import ConfigError, LabError
 from harness.history.entries import SCHEMA, entries_of
 from harness.results.output_dir import whole_file
 from harness.results.parquet_file import READ_ERRORS, first_line
 
 _DAY = re.compile(r"date=(\d{4}-\d{2}-\d{2})")
+MOST_DAYS = 36_500
 _COLUMNS = ", ".join(f'"{name}"' for name in SCHEMA.names)
 
 
@@ -38,7 +39,7 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """`rows` are those of `entries.SCHEMA`, the oldest first."""
+    """`rows` are those of `entries.SCHEMA`, the oldest first, or a query's answer."""
 
     rows: pd.DataFrame
     damaged: tuple[str, ...]
@@ -75,6 +76,16 @@ def read(folder: Path) -> History:
     Raises:
         LabError: there is no history here, or nothing of it can be read.
     """
+    found = query(folder, f"SELECT {_COLUMNS} FROM history ORDER BY started_at, strategy, metric")
+    return History(_once(found.rows), found.damaged)
+
+
+def query(folder: Path, sql: str) -> History:
+    """The answer of DuckDB; the table is called `history` and holds everything that is whole.
+
+    Raises:
+        LabError: there is no history here, nothing of it can be read, or the statement cannot be run.
+    """
     files = sorted(folder.glob("date=*/commit=*/*.parquet"))
     if not files:
         raise LabError(f"{folder} holds no history: `lab history add RESULT... --to {folder}` begins one")
@@ -82,43 +93,45 @@ def read(folder: Path) -> History:
     whole = [str(path) for path in files if path not in problems]
     if not whole:
         raise LabError(f"{folder}: none of {len(files)} files can be read: {next(iter(problems.values()))}")
-    rows = query(folder, f"SELECT {_COLUMNS} FROM history ORDER BY started_at, strategy, metric", files=whole)
-    return History(_once(rows), tuple(problems.values()))
-
-
-def query(folder: Path, sql: str, *, files: Sequence[str] | None = None) -> pd.DataFrame:
-    """The answer of DuckDB; the table is called `history`.
-
-    Raises:
-        LabError: the statement cannot be run.
-    """
-    chosen = list(files or map(str, sorted(folder.glob("date=*/commit=*/*.parquet"))))
     # The folder's names repeat what the columns say.
     with duckdb.connect() as connection:
         try:
             connection.execute("SET TimeZone = 'UTC'")
-            source = connection.read_parquet(chosen, hive_partitioning=False)
+            source = connection.read_parquet(whole, hive_partitioning=False)
             source.create_view("history")
-            return connection.execute(sql).df()
+            return History(connection.execute(sql).df(), tuple(problems.values()))
         except duckdb.Error as error:
             raise LabError(f"{folder}: {first_line(error)}") from error
 
 
-def prune(folder: Path, *, keep_days: int, today: date) -> int:
-    """Remove the files of days before the last `keep_days`; the number of them."""
-    oldest = today - timedelta(days=keep_days - 1)
+def prune(folder: Path, *, keep_days: int, today: date | None = None) -> int:
+    """Remove the files of days before the last `keep_days`; the number of them.
+
+    Raises:
+        ConfigError: `keep_days` is not from 1 to `MOST_DAYS`.
+    """
+    if not 1 <= keep_days <= MOST_DAYS:
+        raise ConfigError(f"--keep-days must be from 1 to {MOST_DAYS}, not {keep_days}")
+    oldest = (today or datetime.now(UTC).date()) - timedelta(days=keep_days - 1)
     num_removed = 0
-    for day in sorted(folder.glob("date=*")):
-        match = _DAY.fullmatch(day.name)
-        if match is None or date.fromisoformat(match[1]) >= oldest:
+    for day in sorted(folder.glob("date=*/")):
+        if (of_folder := _day_of(day.name)) is None or of_folder >= oldest:
             continue
         for path in sorted(day.glob("commit=*/*.parquet")):
             path.unlink()
             num_removed += 1
-        for empty in (*day.glob("commit=*"), day):
+        for empty in (*day.glob("commit=*/"), day):
             if not any(empty.iterdir()):
                 empty.rmdir()
     return num_removed
+
+
+def _day_of(name: str) -> date | None:
+    match = _DAY.fullmatch(name)
+    try:
+        return date.fromisoformat(match[1]) if match else None
+    except ValueError:
+        return None
 
 
 def _problem(path: Path) -> str:
@@ -141,7 +154,7 @@ def _fits(found: pa.DataType, wanted: pa.DataType) -> bool:
 
 
 def _once(rows: pd.DataFrame) -> pd.DataFrame:
-    """Without the result lines of runs that a larger entry holds too."""
+    """Without the result lines of runs that a larger entry holds too, and the best entry of the same runs."""
     results = rows[rows["kind"] == "result"]
     entries = results.groupby(["entry_id", "strategy"])["run_ids"].first().map(frozenset)
     held: dict[str, list[frozenset[str]]] = {}
@@ -153,7 +166,11 @@ def _once(rows: pd.DataFrame) -> pd.DataFrame:
     }
     keys = pd.Series(list(zip(rows["entry_id"], rows["strategy"], strict=True)), index=rows.index)
     kept = rows[~((rows["kind"] == "result") & keys.isin(smaller))]
-    # A comparison made of one run each has the same runs as their own files.
-    names = kept["run_ids"].map(lambda ids: " ".join(sorted(ids)))
-    told = kept.assign(names=names).drop_duplicates(["names", "kind", "strategy", "against", "metric"])
-    return told.drop(columns="names").reset_index(drop=True)
+    # A comparison made of one run each has the same runs as their own files; a run that was resumed, or
+    # judged again, has two entries.
+    told = kept.assign(
+        names=kept["run_ids"].map(lambda ids: " ".join(sorted(ids))), is_invalid=kept["validity"] == "INVALID"
+    ).sort_values(["is_invalid", "num_requests"], ascending=[True, False], kind="stable")
+    same_runs = told.groupby(["names", "kind", "strategy", "against"], dropna=False)
+    best = same_runs["entry_id"].transform("first")
+    return kept[best.reindex(kept.index) == kept["entry_id"]].reset_index(drop=True)

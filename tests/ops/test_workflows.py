@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness.plan.corpus import REPOSITORY
+from services.strategies import VARIANTS
 from tools.nightly.rehearsal import Stage, make_stage, verdict_of
 
 BIN = Path(sys.executable).parent
@@ -60,20 +61,34 @@ def test_the_nightly_turns_red_on_a_slower_step(stage: Stage) -> None:
     assert "bench-history" in stage.git("ls-remote", "--heads", "origin")
 
 
+def test_a_nightly_that_dies_leaves_an_issue(stage: Stage) -> None:
+    """As with a failed installation or a time limit, there is no verdict."""
+    made = stage.run("schedule", "bench-nightly.yml", env=LOAD | {"ARGS": "--no-such-option"})
+    assert made.returncode == 1, made.stdout + made.stderr
+    assert verdict_of(stage) == "none"
+    log = (stage.artifacts / "gh.log").read_text()
+    assert "issue create --title Nightly: A measurement failed --body The run ended without a verdict" in log
+
+
 def test_a_pull_request_of_equal_code_gets_a_comment_and_is_not_red(stage: Stage) -> None:
     base = stage.git("rev-parse", "HEAD")
     stage.commit(0.0)
     head = stage.git("rev-parse", "HEAD")
-    facts = {"pull_request": {"number": 7, "base": {"sha": base}, "head": {"sha": head}}}
+    # What the event says of the base is that of the last push.
+    facts = {"pull_request": {"number": 7, "base": {"sha": "0" * 40}, "head": {"sha": head}}}
     # Three blocks: a pass may need more, a regression is not to be seen in any.
     budget = ("--var", "BENCH_PR_BUDGET_S=1")
-    made = stage.run("pull_request", "bench-pr.yml", facts, LOAD, *budget)
+    made = stage.run("pull_request", "bench-pr.yml", facts, LOAD | {"BENCH_VARIANTS": ""}, *budget)
     assert made.returncode == 0, made.stdout + made.stderr
-    assert verdict_of(stage, "bench-pr") in ("pass", "can't tell")
-    after = {"workflow_run": {"event": "pull_request", "id": 5, "head_sha": head}}
+    words = verdict_of(stage, "bench-pr").split(", ")
+    assert len(words) == len(VARIANTS)
+    assert {*words} <= {"pass", "can't tell"}
+    fork = {"head_repository": {"owner": {"login": "someone"}}, "head_branch": "faster"}
+    after = {"workflow_run": {"event": "pull_request", "id": 5, "head_sha": head, **fork}}
     said = stage.run("workflow_run", "bench-pr-comment.yml", after)
     assert said.returncode == 0, said.stdout + said.stderr
     log = (stage.artifacts / "gh.log").read_text()
+    assert "-f head=someone:faster" in log
     assert "--method POST repos/{owner}/{repo}/issues/7/comments" in log
     assert json.loads((stage.artifacts / "bench-pr" / "verdict.json").read_text())["old"] == base
 

@@ -15,23 +15,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.base import LabError
-from tools.nightly.verdict import HEADLINES, read_verdict, to_markdown
+from tools.nightly.verdict import HEADLINES, Verdict, read_verdict, to_markdown
 
 MARK = "<!-- batching-lab bench -->"
 """First line of the comment, by which the next run finds it."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.nightly.github", description=__doc__)
     parser.add_argument("action", choices=("issue", "comment"))
     parser.add_argument("--verdict", type=Path, default=Path("nightly/verdict.json"))
     parser.add_argument("--run", default=os.environ.get("RUN_ID", ""), help="the run that measured")
     parser.add_argument("--download", metavar="NAME", help="fetch this artifact of the run first")
     parser.add_argument("--head", default=os.environ.get("HEAD_SHA", ""), help="of the pull request")
-    args = parser.parse_args(argv)
+    parser.add_argument("--head-branch", default=os.environ.get("HEAD_BRANCH", ""), metavar="OWNER:BRANCH")
+    parser.add_argument(
+        "--run-failed",
+        action="store_true",
+        help="with issue: open one without a verdict, or for a pass, as well",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
     try:
-        if args.download:
-            download(args.download, args.verdict.parent, args.run)
         return _issue(args) if args.action == "issue" else _comment(args)
     except LabError as error:
         print(f"github: {error}", file=sys.stderr)
@@ -49,14 +57,21 @@ def download(name: str, folder: Path, run: str | None = None) -> None:
 
 
 def _issue(args: argparse.Namespace) -> int:
-    """Open one, or comment on the open one, unless the verdict is a pass."""
-    verdict = read_verdict(args.verdict)
-    if verdict.word == "pass":
+    """Open one, or comment on the open one, unless the verdict is a pass and the run did not fail."""
+    try:
+        verdict = _verdict(args)
+        word, body = verdict.word, to_markdown(verdict, _link(args.run))
+    except LabError as error:
+        if not args.run_failed:
+            raise
+        word, body = "FAILED", f"The run ended without a verdict ({error}).\n\n{_link(args.run)}"
+    if word == "pass" and not args.run_failed:
         print("no issue: the verdict is a pass")
         return 0
-    title = f"Nightly: {HEADLINES[verdict.word]}"
+    # What failed then is a later step, or the job that keeps the history.
+    is_later = args.run_failed and word in ("pass", "can't tell")
+    title = f"Nightly: {'The run failed after the measurement' if is_later else HEADLINES[word]}"
     listed = json.loads(_gh("issue", "list", "--state", "open", "--limit", "200", "--json", "number,title"))
-    body = to_markdown(verdict, _link(args.run))
     known = next((entry["number"] for entry in listed if entry["title"] == title), None)
     if known is None:
         print(_gh("issue", "create", "--title", title, "--body", body))
@@ -67,14 +82,14 @@ def _issue(args: argparse.Namespace) -> int:
 
 def _comment(args: argparse.Namespace) -> int:
     """One comment on the pull request whose head was measured; a later run writes it anew."""
-    verdict = read_verdict(args.verdict)
+    verdict = _verdict(args)
     if not args.head or not all(letter in "0123456789abcdef" for letter in args.head):
         raise LabError("HEAD_SHA is not the name of a commit")
-    # The number is asked of GitHub: in the artifact anybody could write another one.
-    pulls = json.loads(_gh("api", f"repos/{{owner}}/{{repo}}/commits/{args.head}/pulls"))
-    number = next(
-        (p["number"] for p in pulls if p["state"] == "open" and p["head"]["sha"] == args.head), None
-    )
+    # The number is asked of GitHub: in the artifact anybody could write another one. A commit is asked for
+    # its pull requests in vain where it is a fork's; the branch of the fork has them.
+    asked = ("--method", "GET", "repos/{owner}/{repo}/pulls", "-f", f"head={args.head_branch}")
+    pulls = json.loads(_gh("api", *asked, "-f", "state=open"))
+    number = next((p["number"] for p in pulls if p["head"]["sha"] == args.head), None)
     if number is None:
         print(f"no comment: no open pull request has the head {args.head[:12]}")
         return 0
@@ -86,6 +101,12 @@ def _comment(args: argparse.Namespace) -> int:
     _gh("api", "--method", method, f"repos/{{owner}}/{{repo}}/{where}", "-f", f"body={body}")
     print(f"commented on pull request {number}")
     return 0
+
+
+def _verdict(args: argparse.Namespace) -> Verdict:
+    if args.download:
+        download(args.download, args.verdict.parent, args.run)
+    return read_verdict(args.verdict)
 
 
 def _link(run: str) -> str:

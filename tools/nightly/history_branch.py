@@ -1,7 +1,8 @@
 """The branch that keeps the history: `make history-pull` and `make history-push`.
 
 It shares no commit with the code. Files of a history are never changed, so that two pushes at one time merge
-by taking the files of both: a push that was overtaken is made again.
+by taking the files of both: a push that was overtaken is made again. So a file that is missing here stays
+there; `push --keep-days N` is what removes old ones from the branch.
 """
 
 from __future__ import annotations
@@ -16,26 +17,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.base import LabError
+from harness.history import store
 from tools.nightly.github import download
 
 BRANCH = "bench-history"
+_REF = f"refs/heads/{BRANCH}"
+"""`ls-remote` takes a bare name for the end of any: `feature/bench-history` has it too."""
 NUM_TRIES = 5
 _WHO = ("-c", "user.name=nightly", "-c", "user.email=nightly@users.noreply.github.com")
 _HELPER = ("-c", "credential.helper=!gh auth git-credential")
 """The token is in GH_TOKEN, never in a file or on a command line."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.nightly.history_branch", description=__doc__)
     parser.add_argument("action", choices=("pull", "push"))
     parser.add_argument("--folder", type=Path, default=Path("history"))
     parser.add_argument("--remote", default="origin")
     parser.add_argument("--download", metavar="NAME", help="with push: fetch this artifact of RUN_ID first")
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "--keep-days", type=int, metavar="N", help="with push: remove older days from the branch"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
     try:
         if args.download:
             download(args.download, args.folder)
-        return pull(args.folder, args.remote) if args.action == "pull" else push(args.folder, args.remote)
+        if args.action == "pull":
+            return pull(args.folder, args.remote)
+        return push(args.folder, args.remote, args.keep_days)
     except LabError as error:
         print(f"history: {error}", file=sys.stderr)
         return 2
@@ -43,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def pull(folder: Path, remote: str) -> int:
     """Put the files of the branch into `folder`; a repository without the branch begins a history."""
-    if not _git(*_HELPER, "ls-remote", "--heads", remote, BRANCH):
+    if not _git(*_HELPER, "ls-remote", remote, _REF):
         print(f"{remote} has no branch {BRANCH} yet: a history begins")
         folder.mkdir(parents=True, exist_ok=True)
         return 0
@@ -55,8 +68,8 @@ def pull(folder: Path, remote: str) -> int:
     return 0
 
 
-def push(folder: Path, remote: str) -> int:
-    """Add what `folder` holds to the branch.
+def push(folder: Path, remote: str, keep_days: int | None = None) -> int:
+    """Add what `folder` holds to the branch, and remove what is older than `keep_days` from it.
 
     Raises:
         LabError: the remote refused.
@@ -64,19 +77,21 @@ def push(folder: Path, remote: str) -> int:
     for attempt in range(NUM_TRIES):
         with tempfile.TemporaryDirectory() as name:
             tree = Path(name) / "tree"
-            if _git(*_HELPER, "ls-remote", "--heads", remote, BRANCH):
+            if _git(*_HELPER, "ls-remote", remote, _REF):
                 _clone(remote, tree)
             else:
                 _git("init", "--quiet", "--initial-branch", BRANCH, str(tree))
                 _git("-C", str(tree), "remote", "add", "origin", _url(remote))
             _copy(folder, tree)
+            if keep_days is not None:
+                store.prune(tree, keep_days=keep_days)
             _git("-C", str(tree), "add", "--all")
             if not _git("-C", str(tree), "status", "--porcelain"):
                 print("nothing new")
                 return 0
             _git(*_WHO, "-C", str(tree), "commit", "--quiet", "-m", "Results of a night")
             try:
-                _git(*_HELPER, "-C", str(tree), "push", "--quiet", "origin", f"HEAD:{BRANCH}")
+                _git(*_HELPER, "-C", str(tree), "push", "--quiet", "origin", f"HEAD:{_REF}")
             except LabError:
                 if attempt + 1 == NUM_TRIES:
                     raise

@@ -4,42 +4,70 @@
 measured on until its share of the time is over; time that a pair leaves goes to those after it. The exit
 status is that of the worst pair: 0 no regression, 1 a regression, 2 a measurement failed. Where the time is
 over before there is a verdict it is 0 too, but never in silence: `can't tell` is in the summary, in a warning
-and in the outputs of the step, and the workflow has a job and an issue of its own for it.
+and in the outputs of the step, and the workflow has a job and an issue of its own for it. A strategy or a
+backend that the old commit lacks has nothing to be held against: its pairs are `new`, and not measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.base import ConfigError, LabError
+from adapters.registry import BACKENDS
 from harness.commands.options import parse_share
 from harness.history.entries import entries_of
 from harness.history.series import SHOWN
 from harness.results.metrics import FIGURES
 from harness.results.steps import STEPS_SUFFIX
-from tools.nightly.verdict import EXIT_STATUS, Line, Pair, Verdict, Word, headline, to_markdown, write_verdict
+from services.strategies import VARIANTS
+from tools.nightly.verdict import (
+    EXIT_STATUS,
+    Line,
+    Pair,
+    Verdict,
+    Word,
+    arm_name,
+    backend_name,
+    headline,
+    to_markdown,
+    write_verdict,
+)
 
 LAST_GOOD = "last_good"
 """The file in the history that names the last commit that passed."""
 _KEYS = (*SHOWN, "request_time_ms")
+_TELL_NAMES = (
+    "from adapters.registry import BACKENDS\n"
+    "from services.strategies import VARIANTS\n"
+    "print(*BACKENDS, *VARIANTS)"
+)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.nightly.measure", description=__doc__)
     parser.add_argument("--against", metavar="REV", help="default: the last good commit, else HEAD~1")
-    parser.add_argument("--variants", nargs="+", default=["baseline", "static", "dynamic", "continuous"])
-    parser.add_argument("--backends", nargs="+", default=["torch", "llama_cpp"])
+    parser.add_argument("--variants", nargs="+", type=arm_name, default=[*VARIANTS], metavar="NAME")
+    parser.add_argument(
+        "--backends", nargs="+", type=backend_name, default=["torch", "llama_cpp"], metavar="NAME"
+    )
     parser.add_argument("--budget-s", type=float, default=3600.0, metavar="S", help="for all pairs together")
     parser.add_argument("--max-regression", type=parse_share, default=0.05, metavar="SHARE")
     parser.add_argument("--out", type=Path, default=Path("nightly"))
     parser.add_argument("--history", type=Path, default=Path("history"))
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
     try:
         verdict = measure(args)
         write_verdict(verdict, args.out / "verdict.json")
@@ -63,10 +91,16 @@ def measure(args: argparse.Namespace) -> Verdict:
     print(f"new: {new}\nold: {old}", flush=True)
     started_s = time.monotonic()
     asked = [(backend, variant) for backend in args.backends for variant in args.variants]
-    pairs: list[Pair] = []
-    for index, (backend, variant) in enumerate(asked):
+    added = names_added_since(old)
+    held = [pair for pair in asked if added.isdisjoint((pair[0], pair[1].partition("@")[0]))]
+    pairs = [
+        Pair(backend=backend, variant=variant, word="new", num_blocks=0, lines=())
+        for backend, variant in asked
+        if (backend, variant) not in held
+    ]
+    for index, (backend, variant) in enumerate(held):
         left_s = args.budget_s - (time.monotonic() - started_s)
-        share_s = max(0.0, left_s / (len(asked) - index))
+        share_s = max(0.0, left_s / (len(held) - index))
         pairs.append(_measure_pair(old, backend, variant, share_s, args))
     took_s = time.monotonic() - started_s
     return Verdict(old=old, new=new, limit=args.max_regression, took_s=took_s, pairs=tuple(pairs))
@@ -88,6 +122,25 @@ def find_old(asked: str | None, history: Path) -> str:
         except ConfigError as error:
             print(f"passed over: {error}")
     raise ConfigError("this is no git repository with a commit")
+
+
+def names_added_since(old: str) -> set[str]:
+    """Strategies and backends of this tree that the registries of the commit `old` lack.
+
+    None are where its registries cannot be read: then its services say what is wrong with them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["git", "archive", old, "adapters", "services"]
+        archive = subprocess.run(words, capture_output=True, check=False).stdout
+        try:
+            with tarfile.open(fileobj=io.BytesIO(archive)) as tree:
+                tree.extractall(folder, filter="data")
+        except tarfile.TarError:
+            return set()
+        env = {**os.environ, "PYTHONPATH": folder, "PYTHONSAFEPATH": "1"}
+        words = [sys.executable, "-c", _TELL_NAMES]
+        told = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
+    return set() if told.returncode else {*BACKENDS, *VARIANTS} - {*told.stdout.split()}
 
 
 def _measure_pair(old: str, backend: str, variant: str, share_s: float, args: argparse.Namespace) -> Pair:

@@ -57,11 +57,12 @@ _ACTIONS = {
 }
 _GH = """#!/usr/bin/env bash
 printf '%s\\n' "$*" >> "$LAB_ARTIFACTS/gh.log"
-case "$1 $2" in
-"run download") mkdir -p "$7" && cp -r "$LAB_ARTIFACTS/$5/." "$7" ;;
-"issue list") echo '[]' ;;
+case "$*" in
+"run download "*) mkdir -p "$7" && cp -r "$LAB_ARTIFACTS/$5/." "$7" ;;
+"issue list "*) echo '[]' ;;
 "api repos"*comments*) echo '[]' ;;
-"api repos"*pulls) printf '[{"number": 7, "state": "open", "head": {"sha": "%s"}}]' "$HEAD_SHA" ;;
+"api "*/commits/*/pulls) echo '[]' ;;  # as for the head of a fork
+"api "*/pulls*"head=$HEAD_BRANCH "*) printf '[{"number": 7, "head": {"sha": "%s"}}]' "$HEAD_SHA" ;;
 esac
 """
 

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from adapters.base import LabError
 from harness.results.output_dir import whole_file
@@ -20,7 +20,15 @@ WORDS: tuple[Word, ...] = ("pass", "can't tell", "FAILED", "REGRESSION")
 """The worst last: a run is as bad as its worst pair."""
 EXIT_STATUS: dict[Word, int] = {"pass": 0, "REGRESSION": 1, "FAILED": 2, "can't tell": 3}
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9 ._/=,:%@+'()-]{1,80}$")]
+BackendName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
+ArmName = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z][a-z0-9_-]*(@[A-Z_]+=[A-Za-z0-9._:/-]+(,[A-Z_]+=[A-Za-z0-9._:/-]+)*)?$", max_length=80
+    ),
+]
+"""A strategy, and what the arm sets for itself: `continuous@MODEL=smollm2-135m:q4_1`."""
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9 /]{1,40}$")]
 Sha = Annotated[str, Field(pattern=r"^[0-9a-f]{7,40}$")]
 Ratio = Annotated[float, Field(gt=0, lt=1e6)]
 BAR_CHARS = 31
@@ -35,7 +43,7 @@ class _Strict(BaseModel):
 class Line(_Strict):
     """One figure of the new commit, as a ratio to the old one."""
 
-    label: Name
+    label: Label
     ratio: Ratio
     low: Ratio | None
     high: Ratio | None
@@ -43,9 +51,10 @@ class Line(_Strict):
 
 
 class Pair(_Strict):
-    backend: Name
-    variant: Name
-    word: Word
+    backend: BackendName
+    variant: ArmName
+    word: Word | Literal["new"]
+    """`new`: the old commit has no such strategy or backend."""
     num_blocks: int = Field(ge=0, le=1000)
     lines: tuple[Line, ...] = Field(max_length=20)
 
@@ -54,12 +63,21 @@ class Verdict(_Strict):
     old: Sha
     new: Sha
     limit: float = Field(gt=0, lt=1)
-    took_s: float = Field(ge=0)
+    took_s: float = Field(ge=0, lt=1e6)
     pairs: tuple[Pair, ...] = Field(max_length=60)
 
     @property
     def word(self) -> Word:
-        return max((pair.word for pair in self.pairs), key=WORDS.index, default="FAILED")
+        words: list[Word] = ["pass" if pair.word == "new" else pair.word for pair in self.pairs]
+        return max(words, key=WORDS.index, default="FAILED")
+
+
+def arm_name(text: str) -> str:
+    return TypeAdapter(ArmName).validate_python(text)
+
+
+def backend_name(text: str) -> str:
+    return TypeAdapter(BackendName).validate_python(text)
 
 
 def read_verdict(path: Path) -> Verdict:
@@ -99,7 +117,7 @@ def to_markdown(verdict: Verdict, link: str = "") -> str:
         "Latencies count from the schedule."
     )
     lines = ["| backend | strategy | verdict | blocks |", "|---|---|---|---:|"]
-    lines += [f"| {p.backend} | {p.variant} | {p.word} | {p.num_blocks} |" for p in verdict.pairs]
+    lines += [f"| `{p.backend}` | `{p.variant}` | {p.word} | {p.num_blocks} |" for p in verdict.pairs]
     parts.append("\n".join(lines))
     parts.append(f"```text\n{_bars(verdict)}\n```")
     return "\n\n".join([*parts, *filter(None, [link])])

@@ -25,6 +25,7 @@ def made_night(
     arm: str = "continuous",
     num_rows: int = 8,
     backend: str = "null",
+    **changes: object,
 ) -> Path:
     """The file of one night: answers of five tokens, one every `step_s` (a little more with each request)."""
     steps = [step_s * (1 + 0.01 * index) for index in range(num_rows)]
@@ -39,13 +40,16 @@ def made_night(
     rows = [{**row, "run_id": run_id} for row in rows]
     manifest = made_manifest(
         rows,
-        run_id=run_id,
-        arm=arm,
-        variant=arm.split()[0],
-        started_at=(FIRST_NIGHT + timedelta(days=night)).isoformat(),
-        git={"sha": f"{night:040x}"[::-1], "is_dirty": False},
-        service={"backend": backend},
-        validity=Validity(),
+        **{
+            "run_id": run_id,
+            "arm": arm,
+            "variant": arm.split()[0],
+            "started_at": (FIRST_NIGHT + timedelta(days=night)).isoformat(),
+            "git": {"sha": f"{night:040x}"[::-1], "is_dirty": False},
+            "service": {"backend": backend},
+            "validity": Validity(),
+            **changes,
+        },
     )
     path = folder / f"{arm}-{night:03}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)

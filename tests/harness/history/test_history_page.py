@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +16,10 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from harness.history import page, store
-from harness.history.exposition import NAMES
+from harness.history.exposition import NAMES, to_openmetrics
 from harness.history.series import SHOWN
-from tests.harness.history.made_history import made_night, made_nights
+from harness.history.store import History
+from tests.harness.history.made_history import held, made_night, made_nights
 from tools.cli import main
 
 
@@ -90,6 +92,34 @@ def test_series_have_the_names_of_the_dashboards(history: Path, tmp_path: Path) 
     families = [line.partition("{")[0] for line in lines if not line.startswith("#")]
     changes = sum(a != b for a, b in pairwise(families))
     assert changes == len(set(families)) - 1
+
+
+def test_invalid_results_are_no_values() -> None:
+    rows = pd.DataFrame(
+        line
+        for night, validity in enumerate(("VALID", "INVALID"))
+        for line in (
+            held(night, "a" * 12, "b" * 12, 0.4, validity=validity),
+            held(night, "", "b" * 12, 5.0, kind="result", against=None, validity=validity),
+        )
+    )
+    samples = [
+        sample for family in text_string_to_metric_families(to_openmetrics(rows)) for sample in family.samples
+    ]
+    num = Counter(sample.name for sample in samples)
+    assert num["lab_result_throughput_tokens_per_s"] == num["lab_comparison_ratio_high"] == 1
+    assert [s.value for s in samples if s.name == "lab_result_valid"] == [1.0, 0.0]
+    drawn = page.make_parts(History(rows, ()))[0].trends[-1].spec["layer"]
+    filters = {layer["mark"]["type"]: layer.get("transform") for layer in drawn}
+    assert filters["line"] == filters["area"] == [{"filter": "datum.validity != 'INVALID'"}]
+    assert filters["point"] is None
+
+
+def test_a_missing_name_is_an_empty_label() -> None:
+    rows = pd.DataFrame(
+        held(night, "a", "b", 1.0, model=model) for night, model in enumerate((None, "m", float("nan")))
+    )
+    assert 'model=""' in to_openmetrics(rows)
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")

@@ -90,7 +90,7 @@ def test_damaged_files_are_named_and_cost_only_themselves(
 ) -> None:
     paths = [*map(str, made_nights(tmp_path / "r", 3))]
     Path(paths[1]).write_bytes(b"PAR1 no")
-    assert main(["history", "add", *paths, "--to", str(tmp_path / "h")]) == 2
+    assert main(["history", "add", *paths, "--to", str(tmp_path / "h")]) == 3
     told = capsys.readouterr()
     assert "2 added, 0 there already, 1 damaged" in told.out
     assert paths[1] in told.err
@@ -101,6 +101,11 @@ def test_damaged_files_are_named_and_cost_only_themselves(
     history = store.read(tmp_path / "h")
     assert [str(kept[0]) in sentence for sentence in history.damaged] == [True]
     assert history.rows["started_at"].dt.date.nunique() == 1
+    sql = "SELECT count(DISTINCT commit) AS n FROM history"
+    assert main(["history", "query", "--folder", str(tmp_path / "h"), sql]) == 3
+    told = capsys.readouterr()
+    assert told.out.split() == ["n", "0", "1"]
+    assert str(kept[0]) in told.err
     # Adding again puts the damaged one right.
     assert len(store.add(tmp_path / "h", [Path(paths[0])]).new) == 1
     assert store.read(tmp_path / "h").damaged == ()
@@ -121,14 +126,48 @@ def test_prune_keeps_the_last_days(tmp_path: Path, capsys: pytest.CaptureFixture
     today = (FIRST_NIGHT + timedelta(days=4)).date()
     assert store.prune(tmp_path, keep_days=2, today=today) == 3
     assert [day.name for day in sorted(tmp_path.glob("date=*"))] == ["date=2026-09-04", "date=2026-09-05"]
-    assert main(["history", "prune", "--folder", str(tmp_path), "--keep-days", "0"]) == 2
-    assert "--keep-days" in capsys.readouterr().err
+    for days in ("0", "1000000", "999999999999"):
+        assert main(["history", "prune", "--folder", str(tmp_path), "--keep-days", days]) == 2
+        assert "--keep-days" in capsys.readouterr().err
+
+
+def test_prune_leaves_what_is_no_day(tmp_path: Path) -> None:
+    (tmp_path / "date=2026-13-45").mkdir()
+    (tmp_path / "date=2020-01-01").write_text("a file")
+    (tmp_path / "date=2020-01-02").mkdir()
+    (tmp_path / "date=2020-01-02" / "commit=a").write_text("a file")
+    assert store.prune(tmp_path, keep_days=1) == 0
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("sha", ["../../../../evil", "a/b/c/d", "..", "a\0b", "z" * 400, ""])
+def test_a_commit_is_a_folder_only_where_it_is_the_name_of_one(tmp_path: Path, sha: str) -> None:
+    path = made_night(tmp_path / "r", 0, 0.01, git={"sha": sha, "is_dirty": False})
+    store.add(tmp_path / "deep" / "in" / "h", [path])
+    (kept,) = files(tmp_path / "deep" / "in" / "h")
+    assert kept.startswith("date=2026-09-01/commit=unknown/")
+    assert set(store.read(tmp_path / "deep" / "in" / "h").rows["commit"]) == {"unknown"}
+
+
+@pytest.mark.parametrize("good_first", [True, False])
+def test_the_best_of_the_same_run_counts(tmp_path: Path, good_first: bool) -> None:
+    """A run that was resumed is in a longer file, one that was judged again has another validity."""
+    good = made_night(tmp_path / "good", 0, 0.01, num_rows=60)
+    others = [
+        made_night(tmp_path / "short", 0, 0.01),
+        made_night(tmp_path / "bad", 0, 0.02, num_rows=90, validity=Validity(("failed requests",))),
+    ]
+    for path in [good, *others] if good_first else [*others, good]:
+        assert len(store.add(tmp_path / "h", [path]).new) == 1
+    rows = store.read(tmp_path / "h").rows
+    assert set(zip(rows["validity"], rows["num_requests"], strict=True)) == {("VALID", 60)}
+    assert not rows.duplicated(["metric"]).any()
 
 
 def test_sql_reads_it(tmp_path: Path) -> None:
     store.add(tmp_path, made_nights(tmp_path / "r", 3))
     sql = "SELECT count(DISTINCT commit) AS n FROM history WHERE metric = 'ttft_p50_ms'"
-    assert store.query(tmp_path, sql)["n"].tolist() == [3]
+    assert store.query(tmp_path, sql).rows["n"].tolist() == [3]
     with pytest.raises(LabError, match="Catalog Error"):
         store.query(tmp_path, "SELECT * FROM nothing")
 
