@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -26,6 +27,7 @@ from adapters.registry import BACKENDS
 from harness.commands.options import parse_share
 from harness.history.entries import entries_of
 from harness.history.series import SHOWN
+from harness.replay.interrupts import on_interrupt
 from harness.results.metrics import FIGURES
 from harness.results.steps import STEPS_SUFFIX
 from services.strategies import VARIANTS
@@ -77,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LabError as error:
         print(f"nightly: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     _tell(verdict, args.out)
     return 0 if verdict.word == "can't tell" else EXIT_STATUS[verdict.word]
 
@@ -149,10 +153,30 @@ def _measure_pair(old: str, backend: str, variant: str, share_s: float, args: ar
     words += ["--backend", backend, "--measure-on", f"{share_s:.0f}", "--out", str(out)]
     words += ["--max-regression", str(args.max_regression)]
     print(f"\n{variant} on {backend}, at most {share_s:.0f} s", flush=True)
-    status = subprocess.run(words, check=False).returncode
+    status = _run_to_its_end(words)
     word: Word = next((word for word, own in EXIT_STATUS.items() if own == status), "FAILED")
     num_blocks, lines = _lines_of(out)
     return Pair(backend=backend, variant=variant, word=word, num_blocks=num_blocks, lines=lines)
+
+
+def _run_to_its_end(words: Sequence[str]) -> int:
+    """Its exit status. Told to stop, it ends its services and takes its worktree away first.
+
+    Raises:
+        KeyboardInterrupt: it was told to stop.
+    """
+    process = subprocess.Popen(words)
+    told: list[bool] = []
+
+    def stop() -> None:
+        told.append(True)
+        process.send_signal(signal.SIGINT)
+
+    with on_interrupt(stop):
+        status = process.wait()
+    if told:
+        raise KeyboardInterrupt
+    return status
 
 
 def _lines_of(folder: Path) -> tuple[int, tuple[Line, ...]]:

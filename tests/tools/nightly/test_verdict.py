@@ -257,3 +257,12 @@ def test_made_up_nights_end_as_the_gate_would_end_them(ratio: float, word: str) 
     ended = [trials.night(np.log(ratio) + 0.02 * one, 0.05) for one in noise]
     assert {end for end, _ in ended} == {word}
     assert trials.night(np.log(ratio) + 0.02 * noise[0, :3], 0.001)[1] == 3
+
+
+def test_a_measurement_that_is_told_to_stop_cleans_up_first(tmp_path: Path) -> None:
+    """The gate ends its services and removes its worktree, which a killed one would leave behind."""
+    left = tmp_path / "left"
+    gate = f"touch {left}; trap 'rm {left}; exit 130' INT; kill -INT $PPID; while :; do sleep 0.05; done"
+    with pytest.raises(KeyboardInterrupt):
+        measure._run_to_its_end(["sh", "-c", gate])
+    assert not left.exists()
