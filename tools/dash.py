@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ import httpx
 from adapters.base import LabError
 from harness.history import store
 from harness.history.exposition import to_openmetrics
+from harness.replay.interrupts import on_interrupt, raise_interrupt
 from harness.results.output_dir import make_folder
 
 DOCKER = Path(__file__).parents[1] / "docker"
@@ -88,19 +88,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(commands: list[list[str]], shown_url: str | None) -> int:
     """Until the first command ends, or this process is told to end."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     running: list[subprocess.Popen[bytes]] = []
-    try:
-        running.extend(map(subprocess.Popen, commands))
-        if shown_url:
-            _show(shown_url)
-        return running[0].wait()
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        for process in running:
-            process.terminate()
-            process.wait()
+    with on_interrupt(raise_interrupt):
+        try:
+            running.extend(map(subprocess.Popen, commands))
+            if shown_url:
+                _show(shown_url)
+            return running[0].wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            for process in running:
+                process.terminate()
+                process.wait()
 
 
 def _show(url: str) -> None:

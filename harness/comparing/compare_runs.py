@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from adapters.base import LabError
 from harness.comparing.arms import arm_order
@@ -102,6 +104,18 @@ class LoadPlan:
     ledger: Ledger
 
 
+class Turn(NamedTuple):
+    """One run to be made."""
+
+    block: int
+    arm: Arm
+    plan: LoadPlan
+    made: list[Measurement]
+    """Those of its load, which it joins."""
+    kept: Measurement | None
+    """Of an earlier call."""
+
+
 def measure_blocks(plans: Sequence[LoadPlan], reporter: Reporter) -> list[list[Measurement]]:
     """Every arm of every load once in every block; what was measured until an interrupt is returned.
 
@@ -115,54 +129,56 @@ def measure_blocks(plans: Sequence[LoadPlan], reporter: Reporter) -> list[list[M
     num_blocks = len(plans[0].schedules)
     all_arms = list({str(arm.name): arm for plan in plans for arm in plan.arms}.values())
     turns = [
-        (
-            block,
-            arm,
-            [
-                (plan, made, plan.ledger.read(block, arm))
-                for plan, made in zip(plans, measured, strict=True)
-                if arm in plan.arms
-            ],
-        )
+        Turn(block, arm, plan, made, plan.ledger.read(block, arm))
         for block in range(num_blocks)
         for arm in arm_order(all_arms, block, plans[0].settings.seed)
+        for plan, made in zip(plans, measured, strict=True)
+        if arm in plan.arms
     ]
-    num_runs = sum(kept is None for *_, loads in turns for *_, kept in loads)
+    num_runs = sum(turn.kept is None for turn in turns)
     numbers = count(1)
     told: list[bool] = []
     last: list[Measurement] = []  # where the newest run stands
     # A signal between two runs waits until the first is in the ledger; `measure` has its own handler.
-    with on_interrupt(lambda: told.append(True)):
-        for block, arm, loads in turns:
-            with SharedService(arm, plans[0].settings, reporter) as shared:
-                for plan, made, kept in loads:
-                    if kept is not None:
-                        made.append(kept)
-                        last = made
-                        continue
-                    if told:
-                        if not last:
-                            raise KeyboardInterrupt
-                        last[-1] = replace(last[-1], stopped_after=True)
-                        return measured
-                    number, schedule = next(numbers), plan.schedules[block]
-                    words = load_words(schedule.load.rate, schedule.load.concurrency)
-                    place = (
-                        f"block {block + 1} of {num_blocks}: {arm.name}, {words}, run {number} of {num_runs}"
+    with on_interrupt(lambda: told.append(True)), closing(_with_services(turns, reporter)) as served_turns:
+        for (block, arm, plan, made, kept), service in served_turns:
+            if kept is not None:
+                made.append(kept)
+                last = made
+                continue
+            if told:
+                if not last:
+                    raise KeyboardInterrupt
+                last[-1] = replace(last[-1], stopped_after=True)
+                break
+            number, schedule = next(numbers), plan.schedules[block]
+            words = load_words(schedule.load.rate, schedule.load.concurrency)
+            place = f"block {block + 1} of {num_blocks}: {arm.name}, {words}, run {number} of {num_runs}"
+            reporter.start_run(place, num_runs - number)
+            try:
+                made.append(
+                    measure(
+                        arm, plan.settings, plan.corpus, schedule, reporter, [block], served=service.served
                     )
-                    reporter.start_run(place, num_runs - number)
-                    try:
-                        run = measure(
-                            arm, plan.settings, plan.corpus, schedule, reporter, [block], served=shared.served
-                        )
-                    except KeyboardInterrupt:
-                        if not last:
-                            raise
-                        return measured
-                    made.append(run)
-                    last = made
-                    if not run.was_cut:
-                        plan.ledger.add(block, run)
-                    if run.was_interrupted:
-                        return measured
+                )
+            except KeyboardInterrupt:
+                if not last:
+                    raise
+                break
+            last = made
+            if not made[-1].was_cut:
+                plan.ledger.add(block, made[-1])
+            if made[-1].was_interrupted:
+                break
     return measured
+
+
+def _with_services(
+    turns: Sequence[Turn], reporter: Reporter
+) -> Generator[tuple[Turn, SharedService], None, None]:
+    """The turns of an arm in a block, which stand side by side, have one service."""
+    for _, own in groupby(turns, key=lambda turn: (turn.block, turn.arm.name)):
+        of_service = list(own)
+        with SharedService(of_service[0].arm, of_service[0].plan.settings, reporter) as service:
+            for turn in of_service:
+                yield turn, service

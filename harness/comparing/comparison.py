@@ -27,7 +27,7 @@ from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.plan.load import load_words
 from harness.results.lengths import length_table, lengths_in_words, lengths_of
 from harness.results.manifest import ComparisonManifest
-from harness.results.metrics import Figure, compared_figures
+from harness.results.metrics import Figure, compared_figures, with_chosen
 from harness.results.stats import MIN_SAMPLES, mean_of
 from harness.results.steady import FIGURES as STEADY_FIGURES
 from harness.results.steady import steady_figures
@@ -236,9 +236,7 @@ def _figure_table(
     reference: str,
     objective: Figure | None,
 ) -> str:
-    columns = compared_figures()
-    if objective is not None and objective not in columns:
-        columns.append(objective)
+    columns = with_chosen(compared_figures(), objective)
     lines: list[list[str]] = []
     for arm in arms:
         own = [f for f in figures if f.arm == arm]

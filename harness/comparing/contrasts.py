@@ -209,16 +209,16 @@ def contrast_table(found: Sequence[Contrast]) -> tuple[list[str], list[list[str]
     return ["arm", *labels], [[arm, *(c.text() for c in found if c.arm == arm)] for arm in arms]
 
 
-def asking_figures(found: Sequence[Contrast], is_open: bool) -> list[Figure]:
-    """What more blocks are asked for: the leading figures, and one that somebody chose beside the usual."""
+def asking(found: Sequence[Contrast], is_open: bool) -> list[Contrast]:
+    """Those that more blocks are asked for: of the leading figures, and of one chosen beside the usual."""
     usual = deciding_figures()
-    chosen = [contrast.figure for contrast in found if contrast.figure not in usual]
-    return [*leading_figures(is_open), *chosen]
+    leading = leading_figures(is_open)
+    return [c for c in found if c.figure in leading or c.figure not in usual]
 
 
 def most_asking(found: Sequence[Contrast], is_open: bool) -> Verdict | None:
     """Over all arms, of the figures that blocks are asked for, the one that needs most for a verdict. Those
     out of reach aside; None where nothing is missing."""
-    verdicts = [c.verdict for c in found if c.figure in asking_figures(found, is_open) and c.verdict]
-    asking = [v for v in verdicts if v.num_missing and not v.is_out_of_reach]
-    return max(asking, key=lambda verdict: verdict.num_missing, default=None)
+    verdicts = [c.verdict for c in asking(found, is_open) if c.verdict]
+    missing = [v for v in verdicts if v.num_missing and not v.is_out_of_reach]
+    return max(missing, key=lambda verdict: verdict.num_missing, default=None)

@@ -113,17 +113,9 @@ def blocks_missing(
     return MAX_MORE_BLOCKS + 1
 
 
-def next_blocks(
-    error: float,
-    num_blocks: int,
-    bound: float,
-    confidence: float,
-    lost_degrees: int = 0,
-    first_look: int = FEWEST_BLOCKS,
-) -> int:
-    """As `blocks_missing`, but at most twice what there is, and never out of reach on the word of few blocks:
-    one of them may be disturbed."""
-    missing = blocks_missing(error, num_blocks, bound, confidence, lost_degrees, first_look)
+def next_blocks(missing: int, num_blocks: int) -> int:
+    """How many of those `missing` are asked for at once: at most twice what there is, and never out of reach
+    on the word of few blocks, since one of them may be disturbed."""
     if missing > MAX_MORE_BLOCKS and num_blocks >= FEWEST_TO_GIVE_UP:
         return missing
     return min(missing, 2 * num_blocks)

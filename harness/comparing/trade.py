@@ -18,14 +18,14 @@ from harness.comparing.contrasts import (
     Blocks,
     Contrast,
     Design,
-    asking_figures,
+    asking,
     contrasts,
     most_asking,
     primary,
     ratio_text,
 )
 from harness.results.formulas import throughput
-from harness.results.metrics import OUTPUT_TOKENS, TPOT, TTFT, Figure, Metric, deciding_figures
+from harness.results.metrics import OUTPUT_TOKENS, TPOT, TTFT, Figure, Metric, deciding_figures, with_chosen
 from harness.results.slo import Slo, goodput
 from harness.results.table import counted, duration_text
 
@@ -95,9 +95,7 @@ def judge(
 ) -> tuple[list[Contrast], Decision | None]:
     """Every arm against the reference, and which is best; None where there is nothing to choose between."""
     blocks = Blocks(rows)
-    judged = deciding_figures()
-    if objective is not None and objective not in judged:
-        judged.append(objective)
+    judged = with_chosen(deciding_figures(), objective)
 
     def against(other: str) -> list[Contrast]:
         return contrasts(blocks, arms, other, is_open=is_open, margin=margin, design=design, figures=judged)
@@ -269,7 +267,6 @@ def what_more_blocks_tell(
     verdict = most_asking(found, is_open)
     if verdict is None:
         return []
-    asked = dict.fromkeys(c.figure.label for c in found if c.figure in asking_figures(found, is_open))
-    names = " and ".join(asked)
+    names = " and ".join(dict.fromkeys(c.figure.label for c in asking(found, is_open)))
     takes = _takes(verdict.num_missing, block_s)
     return [f"{verdict.asked_text()}{takes} would decide {names} ({option})."]

@@ -16,6 +16,7 @@ import numpy as np
 from harness.comparing.intervals import (
     FEWEST_BLOCKS,
     MAX_MORE_BLOCKS,
+    blocks_missing,
     bounded_exp,
     error_of_look,
     log_interval,
@@ -121,6 +122,7 @@ def judge_ratio(
         word = "better" if (low > 0) == higher_is_better else "worse"
     missing = 0
     if word == "can't tell":
-        missing = next_blocks(float(error), num_blocks, bound, of_metric, lost_degrees, first_look)
+        needed = blocks_missing(float(error), num_blocks, bound, of_metric, lost_degrees, first_look)
+        missing = next_blocks(needed, num_blocks)
     interval = bounded_exp(low), bounded_exp(high)
     return Verdict(word, math.exp(float(middle)), interval, each, num_blocks, missing, margin)

@@ -44,9 +44,9 @@ class _HistoryCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         rows = self._rows
-        results = rows[(rows["kind"] == "result") & ~rows["is_old"]]
-        counted = rows[rows["validity"] != "INVALID"]
-        values = counted[(counted["kind"] == "result") & ~counted["is_old"]]
+        counts = rows["validity"] != "INVALID"
+        is_result = (rows["kind"] == "result") & ~rows["is_old"]
+        results, values = rows[is_result], rows[is_result & counts]
         for metric in SHOWN:
             name, factor = NAMES[metric]
             own = values[values["metric"] == metric]
@@ -54,7 +54,7 @@ class _HistoryCollector(Collector):
         once = results.drop_duplicates(["entry_id", *LABELS])
         valid = once["validity"].map(validity_number)
         yield _family("lab_result_valid", "1 VALID, 0.5 CAUTION, 0 INVALID.", once, LABELS, valid)
-        compared = counted[counted["kind"] == "comparison"].rename(columns={"strategy": "arm"})
+        compared = rows[(rows["kind"] == "comparison") & counts].rename(columns={"strategy": "arm"})
         yield from _with_ends("lab_comparison_ratio", "Ratio to `against`.", compared, COMPARISON_LABELS)
         words = "Level of a commit, chained from ratios measured in turns; the oldest commit is 1."
         yield from _with_ends("lab_chained_ratio", words, chained(rows), CHAIN_LABELS)

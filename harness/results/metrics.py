@@ -189,3 +189,8 @@ def compared_figures() -> list[Figure]:
 
 def deciding_figures() -> list[Figure]:
     return [figure for figure in compared_figures() if figure.metric.decides]
+
+
+def with_chosen(figures: list[Figure], chosen: Figure | None) -> list[Figure]:
+    """And the one that a reader chose to decide, if it is not among them."""
+    return figures if chosen is None or chosen in figures else [*figures, chosen]

@@ -24,6 +24,7 @@ from harness.comparing.intervals import (
     FEWEST_BLOCKS,
     Floats,
     Ordered,
+    blocks_missing,
     error_of_look,
     log_interval,
     middle_and_error,
@@ -202,7 +203,7 @@ def _missing(judged: Judged, trial: int, figure: int, first_look: int) -> int:
         return 0
     part = judged.part
     _, error = middle_and_error(part.logs[trial, figure], part.extra_variance[trial, figure])
-    return next_blocks(
+    missing = blocks_missing(
         float(error),
         judged.num_blocks,
         math.log1p(DEFAULT_MARGIN),
@@ -210,6 +211,7 @@ def _missing(judged: Judged, trial: int, figure: int, first_look: int) -> int:
         part.lost_degrees,
         first_look,
     )
+    return next_blocks(missing, judged.num_blocks)
 
 
 def planned_table(num_trials: int, seeds: Sequence[int]) -> str:
