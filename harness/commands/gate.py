@@ -154,7 +154,7 @@ def _gate_commit(args: argparse.Namespace, figures: list[Figure] | None) -> int:
 
 def _print_found(made: Comparison, gated: list[Gated]) -> None:
     print(_table(gated))
-    print("TTFT, total and time per request are from schedule.")
+    print("TTFT and total are from schedule.")
     print("\n".join(printable(f"caution: {reason}") for reason in made.manifest.validity.caution))
 
 

@@ -126,7 +126,7 @@ class Sweep:
 
 
 def knee(points: list[Point]) -> float | None:
-    """The load of the best ratio of throughput to median time per request (Kleinrock's power)."""
+    """The load of the best ratio of throughput to median total time (Kleinrock's power)."""
     powers = [
         (point.tokens_per_s / float(median), point.load)
         for point in points

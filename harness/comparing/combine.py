@@ -112,33 +112,44 @@ def draws_text(runs: Sequence[RunManifest]) -> str:
     """What the intervals of several blocks speak about."""
     if len({run.schedule.plan_digest for run in runs}) > 1:
         return (
-            "Each block drew other prompts and arrivals, the same for all its arms: the intervals speak of "
+            "Each block drew new prompts and arrivals, the same for all its arms: the intervals hold for "
             "traffic like this."
         )
-    return "All blocks replayed one list of requests: the intervals speak of this list alone."
+    return "All blocks replayed one list of requests: the intervals hold for this list alone."
 
 
 def _differing(facts: Sequence[tuple[str, Fact]], runs: Sequence[RunManifest]) -> list[str]:
     return [name for name, of in facts if len({of(run) for run in runs}) > 1]
 
 
+_FIGURE = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+
+
 def merged_reasons(reasons: Sequence[tuple[str, Sequence[str]]]) -> tuple[str, ...]:
-    """Reasons that differ in their figures only are told once, in the words of the first."""
-    arms_of: dict[str, list[str]] = {}
-    first_words: dict[str, str] = {}
+    """Reasons that differ in their figures only are told once, each figure from its lowest to its highest."""
+    told: dict[str, tuple[list[str], list[str]]] = {}
     for arm, sentences in reasons:
         for sentence in sentences:
-            kind = re.sub(r"[0-9.,]+", "#", sentence)
-            first_words.setdefault(kind, sentence)
-            named = arms_of.setdefault(kind, [])
-            if arm not in named:
-                named.append(arm)
+            arms, words = told.setdefault(_FIGURE.sub("#", sentence), ([], []))
+            arms.append(arm)
+            words.append(sentence)
     num_arms = len({arm for arm, _ in reasons})
-    told: list[str] = []
-    for kind, sentence in first_words.items():
-        who = "all arms" if len(arms_of[kind]) == num_arms > 1 else ", ".join(arms_of[kind])
-        told.append(f"{who}: {sentence}")
-    return tuple(told)
+    return tuple(
+        f"{'all arms' if len(set(arms)) == num_arms > 1 else ', '.join(dict.fromkeys(arms))}: "
+        f"{_with_ranges(words)}"
+        for arms, words in told.values()
+    )
+
+
+def _with_ranges(sentences: Sequence[str]) -> str:
+    """Of sentences that differ in their figures only, as: other processes took 11 to 92% of the time."""
+    figures = iter(zip(*map(_FIGURE.findall, sentences), strict=True))
+
+    def told(_: re.Match[str]) -> str:
+        values = sorted(set(next(figures)), key=lambda text: float(text.replace(",", "")))
+        return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+    return _FIGURE.sub(told, sentences[0])
 
 
 def write_comparison(

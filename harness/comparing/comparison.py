@@ -21,6 +21,7 @@ from harness.comparing.trade import (
     decision_sentences,
     in_words,
     judge,
+    nothing_decided,
     what_more_blocks_tell,
 )
 from harness.comparing.verdict import DEFAULT_MARGIN
@@ -30,7 +31,7 @@ from harness.results.manifest import ComparisonManifest
 from harness.results.metrics import Figure, compared_figures, with_chosen
 from harness.results.stats import MIN_SAMPLES, mean_of
 from harness.results.steady import FIGURES as STEADY_FIGURES
-from harness.results.steady import steady_figures
+from harness.results.steady import SteadyFigures, never_steady, steady_figures
 from harness.results.table import MISSING, counted, number, render_table, share
 
 
@@ -100,6 +101,12 @@ def agreement_of_all(rows: pd.DataFrame) -> tuple[int, int]:
     return int(same.sum()), len(same)
 
 
+def unanswered_text(rows: pd.DataFrame) -> str:
+    """As ` (81 got none from some arm)`; empty where every arm answered everything."""
+    num_failed = len(rows.loc[rows["error"].notna(), ["repeat", "schedule_index"]].drop_duplicates())
+    return f" ({num_failed} got no answer from some arm)" if num_failed else ""
+
+
 def render_comparison(
     rows: pd.DataFrame,
     manifest: ComparisonManifest,
@@ -119,13 +126,20 @@ def render_comparison(
     # A block of several files is one repeat of each.
     more_blocks = "REPEATS of each run" if len({run.file for run in manifest.runs}) > 1 else "--blocks"
     num_same, num_planned = agreement_of_all(rows)
-    decided = None if manifest.validity.invalid else made
+    load = manifest.runs[0].schedule.load
+    steady = {arm: steady_figures(rows[rows["arm"] == arm], load) for arm in manifest.arms}
+    if manifest.validity.invalid:
+        answer, told = [nothing_decided(manifest.validity)], []
+    else:
+        answer = decision_sentences(made, reference, is_open, block_s) if made else []
+        told = [*verdict_lines(found), *what_more_blocks_tell(found, is_open, block_s, more_blocks)]
     return "\n".join(
         [
             _heading(manifest),
             "",
-            *map(printable, decision_sentences(decided, reference, is_open, block_s) if decided else ()),
+            *map(printable, answer),
             *([draws_text(manifest.runs)] if manifest.num_blocks > 1 else ()),
+            *map(printable, never_steady([arm for arm, of in steady.items() if of is None])),
             "",
             _figure_table(rows, is_open, figures, manifest.arms, reference, objective),
             "",
@@ -135,17 +149,17 @@ def render_comparison(
             "",
             "Where load is as asked, without start-up and end (medians over blocks):",
             "",
-            _steady_table(rows, manifest),
+            _steady_table(steady, reference),
             "",
             printable(f"Ratios to {reference}, the same requests paired; ")
-            + "the intervals of an arm hold together at 95%.",
+            + "the 95% intervals of an arm allow for all its figures.",
             "",
             render_table(*contrast_table(found)),
             "",
-            *map(printable, verdict_lines(found)),
-            *map(printable, what_more_blocks_tell(found, is_open, block_s, more_blocks)),
+            RATIOS_TEXT,
+            *map(printable, told),
             "",
-            f"All arms gave the same output for {num_same} of {num_planned} prompts.",
+            f"All arms gave the same output for {num_same} of {num_planned} prompts{unanswered_text(rows)}.",
             *padding_lines(manifest),
             *manifest.validity.lines(),
             *_natural_lengths(rows, manifest, num_planned - num_same),
@@ -182,7 +196,7 @@ def unlike_work(num_unlike: int) -> str:
     """Where the model ends its answers, arms that differ in their tokens differ in their work as well."""
     return (
         f"{num_unlike} prompts did not get the same tokens in every arm, so the arms' answers "
-        "differ in length: throughput and time per request compare unlike work"
+        "differ in length: throughput and total geomean compare unlike work"
     )
 
 
@@ -192,8 +206,8 @@ def verdict_lines(found: Sequence[Contrast]) -> list[str]:
     lines = [f"{arm}: {in_words(found, arm)}" for arm in arms]
     too_few = {contrast.figure.q for contrast in found if contrast.verdict is None}
     if missing := [q for q in MIN_SAMPLES if q in too_few]:
-        needs = ", ".join(f"of p{q} {MIN_SAMPLES[q]} requests" for q in missing)
-        lines.append(f"Too few requests: a ratio needs {needs} in each block (of gaps: in all blocks)")
+        needs = ", ".join(f"a ratio of p{q} needs {MIN_SAMPLES[q]}" for q in missing)
+        lines.append(f"Too few requests in a block (of gaps: in all blocks): {needs}")
     return lines
 
 
@@ -253,6 +267,10 @@ def _figure_table(
     )
 
 
+RATIOS_TEXT = (
+    "A ratio is the mean over blocks of what two arms did in one block; the tables above take all requests "
+    "of an arm together, so that their quotients differ a little."
+)
 RANKS_TEXT = "Intervals of these percentiles by ranks over all requests of an arm, each end at 95%:"
 
 
@@ -276,10 +294,8 @@ def _with_unit(figure: Figure) -> str:
     return figure.label + (" (ms)" if figure.metric.unit == "ms" else "")
 
 
-def _steady_table(rows: pd.DataFrame, manifest: ComparisonManifest) -> str:
-    load = manifest.runs[0].schedule.load
-    found = {arm: steady_figures(rows[rows["arm"] == arm], load) for arm in manifest.arms}
-    reference = found.get(manifest.reference)
+def _steady_table(found: Mapping[str, SteadyFigures | None], reference_name: str) -> str:
+    reference = found[reference_name]
     lines: list[list[str]] = []
     for arm, of in found.items():
         if of is None:
@@ -294,7 +310,7 @@ def _steady_table(rows: pd.DataFrame, manifest: ComparisonManifest) -> str:
         rate = number(of.output_tokens_per_s, 1)
         lines.append([arm, share(of.share), str(of.num_requests), rate, number(ratio, 2), *latencies])
     names = [f"{figure.label} (ms)" for figure in STEADY_FIGURES]
-    headers = ["steady window", "of the time", "answers", "output tok/s", f"to {manifest.reference}", *names]
+    headers = ["steady window", "of the time", "answers", "output tok/s", f"to {reference_name}", *names]
     return render_table(headers, lines)
 
 

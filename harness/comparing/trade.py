@@ -24,7 +24,9 @@ from harness.comparing.contrasts import (
     primary,
     ratio_text,
 )
+from harness.comparing.verdict import CONFIDENCE
 from harness.results.formulas import throughput
+from harness.results.manifest import Validity
 from harness.results.metrics import OUTPUT_TOKENS, TPOT, TTFT, Figure, Metric, deciding_figures, with_chosen
 from harness.results.slo import Slo, goodput
 from harness.results.table import counted, duration_text
@@ -128,6 +130,12 @@ def _ranked(rows: pd.DataFrame, arms: Sequence[str], figure: Figure, is_open: bo
     return sorted(values, key=values.__getitem__)
 
 
+def nothing_decided(validity: Validity) -> str:
+    """The answer where runs are INVALID."""
+    reason = validity.invalid[0].partition(";")[0]
+    return f"Nothing is decided: the runs are INVALID ({reason}), so this does not count."
+
+
 def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: float | None) -> list[str]:
     """First what the first arm gives and costs, then how it stands to the next, then how sure that is."""
     lead, told = made.lead, made.against_reference or made.against_next
@@ -152,8 +160,8 @@ def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: f
             sentences.append(f"It comes first in {label}: {standing}")
         elif lead.word != "equivalent":
             sentences.append(
-                f"No winner is sure: {made.first} comes first in {label}, {lead.text()} that of "
-                f"{made.second}."
+                f"No winner is sure: next in {label} is {made.second}, of which {made.first} has "
+                f"{lead.text()}."
             )
         if made.better_elsewhere:
             sentences.append(_not_the_best(made))
@@ -165,7 +173,12 @@ def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: f
     else:
         ask = _asked(made.against_next, is_open, block_s)
         word = "can't tell" if ask else verdict.text()
-        sentences.append(f"How sure: {word} {over}{ask and f'; {ask}'}.")
+        if trade and other != made.second:
+            sentences.append(f"How sure: what is said against {other} holds at {CONFIDENCE:.0%} {over}.")
+            word = f"{made.first} against {made.second}: {word}"
+        else:
+            word = f"How sure: {word} {over}"
+        sentences.append(f"{word}{ask and f'; {ask}'}.")
     untold = [
         c.figure.label for c in told if c.arm == made.first and (c.verdict is None or c.word == "can't tell")
     ]
@@ -180,8 +193,9 @@ def _undecided(made: Decision, told: Sequence[Contrast], other: str) -> str:
         judged = "" if all(contrast.verdict for contrast in told) else " that enough answers stand behind"
         return f"{made.first} and {other} are {made.lead.verdict.text()}, in every figure{judged}."
     if made.lead.word == "equivalent" and made.lead.verdict:
+        labels = ", ".join(c.figure.label for c in told if c.word == "equivalent")
         return (
-            f"{made.first} and {other} are {made.lead.verdict.text()} in {made.figure.label}; "
+            f"{made.first} and {other} are {made.lead.verdict.text()} in {labels}; "
             "of other figures nothing is sure."
         )
     return f"Can't tell {made.first} from {other}: no difference is sure."
@@ -191,14 +205,14 @@ def _not_the_best(made: Decision) -> str:
     better: dict[str, list[str]] = {}
     for contrast in made.better_elsewhere:
         better.setdefault(contrast.figure.label, []).append(contrast.arm)
-    named = "; ".join(f"{label} ({', '.join(arms)})" for label, arms in better.items())
-    choose = "" if made.is_chosen else f" --objective {'|'.join(OBJECTIVES)} makes one of them decide."
-    return f"Others are surely better in {named}.{choose}"
+    named = "; ".join(f"{', '.join(arms)} in {label}" for label, arms in better.items())
+    choose = "" if made.is_chosen else f" --objective {'|'.join(OBJECTIVES)} lets one figure decide."
+    return f"Surely better than {made.first}: {named}.{choose}"
 
 
 def _asked(found: Sequence[Contrast], is_open: bool, block_s: float | None) -> str:
     verdict = most_asking(found, is_open)
-    return f"{verdict.asked_text()}{_takes(verdict.num_missing, block_s)} would tell" if verdict else ""
+    return f"it takes {verdict.asked_text()}{_takes(verdict.num_missing, block_s)} to tell" if verdict else ""
 
 
 def _takes(num_blocks: int, block_s: float | None) -> str:
@@ -269,4 +283,4 @@ def what_more_blocks_tell(
         return []
     names = " and ".join(dict.fromkeys(c.figure.label for c in asking(found, is_open)))
     takes = _takes(verdict.num_missing, block_s)
-    return [f"{verdict.asked_text()}{takes} would decide {names} ({option})."]
+    return [f"It takes {verdict.asked_text()}{takes} to decide {names} ({option})."]

@@ -31,7 +31,7 @@ DEFAULT_MARGIN = 0.05
 Word = Literal["better", "worse", "equivalent", "can't tell"]
 
 
-FARTHEST = 1000
+FARTHEST = 100
 """An interval that goes further both ways says nothing in numbers."""
 
 

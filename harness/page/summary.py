@@ -13,13 +13,14 @@ from typing import Any
 from harness.comparing.combine import draws_text
 from harness.comparing.comparison import padding_lines, unlike_work
 from harness.comparing.contrasts import most_asking
-from harness.comparing.trade import Decision, decision_sentences
+from harness.comparing.trade import Decision, decision_sentences, nothing_decided
 from harness.page.data import ArmData, ReportData
 from harness.results.latency_budget import TERMS
 from harness.results.lengths import length_table
 from harness.results.metrics import METRICS, OUTPUT_TOKENS, Figure, compared_figures
 from harness.results.server_lines import server_lines
 from harness.results.steady import FIGURES as STEADY_FIGURES
+from harness.results.steady import never_steady
 from harness.results.table import MISSING, number, render_table, share
 from harness.settings import HarnessSettings, spelled
 
@@ -32,7 +33,8 @@ def title(data: ReportData) -> str:
 
 
 def question(data: ReportData) -> str:
-    model, names = data.manifest.runs[0].model, data.names
+    run, names = data.manifest.runs[0], data.names
+    model = "the null backend" if run.service and run.service.backend == "null" else run.model
     load = f" at {data.loads[0]}" if len(data.loads) == 1 else f" over {len(data.loads)} loads"
     if len(names) == 1:
         return f"How does {names[0]} serve {model}{load}?"
@@ -55,14 +57,14 @@ def answer_sentences(data: ReportData) -> list[str]:
         return [_only_arm(arm) for arm in data.arms]
     validity = data.manifest.validity
     if validity.invalid:
-        reason = validity.invalid[0].partition(";")[0]
         return [
-            f"Nothing is decided: the runs are INVALID ({reason}), so this does not count.",
-            "Next: mend that, and measure again with the command at the end of the page.",
+            nothing_decided(validity),
+            "Next: remove the cause, then measure again (the command is at the end of the page).",
         ]
     told = decision_sentences(data.decision, data.reference, data.is_open, data.block_s)
     if data.manifest.num_blocks > 1:
         told.append(draws_text(data.manifest.runs))
+    told += never_steady([arm.name for arm in data.arms if arm.steady is None])
     return [*told, f"Next: {_next_step(data.decision, data.manifest.num_blocks, data.is_open)}"]
 
 
@@ -76,7 +78,7 @@ def _next_step(made: Decision, num_blocks: int, is_open: bool) -> str:
     if made.lead.word == "equivalent":
         return f"take whichever of {made.first} and {made.second} is simpler to run."
     if verdict := most_asking(made.against_next, is_open):
-        return f"measure on, with --blocks {num_blocks + verdict.num_missing}."
+        return f"measure on: the same command with --resume --blocks {num_blocks + verdict.num_missing}."
     return "take either: what is left between them is small, or too noisy for any number of blocks."
 
 
@@ -100,12 +102,17 @@ def _at_load(data: ReportData, load: str) -> str:
 
 
 def why(data: ReportData) -> list[str]:
-    """What the step log and the budgets say about the first two arms and the reference."""
+    """What steps, slots and budgets say about each arm of a comparison."""
     sentences: list[str] = []
-    made = data.decision
-    named = (made.first, made.second, data.reference) if made else ()
-    shown = [arm for name in named for arm in data.arms if arm.name == name]
-    shown = list({arm.name: arm for arm in shown}.values())
+    shown = data.arms if data.decision else []
+    batches = [
+        f"{arm.name} {number(arm.mean_batch_size, 1)}"
+        + (f" and {share(arm.dead_row_share)} dead rows" if arm.dead_row_share else "")
+        for arm in shown
+        if arm.mean_batch_size is not None
+    ]
+    if batches:
+        sentences.append(f"Answers that grew in one step, on average: {', '.join(batches)}.")
     spent = [
         f"{arm.name} {arm.timeline.live_share:.0%} live, {arm.timeline.dead_share:.0%} dead rows, "
         f"{arm.timeline.idle_share:.0%} empty"
@@ -113,13 +120,10 @@ def why(data: ReportData) -> list[str]:
         if arm.timeline
     ]
     if spent:
-        batches = ", ".join(f"{arm.name} {number(arm.mean_batch_size, 1)}" for arm in shown)
-        sentences.append(
-            f"Time of the batch's slots was spent so: {'; '.join(spent)} (live rows a step: {batches})."
-        )
+        sentences.append(f"How the batch's slots were used: {'; '.join(spent)}.")
     waits = [f"{arm.name} {_largest_term(arm)}" for arm in shown if arm.budget]
     if waits:
-        sentences.append(f"Where the first token waited longest: {'; '.join(waits)}.")
+        sentences.append(f"Where the first token waited longest, on average: {'; '.join(waits)}.")
     return sentences
 
 

@@ -269,6 +269,8 @@ class RunManifest(Facts):
         service = self.service
         if service is None:
             return f"a server at {self.settings.url}"
+        if service.backend == "null":
+            return "null backend: no model, steps of a set time"
         return (
             f"{service.backend} on {service.device}, {service.dtype}, {service.num_threads} engine thread(s)"
         )

@@ -127,7 +127,7 @@ REQUESTS = Metric(
     of_run=rate("requests_per_s"), higher_is_better=True, digits=2,
 )  # fmt: skip
 REQUEST_TIME = Metric(
-    name="request_time", unit="ms", label="time per request",
+    name="request_time", unit="ms", label="total geomean",
     description="Whole answer, from schedule: geometric mean over requests.",
     of_run=_request_time, compared=(None,), decides=True,
     aspect="whole answer", phrase=("the whole answer {} sooner", "the whole answer {} later"),
@@ -141,7 +141,8 @@ TTFT = Metric(
 TPOT = Metric(
     name="tpot", unit="ms", label="TPOT", description="Time per output token after the first.",
     samples=column("tpot_ms"), compared=(50, 95), decides=True,
-    aspect="each token", phrase=("each token {} sooner", "each token {} later"),
+    aspect="each token",
+    phrase=("each token after the first {} faster", "each token after the first {} slower"),
 )  # fmt: skip
 METRICS: list[Metric] = [
     OUTPUT_TOKENS,

@@ -110,6 +110,16 @@ def steady_figures(rows: pd.DataFrame, load: Load) -> SteadyFigures | None:
     )
 
 
+def never_steady(arms: Sequence[str]) -> list[str]:
+    """What to know of arms whose replays have no window; they are those given."""
+    if not arms:
+        return []
+    return [
+        f"Load was as asked for less than {SHORTEST_SHARE:.0%} of the time in {', '.join(arms)}: start-up "
+        "and end are in these figures, and less so with more --requests."
+    ]
+
+
 def _median(values: Sequence[float | None]) -> float | None:
     present = [value for value in values if value is not None]
     return median(present) if present else None

@@ -59,7 +59,9 @@ def _failures(rows: pd.DataFrame) -> list[str]:
     if failed.empty:
         return []
     counts = failed["error"].value_counts()
-    return [f"{len(failed)} of {len(rows)} requests failed; {counts.iloc[0]}x: {counts.index[0]}"]
+    told = f"{len(failed)} of {len(rows)} requests failed; {counts.iloc[0]}x: {counts.index[0]}"
+    advice = "; MAX_QUEUE of the service lets more wait" if "queue_full" in counts.index[0] else ""
+    return [told + advice]
 
 
 def _undelivered(rows: pd.DataFrame, manifest: RunManifest) -> list[str]:
@@ -274,7 +276,11 @@ def _machine_doubts(manifest: RunManifest) -> list[str]:
             "a CPU quota held processes back for {:.1%} of the time (cpu.max)",
         ),
         ([u.steal_share for u in uses], steal, "the hypervisor withheld {:.1%} of the CPU time"),
-        ([u.other_cpu_share for u in uses], others, "other processes took {:.0%} of the machine's CPU time"),
+        (
+            [u.other_cpu_share for u in uses],
+            others,
+            "other processes took {:.0%} of the machine's CPU time: end them and measure again",
+        ),
         ([u.harness_cpu_share for u in uses], harness, "the harness used {:.0%} of a core: stamps may lag"),
     ):
         worst = max((value for value in values if value is not None), default=0.0)

@@ -123,13 +123,13 @@ def test_blocks_that_drew_other_requests_are_counted_and_told_apart() -> None:
     assert agreement_of_all(made_frame(rows)) == (119, 120)
     assert validity_of(manifest.runs, 4).invalid == ()
     text = render_comparison(made_frame(rows), manifest)
-    assert "Each block drew other prompts and arrivals" in text
+    assert "Each block drew new prompts and arrivals" in text
     assert "same output for 119 of 120 prompts" in text
 
 
 def test_blocks_of_one_list_say_so() -> None:
     rows, manifest = comparison(*BLOCKS)
-    assert "the intervals speak of this list alone" in render_comparison(made_frame(rows), manifest)
+    assert "the intervals hold for this list alone" in render_comparison(made_frame(rows), manifest)
 
 
 def test_arms_of_one_block_replay_the_same_requests() -> None:
@@ -166,8 +166,8 @@ def test_tables_show_ratios_and_say_when_samples_are_too_few() -> None:
     rows, manifest = comparison(*few)
     text = render_comparison(made_frame(rows), manifest)
     assert "n<60" in text
-    needs = "of p95 60 requests, of p99 300 requests in each block (of gaps: in all blocks)"
-    assert f"Too few requests: a ratio needs {needs}" in text
+    needs = "a ratio of p95 needs 60, a ratio of p99 needs 300"
+    assert f"Too few requests in a block (of gaps: in all blocks): {needs}" in text
 
 
 def test_goodput_stands_in_every_table_where_it_decides() -> None:
@@ -309,7 +309,7 @@ def test_advice_names_what_makes_more_blocks() -> None:
 
 def test_reasons_that_differ_in_figures_only_are_told_once() -> None:
     reasons = [("a", ["short run: 3.1 s", "x"]), ("b", ["short run: 9.9 s"]), ("a", ["short run: 3.3 s"])]
-    assert merged_reasons(reasons) == ("all arms: short run: 3.1 s", "a: x")
+    assert merged_reasons(reasons) == ("all arms: short run: 3.1 to 9.9 s", "a: x")
 
 
 def test_arms_without_a_token_in_their_steady_window_are_shown() -> None:

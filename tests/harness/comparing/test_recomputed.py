@@ -64,7 +64,7 @@ def read(file: Path) -> Read:
         (arm, block): place for block, runs in started.items() for place, (_, arm) in enumerate(sorted(runs))
     }
     plans = [run["schedule"] for run in manifest["runs"]]
-    first = "time per request" if plans[0].get("rate") else "output tok/s"
+    first = "total geomean" if plans[0].get("rate") else "output tok/s"
     planned = max(3, min(plan.get("num_blocks", 1) for plan in plans))
     return Read(blocks, places, manifest["arms"], {first, "TPOT p50"}, planned)
 
@@ -88,7 +88,7 @@ def figures(rows: list[dict[str, Any]], is_open: bool) -> dict[str, float]:
         num_tokens = sum(row["num_output_tokens"] for row in rows)
     return {
         "output tok/s": float(num_tokens / span),
-        "time per request": math.exp(np.log(last - scheduled).mean()),
+        "total geomean": math.exp(np.log(last - scheduled).mean()),
         "TTFT p50": float(np.percentile(first - scheduled, 50)),
         "TTFT p95": float(np.percentile(first - scheduled, 95)),
         "TPOT p50": float(np.percentile(tpot, 50)),
@@ -181,7 +181,7 @@ def verdicts(file: Path, reference: str) -> Verdicts:
     assert num_blocks == planned in (3, 4), "none is left out, and nobody looked before"
     places = np.array([[at[arm, block] for block in range(num_blocks)] for arm in arms])
     found: Verdicts = {}
-    for name, values in log_ratios(blocks, arms, reference, "time per request" in leading).items():
+    for name, values in log_ratios(blocks, arms, reference, "total geomean" in leading).items():
         adjusted, extra = without_places(values, places, arms.index(reference))
         allowed = 0.05 * (0.25 if name in leading else 0.5 / 7)
         quantile = t_of(1 - allowed * EARLY_LOOKS[0] / 2, num_blocks - 1)
@@ -256,7 +256,7 @@ def test_every_verdict_of_every_arm(file: Path, text: str, recomputed: Verdicts)
 
 
 def test_every_ratio_has_its_interval(text: str, recomputed: Verdicts) -> None:
-    table = text.partition("the intervals of an arm hold together at 95%.")[2].strip().splitlines()
+    table = text.partition("the 95% intervals of an arm allow for all its figures.")[2].strip().splitlines()
     names = [cell.strip() for cell in table[0].split("|")[2:-1]]
     shown = 0
     for line in table[2 : 2 + len({arm for arm, _ in recomputed})]:
@@ -276,16 +276,16 @@ def test_the_advice_is_what_the_leading_figures_need(file: Path, text: str, reco
     most = max(found.missing for (_, name), found in recomputed.items() if name in read(file).leading)
     if most:
         (line,) = [line for line in text.splitlines() if line.endswith("(--blocks).")]
-        assert re.match(rf"(at least )?{most} more block", line)
+        assert re.match(rf"It takes (at least )?{most} more block", line)
     else:
         assert "(--blocks)." not in text
 
 
 CLAUSES = (
     (r"([\d.]+)x the tokens", "output tok/s", "better"),
-    (r"the whole answer ([\d.]+)x sooner", "time per request", "better"),
+    (r"the whole answer ([\d.]+)x sooner", "total geomean", "better"),
     (r"TTFT ([\d.]+)x sooner", "TTFT p50", "better"),
-    (r"each token ([\d.]+)x later", "TPOT p50", "worse"),
+    (r"each token after the first ([\d.]+)x slower", "TPOT p50", "worse"),
     (r"ITL p99 ([\d.]+)x longer", "ITL p99", "worse"),
 )
 
@@ -323,13 +323,15 @@ def test_who_else_is_better(file: Path, text: str) -> None:
         for (arm, name), found in against_first.items()
         if found.word == "better" and name not in too_few
     }
-    start = "Others are surely better in "
+    start = "Surely better than continuous: "
     line = next((line for line in text.splitlines() if line.startswith(start)), start)
     listed = line.removeprefix(start).partition(". ")[0]
     told = {
-        (label.partition(" (")[0], arm)
-        for label in filter(None, listed.split("; "))
-        for arm in label.partition(" (")[2].removesuffix(")").split(", ")
+        (label, arm)
+        for part in listed.split("; ")
+        if part
+        for arms, _, label in [part.partition(" in ")]
+        for arm in arms.split(", ")
     }
     assert told == true
     if true:

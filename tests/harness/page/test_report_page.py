@@ -158,7 +158,7 @@ def test_the_answer_names_winner_size_and_certainty(result: Path) -> None:
 @pytest.mark.parametrize(("num_blocks", "factor", "told_next"), [
     (3, 0.5, "Next: serve with static;"),
     (3, 1.0, "Next: take whichever of baseline and static is simpler to run."),
-    (1, 0.5, "Next: measure on, with --blocks 3."),
+    (1, 0.5, "Next: measure on: the same command with --resume --blocks 3."),
 ])  # fmt: skip
 def test_the_answer_says_what_to_do_next(
     tmp_path: Path, num_blocks: int, factor: float, told_next: str
@@ -166,7 +166,7 @@ def test_the_answer_says_what_to_do_next(
     data = loaded(write_comparison(tmp_path, "baseline", "static", num_blocks=num_blocks, factor=factor))
     assert any(sentence.startswith(told_next) for sentence in answer_sentences(data))
     data.manifest.validity = Validity(invalid=("3 of 9 requests failed",))
-    assert answer_sentences(data)[1].startswith("Next: mend that, and measure again")
+    assert answer_sentences(data)[1].startswith("Next: remove the cause, then measure again")
 
 
 def test_slots_are_not_shown_empty_where_requests_are_left_out(
@@ -257,7 +257,7 @@ def test_the_reason_of_a_doubt_stands_before_every_chart(result: Path) -> None:
 
 def test_question_and_command(result: Path) -> None:
     data = loaded(result)
-    assert question(data) == "What serves m best at 1 user: baseline, static or continuous?"
+    assert question(data) == "What serves the null backend best at 1 user: baseline, static or continuous?"
     assert command(data) == (
         "lab compare --pad on --blocks 3 --variants baseline static continuous "
         "--backend null --model m --requests 60"
