@@ -14,18 +14,7 @@ import pandas as pd
 
 from harness.page.data import OF_BLOCKS, ReportData
 from harness.page.explanations import budget_chart, slots_chart, verdict_chart
-from harness.page.picture import (
-    ARM_COLOURS,
-    DASHES,
-    PHASE_COLOURS,
-    SHAPES,
-    Picture,
-    Spec,
-    cycled,
-    hover,
-    of_arms,
-    quantity,
-)
+from harness.page.picture import ARM_COLOURS, DASHES, SHAPES, Picture, Spec, cycled, hover, of_arms, quantity
 from harness.results.formulas import Floats, Samples
 
 MAX_CURVE_POINTS = 120
@@ -100,7 +89,7 @@ def _distributions(data: ReportData) -> dict[str, Picture | None]:
     charts["lengths"] = lines(
         "Lengths of prompts and answers", "Requests of each length, in all blocks.",
         lengths, "tokens", "requests", list(data.lengths), mark="steps", is_of_arms=False,
-        colours=tuple(PHASE_COLOURS.values()),
+        colours=("#8B5E3C", "#8E6CC8"),
     )  # fmt: skip
     return charts
 

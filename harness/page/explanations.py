@@ -12,12 +12,13 @@ from typing import Any
 
 from harness.comparing.trade import factor_text
 from harness.page.data import ArmData, ReportData
-from harness.page.picture import PHASE_COLOURS, Picture, Spec, hover, of_arms, quantity
+from harness.page.picture import Picture, Spec, hover, of_arms, quantity
 from harness.results.latency_budget import TERMS
 
 MAX_BARS = 300
 TIMELINE_STRETCH = 3.0
 """All arms show as much time as this many of the shortest, so that single steps stay visible."""
+PHASE_COLOURS = {"prompt": "#C8A27C", "tokens": "#8E6CC8", "dead row": "#B8155A", "empty": "#B0B0B040"}
 TERM_COLOURS = (
     "#E8DCC4", "#D9CDF2", "#4A2C17", "#C79A6B", "#B79AE0", "#5E3A99", "#8B5E3C", "#D2B48C", "#D8D8DC",
 )  # fmt: skip

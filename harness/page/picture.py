@@ -15,8 +15,6 @@ Spec = dict[str, Any]
 
 ARM_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A", "#A08000")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-left", "stroke")
-PHASE_COLOURS = {"prompt": "#8B5E3C", "tokens": "#9575CD", "dead row": "#C2185B", "empty": "#B0B0B040"}
-"""Of what is no arm, so browns and purples, which no arm has."""
 DASHES = ([1, 0], [7, 4], [2, 3], [9, 3, 2, 3], [4, 2], [12, 4], [1, 4], [6, 2, 1, 2])
 
 
@@ -34,11 +32,12 @@ def theme(*, is_dark: bool = False) -> Spec:
     ink, grid = ("#E6E6E6", "#3A3F47") if is_dark else ("#222222", "#DDDDDD")
     words = {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12}
     axis = {"gridColor": grid, "domainColor": grid, "tickColor": grid, "labelLimit": 190}
-    apart = {"labelFlush": False, "labelBound": 6, "labelOverlap": "greedy", "labelSeparation": 8}
+    apart = {"labelFlush": False, "labelBound": 10, "labelOverlap": "greedy", "labelSeparation": 8}
     return {
         "background": None if is_dark else "#FFFFFF",
         "font": "system-ui, -apple-system, Segoe UI, Roboto, DejaVu Sans, sans-serif",
         "aria": False,
+        "padding": {"left": 5, "right": 12, "top": 5, "bottom": 5},
         "axis": words | axis | apart,
         "axisX": {"titleAnchor": "end"},
         "legend": words | {"orient": "bottom", "columns": 2, "labelLimit": 300, "symbolLimit": 30},

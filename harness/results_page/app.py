@@ -20,8 +20,8 @@ from adapters.base import LabError
 from harness.comparing.combine import read_result
 from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.page.data import ReportData, load_report
+from harness.page.explanations import PHASE_COLOURS
 from harness.page.files import TEMPLATES, render_page
-from harness.page.picture import PHASE_COLOURS
 from harness.page.summary import as_json
 from harness.results.cost import read_price
 from harness.results.manifest import ComparisonManifest

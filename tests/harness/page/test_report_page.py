@@ -20,7 +20,7 @@ from harness.page import explanations
 from harness.page.charts import make_charts
 from harness.page.data import ReportData, load_report
 from harness.page.files import render_page, told_once, write_charts
-from harness.page.picture import ARM_COLOURS, PHASE_COLOURS, description, theme
+from harness.page.picture import ARM_COLOURS, description, theme
 from harness.page.summary import (
     answer_sentences,
     as_json,
@@ -299,7 +299,7 @@ def test_every_chart_names_its_series(result: Path) -> None:
 
 
 def test_phases_have_no_colour_of_an_arm() -> None:
-    phases = {*PHASE_COLOURS.values(), *explanations.TERM_COLOURS}
+    phases = {*explanations.PHASE_COLOURS.values(), *explanations.TERM_COLOURS}
     assert not phases & {*ARM_COLOURS}
 
 
