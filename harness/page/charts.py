@@ -173,16 +173,16 @@ def lines(
     colour, dash, shape = (
         {"field": "arm", "scale": cycled(names, of), "title": None} for of in (colours, DASHES, SHAPES)
     )
+    if not has_dots:
+        colour["legend"] = {"symbolType": "stroke", "symbolStrokeWidth": 2.5, "symbolSize": 300}
     line = {
         "mark": {"type": "line", "interpolate": "step-after" if mark == "steps" else "linear"},
-        "encoding": {"order": {"value": None}, "strokeDash": dash | ({"legend": None} if has_dots else {})},
+        "encoding": {"order": {"value": None}} | ({} if has_dots else {"strokeDash": dash}),
     }
     dots = {
         "mark": {"type": "point", "filled": True, "size": 70, "opacity": 0.95 * has_dots},
         "encoding": {"tooltip": hover("arm", x=x, y=y)} | ({"shape": shape} if has_dots else {}),
     }
-    if not has_dots:
-        colour["legend"] = {"symbolType": "stroke", "symbolStrokeWidth": 2.5, "symbolSize": 300}
     spec = {
         **(of_arms(kept) if is_of_arms else {"data": {"values": kept}}),
         "height": 250,
