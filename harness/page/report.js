@@ -23,7 +23,7 @@ const holders = [...document.querySelectorAll("[data-chart]")];
 const drawAll = () => holders.forEach(draw);
 drawAll();
 dark.addEventListener("change", drawAll);
-document.querySelectorAll("details").forEach(fold => fold.addEventListener("toggle", drawAll));
+document.querySelectorAll("details:has(.chart)").forEach(fold => fold.addEventListener("toggle", drawAll));
 boxes.forEach(box => box.addEventListener("change", () => {
   for (const view of Object.values(views)) view.signal("shown", shown()).runAsync();
 }));
