@@ -21,7 +21,7 @@ from harness.commands.fleet_options import (
 )
 from harness.commands.options import add_corpus_option, add_slo_option
 from harness.comparing.arms import parse_arm, split_names
-from harness.page.charts import Point, curves
+from harness.page.charts import Point, lines
 from harness.page.files import write_picture
 from harness.page.picture import Picture
 from harness.results.cost import read_price
@@ -159,4 +159,7 @@ def _frontier(candidates: list[Candidate], price: float | None, slo: Slo) -> Pic
     names = list(dict.fromkeys(point[0] for point in points))
     x = "USD an hour" if price else "replicas"
     caption = f"Share of simulated requests above {slo.text()}. Down and to the left is better."
-    return curves("Requests at risk over cost", caption, points, x, "share at risk", names)
+    title = "Requests at risk over cost"
+    drawn = lines(title, caption, points, x, "share at risk", names, mark="dots", is_of_arms=False)
+    assert drawn is not None, "every candidate has a probe"
+    return drawn

@@ -139,7 +139,8 @@ def load_report(
     # An interrupted comparison may not have come to its reference.
     kept_reference = asked.reference if asked and asked.reference in arms else None
     chosen = choose_reference(arms, reference or kept_reference)
-    validity = validity_of(runs, len(runs), one_schedule=False)
+    # What was judged when it was measured, in the words and the order that the terminal shows.
+    validity = asked.validity if asked else validity_of(runs, len(runs), one_schedule=False)
     num_blocks = int(rows.groupby("arm")["repeat"].nunique().max())
     manifest = comparison_manifest(runs, arms, chosen, num_blocks, validity)
     return gather(rows, manifest, slo=slo, price=price, margin=margin, objective=objective)

@@ -1,6 +1,7 @@
 """The charts that explain: how the first arm stands, where the first token waited, who held which slot when.
 
-Phases (of a slot, of the time to the first token) have Tol's light colours, and no arm has one of those.
+Phases (of a slot, of the time to the first token) are brown, purple and crimson, which no arm is; neighbours
+differ in how light they are, so that they are told apart without their hues.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from harness.results.latency_budget import TERMS
 MAX_BARS = 300
 TIMELINE_STRETCH = 3.0
 """All arms show as much time as this many of the shortest, so that single steps stay visible."""
-PHASE_COLOURS = {"prompt": "#44BB99", "tokens": "#77AADD", "dead row": "#EE8866", "empty": "#B0B0B040"}
-_TERM_COLOURS = (
-    "#EEDD88", "#AAAA00", "#C8C8C8", "#99DDFF", "#BBCC33", "#EE8866", "#44BB99", "#FFAABB", "#8C8C8C",
+PHASE_COLOURS = {"prompt": "#C8A27C", "tokens": "#8E6CC8", "dead row": "#B8155A", "empty": "#B0B0B040"}
+TERM_COLOURS = (
+    "#E8DCC4", "#D9CDF2", "#4A2C17", "#C79A6B", "#B79AE0", "#5E3A99", "#8B5E3C", "#D2B48C", "#D8D8DC",
 )  # fmt: skip
 _WORDS = {
-    "better": ("#009E73", "triangle-right"),
-    "worse": ("#D55E00", "triangle-left"),
+    "better": ("#009E73", "triangle-up"),
+    "worse": ("#D55E00", "triangle-down"),
     "equivalent": ("#0072B2", "square"),
     "can't tell": ("#8A8A8A", "circle"),
 }
@@ -33,22 +34,27 @@ def verdict_chart(data: ReportData) -> Picture | None:
     """The first arm against the reference: how many times better or worse, and how sure."""
     made = data.decision
     told = (made.against_reference or made.against_next) if made else []
-    values: list[dict[str, Any]] = []
-    for contrast in told:
-        if (verdict := contrast.verdict) is not None:
-            ratios = (verdict.ratio, *(verdict.interval or ()))
-            if not contrast.figure.metric.higher_is_better:
-                ratios = tuple(1 / ratio for ratio in ratios)
-            figure, factor = contrast.figure.label, factor_text(max(ratios[0], 1 / ratios[0]))
-            said = f"{factor} {verdict.word}" if verdict.word in ("better", "worse") else verdict.word
-            values.append({
-                "figure": figure, "word": verdict.word, "ratio": contrast.text(), "verdict": verdict.text(),
-                "said": f"{figure}: {said}", "x": ratios[0], "low": min(ratios), "high": max(ratios),
-            })  # fmt: skip
-    if not values or made is None:
+    judged = [(contrast, contrast.verdict) for contrast in told if contrast.verdict]
+    if not judged or made is None or data.manifest.validity.invalid:
         return None
+    values: list[dict[str, Any]] = []
+    for contrast, verdict in judged:
+        # The table has words instead of an interval that says nothing.
+        interval = verdict.interval if verdict.interval and "-" in verdict.interval_text() else None
+        towards = 1 if contrast.figure.metric.higher_is_better else -1
+        at, *ends = (ratio**towards for ratio in (verdict.ratio, *(interval or ())))
+        said = f"{verdict.word}, {contrast.text()}"
+        if verdict.word in ("better", "worse"):
+            factor, *of = (value if at > 1 else 1 / value for value in (at, *ends))
+            said = f"{factor_text(factor)} {verdict.word} [{min(of):.3g}-{max(of):.3g}]"
+        values.append({
+            "figure": contrast.figure.label, "word": verdict.word, "ratio": contrast.text(), "x": at,
+            "verdict": verdict.text(), "said": f"{contrast.figure.label}: {said}",
+            "low": min((at, *ends)), "high": max((at, *ends)),
+        })  # fmt: skip
     # Few blocks give intervals over many powers of ten: the axis keeps to what the ratios need.
     far = 1.5 * max(max(v["x"], 1 / v["x"]) for v in values)
+    values = [v | {"from": max(v["low"], 1 / far), "to": min(v["high"], far)} for v in values]
     ticks = (
         "datum.value == 1 ? 'same' : format(max(datum.value, 1 / datum.value), '.3~r') + "
         "(datum.value < 1 ? 'x worse' : 'x better')"
@@ -56,49 +62,52 @@ def verdict_chart(data: ReportData) -> Picture | None:
     marked = [tick for tick in (1, 1.25, 2, 5, 10, 30, 100, 300, 1000) if tick <= far]
     x = {
         "type": "quantitative", "title": None,
-        "scale": {"type": "log", "domain": [1 / far, far], "clamp": True, "nice": False},
+        "scale": {"type": "log", "domain": [1 / far / 1.06, far * 1.06], "nice": False},
         "axis": {"labelExpr": ticks, "values": sorted({*marked, *(1 / tick for tick in marked)}),
-                 "labelOverlap": "greedy", "labelSeparation": 10, "grid": False},
+                 "labelSeparation": 10, "grid": False},
     }  # fmt: skip
-    words = {word: look for word, look in _WORDS.items() if any(v["word"] == word for v in values)}
-    looks = [
-        {"field": "word", "title": None, "scale": {"domain": list(words), "range": list(of)}}
-        for of in zip(*words.values(), strict=True)
-    ]
-    margin = 1 + next(c.verdict.margin for c in told if c.verdict)
-    once: Spec = {"data": {"values": [{}]}}
-    no_rows: Spec = {"y": None, "tooltip": None}
+    y = {
+        "field": "figure", "sort": None, "axis": None,
+        "scale": {"paddingInner": 0.5, "paddingOuter": 0.3, "align": 1},
+    }  # fmt: skip
+    colour, shape = (
+        {"field": "word", "legend": None, "scale": {"domain": list(_WORDS), "range": list(of)}}
+        for of in zip(*_WORDS.values(), strict=True)
+    )
+    margin = 1 + judged[0][1].margin
+    arrows = [
+        {"transform": [{"filter": f"datum.{end} {beyond} {at}"}],
+         "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1, "shape": f"triangle-{side}"},
+         "encoding": {"x": {"datum": at, **x}, "color": colour}}
+        for end, beyond, at, side in (("low", "<", 1 / far, "left"), ("high", ">", far, "right"))
+    ]  # fmt: skip
     layers = [
-        {**once, "mark": {"type": "rect", "color": "#88888833"},
-         "encoding": {**no_rows, "x": {"datum": 1 / margin, **x}, "x2": {"datum": margin}}},
-        {**once, "mark": {"type": "rule", "strokeDash": [4, 3]},
-         "encoding": {**no_rows, "x": {"datum": 1, **x}}},
+        {"mark": {"type": "rect", "color": "#88888833"},
+         "encoding": {"x": {"datum": 1 / margin, **x}, "x2": {"datum": margin}}},
+        {"mark": {"type": "tick", "thickness": 1.5}, "encoding": {"x": {"datum": 1, **x}}},
         {"mark": {"type": "rule", "strokeWidth": 3},
-         "encoding": {"x": {"field": "low", **x}, "x2": {"field": "high"}, "color": looks[0]}},
+         "encoding": {"x": {"field": "from", **x}, "x2": {"field": "to"}, "color": colour}},
+        *arrows,
         {"mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
-         "encoding": {"x": {"field": "x", **x}, "color": looks[0], "shape": looks[1]}},
-        {"mark": {"type": "text", "dy": -13, "align": "left", "fontWeight": 600},
-         "encoding": {"x": {"value": 0}, "text": {"field": "said"}}},
+         "encoding": {"x": {"field": "x", **x}, "color": colour, "shape": shape}},
+        {"mark": {"type": "text", "align": "left", "baseline": "bottom", "dy": -3, "fontWeight": 600},
+         "encoding": {"x": {"value": 0}, "y": {**y, "bandPosition": 0}, "text": {"field": "said"}}},
     ]  # fmt: skip
     return Picture(
         f"{made.first} against {data.reference if made.against_reference else made.second}",
-        f"Right of the dashed line is better; the bars are intervals that hold together at 95%. An interval "
-        f"inside the grey band, {margin - 1:.0%} either way, is equivalent.",
+        f"Right of the line is better. Bars: intervals that hold together at 95%; an arrow: it goes on. An "
+        f"interval inside the grey band, {margin - 1:.0%} either way, is equivalent.",
         {
             "data": {"values": values},
-            "height": 42 * len(values),
-            "encoding": {
-                "y": {"field": "figure", "sort": None, "axis": None},
-                "tooltip": hover("figure", "ratio", "verdict"),
-            },
+            "height": 54 * len(values),
+            "encoding": {"y": y, "tooltip": hover("figure", "ratio", "verdict")},
             "layer": layers,
         },
-        is_of_arms=False,
     )
 
 
 def budget_chart(arms: Sequence[ArmData]) -> Picture | None:
-    labels = dict((*TERMS, ("residual_ms", "residual")))
+    labels = {name: words.partition(" (")[0] for name, words in (*TERMS, ("residual_ms", "residual"))}
     means = {arm.name: arm.budget.means() for arm in arms if arm.budget}
     used = [name for name in labels if any(of[name] > 0.0005 for of in means.values())]
     if not used:
@@ -109,21 +118,21 @@ def budget_chart(arms: Sequence[ArmData]) -> Picture | None:
         for place, name in enumerate(labels)
         if name in used
     ]
-    colours = dict(zip(labels, _TERM_COLOURS, strict=True))
+    colours = dict(zip(labels, TERM_COLOURS, strict=True))
     scale = {"domain": [labels[name] for name in used], "range": [colours[name] for name in used]}
     spec = of_arms(values) | {
         "height": 34 * len(means) + 10,
         "mark": {"type": "bar", "stroke": "#FFF", "strokeWidth": 0.5},
         "encoding": {
             "y": {"field": "arm", "sort": list(means), "title": None},
-            "x": quantity("ms", "mean ms to the first token, from schedule"),
+            "x": quantity("ms", "mean ms to the first token", axis={"tickCount": 10}),
             "color": {"field": "term", "title": None, "scale": scale},
             "order": {"field": "order"},
             "tooltip": hover("arm", "term", ms="ms"),
         },
     }
-    caption = "Parts of the mean time to the first token, the same scale for all arms."
-    return Picture("Where the first token waited", caption, spec, is_of_arms=False)
+    caption = "Parts of the mean time to the first token, from schedule, the same scale for all arms."
+    return Picture("Where the first token waited", caption, spec)
 
 
 def slots_chart(arms: Sequence[ArmData], lanes_px: float = 480) -> Picture | None:
@@ -166,11 +175,13 @@ def slots_chart(arms: Sequence[ArmData], lanes_px: float = 480) -> Picture | Non
             "translate": "[mousedown, window:mouseup] > window:mousemove!",
         },
     }  # fmt: skip
-    phases = {"domain": list(PHASE_COLOURS), "range": list(PHASE_COLOURS.values())}
+    seen = [phase for phase in PHASE_COLOURS if phase == "empty" or any(b["phase"] == phase for b in bars)]
+    phases = {"domain": seen, "range": [PHASE_COLOURS[phase] for phase in seen]}
     across = {"domain": [0, until_s], "nice": False}
     down = {"domain": [0, top], "reverse": True, "nice": False}
     encoding = {
-        "x": quantity("from", "s since the first step", scale=across), "x2": {"field": "to"},
+        "x": quantity("from", "s since the first step", scale=across, axis={"tickCount": 12}),
+        "x2": {"field": "to"},
         "y": quantity("top", axis=None, scale=down), "y2": {"field": "bottom"},
     }  # fmt: skip
     layers = [
@@ -194,5 +205,4 @@ def slots_chart(arms: Sequence[ArmData], lanes_px: float = 480) -> Picture | Non
         "One lane a slot, one time axis for all arms (long runs are cut), the first block of each. Full bars "
         "are work for an answer, half-high ones dead rows, grey is an empty slot. Shares: of slots x time.",
         {"height": round(top * lane_px), "layer": layers},
-        is_of_arms=False,
     )

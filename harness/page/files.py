@@ -36,8 +36,10 @@ TEMPLATES = templates(Path(__file__).parent)
 
 def render_page(data: ReportData) -> str:
     charts = make_charts(data)
-    first = next(name for name in ("verdict", "throughput-latency", "ttft-cdf", *charts) if name in charts)
+    names = () if data.manifest.validity.invalid else ("verdict", "throughput-latency", "ttft-cdf", *charts)
+    first = next((name for name in names if name in charts), None)
     budgets = [arm.budget for arm in data.arms if arm.budget]
+    figure_table, note = _without_like_gaps(summary.figure_table(data))
     figures = [(figure, metric) for metric in METRICS for figure in metric.figures]
     return TEMPLATES.get_template("report.html.j2").render(
         data=data,
@@ -45,17 +47,36 @@ def render_page(data: ReportData) -> str:
         charts=charts,
         first=first,
         more=[name for name in charts if name not in (first, "slots", "budget")],
-        specs={name: description(drawn, data.names, has_legend=False) for name, drawn in charts.items()},
+        specs={name: description(drawn, data.names) for name, drawn in charts.items()},
         themes=[theme(), theme(is_dark=True)],
         library=vega(),
         colours=cycled(data.names, ARM_COLOURS)["range"],
         contrast_table=contrast_table(data.found),
-        contrast_lines=verdict_lines(data.found),
+        contrast_lines=told_once(verdict_lines(data.found)),
+        figure_table=figure_table,
+        note_of_gaps=note,
         shares_clock=all(budget.shares_clock for budget in budgets),
         has_server_means=any(budget.has_server_means for budget in budgets),
         metrics=METRICS,
         meanings={f"{figure.label}{unit}": m.description for figure, m in figures for unit in ("", " (ms)")},
     )
+
+
+def told_once(lines: Sequence[str]) -> list[str]:
+    """Arms of which the same is told share a line."""
+    arms_of: dict[str, list[str]] = {}
+    for line in lines:
+        arm, _, told = line.partition(": ")
+        arms_of.setdefault(told, []).append(arm)
+    return [f"{', '.join(arms)}: {told}" for told, arms in arms_of.items()]
+
+
+def _without_like_gaps(table: summary.Table) -> tuple[summary.Table, str]:
+    """Gaps between frames are ITL where no frame held several tokens: one of them is enough."""
+    headers, lines = table
+    cells = {f"gap {label.removeprefix('ITL ')}": of for label, *of in lines if label.startswith("ITL ")}
+    kept = [line for line in lines if cells.get(line[0]) != line[1:]]
+    return (headers, kept), "Gaps left out are equal to ITL." if len(kept) < len(lines) else ""
 
 
 def write_html(data: ReportData, path: Path) -> None:
@@ -84,7 +105,7 @@ def write_picture(
     picture: Picture, path: Path, *, names: Sequence[str] = (), width: int = CHART_WIDTH
 ) -> None:
     """PNG where the file's name says so, else SVG."""
-    spec = description(picture, names, has_legend=True, width=width)
+    spec = description(picture, names, width=width)
     with whole_file(path) as file:
         if path.suffix == ".png":
             file.write(vl_convert.vegalite_to_png(spec, config=theme(), scale=2))
@@ -93,29 +114,40 @@ def write_picture(
 
 
 def write_slide(data: ReportData, path: Path) -> None:
-    """One picture of 1,200 x 675 that stands alone: the question, the answer, how sure, one chart or two."""
-    charts = make_charts(data)
-    if (slots := slots_chart(data.first_load, lanes_px=130)) is not None:
+    """One picture of 1,200 x 675 that stands alone: the question, the answer, how sure, one chart or two;
+    no chart of runs that do not count."""
+    validity = data.manifest.validity
+    first, *more = summary.answer_sentences(data)
+    sentences = [words for words in more if words.startswith(("Against", "How sure", "Next"))]
+    question, answer = _lines(summary.question(data), 110, 2), _lines(first, 72, 4)
+    sure = _lines(" ".join(sentences), 125, 3)
+    reasons = [*validity.invalid, *validity.caution]
+    doubts = _lines("; ".join(reasons), 118, 2)
+    if validity.invalid:
+        doubts = [line for reason in reasons for line in _lines(reason, 118, 2)][:18]
+    high = 524 - 24 * len(question) - 30 * len(answer) - 20 * (len(sure) + len(doubts))
+    charts = {} if validity.invalid else make_charts(data)
+    if "slots" in charts and (slots := slots_chart(data.first_load, high - 160 - 44 * len(data.first_load))):
         charts["slots"] = slots
     names = [name for name in ("verdict", "slots", "throughput-latency", "ttft-cdf") if name in charts][:2]
-    answer = summary.answer_sentences(data)
-    validity = data.manifest.validity
     svg = TEMPLATES.get_template("slide.svg.j2").render(
-        question=wrap(summary.question(data), 110)[:2],
-        answer=wrap(answer[0], 72)[:4],
-        sure=wrap(" ".join(s for s in answer[1:] if s.startswith(("Against", "How sure", "Next"))), 125)[:3],
-        level=validity.level,
-        doubts=wrap("; ".join((*validity.invalid, *validity.caution)), 125)[:1],
-        pictures=[_small(charts[name], data.names) for name in names],
-        setting=[line for words in summary.setting_lines(data)[:3] for line in wrap(words, 170)[:1]],
-    )
+        question=question, answer=answer, sure=sure, doubts=doubts, level=validity.level, high=high,
+        pictures=[_small(charts[name], data.names, high - 140) for name in names],
+        setting=[line for words in summary.setting_lines(data)[:3] for line in _lines(words, 170, 1)],
+    )  # fmt: skip
     with whole_file(path) as file:
         file.write(vl_convert.svg_to_png("\n".join(map(printable, svg.split("\n"))), scale=1))
 
 
-def _small(drawn: Picture, names: Sequence[str]) -> Markup:
+def _lines(words: str, width: int, most: int) -> list[str]:
+    return wrap(words, width, max_lines=most, placeholder=" …")
+
+
+def _small(drawn: Picture, names: Sequence[str], height: int) -> Markup:
     """A chart whose size its surroundings set."""
-    svg = vl_convert.vegalite_to_svg(description(drawn, names, has_legend=True, width=540), config=theme())
+    spec = description(drawn, names, width=540)
+    spec["height"] = max(height, 0.6 * spec["height"])
+    svg = vl_convert.vegalite_to_svg(spec, config=theme())
     at_top = ' preserveAspectRatio="xMinYMin"'
     return Markup(re.sub(r' width="[\d.]+" height="[\d.]+"', at_top, svg, count=1))
 
@@ -142,7 +174,7 @@ def to_markdown(data: ReportData) -> str:
     if data.found:
         told = f"Ratios to {markdown_text(str(data.reference))}; intervals hold together at 95%."
         parts += [f"Latencies from schedule. {told}", table(*contrast_table(data.found))]
-        parts.append(listed([markdown_text(f"{line}.") for line in verdict_lines(data.found)]))
+        parts.append(listed([markdown_text(f"{line}.") for line in told_once(verdict_lines(data.found))]))
     parts += summary.length_lines(data)
     if (budgets := summary.budget_table(data))[1]:
         parts.append(table(*budgets))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 Spec = dict[str, Any]
@@ -24,37 +25,38 @@ class Picture:
     title: str
     caption: str
     spec: Spec
-    is_of_arms: bool = True
-    """Whether its colours are the arms, whose legend the page has once above all charts."""
 
 
 def theme(*, is_dark: bool = False) -> Spec:
     """What a description leaves open; the page has both."""
     ink, grid = ("#E6E6E6", "#3A3F47") if is_dark else ("#222222", "#DDDDDD")
     words = {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12}
-    legend = {"orient": "bottom", "columns": 2, "labelLimit": 300, "symbolLimit": 30, "symbolStrokeWidth": 0}
+    axis = {"gridColor": grid, "domainColor": grid, "tickColor": grid, "labelLimit": 190}
+    apart = {"labelFlush": False, "labelBound": 10, "labelOverlap": "greedy", "labelSeparation": 8}
     return {
         "background": None if is_dark else "#FFFFFF",
         "font": "system-ui, -apple-system, Segoe UI, Roboto, DejaVu Sans, sans-serif",
         "aria": False,
-        "axis": {**words, "gridColor": grid, "domainColor": grid, "tickColor": grid, "labelLimit": 190},
-        "legend": words | legend,
+        "padding": {"left": 5, "right": 12, "top": 5, "bottom": 5},
+        "axis": words | axis | apart,
+        "axisX": {"titleAnchor": "end"},
+        "legend": words | {"orient": "bottom", "columns": 2, "labelLimit": 300, "symbolLimit": 30},
         "text": {"color": ink, "fontSize": 12},
-        "title": {"color": ink},
+        "title": {"color": ink, "subtitleColor": ink, "subtitleFontSize": 11, "subtitlePadding": 5},
         "rule": {"color": ink},
+        "tick": {"color": ink},
         "view": {"stroke": None},
     }
 
 
-def description(
-    picture: Picture, names: Sequence[str], *, has_legend: bool, width: int | str = "container"
-) -> Spec:
-    """A whole Vega-Lite description. The page has the title and the legend of arms outside the charts."""
-    spec = {"width": width, "autosize": {"type": "fit-x", "contains": "padding"}, **picture.spec}
-    if has_legend:
-        spec["title"] = {"text": picture.title, "anchor": "start"}
-    elif picture.is_of_arms:
-        spec["config"] = {"legend": {"disable": True}}
+def description(picture: Picture, names: Sequence[str], *, width: int | None = None) -> Spec:
+    """A whole Vega-Lite description; without a width, for the page, which has title and caption itself."""
+    fit = {"type": "fit-x", "contains": "padding"}
+    spec = {"width": width or "container", "autosize": fit, **picture.spec}
+    if width:
+        # A letter of the caption is about 6 px wide.
+        below = wrap(picture.caption, width // 6)
+        spec["title"] = {"text": picture.title, "anchor": "start", "subtitle": below}
     # The arms that the reader left switched on; charts drop the others.
     spec["params"] = [{"name": "shown", "value": list(names)}, *spec.get("params", ())]
     return spec

@@ -9,6 +9,7 @@ const shown = () => boxes.filter(box => box.checked).map(box => box.value);
 async function draw(holder) {
   const name = holder.dataset.chart;
   views[name]?.finalize();
+  if (!holder.clientWidth) return;  // in a fold
   const config = structuredClone(themes[dark.matches ? 1 : 0]);
   config.background = null;
   if (holder.clientWidth < 500) [config.legend.columns, config.text.fontSize] = [1, 10];
@@ -16,12 +17,13 @@ async function draw(holder) {
   views[name] = (await vegaEmbed(holder, specs[name], options)).view;
   // The holder is one picture with a text; its parts would be read out one by one.
   holder.querySelectorAll("[role]").forEach(part => part.removeAttribute("role"));
-  if (boxes.length && name !== "verdict" && name !== "lengths") views[name].signal("shown", shown()).run();
+  if (boxes.length) views[name].signal("shown", shown()).run();
 }
 const holders = [...document.querySelectorAll("[data-chart]")];
 const drawAll = () => holders.forEach(draw);
 drawAll();
 dark.addEventListener("change", drawAll);
+document.querySelectorAll("details:has(.chart)").forEach(fold => fold.addEventListener("toggle", drawAll));
 boxes.forEach(box => box.addEventListener("change", () => {
   for (const view of Object.values(views)) view.signal("shown", shown()).runAsync();
 }));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from harness.comparing.verdict import DEFAULT_MARGIN
 from harness.page import explanations
 from harness.page.charts import make_charts
 from harness.page.data import ReportData, load_report
-from harness.page.files import render_page, write_charts
-from harness.page.picture import description, theme
+from harness.page.files import render_page, told_once, write_charts
+from harness.page.picture import ARM_COLOURS, description, theme
 from harness.page.summary import (
     answer_sentences,
     as_json,
@@ -187,7 +188,7 @@ def test_every_chart_is_drawn(result: Path) -> None:
     over_time = {"tokens-over-time", "batch-over-time", "batch-sizes"}
     assert set(charts) == {*curves, *over_time, "verdict", "budget", "slots"}
     for picture in charts.values():
-        spec = description(picture, data.names, has_legend=True, width=500)
+        spec = description(picture, data.names, width=500)
         root = ElementTree.fromstring(vl_convert.vegalite_to_svg(spec, config=theme()))
         assert not any("nan" in str(v).lower() for item in root.iter() for v in item.attrib.values())
         assert picture.title in "".join(root.itertext())
@@ -196,13 +197,13 @@ def test_every_chart_is_drawn(result: Path) -> None:
 def test_arms_are_switched_off_in_every_chart_that_has_them(result: Path) -> None:
     data = loaded(result)
     for name, picture in make_charts(data).items():
-        spec = description(picture, data.names, has_legend=True, width=500)
+        spec = description(picture, data.names, width=500)
         assert spec["params"][0] == {"name": "shown", "value": data.names}
         if name not in ("verdict", "lengths"):
             spec["params"][0]["value"] = ["static"]
             drawn = vl_convert.vegalite_to_svg(spec, config=theme())
             assert drawn != vl_convert.vegalite_to_svg(
-                description(picture, data.names, has_legend=True, width=500), config=theme()
+                description(picture, data.names, width=500), config=theme()
             ), name
 
 
@@ -283,18 +284,54 @@ def test_the_steady_window_stands_on_the_page_and_in_json(result: Path) -> None:
     assert told_of is None or 0 < told_of["share"] <= 1
 
 
-def test_series_that_are_no_arms_keep_their_legend(result: Path) -> None:
+def test_every_chart_names_its_series(result: Path) -> None:
     data = loaded(result)
     for name, series in (
         ("lengths", "prompts"),
         ("budget", "prefill"),
         ("slots", "dead row"),
-        ("pareto", None),
+        ("pareto", "static"),
+        ("ttft-cdf", "static"),
     ):
-        drawn = make_charts(data)[name]
-        on_page = vl_convert.vegalite_to_svg(description(drawn, data.names, has_legend=False), config=theme())
-        assert ("role-legend" in on_page) == (series is not None)
-        assert series is None or f">{series}<" in on_page
+        on_page = vl_convert.vegalite_to_svg(description(make_charts(data)[name], data.names), config=theme())
+        assert "role-legend" in on_page
+        assert f">{series}<" in on_page
+
+
+def test_phases_have_no_colour_of_an_arm() -> None:
+    phases = {*explanations.PHASE_COLOURS.values(), *explanations.TERM_COLOURS}
+    assert not phases & {*ARM_COLOURS}
+
+
+def test_the_chart_of_ratios_shows_the_intervals_of_the_table_and_no_other(result: Path) -> None:
+    data = loaded(result)
+    assert data.decision is not None
+    found = data.decision.against_reference
+    assert found[0].verdict is not None
+    assert found[1].verdict is not None
+    nothing = replace(found[0].verdict, word="can't tell", ratio=2.0, interval=(1e-4, 1e4))
+    far = replace(found[1].verdict, word="better", ratio=0.5, interval=(0.01, 0.9))
+    found[:2] = [replace(found[0], verdict=nothing), replace(found[1], verdict=far)]
+    bare, cut, *_ = make_charts(data)["verdict"].spec["data"]["values"]
+    assert bare["said"] == "output tok/s: can't tell, 2.00x [too few blocks]"
+    assert bare["low"] == bare["x"] == bare["high"]
+    assert cut["said"].endswith(": 2.00x better [1.11-100]")
+    assert cut["from"] == cut["low"]
+    assert cut["to"] < cut["high"] == pytest.approx(100)  # it goes on, which an arrow says
+
+
+def test_runs_that_do_not_count_have_no_chart_of_ratios(result: Path) -> None:
+    data = loaded(result)
+    data.manifest.validity = Validity(invalid=("3 of 9 requests failed",))
+    assert "verdict" not in make_charts(data)
+    page = render_page(data)
+    fold = page.index("Figures of the runs that do not count")
+    assert fold < page.index('class="chart"') < page.index("Ratios to baseline")
+
+
+def test_what_is_told_of_several_arms_alike_is_told_once() -> None:
+    lines = ["a: worse in TPOT p50", "b: better in TPOT p50", "c: worse in TPOT p50"]
+    assert told_once(lines) == ["a, c: worse in TPOT p50", "b: better in TPOT p50"]
 
 
 def test_a_slide_stands_alone(result: Path, tmp_path: Path) -> None:
