@@ -295,7 +295,7 @@ def _with_unit(figure: Figure) -> str:
 
 
 def _steady_table(found: Mapping[str, SteadyFigures | None], reference_name: str) -> str:
-    reference = found[reference_name]
+    reference = found.get(reference_name)
     lines: list[list[str]] = []
     for arm, of in found.items():
         if of is None:
