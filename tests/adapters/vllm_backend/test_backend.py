@@ -117,11 +117,11 @@ def test_a_model_that_vllm_cannot_load_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_sampled_params_reach_vllm() -> None:
-    from adapters.vllm_backend.requests import _vllm_params
+    from adapters.vllm_backend.requests import vllm_params
 
     filters = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1}
     params = SamplingParams(**filters, seed=-3, min_tokens=4, ending_token_ids=(7,))  # type: ignore[arg-type]
-    made = _vllm_params(params, 100, 1)
+    made = vllm_params(params, 100, 1)
     told = (made.temperature, made.top_p, made.top_k, made.min_p, made.seed, made.min_tokens)
     assert told == (0.7, 0.9, 5, 0.1, -3, 3)
     assert made.all_stop_token_ids == {7}
