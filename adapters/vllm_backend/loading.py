@@ -77,6 +77,10 @@ def load_engine(config: BackendConfig, *, steps_as_told: bool) -> tuple[Any, Bac
         engine: Any = LLMEngine.from_engine_args(arguments)
     except Exception as error:  # its errors have no common base
         raise BackendError(f"vLLM cannot load {files.folder}: {_first_line(error)}") from error
+    if device == "cpu":
+        from adapters.vllm_backend.cpu_generators import take_back_draws
+
+        take_back_draws(engine)
     made = engine.vllm_config
     computed_in = str(made.model_config.dtype).removeprefix("torch.")
     info = BackendInfo(

@@ -52,6 +52,15 @@ def test_a_prompt_above_the_budget_takes_a_step_of_vllm_for_each_piece(driver: D
         assert seq.output_token_ids == driver.alone(seq)
 
 
+def test_a_seeded_prompt_above_the_budget_is_answered(driver: Driver) -> None:
+    """A generator of a CPU cannot be wound back, which vLLM asks of it."""
+    long, mate = driver.start(200, SAMPLED), driver.start(90, SAMPLED)
+    driver.step(mate, (long, 48))
+    driver.steps(6, mate, long)
+    for seq in (long, mate):
+        assert seq.output_token_ids == driver.alone(seq)
+
+
 def test_dead_rows_give_way_where_the_cache_is_full(caplog: pytest.LogCaptureFixture) -> None:
     driver = Driver(vllm_backend(vllm_cache_tokens=MAX_MODEL_LEN))
     dead, live = driver.start(220), driver.start(210)
