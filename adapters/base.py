@@ -22,6 +22,8 @@ from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 OptionsT = TypeVar("OptionsT")
 FinishReason = Literal["stop", "length", "abort", "error"]
+Scheduling = Literal["lab", "engine"]
+"""Who decides what a step carries: a strategy of the lab, or the engine itself."""
 
 
 class LabError(Exception):
@@ -346,4 +348,59 @@ class OverlappingBackend(Backend, Protocol):
         Raises:
             BackendError: it could not be started; no sequence of it gets a token.
         """
+        ...
+
+
+@dataclass(slots=True)
+class OwnStep:
+    """What one step of an engine that schedules itself has computed, and what it holds now."""
+
+    chunks: list[ScheduledChunk]
+    """Empty where the call gave no finished step."""
+    outputs: list[StepOutput]
+    ended_seq_ids: list[int]
+    """Those that the engine ended with this step, at a token that ends them or at `max_tokens`."""
+    preempted_seq_ids: list[int]
+    """They wait, and compute their prompt and their output again."""
+    num_running: int
+    queue_depth: int
+    kv_used_tokens: int
+
+
+class SchedulingEngine(Protocol):
+    """One loaded model whose own scheduler decides what each step carries. Called from one thread only.
+
+    What a sequence gets does not depend on which others run. The engine ends a sequence as the lab's
+    scheduler would: after `max_tokens`, or at a token of `stop_token_ids` or, unless `ignore_eos`, of the
+    model's own ends.
+    """
+
+    @property
+    def info(self) -> BackendInfo: ...
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def add(self, seq: Sequence) -> None:
+        """Queue it; reads the sequence and changes nothing of it, now and later.
+
+        Raises:
+            BackendError: the engine refuses it.
+        """
+        ...
+
+    def step(self) -> OwnStep:
+        """Compute one step; called while it `has_work`.
+
+        Raises:
+            BackendError: the engine failed, and cannot go on.
+        """
+        ...
+
+    def release(self, seq_ids: Seq[int]) -> None:
+        """Forget these sequences, waiting or running; an unknown id is ignored."""
+        ...
+
+    def close(self) -> None:
+        """Free the model. The engine is unusable afterwards."""
         ...

@@ -52,5 +52,5 @@ class BackendDescription:
     """What DTYPE means to it, where that is not what it means to torch; DTYPE's own help says it."""
     long_prefill_token_thresholds: Mapping[str, int] = field(default_factory=dict)
     """LONG_PREFILL_TOKEN_THRESHOLD where it is unset, by kind of device; 0 for a device that is not here."""
-    scheduling: Literal["lab", "engine"] = "lab"
-    """Who decides what a step carries: a strategy of the lab, or the engine itself."""
+    make_scheduling: str | None = None
+    """As `make`, for SCHEDULING=engine: returns a `SchedulingEngine`. None: it has no scheduler."""

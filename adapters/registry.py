@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from adapters.base import Backend, BackendConfig, ConfigError
+from adapters.base import Backend, BackendConfig, ConfigError, SchedulingEngine
 from adapters.description import BackendDescription
 
 if TYPE_CHECKING:
@@ -54,6 +54,30 @@ def create_backend(config: BackendConfig) -> Backend:
     """
     check_backend(config.backend)
     return cast(Backend, _call(BACKENDS[config.backend].make, config))
+
+
+def create_scheduling_engine(config: BackendConfig) -> SchedulingEngine:
+    """As `create_backend`, with the engine's own scheduler.
+
+    Raises:
+        ConfigError, BackendError: as there, or the backend has none.
+    """
+    check_scheduling(config.backend)
+    return cast(SchedulingEngine, _call(BACKENDS[config.backend].make_scheduling or "", config))
+
+
+def check_scheduling(name: str) -> None:
+    """Refuse SCHEDULING=engine for a backend without a scheduler of its own.
+
+    Raises:
+        ConfigError: this is one, or there is no backend of this name.
+    """
+    check_backend(name)
+    if BACKENDS[name].make_scheduling is None:
+        able = ", ".join(other for other, of in BACKENDS.items() if of.make_scheduling)
+        raise ConfigError(
+            f"SCHEDULING=engine needs a backend with a scheduler of its own: {able}, not {name}"
+        )
 
 
 def load_tokenizer(config: BackendConfig) -> Tokenizer:

@@ -106,6 +106,11 @@ def unsupported_field(param: str, problem: str) -> ApiError:
     return ApiError(422, f"{param} {problem}.", code="unsupported_field", param=param)
 
 
+def cannot_run_alone() -> ApiError:
+    message = "This path runs a prompt alone, which SCHEDULING=engine cannot do."
+    return ApiError(422, message, code="unsupported_field")
+
+
 def too_long(problem: str, param: str) -> ApiError:
     return ApiError(400, f"This can never fit: {problem}.", code="context_length_exceeded", param=param)
 

@@ -49,6 +49,11 @@ ResultT = TypeVar("ResultT")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", help=f"batching strategy: {', '.join(VARIANTS)}")
     parser.add_argument("--backend", help=f"what computes: {', '.join(BACKENDS)}")
+    parser.add_argument(
+        "--engine-scheduling",
+        action="store_true",
+        help="SCHEDULING=engine: the backend's own scheduler in place of a strategy, to see what that costs",
+    )
     parser.add_argument("--model", help="a preset, a hub id or a local folder")
     parser.add_argument("--host", help=f"address to listen on (default {_default('host')})")
     parser.add_argument(
@@ -180,6 +185,8 @@ def overrides(args: argparse.Namespace) -> dict[str, str]:
     """
     named = ("variant", "backend", "model", "host", "port")
     overrides = {name: value for name in named if (value := getattr(args, name)) is not None}
+    if args.engine_scheduling:
+        overrides["scheduling"] = "engine"
     for assignment in args.assignments:
         name, equals, value = assignment.partition("=")
         if not equals:

@@ -13,9 +13,9 @@ from typing import Annotated, Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, create_model, field_validator, model_validator
 
-from adapters.base import BackendConfig, ConfigError
+from adapters.base import BackendConfig, ConfigError, Scheduling
 from adapters.cores import default_threads
-from adapters.registry import BACKENDS, check_backend
+from adapters.registry import BACKENDS, check_backend, check_scheduling
 from services.engine.policies import Policies
 from services.engine.spec import EngineSpec, PadStyle
 from services.logs import LogFormat, LogLevel
@@ -31,6 +31,8 @@ _LONG = [
     for name, description in BACKENDS.items()
     for device, tokens in description.long_prefill_token_thresholds.items()
 ]
+_SCHEDULING = ", ".join(name for name, backend in BACKENDS.items() if backend.make_scheduling)
+_OF_THE_LABS_SCHEDULER = ("variant", "long_prefill_token_threshold", "schedule_tick_ms", "aging_s")
 _DTYPES = [f"{name}: {backend.dtypes}." for name, backend in BACKENDS.items() if backend.dtypes]
 
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)]
@@ -79,6 +81,12 @@ class Settings(BaseModel):
     )
 
     max_batch: int = Field(_BACKEND.max_batch_size, ge=1, le=4096, description="Sequences that run together.")
+    scheduling: Scheduling = Field(
+        _ENGINE.scheduling,
+        description="Who decides what a step carries: lab, a strategy of the lab; or engine, the scheduler "
+        f"that the backend's engine has of its own ({_SCHEDULING}), to see what the lab's costs. VARIANT "
+        "stays continuous then, and no setting of the lab's scheduler may be given.",
+    )
     batch_wait_ms: Milliseconds = Field(
         StrategyConfig().batch_wait_s * 1000,
         description="dynamic: how long the oldest request waits at most for a fuller batch.",
@@ -233,6 +241,19 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _known_policies(self) -> Settings:
         Policies(**self._named_in(Policies))
+        return self
+
+    @model_validator(mode="after")
+    def _engine_schedules_alone(self) -> Settings:
+        if self.scheduling == "engine":
+            check_scheduling(self.backend)
+            known = type(self).model_fields
+            names = (*_OF_THE_LABS_SCHEDULER, *(name for name in option_fields(Policies) if name in known))
+            if given := [name.upper() for name in names if getattr(self, name) != known[name].default]:
+                listed = ", ".join(given)
+                raise ConfigError(
+                    f"SCHEDULING=engine leaves nothing to the lab's scheduler: {listed} must stay unset"
+                )
         return self
 
     @model_validator(mode="after")

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.base import Backend, BackendConfig, SamplingParams, Sequence
-from services.engine.engine import Engine, QueueInbox
+from services.engine.engine import Engine
 from services.engine.limits import SchedulerLimits
+from services.engine.message_loop import QueueInbox
 from services.engine.messages import StepReport, Stop, Submit
 from services.engine.policies import Policies
 from services.engine.scheduler import Scheduler

@@ -26,6 +26,7 @@ class VllmOptions:
 
 DESCRIPTION = BackendDescription(
     make="adapters.vllm_backend.backend:VllmBackend",
+    make_scheduling="adapters.vllm_backend.own_scheduling:VllmScheduling",
     own_environment=True,
     packages=("vllm",),
     options=VllmOptions,

@@ -81,7 +81,7 @@ class Requests:
     def _add(self, seq: Sequence) -> None:
         token_ids = [*seq.prompt_token_ids, *seq.output_token_ids]
         room = self._max_model_len + 1 - len(token_ids)
-        params = _vllm_params(seq.params, room, len(seq.output_token_ids))
+        params = vllm_params(seq.params, room, len(seq.output_token_ids))
         request_id = self._engine.add_request(
             str(seq.seq_id), TokensPrompt(prompt_token_ids=token_ids), params
         )
@@ -97,8 +97,11 @@ class Requests:
             self._requests[int(output.request_id)].unread.extend(output.outputs[0].token_ids)
 
 
-def _vllm_params(params: SamplingParams, max_new_tokens: int, num_outputs: int) -> VllmParams:
-    """vLLM ends no answer itself: what ends one is the scheduler's to see."""
+def vllm_params(
+    params: SamplingParams, max_new_tokens: int, num_outputs: int = 0, ends_at: Seq[int] = ()
+) -> VllmParams:
+    """vLLM ends an answer after `max_new_tokens` and at the tokens of `ends_at`; where there are none, other
+    ends are the scheduler's to see."""
     sampling: dict[str, Any] = {"temperature": 0.0}
     if params.temperature >= LEAST_TEMPERATURE:
         sampling = {
@@ -111,6 +114,7 @@ def _vllm_params(params: SamplingParams, max_new_tokens: int, num_outputs: int) 
     made = VllmParams(
         max_tokens=max_new_tokens,
         ignore_eos=True,
+        stop_token_ids=list(ends_at),
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
         repetition_penalty=params.repetition_penalty,
@@ -119,6 +123,6 @@ def _vllm_params(params: SamplingParams, max_new_tokens: int, num_outputs: int) 
         min_tokens=max(0, params.min_tokens - num_outputs),  # a preempted one has some
         **sampling,
     )
-    # Banned before `min_tokens`; `stop_token_ids` would end the answer after them as well.
+    # Banned before `min_tokens`, whether or not they end the answer after them.
     made._all_stop_token_ids = set(params.ending_token_ids)
     return made

@@ -97,8 +97,13 @@ def find_arms(
 def _card_of(
     text: str, name: str, own: Mapping[str, str], settings: HarnessSettings, source: Checkout | None
 ) -> ModelCard:
-    """What a service with these settings says about itself, without a model."""
-    launch = ServiceLaunch(name, {"PAD_FINISHED": "1"}, {**own, "BACKEND": "null"}, source=source)
+    """What a service with these settings says about itself, without a model.
+
+    It has no scheduler beside the lab's, so a wrong SCHEDULING is found when the arm itself starts.
+    """
+    chosen = {key: value for key, value in own.items() if key != "SCHEDULING"}
+    env = {"PAD_FINISHED": "1", "SCHEDULING": "lab"}
+    launch = ServiceLaunch(name, env, {**chosen, "BACKEND": "null"}, source=source)
     try:
         with running_service(
             launch, start_timeout_s=settings.start_timeout_s, announce=lambda _: None

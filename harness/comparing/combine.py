@@ -63,6 +63,21 @@ def comparison_manifest(
     )
 
 
+def unranked_text(runs: Sequence[RunManifest]) -> str | None:
+    """Why no arm of these runs may be called the best; None where one may."""
+    kinds: dict[str, list[str]] = {}
+    for run in runs:
+        if run.service and run.arm not in kinds.setdefault(run.service.scheduling, []):
+            kinds[run.service.scheduling].append(run.arm)
+    if len(kinds) < 2:
+        return None
+    told = "; ".join(f"{kind}: {', '.join(arms)}" for kind, arms in kinds.items())
+    return (
+        f"Nothing is ranked: the arms are of two kinds of scheduling ({told}). A ratio between the kinds "
+        "says what it costs to let the lab decide each step, not which strategy is better."
+    )
+
+
 def choose_reference(names: Sequence[str], asked: str | None) -> str:
     """The arm that ratios refer to, named as tables name it or as `--variants` does.
 

@@ -15,7 +15,7 @@ from statistics import median
 import pandas as pd
 
 from adapters.text.unicode_text import printable
-from harness.comparing.combine import draws_text
+from harness.comparing.combine import draws_text, unranked_text
 from harness.comparing.contrasts import Contrast, contrast_table, design_of
 from harness.comparing.trade import (
     decision_sentences,
@@ -131,7 +131,8 @@ def render_comparison(
     if manifest.validity.invalid:
         answer, told = [nothing_decided(manifest.validity)], []
     else:
-        answer = decision_sentences(made, reference, is_open, block_s) if made else []
+        decided = decision_sentences(made, reference, is_open, block_s) if made else []
+        answer = [unranked] if (unranked := unranked_text(manifest.runs)) else decided
         told = [*verdict_lines(found), *what_more_blocks_tell(found, is_open, block_s, more_blocks)]
     return "\n".join(
         [

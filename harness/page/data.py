@@ -20,6 +20,7 @@ from harness.comparing.combine import (
     comparison_manifest,
     join_runs,
     schedules_differ,
+    unranked_text,
     validity_of,
 )
 from harness.comparing.comparison import agreement_of_all, block_seconds
@@ -170,6 +171,8 @@ def gather(
         found, decision = judge(
             rows, names, reference, is_open=is_open, margin=margin, design=design, objective=objective
         )
+        if unranked_text(runs):
+            decision = None
     return ReportData(
         arms=arms,
         manifest=manifest,

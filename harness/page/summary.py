@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from harness.comparing.combine import draws_text
+from harness.comparing.combine import draws_text, unranked_text
 from harness.comparing.comparison import padding_lines, unlike_work
 from harness.comparing.contrasts import most_asking
 from harness.comparing.trade import Decision, decision_sentences, nothing_decided
@@ -50,6 +50,8 @@ def verdict_sentences(data: ReportData) -> list[str]:
 
 def answer_sentences(data: ReportData) -> list[str]:
     if data.decision is None or data.reference is None:
+        if unranked := unranked_text(data.manifest.runs):
+            return [unranked, *(_only_arm(arm) for arm in data.arms)]
         if len(data.names) > 1 and len(data.loads) > 1:
             return [_at_load(data, load) for load in data.loads] + [
                 "How sure: a page of several loads has no intervals; the page of each file has them."

@@ -36,7 +36,8 @@ from harness.settings import HarnessSettings
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One thing to measure: a strategy with settings of its own. `name` None takes the variant's name."""
+    """One thing to measure: a strategy with settings of its own. `name` None takes the variant's name, with
+    SCHEDULING=engine where no strategy of the lab decided."""
 
     variant: str | None
     name: str | None = None
@@ -80,7 +81,7 @@ class ArmFile:
         stamp = utc_stamp()
         self.run_id = new_run_id(stamp)
         self._variant = _variant_name(arm, server, settings)
-        self._arm = arm.name or self._variant
+        self._arm = arm.name or _name_of(self._variant, server)
         self._backend, self._model = server.backend, server.model
         self.manifest = make_manifest(
             run_id=self.run_id,
@@ -176,6 +177,12 @@ def _variant_name(arm: Arm, server: Server, settings: HarnessSettings) -> str:
     if settings.url and arm.variant is None:
         return "external"
     return server.card.variant if server.card else arm.variant or "external"
+
+
+def _name_of(variant: str, server: Server) -> str:
+    """So that rows of the two kinds are of one arm nowhere, in joined files and the history neither."""
+    by_engine = server.card is not None and server.card.scheduling == "engine"
+    return f"{variant} SCHEDULING=engine" if by_engine else variant
 
 
 def _new_journal(folder: Path, stamp: str, manifest: RunManifest) -> tuple[Path, Journal]:

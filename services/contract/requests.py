@@ -38,6 +38,7 @@ class StreamOptions(BaseModel):
     _nulls = model_validator(mode="before")(without_nulls)
 
 
+DEFAULT_PRIORITY = 1
 _OFF = {"top_k": -1, "seed": -1}
 """What clients of other servers send for "not given"."""
 
@@ -68,7 +69,7 @@ class SamplingFields(BaseModel):
     """Adds `prompt_token_ids` to the answer; its own `token_ids` are there in any case."""
     stream: bool = False
     stream_options: StreamOptions | None = None
-    priority: Annotated[int, Field(ge=0, le=2)] = 1
+    priority: Annotated[int, Field(ge=0, le=2)] = DEFAULT_PRIORITY
     request_id: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")] | None = None
     timeout_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
 

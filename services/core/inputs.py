@@ -25,7 +25,7 @@ from adapters.text.detokenizer import SpelledStream
 from adapters.text.tokenizer import ChatTemplateError, Tokenizer, least_num_tokens
 from services import errors
 from services.contract.checks import MAX_PROMPTS
-from services.contract.requests import ChatRequest, GenerateRequest
+from services.contract.requests import DEFAULT_PRIORITY, ChatRequest, GenerateRequest
 from services.contract.tokens import DetokenizeRequest
 from services.core.byte_limit import ByteLimit
 from services.core.outputs import RequestState, SpelledToken
@@ -72,6 +72,8 @@ class InputProcessor:
             ApiError: 404 for another model, 422 for a field, 400 for what surely never fits.
         """
         self.check_model(request.model)
+        if self.settings.scheduling == "engine" and request.priority != DEFAULT_PRIORITY:
+            raise errors.unsupported_field("priority", "is nothing that SCHEDULING=engine knows")
         self._check_logprobs(request)
         if isinstance(request, ChatRequest):
             return

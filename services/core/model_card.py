@@ -6,9 +6,9 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 
 from adapters.base import BackendInfo
-from adapters.registry import BACKENDS
 from services.contract.checks import MAX_PROMPTS
 from services.contract.status import ModelCard
+from services.engine.limits import SchedulerLimits
 from services.settings import Settings
 from services.strategies import VARIANTS
 
@@ -35,10 +35,8 @@ def lab_version() -> str:
 
 
 def model_card(settings: Settings, info: BackendInfo) -> ModelCard:
-    strategy = VARIANTS[settings.variant]
-    spec = settings.engine_spec()
-    limits = spec.limits(info)
-    pads = settings.pad_finished and strategy.keeps_finished_rows
+    limits = settings.engine_spec().limits(info)
+    takes_groups = VARIANTS[settings.variant].takes_groups
     return ModelCard(
         model=info.model,
         backend=info.backend,
@@ -52,25 +50,34 @@ def model_card(settings: Settings, info: BackendInfo) -> ModelCard:
         kv_capacity_tokens=limits.kv_capacity_tokens,
         num_parameters=info.num_parameters,
         model_digest=info.model_digest,
-        scheduling=BACKENDS[info.backend].scheduling,
+        scheduling=settings.scheduling,
         num_threads=info.num_threads,
         details=info.details,
-        strategy={
-            "max_batch": settings.max_batch,
-            "batch_wait_ms": settings.batch_wait_ms,
-            "pad_finished": pads,
-            **({"pad_style": settings.pad_style} if pads else {}),
-            "long_prefill_token_threshold": limits.long_prefill_token_threshold,
-            "order": spec.policies.order,
-            "admission": spec.policies.admission,
-            "step_layout": spec.policies.step_layout,
-            "kv_policy": spec.policies.kv_policy,
-            "prefix_cache": spec.policies.prefix_cache,
-        },
-        client_chunk=min(settings.max_batch, MAX_PROMPTS) if strategy.takes_groups else 1,
+        strategy=_strategy(settings, limits),
+        client_chunk=min(settings.max_batch, MAX_PROMPTS) if takes_groups else 1,
         max_queue=settings.max_queue,
         settings={k: v for k, v in settings.resolved().items() if k not in _NOT_OF_THE_ENGINE},
         given=sorted(settings.model_fields_set - _NOT_OF_THE_ENGINE),
         version=lab_version(),
         pid=os.getpid(),
     )
+
+
+def _strategy(settings: Settings, limits: SchedulerLimits) -> dict[str, str | int | float | bool]:
+    """What the lab's scheduler goes by; an engine that schedules itself has the size of its batch from it."""
+    if settings.scheduling == "engine":
+        return {"max_batch": settings.max_batch, "scheduling": settings.scheduling}
+    policies = settings.engine_spec().policies
+    pads = settings.pad_finished and VARIANTS[settings.variant].keeps_finished_rows
+    return {
+        "max_batch": settings.max_batch,
+        "batch_wait_ms": settings.batch_wait_ms,
+        "pad_finished": pads,
+        **({"pad_style": settings.pad_style} if pads else {}),
+        "long_prefill_token_threshold": limits.long_prefill_token_threshold,
+        "order": policies.order,
+        "admission": policies.admission,
+        "step_layout": policies.step_layout,
+        "kv_policy": policies.kv_policy,
+        "prefix_cache": policies.prefix_cache,
+    }

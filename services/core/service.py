@@ -113,6 +113,8 @@ class Service:
         """
         inputs, in_flight, limit = self._accepting(), self._in_flight, self._limit
         inputs.check_before_tokenizing(request)
+        if exclusive and self.settings.scheduling == "engine":
+            raise errors.cannot_run_alone()
         num_prompts = request.n * (1 if isinstance(request, ChatRequest) else request.num_prompts)
         waiting = in_flight.num_waiting, in_flight.queue_depth, in_flight.queued_tokens
         with limit.enter(*waiting, num_prompts, time.monotonic()):

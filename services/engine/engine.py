@@ -17,13 +17,11 @@ from __future__ import annotations
 
 import logging
 import math
-import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
-from typing import Protocol
 
 from adapters.base import (
     Backend,
@@ -36,43 +34,13 @@ from adapters.base import (
     StepOutput,
 )
 from services.contract.timings import StepRecord
-from services.engine.messages import Cancel, Drain, SequenceUpdate, StepReport, Stop, Submit
+from services.engine.message_loop import Inbox, run_loop
+from services.engine.messages import Cancel, Drain, SequenceUpdate, StepReport, Submit
 from services.engine.scheduler import Scheduler, StepPlan
 from services.engine.step_plan import contexts
 
-Message = Submit | Cancel | Drain | Stop
-
 logger = logging.getLogger(__name__)
 
-
-class Inbox(Protocol):
-    """Where the messages for `Engine.run` come from."""
-
-    def get(self, timeout_s: float | None) -> Message | None:
-        """The next message, or None if none comes within `timeout_s` (0: do not wait; None: no limit)."""
-        ...
-
-
-class QueueInbox:
-    """The inbox of an engine that runs in a thread beside its sender; `put` may be called from any thread."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
-
-    def put(self, message: Message) -> None:
-        self._queue.put(message)
-
-    def get(self, timeout_s: float | None) -> Message | None:
-        if timeout_s == 0 and self._queue.empty():
-            return None
-        try:
-            return self._queue.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
-
-
-_SEQUENCES_A_TURN = 512
-"""So many are taken in or cancelled between two steps. The rest waits: steps must go on."""
 _GetResult = Callable[[], list[StepOutput]]
 """Waits for the tokens of a step, as `PendingStep.result` does."""
 _LaunchedStep = tuple[StepPlan, _GetResult, float]
@@ -116,9 +84,7 @@ class Engine:
 
     def run(self, inbox: Inbox) -> None:
         """Serve until `Stop`; sequences that are then unfinished get no further update."""
-        idle_s: float | None = 0.0
-        while self._take_messages(inbox, idle_s):
-            idle_s = self.step()
+        run_loop(inbox, self.handle, self.step)
         self._collect(0)
 
     def handle(self, messages: Iterable[Submit | Cancel | Drain]) -> None:
@@ -155,19 +121,6 @@ class Engine:
         """
         began_s = self._step_began_s
         return 0.0 if began_s is None else self._clock() - began_s
-
-    def _take_messages(self, inbox: Inbox, idle_s: float | None) -> bool:
-        """Wait up to `idle_s` for a message, act on those that are there; False after `Stop`."""
-        messages: list[Submit | Cancel | Drain] = []
-        message = inbox.get(idle_s)
-        room = _SEQUENCES_A_TURN
-        while message is not None and not isinstance(message, Stop):
-            messages.append(message)
-            room -= message.num_sequences
-            message = inbox.get(0) if room > 0 else None
-        if messages:
-            self.handle(messages)
-        return message is None
 
     def _handle(self, message: Submit | Cancel | Drain) -> list[SequenceUpdate]:
         match message:

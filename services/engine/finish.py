@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+from collections.abc import Set as AbstractSet
+
 from adapters.base import FinishReason, Sequence, SequenceState
 from services.contract.timings import SequenceTimings
 from services.engine.messages import SequenceUpdate
+
+_NEVER = frozenset[int]()
+
+
+def append_tokens(seq: Sequence, token_ids: Seq[int], eos_token_ids: AbstractSet[int]) -> FinishReason | None:
+    """Give `seq` new tokens up to the one that ends it, and say why that one does; None where none does.
+
+    An end-of-sequence token counts as output.
+    """
+    output, params = seq.output_token_ids, seq.params
+    stops_at = _NEVER if params.ignore_eos else eos_token_ids
+    if params.stop_token_ids:
+        stops_at = stops_at | set(params.stop_token_ids)
+    for token_id in token_ids:
+        output.append(token_id)
+        if token_id in stops_at:
+            return "stop"
+        if len(output) >= params.max_tokens:
+            return "length"
+    return None
 
 
 def finish(

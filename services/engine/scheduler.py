@@ -28,7 +28,7 @@ from itertools import chain
 
 from adapters.base import FinishReason, Sequence, SequenceState, StepOutput
 from services.engine.block_pool import prefix_keys
-from services.engine.finish import finish
+from services.engine.finish import append_tokens, finish
 from services.engine.limits import SchedulerLimits
 from services.engine.messages import SequenceUpdate
 from services.engine.policies import Policies
@@ -40,7 +40,6 @@ from services.strategies.base import BatchingStrategy
 
 __all__ = ["Outcome", "Scheduler", "SchedulerLimits", "StepPlan"]
 
-_NEVER = frozenset[int]()
 _WAITING, _RUNNING, _ENDING = SequenceState.WAITING, SequenceState.RUNNING, SequenceState.ENDING
 
 
@@ -277,20 +276,12 @@ class Scheduler:
         return [seq for seq in waiting[:num_fitting] if seq.admitted_s is None]
 
     def _append(self, seq: Sequence, token_ids: list[int], now_s: float) -> SequenceUpdate:
-        """Give `seq` its new tokens up to the one that ends it; an end-of-sequence token counts as output."""
+        """Give `seq` its new tokens up to the one that ends it."""
         if seq.first_token_s is None:
             seq.first_token_s = now_s
-        output, params = seq.output_token_ids, seq.params
+        output = seq.output_token_ids
         num_before = len(output)
-        stops_at = _NEVER if params.ignore_eos else self._eos_token_ids
-        if params.stop_token_ids:
-            stops_at = stops_at.union(params.stop_token_ids)
-        reason: FinishReason | None = None
-        for token_id in token_ids:
-            output.append(token_id)
-            if token_id in stops_at or len(output) >= params.max_tokens:
-                reason = "stop" if token_id in stops_at else "length"
-                break
+        reason = append_tokens(seq, token_ids, self._eos_token_ids)
         if self._note_served:
             self._note_served(seq, len(output) - num_before)
         seq.num_pending_tokens -= 1

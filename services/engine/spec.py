@@ -5,15 +5,18 @@ The API builds the same limits from the same spec, so that both sides refuse the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from adapters.base import Backend, BackendConfig, BackendInfo, ConfigError
-from adapters.registry import BACKENDS
+from adapters.base import Backend, BackendConfig, BackendInfo, ConfigError, Scheduling
+from adapters.registry import BACKENDS, create_backend, create_scheduling_engine
 from services.engine.engine import Engine
 from services.engine.limits import DEFAULTS, SchedulerLimits
+from services.engine.message_loop import EngineLoop
 from services.engine.messages import StepReport
+from services.engine.own_scheduling import OwnSchedulingLoop
 from services.engine.policies import Policies
 from services.engine.scheduler import Scheduler
 from services.logs import LogFormat, LogLevel
@@ -30,6 +33,7 @@ class EngineSpec:
     variant: str
     backend: BackendConfig = field(default_factory=BackendConfig)
     """MAX_BATCH, MAX_STEP_TOKENS and PREFILL_CHUNK are in it, for the backend and the scheduler alike."""
+    scheduling: Scheduling = "lab"
     strategy_settings: dict[str, Any] = field(default_factory=dict)
     """What a `StrategyConfig` has beside MAX_BATCH."""
     long_prefill_token_threshold: int | None = None
@@ -105,3 +109,26 @@ def build_engine(spec: EngineSpec, backend: Backend, publish: Callable[[StepRepo
     strategy = VARIANTS[spec.variant](spec.strategy)
     scheduler = Scheduler(strategy, spec.limits(info), info.eos_token_ids, spec.policies)
     return Engine(backend, scheduler, publish=publish, tick_s=spec.tick_s)
+
+
+@contextmanager
+def load_engine(
+    spec: EngineSpec, publish: Callable[[StepReport], None]
+) -> Iterator[tuple[EngineLoop, BackendInfo]]:
+    """Load the model for the length of the block, and what serves it.
+
+    Raises:
+        LabError: it cannot be loaded.
+    """
+    if spec.scheduling == "engine":
+        own = create_scheduling_engine(spec.backend)
+        try:
+            yield OwnSchedulingLoop(own, spec.limits(own.info), publish), own.info
+        finally:
+            own.close()
+        return
+    backend = create_backend(spec.backend)
+    try:
+        yield build_engine(spec, backend, publish), backend.info
+    finally:
+        backend.close()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from adapters.base import BackendInfo
-from services.engine.engine import Message
+from services.engine.message_loop import Message
 from services.engine.messages import StepReport
 from services.engine.spec import EngineSpec
 

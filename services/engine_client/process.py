@@ -22,7 +22,7 @@ from typing import cast
 import psutil
 
 from adapters.base import BackendError, BackendInfo
-from services.engine.engine import Message
+from services.engine.message_loop import Message
 from services.engine.messages import Beat, EngineFailed, Ready, StepReport, Stop
 from services.engine.spec import EngineSpec
 from services.engine_client.client import STOP_WITHIN_S, OnLost, OnReport

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from adapters.base import BackendInfo, LabError
-from services.engine.engine import Message
+from services.engine.message_loop import Message
 from services.engine.spec import EngineSpec
 from services.engine_client.client import EngineClient, MakeClient, OnLost, OnReport
 

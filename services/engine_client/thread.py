@@ -10,7 +10,7 @@ import contextlib
 import threading
 
 from adapters.base import BackendError, BackendInfo
-from services.engine.engine import Message, QueueInbox
+from services.engine.message_loop import Message, QueueInbox
 from services.engine.messages import EngineFailed, Ready, StepReport, Stop
 from services.engine.spec import EngineSpec
 from services.engine_client.client import STOP_WITHIN_S, OnLost, OnReport

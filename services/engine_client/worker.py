@@ -18,10 +18,9 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from adapters.base import LabError
-from adapters.registry import create_backend
-from services.engine.engine import Engine, Inbox, QueueInbox
+from services.engine.message_loop import EngineLoop, Inbox, QueueInbox
 from services.engine.messages import EngineFailed, Ready, Stop
-from services.engine.spec import EngineSpec, build_engine
+from services.engine.spec import EngineSpec, load_engine
 from services.engine_client.heartbeat import start_beating
 from services.engine_client.wire import ToApi, pack
 from services.logs import set_up_logs
@@ -33,18 +32,14 @@ def run_engine(
     spec: EngineSpec,
     inbox: Inbox,
     tell: Callable[[ToApi], None],
-    on_built: Callable[[Engine], None] = lambda engine: None,
+    on_built: Callable[[EngineLoop], None] = lambda engine: None,
 ) -> None:
     """Load the model, serve until `Stop`, and `tell` what happens, a failure included."""
     try:
-        backend = create_backend(spec.backend)
-        try:
-            engine = build_engine(spec, backend, tell)
+        with load_engine(spec, tell) as (engine, info):
             on_built(engine)
-            tell(Ready(backend.info))
+            tell(Ready(info))
             engine.run(inbox)
-        finally:
-            backend.close()
     except LabError as error:
         tell(EngineFailed(str(error)))
     except Exception as error:
@@ -70,7 +65,7 @@ def run_process(connection: Connection, spec: EngineSpec) -> None:
         except OSError:
             os._exit(0)  # the API is gone
 
-    def on_built(engine: Engine) -> None:
+    def on_built(engine: EngineLoop) -> None:
         # What is loaded stays: no collection in the middle of a step looks at it again.
         gc.collect()
         gc.freeze()

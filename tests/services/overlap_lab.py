@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adapters.base import SamplingParams, Sequence
-from services.engine.engine import Engine, Message
+from services.engine.engine import Engine
 from services.engine.limits import SchedulerLimits
+from services.engine.message_loop import Message
 from services.engine.messages import SequenceUpdate, StepRecord, StepReport, Submit
 from services.engine.policies import Policies
 from services.engine.scheduler import Scheduler

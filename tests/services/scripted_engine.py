@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from adapters.base import BackendInfo, Sequence
 from adapters.null_backend import NullBackend
 from services.contract.timings import SequenceTimings, StepRecord
-from services.engine.engine import Message
+from services.engine.message_loop import Message
 from services.engine.messages import Cancel, SequenceUpdate, StepReport, Submit
 from services.engine.spec import EngineSpec
 from services.engine_client.client import OnLost, OnReport

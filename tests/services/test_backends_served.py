@@ -21,21 +21,25 @@ PARAMS = [
     pytest.param("llama_cpp", marks=pytest.mark.llama),
     pytest.param("mlx", marks=pytest.mark.engines),
     pytest.param("vllm", marks=pytest.mark.engines),
+    pytest.param("vllm, own scheduling", marks=pytest.mark.engines),
 ]
 
 
 @pytest.fixture(scope="module", params=PARAMS)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    settings: dict[str, Any] = {"BACKEND": request.param, "MAX_BATCH": 4, "N_THREADS": 1}
-    if request.param != "null":
+    backend, _, own_scheduling = request.param.partition(", ")
+    settings: dict[str, Any] = {"BACKEND": backend, "MAX_BATCH": 4, "N_THREADS": 1}
+    if own_scheduling:
+        settings["SCHEDULING"] = "engine"
+    if backend != "null":
         settings["MODEL"] = tiny_llama()
-    if request.param == "mlx":
+    if backend == "mlx":
         pytest.importorskip("mlx_lm", reason="needs the mlx extra")
-    if request.param in ("torch", "mlx", "vllm"):
+    if backend in ("torch", "mlx", "vllm"):
         settings["DTYPE"] = "fp32"
-    if request.param == "vllm":
+    if backend == "vllm":
         pytest.importorskip("vllm", reason="needs the environment of adapters/vllm_backend")
-    if request.param == "llama_cpp":
+    if backend == "llama_cpp":
         pytest.importorskip("llama_cpp", reason="needs the llama extra")
         settings |= {"DTYPE": "f32", "ARTIFACTS_DIR": str(tmp_path_factory.mktemp("artifacts"))}
     with serving(**settings) as served:
@@ -114,7 +118,8 @@ def test_one_token_more_than_the_model_holds_is_refused(served: Served) -> None:
 
 def test_the_card_says_what_computes(served: Served) -> None:
     card = served.get("/model").json()
-    assert card["backend"] == served.service.settings.backend
+    settings = served.service.settings
+    assert (card["backend"], card["scheduling"]) == (settings.backend, settings.scheduling)
     if card["backend"] == "llama_cpp":
         assert (card["dtype"], card["num_threads"]) == ("f32", 1)
         assert card["details"]["kv_type"] == "f32"

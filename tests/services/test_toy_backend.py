@@ -58,7 +58,6 @@ DESCRIPTION = BackendDescription(
     options=ToyOptions,
     formats={"toy4": "toy-4-bit"},
     long_prefill_token_thresholds={"cpu": 77},
-    scheduling="engine",
 )
 
 
@@ -72,7 +71,7 @@ def test_it_is_served_with_its_option_and_described() -> None:
         answer = served.post(prompt="Hello", max_tokens=5).json()
         card = served.get("/model").json()
     assert answer["choices"][0]["text"] == "zzzzz"
-    assert (card["backend"], card["scheduling"], card["settings"]["toy_letter"]) == ("toy", "engine", "z")
+    assert (card["backend"], card["scheduling"], card["settings"]["toy_letter"]) == ("toy", "lab", "z")
     assert card["strategy"]["long_prefill_token_threshold"] == 77
 
 

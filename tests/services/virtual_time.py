@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
-from services.engine.engine import Message
+from services.engine.message_loop import Message
 from services.engine.messages import Stop
 
 

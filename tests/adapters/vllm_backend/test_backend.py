@@ -52,6 +52,15 @@ def test_a_prompt_above_the_budget_takes_a_step_of_vllm_for_each_piece(driver: D
         assert seq.output_token_ids == driver.alone(seq)
 
 
+def test_a_seeded_prompt_above_the_budget_is_answered(driver: Driver) -> None:
+    """A generator of a CPU cannot be wound back, which vLLM asks of it."""
+    long, mate = driver.start(200, SAMPLED), driver.start(90, SAMPLED)
+    driver.step(mate, (long, 48))
+    driver.steps(6, mate, long)
+    for seq in (long, mate):
+        assert seq.output_token_ids == driver.alone(seq)
+
+
 def test_dead_rows_give_way_where_the_cache_is_full(caplog: pytest.LogCaptureFixture) -> None:
     driver = Driver(vllm_backend(vllm_cache_tokens=MAX_MODEL_LEN))
     dead, live = driver.start(220), driver.start(210)
@@ -117,11 +126,11 @@ def test_a_model_that_vllm_cannot_load_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_sampled_params_reach_vllm() -> None:
-    from adapters.vllm_backend.requests import _vllm_params
+    from adapters.vllm_backend.requests import vllm_params
 
     filters = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1}
     params = SamplingParams(**filters, seed=-3, min_tokens=4, ending_token_ids=(7,))  # type: ignore[arg-type]
-    made = _vllm_params(params, 100, 1)
+    made = vllm_params(params, 100, 1)
     told = (made.temperature, made.top_p, made.top_k, made.min_p, made.seed, made.min_tokens)
     assert told == (0.7, 0.9, 5, 0.1, -3, 3)
     assert made.all_stop_token_ids == {7}

@@ -95,6 +95,16 @@ def test_a_service_of_ours_at_a_url(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not list((tmp_path / "out").rglob("*" + JOURNAL_SUFFIX))
 
 
+def test_rows_say_where_the_engine_scheduled_itself(tmp_path: Path) -> None:
+    with FakeServer(card=model_card(scheduling="engine")) as server:
+        words = ["--url", server.url, "--variant", "continuous", "--requests", "12", "--concurrency", "4"]
+        assert main(["bench", *words]) == 0
+    _, manifest, rows = only_result(tmp_path / "out")
+    assert set(rows["arm"]) == {"continuous SCHEDULING=engine"}
+    assert manifest.service is not None
+    assert manifest.service.scheduling == "engine"
+
+
 def test_any_openai_compatible_server(tmp_path: Path) -> None:
     async def foreign(body):  # type: ignore[no-untyped-def]
         assert body["stream_options"] == {"include_usage": True}

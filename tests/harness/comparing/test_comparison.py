@@ -21,7 +21,7 @@ from harness.comparing.comparison import (
 )
 from harness.comparing.trade import objective_figure
 from harness.page.data import gather
-from harness.page.summary import arm_table, setting_lines
+from harness.page.summary import answer_sentences, arm_table, setting_lines
 from harness.replay.arm_file import Arm
 from harness.replay.progress import PlainReporter
 from harness.results.cost import Price
@@ -321,3 +321,22 @@ def test_arms_without_a_token_in_their_steady_window_are_shown() -> None:
             row |= {"error": "timeout"}
     rows, manifest = comparison(*runs)
     assert "steady window" in render_comparison(made_frame(rows), manifest)
+
+
+def test_arms_of_two_kinds_of_scheduling_are_not_ranked() -> None:
+    runs = [
+        run_rows(arm, block, step_s) for block in range(3) for arm, step_s in (("lab", 1.0), ("own", 0.5))
+    ]
+    rows, manifest = comparison(*runs, reference="lab")
+    assert "own wins" in render_comparison(made_frame(rows), manifest)
+    for run in manifest.runs:
+        assert run.service is not None
+        run.service.scheduling = "engine" if run.arm == "own" else "lab"
+    manifest.validity = validity_of(manifest.runs, 6)
+    assert "kinds of scheduling" in manifest.validity.caution[0]
+    text = render_comparison(made_frame(rows), manifest)
+    assert "Nothing is ranked: the arms are of two kinds of scheduling (lab: lab; engine: own)." in text
+    assert "wins" not in text
+    data = gather(made_frame(rows), manifest, slo=Slo(()), price=Price())
+    assert data.decision is None
+    assert answer_sentences(data)[0].startswith("Nothing is ranked")

@@ -17,8 +17,9 @@ from adapters.base import (
     StepOutput,
 )
 from adapters.null_backend import NullBackend
-from services.engine.engine import Engine, Message, QueueInbox
+from services.engine.engine import Engine
 from services.engine.limits import SchedulerLimits
+from services.engine.message_loop import Message, QueueInbox
 from services.engine.messages import Cancel, Drain, SequenceUpdate, StepRecord, StepReport, Stop, Submit
 from services.engine.scheduler import Scheduler
 from services.strategies import VARIANTS

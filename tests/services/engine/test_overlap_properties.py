@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.base import SamplingParams, Sequence
-from services.engine.engine import Message
 from services.engine.limits import SchedulerLimits
+from services.engine.message_loop import Message
 from services.engine.messages import Cancel, Drain, Submit
 from services.engine.policies import Policies
 from services.kv_policies import KV_POLICIES

@@ -22,7 +22,7 @@ import pytest
 
 from adapters.base import BackendConfig, BackendError, BackendInfo, LabError, SamplingParams, Sequence
 from adapters.null_backend import NullBackend
-from services.engine.engine import Message
+from services.engine.message_loop import Message
 from services.engine.messages import (
     EngineFailed,
     Ready,
