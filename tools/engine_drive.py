@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from adapters.base import Backend, BackendConfig, SamplingParams, Sequence
@@ -19,6 +20,7 @@ from services.engine.message_loop import QueueInbox
 from services.engine.messages import StepReport, Stop, Submit
 from services.engine.policies import Policies
 from services.engine.scheduler import Scheduler
+from services.engine.spec import EngineSpec, build_engine
 from services.strategies import VARIANTS
 from services.strategies.base import StrategyConfig
 
@@ -89,6 +91,25 @@ def drive(
         pads_like_generate=pads_like_generate,
     )
     strategy = VARIANTS[variant](StrategyConfig(max_batch=max_batch))
+    scheduler = Scheduler(strategy, limits, info.eos_token_ids, policies)
+    group_size = max_batch if strategy.takes_groups else 1
+    _answer(work, group_size, lambda watched: Engine(backend, scheduler, publish=watched), publish)
+
+
+def drive_spec(
+    backend: Backend, spec: EngineSpec, work: list[Work], publish: Callable[[StepReport], None]
+) -> None:
+    """As `drive`, with every setting of a service; `spec.backend` is not loaded, `backend` is there."""
+    group_size = spec.backend.max_batch_size if VARIANTS[spec.variant].takes_groups else 1
+    _answer(work, group_size, partial(build_engine, spec, backend), publish)
+
+
+def _answer(
+    work: list[Work],
+    group_size: int,
+    make_engine: Callable[[Callable[[StepReport], None]], Engine],
+    publish: Callable[[StepReport], None],
+) -> None:
     inbox = QueueInbox()
     num_left = len(work)
 
@@ -99,9 +120,8 @@ def drive(
         if not num_left:
             inbox.put(Stop())
 
-    size = max_batch if strategy.takes_groups else 1
-    for first in range(0, len(work), size):
-        group = work[first : first + size]
+    for first in range(0, len(work), group_size):
+        group = work[first : first + group_size]
         arrival_s = time.monotonic()
         inbox.put(
             Submit(
@@ -125,5 +145,4 @@ def drive(
                 ]
             )
         )
-    scheduler = Scheduler(strategy, limits, info.eos_token_ids, policies)
-    Engine(backend, scheduler, publish=watched).run(inbox)
+    make_engine(watched).run(inbox)
