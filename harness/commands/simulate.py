@@ -40,7 +40,7 @@ from harness.simulator.fleet import Fleet
 from harness.simulator.output import write_run
 from harness.simulator.routers import ROUTERS
 from harness.simulator.simulation import read_arm, simulate
-from harness.simulator.step_log import summarise_totals
+from harness.simulator.step_log import StepTotals
 from harness.simulator.verify import render_verified, verify
 
 _FIGURES = (
@@ -113,13 +113,13 @@ def run(args: argparse.Namespace) -> int:
             own = {key: value for key, value in point.items() if key.isupper()} | own
             arm = read_arm(name, own, calibration)
             label = " ".join([arm.variant, *(f"{key}={value}" for key, value in (point | own).items())])
-            kept, began_s = BriefRows(), process_time()
+            kept, began_s = BriefRows(len(schedule.requests)), process_time()
             made = simulate(arm, calibration, schedule, options, on_end=kept.add if args.brief else None)
             took_s = process_time() - began_s
             if args.brief:
                 rows, rate = kept.frame(), kept.throughput(is_open=is_open)
-                steps = summarise_totals(made.fleet.steps)
-                last.append(f"{label}: {_speed(made.fleet, len(rows), steps, took_s)}")
+                steps: StepTotals | StepSummary | None = made.fleet.totals
+                last.append(f"{label}: {_speed(made.fleet, len(rows), took_s)}")
             else:
                 path, rows, manifest = write_run(made, label, at, corpus, schedule, calibration)
                 rate, steps = throughput(rows, is_open=is_open), manifest.repeats[0].steps
@@ -159,7 +159,7 @@ def _line(
     rows: pd.DataFrame,
     is_open: bool,
     rate: Throughput | None,
-    steps: StepSummary | None,
+    steps: StepTotals | StepSummary | None,
     slo: Slo,
     fleet: Fleet,
 ) -> list[str]:
@@ -181,11 +181,10 @@ def _line(
     return cells
 
 
-def _speed(fleet: Fleet, num_requests: int, steps: StepSummary | None, took_s: float) -> str:
-    num_steps = steps.num_steps if steps else 0
+def _speed(fleet: Fleet, num_requests: int, took_s: float) -> str:
     peak = getrusage(RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
     return (
-        f"{num_requests:,} requests, {num_steps:,} steps, {fleet.num_events:,} events "
+        f"{num_requests:,} requests, {fleet.totals.num_steps:,} steps, {fleet.num_events:,} events "
         f"in {took_s:.1f} s of CPU: "
         f"{num_requests / took_s:,.0f} requests/s, {fleet.num_events / took_s:,.0f} events/s; "
         f"at most {peak:.0f} MB"

@@ -43,7 +43,7 @@ def figure_interval(figure: Figure, rows: pd.DataFrame, value: float, *, is_open
         return _of_throughput(rows, value, is_open=is_open) if figure.metric is OUTPUT_TOKENS else None
     assert figure.metric.samples is not None
     samples = figure.metric.samples(rows)
-    if samples.weights is None:
+    if samples.weights is None or samples.request is None:
         return _of_ranks(samples.values, figure.q)
     return _of_weighted(samples.values, samples.weights, samples.request, figure.q)
 

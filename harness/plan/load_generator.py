@@ -43,7 +43,7 @@ class LoadGenerator:
     def __init__(self, schedule: Schedule, *, client_chunk: int = 1, max_in_flight: int = 1024) -> None:
         self.is_open = schedule.load.is_open
         self.hit_in_flight_cap = False
-        self._requests = schedule.requests
+        self._requests, self._num = schedule.requests, len(schedule.requests)
         self._num_users = 0 if self.is_open else min(schedule.num_users, len(schedule.requests))
         index, of = schedule.shard
         ramp_s = schedule.load.ramp_s or 0.0
@@ -64,6 +64,13 @@ class LoadGenerator:
         """When `arrive` is due, from the start; empty for a closed loop."""
         return [planned.offset_s or 0.0 for planned in self._requests] if self.is_open else []
 
+    @property
+    def next_arrival_s(self) -> float | None:
+        """When `arrive` is due next; None behind the last request, and in a closed loop."""
+        if not self.is_open or self._is_exhausted:
+            return None
+        return self._start_s + (self._requests[self._next].offset_s or 0.0)
+
     def start(self, start_s: float) -> list[Decision]:
         """The replay begins: all users of a closed loop ask, or will within the ramp."""
         self._start_s = start_s
@@ -73,12 +80,12 @@ class LoadGenerator:
         """The next request of an open loop is due. Above `max_in_flight` it is dropped."""
         if self._is_exhausted:
             return _NOTHING
-        scheduled_s = self._start_s + (self._requests[self._next].offset_s or 0.0)
+        planned = self._take()
+        scheduled_s = self._start_s + (planned.offset_s or 0.0)
         if self._num_in_flight < self._max_in_flight:
-            return self._ask(self._take(), scheduled_s)
+            return self._ask(planned, scheduled_s)
         self.hit_in_flight_cap = True
-        dropped = TimedRequest(self._take(), scheduled_s)
-        return Decision(self._leaving(), (dropped,))
+        return Decision(self._leaving(), (TimedRequest(planned, scheduled_s),))
 
     def end(self, ended_s: float) -> Decision:
         """An answer ended, or failed. In a closed loop its user asks again, once it has thought."""
@@ -96,7 +103,7 @@ class LoadGenerator:
 
     def stop(self) -> Decision:
         """No request is asked for any more, and none that waits is sent."""
-        self._next = len(self._requests)
+        self._next = self._num
         dropped, self._pending = tuple(self._pending), []
         self._num_in_flight -= len(dropped)
         self._num_later = 0
@@ -104,7 +111,7 @@ class LoadGenerator:
 
     @property
     def _is_exhausted(self) -> bool:
-        return self._next == len(self._requests)
+        return self._next == self._num
 
     def _take(self) -> PlannedRequest:
         self._next += 1

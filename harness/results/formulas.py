@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which takes three times as long: each answer makes one
 class RequestMetrics:
     """Derived columns of one row; None where a definition does not apply."""
 
@@ -105,10 +105,11 @@ def tokens_until(row: Mapping[Hashable, Any], end_s: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Values of one metric. `request` is the row number of the request that each belongs to."""
+    """Values of one metric."""
 
     values: Floats
-    request: NDArray[np.int64]
+    request: NDArray[np.int64] | None = None
+    """The row number of the request that each belongs to; None: there is one for each row, in order."""
     weights: Floats | None = None
     """Whole counts: a value of weight 3 stands there three times."""
     is_per_token: bool = True
@@ -117,7 +118,7 @@ class Samples:
     def percentile(self, q: int, num_blocks: int = 1) -> Percentile:
         """Gaps of one answer are alike, so that for gaps requests are counted, not gaps. A comparison of
         `num_blocks` judges the blocks' values together, so that all their requests count."""
-        if self.weights is None:
+        if self.weights is None or self.request is None:
             return percentile(self.values, q)
         num_requests = len(np.unique(self.request)) * num_blocks
         return percentile(self.values, q, weights=self.weights, num_samples=num_requests)
@@ -129,6 +130,8 @@ class Samples:
 
     def worst(self, num_rows: int, *, higher_is_better: bool) -> Floats:
         """The worst value of each row; NaN where a row has none."""
+        if self.request is None:
+            return self.values
         of_row = pd.Series(self.values).groupby(self.request)
         worst = of_row.min() if higher_is_better else of_row.max()
         return np.asarray(worst.reindex(range(num_rows)), dtype=float)
@@ -156,7 +159,7 @@ def longest_stalls(rows: pd.DataFrame) -> Samples:
     gaps, request = _gaps(rows)
     longest = np.full(len(rows), -np.inf)
     np.maximum.at(longest, request, gaps)
-    return Samples(np.where(np.isneginf(longest), np.nan, longest), np.arange(len(rows)))
+    return Samples(np.where(np.isneginf(longest), np.nan, longest))
 
 
 def _gaps(rows: pd.DataFrame) -> tuple[Floats, NDArray[np.int64]]:

@@ -23,7 +23,7 @@ def column(name: str) -> Callable[[pd.DataFrame], Samples]:
 
     def samples(rows: pd.DataFrame) -> Samples:
         values = rows[name].where(rows["error"].isna()).to_numpy(dtype=float)
-        return Samples(values, np.arange(len(rows)))
+        return Samples(values)
 
     return samples
 

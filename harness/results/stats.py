@@ -48,14 +48,17 @@ def rank_interval(num_samples: int, q: int, error: float = RANK_ERROR) -> tuple[
     None where the samples are too few to have both.
     """
     share = q / 100
-    log_factorials = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, num_samples + 1)))))
-    num_below = np.arange(num_samples + 1)
-    logs = log_factorials[-1] - log_factorials - log_factorials[::-1]
-    logs = logs + num_below * math.log(share) + (num_samples - num_below) * math.log1p(-share)
-    at_most = np.cumsum(np.exp(logs))
+    # Of the numbers of samples below the true value, those that are not rarer than 1e-20.
+    mean, spread = num_samples * share, 10 + 10 * math.sqrt(num_samples * share * (1 - share))
+    least, most = max(0, math.floor(mean - spread)), min(num_samples, math.ceil(mean + spread))
+    num_below = np.arange(least, most)
+    steps = np.log((num_samples - num_below) / (num_below + 1)) + math.log(share / (1 - share))
+    logs = np.concatenate(([0.0], np.cumsum(steps)))
+    chances = np.exp(logs - logs.max())
+    at_most = np.cumsum(chances) / chances.sum()
     # The true value is below the sample of rank r where fewer than r samples are below it.
-    low = int(np.searchsorted(at_most, error, side="right"))
-    high = int(np.searchsorted(at_most, 1 - error)) + 1
+    low = least + int(np.searchsorted(at_most, error, side="right"))
+    high = least + int(np.searchsorted(at_most, 1 - error)) + 1
     return (low, high) if low >= 1 and high <= num_samples else None
 
 
@@ -71,6 +74,7 @@ def percentile(
     if weights is not None:
         samples = np.repeat(samples, np.asarray(weights, dtype=int))
     samples = samples[~np.isnan(samples)]
+    samples.sort()
     least = MIN_SAMPLES[q]
     num = len(samples) if num_samples is None else num_samples
     if not len(samples) or num < least:
@@ -79,9 +83,10 @@ def percentile(
     if (ranks := rank_interval(num, q)) is not None:
         # Where requests count and not their gaps, the ranks are shares of all gaps.
         at = (np.array(ranks) * len(samples) / num).clip(1, len(samples)).round().astype(int) - 1
-        low, high = np.sort(samples)[at]
+        low, high = samples[at]
         interval = (float(low), float(high))
-    return Percentile(q, float(np.percentile(samples, q)), num, least, interval)
+    value = np.percentile(samples, q, overwrite_input=True)
+    return Percentile(q, float(value), num, least, interval)
 
 
 def mean_of(values: ArrayLike | Sequence[float | None]) -> float | None:

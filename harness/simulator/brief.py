@@ -1,15 +1,15 @@
 """Simulations of millions of requests: a schedule that is made as it is played, and figures without rows.
 
-No request is kept. Of each answer a few numbers stay, in arrays of 32-bit floats.
+No request is kept. Of each answer a few numbers stay, in an array of 32-bit floats.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from operator import attrgetter
+from struct import Struct
 from typing import overload
 
 import numpy as np
@@ -20,7 +20,7 @@ from harness.plan.arrival_times import arrival_times, think_times
 from harness.plan.corpus import Corpus, Prompt
 from harness.plan.planner import plan
 from harness.plan.schedule import PlannedRequest, Schedule
-from harness.results.formulas import Throughput, request_metrics
+from harness.results.formulas import Floats, Throughput, request_metrics
 from harness.results.slo import Slo
 from harness.settings import HarnessSettings
 from harness.simulator.fleet_spec import Flight
@@ -56,17 +56,18 @@ class _Requests(Sequence[PlannedRequest]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[PlannedRequest]: ...
     def __getitem__(self, index: int | slice) -> PlannedRequest | Sequence[PlannedRequest]:
+        if self._last is not None and self._last.index == index:
+            return self._last
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self._num))]
         if index >= self._num:
             raise IndexError(index)
-        if self._last is None or self._last.index != index:
-            prompt = self._prompts[index % len(self._prompts)]
-            self._last = PlannedRequest(
-                index, prompt.id, prompt.prompt, prompt.max_tokens, 0,
-                self._offsets_s[index] if self._offsets_s else None,
-                self._think_s[index] if self._think_s else 0.0,
-            )  # fmt: skip
+        prompt = self._prompts[index % len(self._prompts)]
+        self._last = PlannedRequest(
+            index, prompt.id, prompt.prompt, prompt.max_tokens, 0,
+            self._offsets_s[index] if self._offsets_s else None,
+            self._think_s[index] if self._think_s else 0.0,
+        )  # fmt: skip
         return self._last
 
 
@@ -90,61 +91,70 @@ def long_plan(settings: HarnessSettings, *, allow_changed_corpus: bool) -> tuple
 
 
 _METRICS = ("ttft_ms", "ttft_sched_ms", "tpot_ms", "total_ms", "total_sched_ms")
+_COLUMNS = ("scheduled_s", *_METRICS, "num_output_tokens")
 _values_of = attrgetter(*_METRICS)
 _NAN = float("nan")
-_FAILED = (_NAN,) * (len(_METRICS) + 1)
+_FAILED = (_NAN,) * (len(_COLUMNS) - 1)
+_ROW = Struct(f"={len(_COLUMNS)}f")
+_PIECE = 1 << 15
+"""Rows that are computed with at once."""
 
 
-@dataclass(slots=True)
 class BriefRows:
-    """What stays of the answers; milliseconds, and seconds on the virtual clock."""
+    """What stays of `num` answers at most; milliseconds, and seconds on the virtual clock."""
 
-    columns: dict[str, array[float]] = field(
-        default_factory=lambda: {name: array("f") for name in (*_METRICS, "num_output_tokens")}
-    )
-    scheduled_s: array[float] = field(default_factory=lambda: array("d"))
+    def __init__(self, num: int) -> None:
+        # All of it at once: an array that grows is copied, and for a moment there twice.
+        self._values = np.empty((num, len(_COLUMNS)), np.float32)
+        self._buffer = self._values.data
+        self._num = 0
 
     def add(self, flight: Flight) -> None:
-        self.scheduled_s.append(flight.scheduled_s)
-        values = _FAILED
-        if flight.error is None and flight.replica >= 0:
-            num = len(flight.seq.output_token_ids)
-            metrics = request_metrics(
-                scheduled_s=flight.scheduled_s,
-                sent_s=flight.sent_s,
-                chunk_s=flight.chunk_s,
-                chunk_tokens=(1,),
-                num_output_tokens=num,
-            )
-            values = (*_values_of(metrics), num)
-        for column, value in zip(self.columns.values(), values, strict=True):
-            column.append(_NAN if value is None else value)
+        at = _ROW.size * self._num
+        self._num += 1
+        if flight.error is not None or flight.replica < 0:
+            _ROW.pack_into(self._buffer, at, flight.scheduled_s, *_FAILED)
+            return
+        num = len(flight.seq.output_token_ids)
+        metrics = request_metrics(
+            scheduled_s=flight.scheduled_s,
+            sent_s=flight.sent_s,
+            chunk_s=flight.chunk_s,
+            chunk_tokens=(1,),
+            num_output_tokens=num,
+        )
+        known = [_NAN if value is None else value for value in _values_of(metrics)]
+        _ROW.pack_into(self._buffer, at, flight.scheduled_s, *known, num)
 
     def frame(self) -> pd.DataFrame:
         """The columns of rows that metrics of one value a request read."""
-        columns = {name: np.frombuffer(values, dtype=np.float32) for name, values in self.columns.items()}
-        frame = pd.DataFrame(columns, copy=False)
-        frame["error"] = pd.Series(None, frame.index, dtype=object).mask(
-            frame["num_output_tokens"].isna(), "failed"
-        )
+        frame = pd.DataFrame(self._values[: self._num], columns=list(_COLUMNS), copy=False)
+        codes = np.where(frame["num_output_tokens"].isna(), np.int8(0), np.int8(-1))
+        frame["error"] = pd.Categorical.from_codes(codes, pd.Index(["failed"]))
         return frame
 
     def throughput(self, *, is_open: bool) -> Throughput | None:
         """As `formulas.throughput`, with the tokens behind the first spread evenly over an answer's time."""
-        scheduled_s = np.frombuffer(self.scheduled_s)
-        of = {name: np.frombuffer(values, dtype=np.float32) for name, values in self.columns.items()}
-        num, total_s = of["num_output_tokens"], of["total_sched_ms"] / 1e3
-        done_s = scheduled_s + total_s
-        if not (num > 0).any():
+        num_answered, window_s = 0, 0.0  # the clock begins with the schedule
+        for scheduled_s, _, done_s, num in self._pieces():
+            num_answered += int((num > 0).sum())
+            window_s = max(window_s, float(np.fmax.reduce(scheduled_s if is_open else done_s, initial=0.0)))
+        if not num_answered or window_s <= 0:
             return None
-        end_s = scheduled_s.max() if is_open else np.nanmax(done_s)
-        window_s = float(end_s)  # the clock begins with the schedule
-        if window_s <= 0:
-            return None
-        first_s = scheduled_s + of["ttft_sched_ms"] / 1e3
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.clip((end_s - first_s) / (done_s - first_s), 0.0, 1.0)
-        inside = np.where(first_s <= end_s, 1 + (num - 1) * np.nan_to_num(share, nan=1.0), 0.0)
-        return Throughput(
-            float(np.nansum(inside)) / window_s, float((done_s <= end_s).sum()) / window_s, window_s
-        )
+        num_tokens = num_inside = 0.0
+        for _, first_s, done_s, num in self._pieces():
+            with np.errstate(divide="ignore", invalid="ignore"):
+                share = np.clip((window_s - first_s) / (done_s - first_s), 0.0, 1.0)
+            inside = np.where(first_s <= window_s, 1 + (num - 1) * np.nan_to_num(share, nan=1.0), 0.0)
+            num_tokens += float(np.nansum(inside))
+            num_inside += float((done_s <= window_s).sum())
+        return Throughput(num_tokens / window_s, num_inside / window_s, window_s)
+
+    def _pieces(self) -> Iterator[tuple[Floats, Floats, Floats, Floats]]:
+        """Of some rows at a time: when they were scheduled, had a first token and were done; tokens."""
+        for begin in range(0, self._num, _PIECE):
+            piece = self._values[begin : min(begin + _PIECE, self._num)]
+            of = dict(zip(_COLUMNS, piece.T.astype(float), strict=True))
+            scheduled_s = of["scheduled_s"]
+            first_s, done_s = (scheduled_s + of[name] / 1e3 for name in ("ttft_sched_ms", "total_sched_ms"))
+            yield scheduled_s, first_s, done_s, of["num_output_tokens"]

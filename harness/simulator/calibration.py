@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -89,7 +90,7 @@ class Calibration(BaseModel):
         if not isinstance(planned.prompt, str):
             return len(planned.prompt)
         seen = self.prompt_tokens.get(planned.prompt_id)
-        return seen or max(1, round(len(planned.prompt.encode()) * self.tokens_per_byte))
+        return seen or max(1, round(_num_bytes(planned.prompt) * self.tokens_per_byte))
 
     def outside(self, most_of: Mapping[str, int]) -> list[str]:
         """One clause for each count of `StepWork` whose most went beyond what the fit saw."""
@@ -108,6 +109,12 @@ class Calibration(BaseModel):
         fit = self.fit
         errors = f"{fit.median_error:.1%} (median) and {fit.p95_error:.0%} (p95)"
         return f"{words}: held-out steps are off by {errors}"
+
+
+@lru_cache(maxsize=4096)
+def _num_bytes(text: str) -> int:
+    """Kept, since a long run asks for the texts of a corpus over and over."""
+    return len(text.encode())
 
 
 def null_calibration() -> Calibration:

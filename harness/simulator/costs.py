@@ -60,7 +60,7 @@ class NullCost:
         return self.fixed_s + self.row_s * work.rows + self.prompt_token_s * work.prompt_tokens
 
     def decode_s(self, rows: int, contexts: range) -> list[float]:
-        return [self.step_s(StepWork(rows, 0, 0, 0, 0))] * len(contexts)
+        return [self.fixed_s + self.row_s * rows] * len(contexts)
 
 
 @dataclass(frozen=True, slots=True)

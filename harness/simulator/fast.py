@@ -8,7 +8,7 @@ see it.
 from __future__ import annotations
 
 from bisect import bisect_left
-from itertools import accumulate, chain, repeat
+from itertools import accumulate
 
 from adapters.base import Sequence
 from harness.simulator.repeating import Ahead, RepeatingScheduler
@@ -39,7 +39,7 @@ class FastReplica(Replica):
             self.wakes_at_s = self._instants_s[place + place % 2]
 
     def _act(self, now_s: float, due: list[list[Sequence]]) -> None:
-        if self._take_ahead(now_s, is_cut=bool(due)):
+        if self._ahead is not None and self._take_ahead(now_s, is_cut=bool(due)):
             self._look_ahead(self._next_s)
             return
         scheduler, spec = self.scheduler, self._spec
@@ -52,16 +52,15 @@ class FastReplica(Replica):
             recheck_at_s = plan.recheck_at_s
             self.wakes_at_s = None if recheck_at_s is None else now_s + max(0.0, recheck_at_s - now_s)
             return
-        work = scheduler.work
+        work, on_tokens = scheduler.work, spec.on_tokens
         done_s = now_s + spec.cost.step_s(work)
-        decoding = scheduler.decoding if spec.on_tokens is not None and plan.num_decode_tokens else []
+        decoding = scheduler.decoding if on_tokens is not None and plan.num_decode_tokens else []
         updates = scheduler.take(plan, done_s)
         depth = scheduler.queue_depth
         self._saw(work)
         self.steps.add_step(plan, work, depth, now_s, done_s)
-        if spec.on_tokens is not None:
-            going_on = [seq for seq in decoding if seq.finish_reason is None]
-            spec.on_tokens(self, going_on, (done_s,), num_rows)
+        if on_tokens is not None:
+            on_tokens(self, [seq for seq in decoding if seq.finish_reason is None], (done_s,), num_rows)
         spec.on_report(self, updates, num_rows, depth, done_s)
         self._look_ahead(done_s + spec.overheads.gap_s(work.rows))
 
@@ -71,14 +70,13 @@ class FastReplica(Replica):
         self._ahead = ahead = self.scheduler.ahead()
         if ahead is None:
             return
-        num_alike, has_end, num_live, num_dead, context = ahead
-        num_rows, num_steps = num_live + num_dead, num_alike + has_end
-        costs_s = self._spec.cost.decode_s(num_rows, range(context, context + num_steps * num_live, num_live))
-        gaps_s = repeat(self._spec.overheads.gap_s(num_rows))
+        num_steps, num_alike, num_live, num_rows, context = ahead
+        parts_s = [self._spec.overheads.gap_s(num_rows)] * (2 * num_steps)
+        contexts = range(context, context + num_steps * num_live, num_live)
+        parts_s[::2] = self._spec.cost.decode_s(num_rows, contexts)
         # Added up one by one, as the clock of single steps is: to the last bit the same instants.
-        parts_s = chain.from_iterable(zip(costs_s, gaps_s))  # noqa: B905 endless
         self._instants_s = instants_s = list(accumulate(parts_s, initial=start_s))
-        if has_end:
+        if num_steps > num_alike:
             self._next_s = instants_s.pop()
         self.wakes_at_s = instants_s[2 * num_alike]
 
@@ -90,21 +88,23 @@ class FastReplica(Replica):
         ahead, self._ahead = self._ahead, None
         if ahead is None:
             return False
-        num_alike, has_end, num_live, num_dead, context = ahead
+        num_ahead, num_alike, num_live, num_rows, context = ahead
         num_steps = (bisect_left(self._instants_s, now_s) + 1) // 2
-        takes_end = has_end and num_steps == num_alike and not is_cut
+        takes_end = num_ahead > num_steps == num_alike and not is_cut
         num_taken = num_steps + takes_end
         if not num_taken:
             return False
         scheduler, on_tokens, most = self.scheduler, self._spec.on_tokens, self.most
-        num_rows, taken_s = num_live + num_dead, self._instants_s[: 2 * num_taken]
+        taken_s = self._instants_s[: 2 * num_taken]
         if on_tokens is not None and num_steps:
             on_tokens(self, scheduler.decoding, taken_s[1 : 2 * num_steps : 2], num_rows)
-        updates = scheduler.take_ahead(num_taken, taken_s[-1])
+        updates = scheduler.take_decoding(num_taken, num_live, taken_s[-1])
         depth = scheduler.queue_depth
-        self.steps.add_run(num_live, num_dead, depth, context, taken_s)
-        most[0] = max(most[0], num_rows)
-        most[3] = max(most[3], context + (num_taken - 1) * num_live)
+        self.steps.add_run(num_live, num_rows - num_live, depth, context, taken_s)
+        if num_rows > most[0]:
+            most[0] = num_rows
+        if (last_context := context + (num_taken - 1) * num_live) > most[3]:
+            most[3] = last_context
         if takes_end:
             if on_tokens is not None:
                 on_tokens(self, scheduler.decoding, taken_s[-1:], num_rows)

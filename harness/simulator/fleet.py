@@ -5,13 +5,14 @@ All events are on one heap. At equal instants a message is in the inbox before t
 
 from __future__ import annotations
 
-import heapq
 from bisect import insort
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from heapq import heappop, heappush
 from itertools import count
 from random import Random
+from typing import Any
 
 from adapters.base import RequestTooLong, Sequence
 from harness.plan.load_generator import Decision, LoadGenerator, TimedRequest
@@ -22,7 +23,7 @@ from harness.simulator.fleet_spec import FleetSpec, Flight, SequenceMaker
 from harness.simulator.operations import Autoscaler
 from harness.simulator.replica import Replica, ReplicaSpec
 from harness.simulator.routers import READS_WAITING, FleetView, make_router
-from harness.simulator.step_log import StepLog, StepRecords, StepTotals
+from harness.simulator.step_log import StepRecords, StepTotals
 from services.engine.messages import SequenceUpdate
 from services.strategies import VARIANTS
 
@@ -53,18 +54,18 @@ class Fleet:
         self._view = FleetView(random=Random(spec.options.seed))
         self._info_delay_s = spec.options.info_delay_s
         self._flights: dict[int, Flight] = {}
-        self._events: list[tuple[float, int, int, object]] = []
+        self._events: list[tuple[float, int, int, Any]] = []
         self._numbers, self._groups = count(), count()
-        requests = schedule.requests if self.load.is_open else ()
-        self._offsets = (planned.offset_s or 0.0 for planned in requests)
         self._num_left = len(schedule.requests)
         self._spec = spec
         self._draws: dict[int, Random] = {}
         self._autoscaler = Autoscaler(spec.options.autoscaling) if spec.options.autoscaling else None
         self._num_open: list[int] = []
         self._leaving: set[int] = set()
-        self.steps: list[StepLog] = []
-        """Of each replica, over its restarts."""
+        self.totals = StepTotals()
+        """Of all replicas, where no step is kept."""
+        self.steps: list[StepRecords] = []
+        """Of each replica, over its restarts; empty in a brief run."""
         self.replicas: list[Replica] = []
         self.replica_s = 0.0
         """Over all replicas, from their start to their end: what is paid for."""
@@ -79,12 +80,14 @@ class Fleet:
         one = ReplicaSpec(spec.engine, spec.info, cost, spec.overheads, self._reported, on_tokens)
         # Steps at a tick are not alike, nor are those of batches that pad their prompts.
         is_exact = spec.options.exact or spec.engine.tick_s > 0 or spec.engine.pad_style == "generate"
-        return (Replica if is_exact else FastReplica)(index, one, self.steps[index])
+        steps = self.totals if spec.options.brief else self.steps[index]
+        return (Replica if is_exact else FastReplica)(index, one, steps)
 
     def _add(self) -> int:
         """One replica more, which takes no requests yet."""
         index = len(self.replicas)
-        self.steps.append(StepTotals() if self._spec.options.brief else StepRecords())
+        if not self._spec.options.brief:
+            self.steps.append(StepRecords())
         self.replicas.append(self._start(index))
         self._view.add()
         self._num_open.append(0)
@@ -149,7 +152,7 @@ class Fleet:
 
     def run(self) -> None:
         """Play until the last answer has ended."""
-        events, pop = self._events, heapq.heappop
+        events = self._events
         for decision in self.load.start(0.0):
             self._follow(decision)
         self._plan_arrival()
@@ -157,43 +160,35 @@ class Fleet:
             self._push(self._spec.options.autoscaling.every_s, _SCALES, None)
         while self._num_left:
             assert events, "prompts wait and nobody will ever call them"
-            self.now_s, kind, _, what = pop(events)
-            self.num_events += 1
+            self.now_s, kind, _, what = heappop(events)
             if kind == _TURN:
-                assert isinstance(what, Replica)
                 if what.wakes_at_s == self.now_s:  # else it was moved
                     what.turn(self.now_s)
-                    self._plan_turn(what)
+                    if what.wakes_at_s is not None:
+                        self._push(what.wakes_at_s, _TURN, what)
             elif kind == _ENDED:
-                assert isinstance(what, Flight)
                 self._ended(what)
             elif kind == _NOTED:
-                assert callable(what)
                 what()
             elif kind == _ARRIVES:
                 self._follow(self.load.arrive())
                 self._plan_arrival()
             elif kind == _WAKES:
-                assert isinstance(what, TimedRequest)
                 self._follow(self.load.wake(what, self.now_s))
             elif kind == _SCALES:
                 self._scales()
             else:
-                assert isinstance(what, int)
                 (self._fails if kind == _FAILS else self._ready)(what)
+        self.num_events = next(self._numbers) - len(events)
         self.replica_s += self.now_s * (len(self.replicas) - len(self._leaving))
 
-    def _push(self, at_s: float, kind: int, what: object) -> None:
-        heapq.heappush(self._events, (at_s, kind, next(self._numbers), what))
+    def _push(self, at_s: float, kind: int, what: Any) -> None:
+        heappush(self._events, (at_s, kind, next(self._numbers), what))
 
     def _plan_arrival(self) -> None:
-        offset_s = next(self._offsets, None)
-        if offset_s is not None:
-            self._push(offset_s, _ARRIVES, None)
-
-    def _plan_turn(self, replica: Replica) -> None:
-        if replica.wakes_at_s is not None:
-            self._push(replica.wakes_at_s, _TURN, replica)
+        at_s = self.load.next_arrival_s
+        if at_s is not None:
+            self._push(at_s, _ARRIVES, None)
 
     def _follow(self, decision: Decision) -> None:
         for request in decision.drop:
@@ -211,21 +206,17 @@ class Fleet:
         """All prompts of one HTTP request, to one replica."""
         view, overheads = self._view, self._overheads
         received_s = self.now_s + overheads.submit_s
-        for flight in flights:
-            self._flights[flight.seq.seq_id] = flight
-        if not view.up:
-            for flight in flights:
-                flight.replica = -1
-            self._refuse(flights, "no replica was up", received_s)
-            return
-        index = self._choose(view, flights[0].planned)
-        replica = self.replicas[index]
+        index = self._choose(view, flights[0].planned) if view.up else -1
         sequences = [flight.seq for flight in flights]
         for flight in flights:
             seq, flight.replica = flight.seq, index
-            seq.arrival_s = received_s
-            seq.group_size = len(sequences)
-            view.note(index, 1, seq.max_total_tokens)
+            seq.arrival_s, seq.group_size = received_s, len(sequences)
+            self._flights[seq.seq_id] = flight
+        if index < 0:
+            self._refuse(flights, "no replica was up", received_s)
+            return
+        replica = self.replicas[index]
+        view.note(index, len(sequences), sum([seq.max_total_tokens for seq in sequences]))
         self._num_open[index] += len(sequences)
         try:
             replica.scheduler.limits.check(sequences, together=self._takes_groups)
@@ -233,10 +224,8 @@ class Fleet:
             self._refuse(flights, str(error), received_s)
             return
         replica.accepts_at_s = max(received_s, replica.accepts_at_s) + overheads.accept_s
-        planned_s = replica.wakes_at_s
-        replica.submit(replica.accepts_at_s, sequences)
-        if replica.wakes_at_s != planned_s:
-            self._plan_turn(replica)
+        if (wakes_at_s := replica.submit(replica.accepts_at_s, sequences)) is not None:
+            self._push(wakes_at_s, _TURN, replica)
 
     def _refuse(self, flights: list[Flight], error: str, at_s: float) -> None:
         for flight in flights:
@@ -293,5 +282,6 @@ class Fleet:
     def _done(self, flight: Flight) -> None:
         self._num_left -= 1
         self._on_end(flight)
-        self._leave_if_idle(flight.replica)
+        if self._leaving:
+            self._leave_if_idle(flight.replica)
         self._follow(self.load.end(flight.finish_s))

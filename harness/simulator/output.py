@@ -31,7 +31,6 @@ from harness.simulator.calibration import Calibration
 from harness.simulator.fleet import Fleet
 from harness.simulator.fleet_spec import FleetSpec
 from harness.simulator.simulation import Simulated, make_rows
-from harness.simulator.step_log import StepRecords
 
 
 def write_run(
@@ -121,7 +120,6 @@ def _step_table(fleet: Fleet, router: str, run_id: str) -> pa.Table:
     rows = [
         {"run_id": run_id, "repeat": 0, "replica": index, "router": router, **vars(step)}
         for index, log in enumerate(fleet.steps)
-        if isinstance(log, StepRecords)
         for step in log
     ]
     schema = STEP_SCHEMA.append(pa.field("replica", pa.int32())).append(pa.field("router", pa.string()))

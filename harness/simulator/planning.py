@@ -75,7 +75,7 @@ def probe(
     Raises:
         ConfigError: the schedule is too short for a percentile of the limits.
     """
-    kept = BriefRows()
+    kept = BriefRows(len(schedule.requests))
     made = simulate(
         settings, calibration, schedule, replace(options, num_replicas=num_replicas), on_end=kept.add
     )

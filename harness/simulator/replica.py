@@ -116,13 +116,15 @@ class Replica:
         """Running and waiting."""
         return self.scheduler.num_running + self.scheduler.queue_depth
 
-    def submit(self, at_s: float, sequences: list[Sequence]) -> None:
+    def submit(self, at_s: float, sequences: list[Sequence]) -> float | None:
         """A request is in the engine's inbox from `at_s` on, which is not before those of earlier calls.
 
-        May bring the next turn forward.
+        Returns when the next turn is, where this brings it forward.
         """
         self._inbox.append((at_s, sequences))
+        planned_s = self.wakes_at_s
         self._wake(at_s)
+        return None if self.wakes_at_s == planned_s else self.wakes_at_s
 
     def turn(self, now_s: float) -> None:
         """Messages and what follows from them, and from it the instant of the next turn."""

@@ -15,7 +15,6 @@ from harness.simulator.calibration import Calibration
 from harness.simulator.costs import StepWork
 from harness.simulator.fleet import Fleet
 from harness.simulator.fleet_spec import FleetOptions, FleetSpec, Flight
-from harness.simulator.step_log import StepRecords
 from services.contract.timings import StepRecord
 from services.engine.spec import EngineSpec
 from services.read_settings import read_settings
@@ -34,7 +33,7 @@ class Simulated:
     @property
     def steps(self) -> list[StepRecord]:
         """Of all replicas."""
-        return [step for log in self.fleet.steps if isinstance(log, StepRecords) for step in log]
+        return [step for log in self.fleet.steps for step in log]
 
 
 def read_arm(variant: str, own: Mapping[str, str], calibration: Calibration) -> Settings:

@@ -25,18 +25,16 @@ class KvMemory:
         self._hit_blocks = math.lcm(KV_BLOCK, limits.prefill_chunk) // KV_BLOCK
         self.held_tokens: dict[int, int] = {}
         """What each sequence holds, by `seq_id`; not to be changed."""
-        self._used_tokens = 0  # where there are no blocks
+        self._free_tokens = limits.kv_capacity_tokens  # where there are no blocks
 
     @property
     def used_tokens(self) -> int:
         """KV positions that sequences hold."""
-        if self._pool is None:
-            return self._used_tokens
-        return self._capacity_tokens - self._pool.num_free * KV_BLOCK
+        return self._capacity_tokens - self.free_tokens
 
     @property
     def free_tokens(self) -> int:
-        return self._capacity_tokens - self.used_tokens
+        return self._free_tokens if self._pool is None else self._pool.num_free * KV_BLOCK
 
     def num_spare_tokens(self, *, is_alone: bool) -> int:
         """Positions that must stay free when a sequence joins. One that `is_alone` may take all."""
@@ -57,7 +55,7 @@ class KvMemory:
         """Give `seq` what it needs to join; what is in shared blocks already counts as computed."""
         self.held_tokens[seq.seq_id] = num_tokens = self._kv.num_tokens(seq)
         if self._pool is None:
-            self._used_tokens += num_tokens
+            self._free_tokens -= num_tokens
             return
         found = self._found(self._pool, seq)
         self._pool.hold(found)
@@ -69,14 +67,14 @@ class KvMemory:
     def grow(self, seq: Sequence, num_tokens: int) -> None:
         self.held_tokens[seq.seq_id] += num_tokens
         if self._pool is None:
-            self._used_tokens += num_tokens
+            self._free_tokens -= num_tokens
         else:
             seq.block_ids += self._pool.take(num_tokens // KV_BLOCK)
 
     def leave(self, seq: Sequence) -> None:
         num_tokens = self.held_tokens.pop(seq.seq_id)
         if self._pool is None:
-            self._used_tokens -= num_tokens
+            self._free_tokens += num_tokens
             return
         self._pool.give_back(seq.block_ids)
         seq.block_ids = []

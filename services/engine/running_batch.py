@@ -135,20 +135,19 @@ class RunningBatch:
         """
         if not self.num_dead:
             return []
-        is_done = not self._pads or not self.num_live
-        staying: list[Sequence] = []
-        leaving: list[Sequence] = []
-        for seq in self.sequences:
+        leaving = [seq for seq in self.sequences if seq.state is not _RUNNING]
+        if self._pads and self.num_live:
             # A row would compute its last position: not in a block that others may share.
-            has_no_row = seq.exclusive or seq.num_computed_tokens <= KV_BLOCK * len(seq.prefix_keys)
-            goes = seq.state is not _RUNNING and (is_done or has_no_row)
-            (leaving if goes else staying).append(seq)
-        self.sequences = staying
-        if not staying:
-            self._padding.clear()  # all ended with their first token
+            leaving = [
+                seq for seq in leaving
+                if seq.exclusive or seq.num_computed_tokens <= KV_BLOCK * len(seq.prefix_keys)
+            ]  # fmt: skip
         self.num_dead -= len(leaving)
         for seq in leaving:
+            self.sequences.remove(seq)
             self.memory.leave(seq)
+        if not self.sequences:
+            self._padding.clear()  # all ended with their first token
         return [seq.seq_id for seq in leaving]
 
     def _choose_victim(self) -> Sequence:

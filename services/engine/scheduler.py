@@ -84,6 +84,11 @@ class Scheduler:
         return self._batch.num_live + len(self._ending)
 
     @property
+    def _running(self) -> Seq[Sequence]:
+        """What a strategy sees of the batch."""
+        return self._batch.sequences
+
+    @property
     def queue_depth(self) -> int:
         return len(self._waiting)
 
@@ -116,9 +121,9 @@ class Scheduler:
         Raises:
             RequestTooLong: one of them, or a group that must run together, can never fit.
         """
-        assert all(seq.prompt_token_ids for seq in sequences), "the API refuses empty prompts"
         self.limits.check(sequences, together=self._strategy.takes_groups)
         for seq in sequences:
+            assert seq.prompt_token_ids, "the API refuses empty prompts"
             seq.predicted_tokens = self._oracle.predict(seq)
             if self._caches_prefixes:
                 seq.prefix_keys = prefix_keys(seq.prompt_token_ids)
@@ -243,13 +248,12 @@ class Scheduler:
         """Ask the strategy, cut its answer at what fits, and note which sequences it held back."""
         if self._batch.has_free_slot:
             self._waiting.arrange(now_s)
-        waiting, running = self._waiting.sequences, self._batch.sequences
+        waiting, running = self._waiting.sequences, self._running
         admission = self._strategy.admit(waiting, running, now_s=now_s, draining=self._draining)
-        num_fitting = self._batch.num_fitting(waiting)
         count = min(max(admission.count, 0), len(waiting))
         if count and not self._strategy.takes_groups:
             count = min(count, self._admission.most(waiting, len(running), self.limits.max_batch))
-        if count > num_fitting:
+        if count and count > (num_fitting := self._batch.num_fitting(waiting)):
             # A group joins whole. When nothing runs it joins in part instead: waiting would free no KV.
             waits_until_all_fit = self._strategy.takes_groups and running
             count = 0 if waits_until_all_fit else num_fitting

@@ -93,5 +93,7 @@ class WaitingQueue:
     def _num_begun(self) -> int:
         """Sequences at the head that no order moves: preempted ones, then those of a group that has begun."""
         begun_id, num_preempted = self._begun_group_id, self._num_preempted
+        if begun_id is None:
+            return num_preempted
         rest = islice(self._sequences, num_preempted, None)
         return num_preempted + sum(1 for _ in takewhile(lambda seq: seq.group_id == begun_id, rest))

@@ -23,13 +23,14 @@ class DecodeFirst:
     def prompt_chunks(self, prompts: Seq[Sequence], budget: StepBudget) -> list[ScheduledChunk]:
         """Prompts above the threshold come last and share `prefill_chunk` tokens for each of them."""
         size, room, threshold = budget.prefill_chunk, budget.max_prompt_tokens, budget.long_prompt_tokens
-        long = [seq for seq in prompts if 0 < threshold < seq.num_prefill_tokens]
-        short = [seq for seq in prompts if not 0 < threshold < seq.num_prefill_tokens]
+        long = [seq for seq in prompts if seq.num_prefill_tokens > threshold] if threshold else []
+        short = [seq for seq in prompts if seq.num_prefill_tokens <= threshold] if long else prompts
         # The prompt that was admitted first moves in every step, even if it is a long one.
         kept = min(size, num_left(long[0])) if long and long[0] is prompts[0] else 0
         chunks: list[ScheduledChunk] = []
         room -= _fill(chunks, short, room - kept, size)
-        _fill(chunks, long, min(room, size * len(long)), size)
+        if long:
+            _fill(chunks, long, min(room, size * len(long)), size)
         return chunks
 
 
@@ -41,7 +42,7 @@ def _fill(chunks: list[ScheduledChunk], prompts: Seq[Sequence], room: int, size:
     """
     free = room
     kept = min(size, num_left(prompts[0])) if prompts else 0
-    for seq in sorted(prompts, key=num_left):
+    for seq in sorted(prompts, key=num_left) if len(prompts) > 1 else prompts:
         if seq is prompts[0]:
             kept = 0
         num_tokens = num_left(seq)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence as Seq
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapters.base import Sequence
 from harness.plan.corpus import Prompt
 from harness.plan.load import make_load
 from harness.plan.schedule import Schedule, make_schedule
@@ -27,6 +29,8 @@ from services.kv_policies import KV_POLICIES
 from services.layouts import LAYOUTS
 from services.orders import ORDERS
 from services.strategies import VARIANTS
+from services.strategies.base import Admission
+from services.strategies.continuous import Continuous
 
 COSTS: tuple[AnyCost, ...] = (
     NullCost(0.004, 0.0005, 0.00001),
@@ -102,6 +106,19 @@ def of_requests(made: Simulated) -> dict[int, dict[str, Any]]:
     return told
 
 
+class Watching(Continuous):
+    """Lets in as many as the progress of those that run tells it, whatever that means."""
+
+    def admit(
+        self, waiting: Seq[Sequence], running: Seq[Sequence], *, now_s: float, draining: bool
+    ) -> Admission:
+        progress = sum(
+            len(seq.output_token_ids) + 2 * seq.num_computed_tokens + 3 * seq.num_steps + seq.sum_batch_rows
+            for seq in running
+        )
+        return Admission(progress % 3 if running else 1)
+
+
 @pytest.mark.parametrize("seed", range(NUM_CONFIGURATIONS))
 def test_it_equals_the_exact_mode_request_by_request(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parent)
@@ -121,6 +138,22 @@ def test_it_equals_the_exact_mode_request_by_request(seed: int, monkeypatch: pyt
         assert sum(s.num_dead_rows for s in one) == sum(s.num_dead_rows for s in other)
         for step, same in zip(one, other, strict=True):
             assert vars(step) == pytest.approx(vars(same), rel=1e-9, abs=1e-9)
+
+
+def test_a_strategy_may_look_at_the_progress_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VARIANTS, "continuous", Watching)
+    info = {**INFO, "kv_capacity_tokens": 16 * 4096}
+    calibration = Calibration(
+        name="made up", source="test", info=info, cost=COSTS[2], base={"BACKEND": "torch"}
+    )
+    arm = read_arm("continuous", {"MAX_BATCH": "8"}, calibration)
+    prompts = [Prompt(id=f"p{i}", prompt=(1,) * 20, max_tokens=10 + 7 * i % 60) for i in range(60)]
+    schedule = make_schedule(prompts, 60, make_load(concurrency=12, rate=None, arrivals=None), 0)
+    exact, fast = (
+        of_requests(simulate(arm, calibration, schedule, FleetOptions(exact=is_exact)))
+        for is_exact in (True, False)
+    )
+    assert fast == exact
 
 
 def test_it_takes_fewer_events() -> None:
