@@ -159,10 +159,7 @@ def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: f
         elif lead.word == "better":
             sentences.append(f"It comes first in {label}: {standing}")
         elif lead.word != "equivalent":
-            sentences.append(
-                f"No winner is sure: next in {label} is {made.second}, of which {made.first} has "
-                f"{lead.text()}."
-            )
+            sentences.append(f"No winner is sure: {made.first} has {standing}")
         if made.better_elsewhere:
             sentences.append(_not_the_best(made))
     verdict = lead.verdict

@@ -115,7 +115,7 @@ def never_steady(arms: Sequence[str]) -> list[str]:
     if not arms:
         return []
     return [
-        f"Load was as asked for less than {SHORTEST_SHARE:.0%} of the time in {', '.join(arms)}: start-up "
+        f"The load asked for held less than {SHORTEST_SHARE:.0%} of the time in {', '.join(arms)}: start-up "
         "and end are in these figures, and less so with more --requests."
     ]
 
