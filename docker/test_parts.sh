@@ -157,3 +157,14 @@ $COMPOSE --profile all stop >/dev/null 2>&1
 codes=$(docker inspect --format '{{.State.ExitCode}}' $($COMPOSE ps --all --quiet baseline static dynamic))
 [ "$(echo "$codes" | sort -u)" = 0 ] || fail "docker compose stop: exit codes $codes"
 say "docker compose stop: every service ended with 0"
+
+# As a user does it: every service without a profile too, and `--wait` with containers that are to end. Grafana has
+# no package, so a server that answers nobody stands for it.
+$COMPOSE --profile '*' down --volumes >/dev/null 2>&1
+GRAFANA_IMAGE=lab-test:pushgateway make --no-print-directory up SERVICE=continuous REPLICAS=2 BACKEND=null \
+    >"$WORK/up.log" 2>&1 || fail "make up: $(tail -5 "$WORK/up.log")"
+sleep 3
+ask "$FRONT/model" | grep -q '"variant":"continuous"' || fail "make up: the front does not answer"
+make --no-print-directory down >"$WORK/up.log" 2>&1 || fail "make down: $(tail -5 "$WORK/up.log")"
+[ -z "$($COMPOSE --profile '*' ps --all --quiet)" ] || fail "make down left containers"
+say "make up with 2 replicas, make down"
