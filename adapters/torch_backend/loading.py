@@ -70,7 +70,10 @@ def pick_device(name: str) -> torch.device:
             f"DEVICE={name} is not a device that torch knows: use auto, cpu, cuda, cuda:N or mps"
         ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("DEVICE=cuda, but torch finds no usable CUDA device here: use DEVICE=cpu or auto")
+        raise ConfigError(
+            "DEVICE=cuda, but torch finds no usable CUDA device here: use DEVICE=cpu or auto; "
+            "a container sees a GPU with `docker run --gpus all`"
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"DEVICE={name}, but there are {torch.cuda.device_count()} CUDA devices here")
     if device.type == "mps" and not torch.backends.mps.is_available():

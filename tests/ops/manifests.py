@@ -197,6 +197,9 @@ def _service_problems(manifest: Manifest, manifests: list[Manifest]) -> Iterator
         yield "no init container stages the model"
     image = container["image"].partition(":")[2]
     backend = {"cpu": "torch", "cuda": "torch", "llama": "llama_cpp"}.get(image)
+    writer = "llama" if backend == "llama_cpp" else "harness"
+    if any(not c["image"].endswith(f":{writer}") for c in stage):
+        yield f"only the image {writer} has what every model is made of for this backend"
     if _setting(manifests, "BACKEND") != backend:
         yield f"the image {image} has no backend {_setting(manifests, 'BACKEND')}"
     has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,16 @@ pytestmark = pytest.mark.ops
 
 DOCKER = ROOT / "docker"
 SERVICES = {*VARIANTS, "llama", "gpu"}
+TARGETS = ["harness", "cpu", "llama", "cuda"]
+BUILDX_FOLDERS = [
+    f"{folder}/cli-plugins"
+    for folder in (
+        "/usr/local/lib/docker",
+        "/usr/libexec/docker",
+        "/usr/lib/docker",
+        Path("~/.docker").expanduser(),
+    )
+]
 PROFILES = [part for name in ("all", "llama", "gpu", "harness") for part in ("--profile", name)]
 
 
@@ -51,9 +62,35 @@ def test_the_base_is_pinned_and_can_be_replaced() -> None:
     external = [line for line in re.findall(r"^FROM (\S+)", text, re.MULTILINE) if "$" in line]
     assert external == ["${BASE}"]
     bake = (DOCKER / "bake.hcl").read_text(encoding="utf-8")
-    for target in ("harness", "cpu", "llama", "cuda"):
+    for target in TARGETS:
         assert f" AS {target}\n" in text
         assert f'"{target}"' in bake
+
+
+def test_bake_makes_every_image_for_both_architectures() -> None:
+    buildx = shutil.which("docker-buildx", path=os.pathsep.join([os.environ["PATH"], *BUILDX_FOLDERS]))
+    if not buildx:
+        pytest.skip(
+            "docker buildx is missing (Debian 13's package docker-buildx): docker/bake.hcl was NOT read"
+        )
+    names = {
+        "REGISTRY": "r.test/",
+        "TAG": "t",
+        "VERSION": "1.2",
+        "REVISION": "abc",
+        "PATH": os.environ["PATH"],
+    }
+    command = [buildx, "bake", "--file", "docker/bake.hcl", "--print"]
+    printed = subprocess.run(command, cwd=ROOT, env=names, capture_output=True, text=True, check=True).stdout
+    made = json.loads(printed)
+    assert made["group"]["default"]["targets"] == TARGETS
+    for name in TARGETS:
+        target = made["target"][name]
+        assert (ROOT / target["context"] / target["dockerfile"]).samefile(DOCKER / "Dockerfile")
+        assert target["target"] == name
+        assert target["platforms"] == ["linux/amd64", "linux/arm64"]
+        assert target["tags"] == [f"r.test/batching-lab:{name}-t"]
+        assert target["args"] == {"VERSION": "1.2", "REVISION": "abc"}
 
 
 def test_every_variant_is_a_service_that_waits_for_its_model_and_may_drain(stack: dict[str, Any]) -> None:

@@ -134,6 +134,11 @@ MISTAKES: dict[str, tuple[str, Callable[[Any], object], str]] = {
     ),
     "a set number of replicas": ("Deployment", lambda s: s.update(replicas=3), "KEDA"),
     "no staging": ("Deployment", lambda s: s["template"]["spec"].pop("initContainers"), "stages"),
+    "staging by an image without the packages of models": (
+        "Deployment",
+        lambda s: s["template"]["spec"]["initContainers"][0].update(image="batching-lab:cpu"),
+        "only the image harness",
+    ),
     "a spread over other pods": (
         "Deployment",
         lambda s: s["template"]["spec"]["topologySpreadConstraints"][0]["labelSelector"].update(
