@@ -18,9 +18,11 @@ from adapters.text.unicode_text import printable
 from harness.comparing.combine import draws_text, unranked_text
 from harness.comparing.contrasts import Contrast, contrast_table, design_of
 from harness.comparing.trade import (
+    Decision,
     decision_sentences,
     in_words,
     judge,
+    next_step,
     nothing_decided,
     what_more_blocks_tell,
 )
@@ -101,6 +103,32 @@ def agreement_of_all(rows: pd.DataFrame) -> tuple[int, int]:
     return int(same.sum()), len(same)
 
 
+def answer_sentences(
+    manifest: ComparisonManifest, made: Decision | None, unsteady: Sequence[str]
+) -> list[str]:
+    """What a comparison says first, in terminal and report: the answer, how sure it is, what it holds for,
+    and what to do next. `unsteady`: arms that never had the load asked for."""
+    if manifest.validity.invalid:
+        return [nothing_decided(manifest.validity), "Next: remove the cause, then measure again."]
+    if unranked := unranked_text(manifest.runs):
+        return [unranked]
+    is_open = manifest.runs[0].schedule.load.is_open
+    told = decision_sentences(made, manifest.reference, is_open, block_seconds(manifest)) if made else []
+    if manifest.num_blocks > 1:
+        told.append(draws_text(manifest.runs))
+    told += never_steady(unsteady)
+    if any(run.service and run.service.backend == "null" for run in manifest.runs):
+        told.append("The null backend computes no model: this tells of scheduling, not of any model's speed.")
+    if made:
+        step = next_step(made, manifest.num_blocks, is_open, is_of_files=_is_of_files(manifest))
+        told.append(f"Next: {step}")
+    return told
+
+
+def _is_of_files(manifest: ComparisonManifest) -> bool:
+    return len({run.file for run in manifest.runs}) > 1
+
+
 def unanswered_text(rows: pd.DataFrame) -> str:
     """As ` (81 got none from some arm)`; empty where every arm answered everything."""
     num_failed = len(rows.loc[rows["error"].notna(), ["repeat", "schedule_index"]].drop_duplicates())
@@ -124,23 +152,17 @@ def render_comparison(
         rows, manifest.arms, reference, is_open=is_open, margin=margin, design=design, objective=objective
     )
     # A block of several files is one repeat of each.
-    more_blocks = "REPEATS of each run" if len({run.file for run in manifest.runs}) > 1 else "--blocks"
+    more_blocks = "REPEATS of each run" if _is_of_files(manifest) else "--blocks"
     num_same, num_planned = agreement_of_all(rows)
     load = manifest.runs[0].schedule.load
     steady = {arm: steady_figures(rows[rows["arm"] == arm], load) for arm in manifest.arms}
-    if manifest.validity.invalid:
-        answer, told = [nothing_decided(manifest.validity)], []
-    else:
-        decided = decision_sentences(made, reference, is_open, block_s) if made else []
-        answer = [unranked] if (unranked := unranked_text(manifest.runs)) else decided
-        told = [*verdict_lines(found), *what_more_blocks_tell(found, is_open, block_s, more_blocks)]
+    unsteady = [arm for arm, of in steady.items() if of is None]
+    told = [*verdict_lines(found), *what_more_blocks_tell(found, is_open, block_s, more_blocks)]
     return "\n".join(
         [
             _heading(manifest),
             "",
-            *map(printable, answer),
-            *([draws_text(manifest.runs)] if manifest.num_blocks > 1 else ()),
-            *map(printable, never_steady([arm for arm, of in steady.items() if of is None])),
+            *map(printable, answer_sentences(manifest, made, unsteady)),
             "",
             _figure_table(rows, is_open, figures, manifest.arms, reference, objective),
             "",
@@ -158,7 +180,7 @@ def render_comparison(
             render_table(*contrast_table(found)),
             "",
             RATIOS_TEXT,
-            *map(printable, told),
+            *map(printable, () if manifest.validity.invalid else told),
             "",
             f"All arms gave the same output for {num_same} of {num_planned} prompts{unanswered_text(rows)}.",
             *padding_lines(manifest),

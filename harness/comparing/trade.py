@@ -159,7 +159,11 @@ def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: f
         elif lead.word == "better":
             sentences.append(f"It comes first in {label}: {standing}")
         elif lead.word != "equivalent":
-            sentences.append(f"No winner is sure: {made.first} has {standing}")
+            ahead = sum((log > 0) == made.figure.metric.higher_is_better for log in lead.log_ratios)
+            sentences.append(
+                f"{made.first} leads, but is not surely ahead: {standing.removesuffix('.')}, and better in "
+                f"{ahead} of {counted(len(lead.log_ratios), 'block')}."
+            )
         if made.better_elsewhere:
             sentences.append(_not_the_best(made))
     verdict = lead.verdict
@@ -182,6 +186,22 @@ def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: f
     if made.winner and untold:
         sentences.append(f"Nothing is sure of {', '.join(untold)}.")
     return sentences
+
+
+def next_step(made: Decision, num_blocks: int, is_open: bool, *, is_of_files: bool) -> str:
+    """What a reader can do with this answer. `is_of_files`: blocks are repeats of runs made singly."""
+    if made.winner:
+        return f"serve with {made.winner}; another load, model or machine needs a comparison of its own."
+    if made.lead.word == "better":
+        others = ", ".join(dict.fromkeys(c.arm for c in made.better_elsewhere))
+        return f"take {made.first} if {made.figure.label} counts most, and {others} if its price counts more."
+    if made.lead.word == "equivalent":
+        return f"take whichever of {made.first} and {made.second} is simpler to run."
+    if verdict := most_asking(made.against_next, is_open):
+        more = num_blocks + verdict.num_missing
+        how = f"runs of REPEATS={more}" if is_of_files else f"the same command with --resume --blocks {more}"
+        return f"measure on: {how}."
+    return "take either: what is left between them is small, or too noisy for any number of blocks."
 
 
 def _undecided(made: Decision, told: Sequence[Contrast], other: str) -> str:

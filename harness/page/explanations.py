@@ -30,6 +30,11 @@ _WORDS = {
 }
 
 
+def _towards(ratio: float) -> str:
+    """In the words of the axis, as: 1.25x worse."""
+    return f"{factor_text(max(ratio, 1 / ratio))} {'better' if ratio > 1 else 'worse'}"
+
+
 def verdict_chart(data: ReportData) -> Picture | None:
     """The first arm against the reference: how many times better or worse, and how sure."""
     made = data.decision
@@ -43,10 +48,12 @@ def verdict_chart(data: ReportData) -> Picture | None:
         interval = verdict.interval if verdict.interval and "-" in verdict.interval_text() else None
         towards = 1 if contrast.figure.metric.higher_is_better else -1
         at, *ends = (ratio**towards for ratio in (verdict.ratio, *(interval or ())))
-        said = f"{verdict.word}, {contrast.text()}"
+        said = f"{verdict.word}, {_towards(at)} [{verdict.interval_text()}]"
         if verdict.word in ("better", "worse"):
             factor, *of = (value if at > 1 else 1 / value for value in (at, *ends))
             said = f"{factor_text(factor)} {verdict.word} [{min(of):.3g}-{max(of):.3g}]"
+        elif ends:
+            said = f"{verdict.word}, {_towards(min(ends))} to {_towards(max(ends))}"
         values.append({
             "figure": contrast.figure.label, "word": verdict.word, "ratio": contrast.text(), "x": at,
             "verdict": verdict.text(), "said": f"{contrast.figure.label}: {said}",

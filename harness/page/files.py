@@ -118,9 +118,11 @@ def write_slide(data: ReportData, path: Path) -> None:
     no chart of runs that do not count."""
     validity = data.manifest.validity
     first, *more = summary.answer_sentences(data)
-    sentences = [words for words in more if words.startswith(("Against", "How sure", "Next"))]
+    leader = data.decision.first if data.decision else "Against"
+    kept = ("Against", "It comes", f"{leader} ", "How sure", "Next")
+    sentences = [words for words in more if words.startswith(kept)]
     question, answer = _lines(summary.question(data), 110, 2), _lines(first, 72, 4)
-    sure = _lines(" ".join(sentences), 125, 3)
+    sure = _lines(" ".join(sentences), 125, 4)
     reasons = [*validity.invalid, *validity.caution]
     doubts = _lines("; ".join(reasons), 118, 2)
     if validity.invalid:

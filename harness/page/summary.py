@@ -10,17 +10,15 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from harness.comparing.combine import draws_text, unranked_text
+from harness.comparing.combine import unranked_text
+from harness.comparing.comparison import answer_sentences as comparison_sentences
 from harness.comparing.comparison import padding_lines, unlike_work
-from harness.comparing.contrasts import most_asking
-from harness.comparing.trade import Decision, decision_sentences, nothing_decided
 from harness.page.data import ArmData, ReportData
 from harness.results.latency_budget import TERMS
 from harness.results.lengths import length_table
 from harness.results.metrics import METRICS, OUTPUT_TOKENS, Figure, compared_figures
 from harness.results.server_lines import server_lines
 from harness.results.steady import FIGURES as STEADY_FIGURES
-from harness.results.steady import never_steady
 from harness.results.table import MISSING, number, render_table, share
 from harness.settings import HarnessSettings, spelled
 
@@ -49,39 +47,16 @@ def verdict_sentences(data: ReportData) -> list[str]:
 
 
 def answer_sentences(data: ReportData) -> list[str]:
-    if data.decision is None or data.reference is None:
-        if unranked := unranked_text(data.manifest.runs):
-            return [unranked, *(_only_arm(arm) for arm in data.arms)]
-        if len(data.names) > 1 and len(data.loads) > 1:
-            return [_at_load(data, load) for load in data.loads] + [
-                "How sure: a page of several loads has no intervals; the page of each file has them."
-            ]
-        return [_only_arm(arm) for arm in data.arms]
-    validity = data.manifest.validity
-    if validity.invalid:
-        return [
-            nothing_decided(validity),
-            "Next: remove the cause, then measure again (the command is at the end of the page).",
+    if data.decision and data.reference:
+        unsteady = [arm.name for arm in data.arms if arm.steady is None]
+        return comparison_sentences(data.manifest, data.decision, unsteady)
+    if unranked := unranked_text(data.manifest.runs):
+        return [unranked, *(_only_arm(arm) for arm in data.arms)]
+    if len(data.names) > 1 and len(data.loads) > 1:
+        return [_at_load(data, load) for load in data.loads] + [
+            "How sure: a page of several loads has no intervals; the page of each file has them."
         ]
-    told = decision_sentences(data.decision, data.reference, data.is_open, data.block_s)
-    if data.manifest.num_blocks > 1:
-        told.append(draws_text(data.manifest.runs))
-    told += never_steady([arm.name for arm in data.arms if arm.steady is None])
-    return [*told, f"Next: {_next_step(data.decision, data.manifest.num_blocks, data.is_open)}"]
-
-
-def _next_step(made: Decision, num_blocks: int, is_open: bool) -> str:
-    """What a reader can do with this answer."""
-    if made.winner:
-        return f"serve with {made.winner}; another load, model or machine needs a comparison of its own."
-    if made.lead.word == "better":
-        others = ", ".join(dict.fromkeys(c.arm for c in made.better_elsewhere))
-        return f"take {made.first} if {made.figure.label} counts most, and {others} if its price counts more."
-    if made.lead.word == "equivalent":
-        return f"take whichever of {made.first} and {made.second} is simpler to run."
-    if verdict := most_asking(made.against_next, is_open):
-        return f"measure on: the same command with --resume --blocks {num_blocks + verdict.num_missing}."
-    return "take either: what is left between them is small, or too noisy for any number of blocks."
+    return [_only_arm(arm) for arm in data.arms]
 
 
 def _only_arm(arm: ArmData) -> str:

@@ -313,7 +313,7 @@ def test_the_chart_of_ratios_shows_the_intervals_of_the_table_and_no_other(resul
     far = replace(found[1].verdict, word="better", ratio=0.5, interval=(0.01, 0.9))
     found[:2] = [replace(found[0], verdict=nothing), replace(found[1], verdict=far)]
     bare, cut, *_ = make_charts(data)["verdict"].spec["data"]["values"]
-    assert bare["said"] == "output tok/s: can't tell, 2.00x [too few blocks]"
+    assert bare["said"] == "output tok/s: can't tell, 2.00x better [too few blocks]"
     assert bare["low"] == bare["x"] == bare["high"]
     assert cut["said"].endswith(": 2.00x better [1.11-100]")
     assert cut["from"] == cut["low"]
