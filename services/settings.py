@@ -32,7 +32,10 @@ _LONG = [
     for device, tokens in description.long_prefill_token_thresholds.items()
 ]
 _SCHEDULING = ", ".join(name for name, backend in BACKENDS.items() if backend.make_scheduling)
-_OF_THE_LABS_SCHEDULER = ("variant", "long_prefill_token_threshold", "schedule_tick_ms", "aging_s")
+_OF_THE_LABS_SCHEDULER = (
+    "variant", "batch_wait_ms", "pad_finished", "pad_style", "prefill_chunk", "long_prefill_token_threshold",
+    "schedule_tick_ms", "aging_s",
+)  # fmt: skip
 _DTYPES = [f"{name}: {backend.dtypes}." for name, backend in BACKENDS.items() if backend.dtypes]
 
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)]

@@ -177,10 +177,18 @@ def main() -> None:
     specs = {}
     for arm in args.arms:
         variant, own = parse_arm(arm)
-        specs[arm] = read_settings({"variant": variant, **own}).engine_spec()
-    first, *others = (spec.backend for spec in specs.values())
-    most = max(config.max_batch_size for config in (first, *others))
-    backend = create_backend(replace(first, max_batch_size=most))
+        settings = read_settings({"variant": variant, **own})
+        if settings.scheduling == "engine":
+            parser.error(f"{arm}: the engine's own scheduler takes no turns here")
+        if arm in specs:
+            parser.error(f"{arm} is named twice")
+        specs[arm] = settings.engine_spec()
+    configs = [spec.backend for spec in specs.values()]
+    most = max(config.max_batch_size for config in configs)
+    one, *more = (replace(config, max_batch_size=most) for config in configs)
+    if any(other != one for other in more):
+        parser.error("the arms share one backend: they may differ in policies and MAX_BATCH alone")
+    backend = create_backend(one)
     work = make_work(args, specs[args.arms[0]])
     info = backend.info
     asked = {name: value for name, value in vars(args).items() if name != "out"}

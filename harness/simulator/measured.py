@@ -39,6 +39,8 @@ def read_run(path: Path) -> tuple[RunManifest, pd.DataFrame, pd.DataFrame]:
         raise ConfigError(f"{path} is not one run of a service of ours")
     if manifest.kind == "simulated":
         raise ConfigError(f"{path} is simulated: only a measured run says anything of a machine")
+    if manifest.service and manifest.service.scheduling == "engine":
+        raise ConfigError(f"{path} is of an engine's own scheduler: only the lab's is simulated")
     if not steps_path.is_file():
         raise ConfigError(f"there is no step log {steps_path}")
     return manifest, rows[rows["error"].isna()], read_steps(steps_path)

@@ -58,9 +58,11 @@ def simulate(
     """Play the schedule. With `on_end` the flights are its to keep.
 
     Raises:
-        ConfigError: the settings cannot work, or ask for a prefix cache, which is not simulated.
+        ConfigError: the settings cannot work, or ask for a prefix cache or an engine's own scheduler.
     """
     engine: EngineSpec = settings.engine_spec()
+    if settings.scheduling == "engine":
+        raise ConfigError("SCHEDULING=engine is not simulated: nothing here knows an engine's own scheduler")
     if engine.policies.prefix_cache:
         raise ConfigError("PREFIX_CACHE=1 is not simulated: nothing here knows which prompts begin alike")
     info: BackendInfo = calibration.backend_info(engine.backend)

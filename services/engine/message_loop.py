@@ -50,7 +50,7 @@ class EngineLoop(Protocol):
         ...
 
     def busy_s(self) -> float:
-        """How long the present step has taken, 0 between steps. May be called from any thread."""
+        """How long the present step, or acting on messages, takes by now, else 0. Any thread may call it."""
         ...
 
 

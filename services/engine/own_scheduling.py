@@ -2,8 +2,8 @@
 steps the engine, and tells what each step was.
 
 No strategy, order, layout or KV policy of the lab has a say. Step records are made from what the engine says
-that it computed, so they mean what they mean elsewhere; `batch_wait_s` is 0, since nothing is known of why a
-sequence waited.
+that it computed. `batch_wait_s` is 0, since nothing is known of why a sequence waited, and so are dead rows:
+a row of a sequence that has ended meanwhile is not told.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from services.engine.step_plan import contexts
 
 _NOTHING_COMPUTED_S = 0.001
 """How long to wait where the engine has work and computed nothing: a result of its device is still to come.
-Source: vLLM's own loop."""
+vLLM's own loop waits as long, but not after a step that it has launched and that gave no result yet, which
+only engines that plan ahead (on GPUs) have."""
 
 
 class OwnSchedulingLoop:
@@ -50,6 +51,8 @@ class OwnSchedulingLoop:
         self._eos_token_ids = frozenset(engine.info.eos_token_ids)
         self._sequences: dict[int, Sequence] = {}
         """Those that the engine still has."""
+        self._kv_used_tokens = 0
+        """After the last step."""
         self._num_steps = 0
         self._began_s: float | None = None
 
@@ -63,6 +66,7 @@ class OwnSchedulingLoop:
     def handle(self, messages: Iterable[Submit | Cancel | Drain]) -> None:
         """Act on messages, in their order; what ends by them is published without a record."""
         updates: list[SequenceUpdate] = []
+        self._began_s = self._clock()
         for message in messages:
             match message:
                 case Submit(sequences):
@@ -73,9 +77,10 @@ class OwnSchedulingLoop:
                     updates += [finish(seq, [], reason, self._clock()) for seq in ended]
                 case Drain():
                     pass  # nothing is held back
+        self._began_s = None
         if updates:
             num_running = sum(seq.state is SequenceState.RUNNING for seq in self._sequences.values())
-            self._publish(StepReport(updates, None, num_running, len(self._sequences) - num_running))
+            self._report(updates, None, num_running, len(self._sequences) - num_running)
 
     def step(self) -> float | None:
         """One step of the engine, if it has work; returns what `run_loop` asks for."""
@@ -86,24 +91,25 @@ class OwnSchedulingLoop:
         done_s = self._clock()
         self._note_computed(made, start_s)
         updates = self._updates(made, done_s)
+        record = self._record(made, start_s, done_s) if made.chunks else None
+        self._note_preempted(made)
+        self._kv_used_tokens = made.kv_used_tokens
         self._began_s = None
-        if not made.chunks and not updates:
+        if record is None and not updates:
             return _NOTHING_COMPUTED_S
-        self._publish(
-            StepReport(
-                updates,
-                self._record(made, start_s, done_s) if made.chunks else None,
-                made.num_running,
-                made.queue_depth,
-                made.kv_used_tokens,
-                [
-                    seq.seq_id
-                    for seq in self._sequences.values()
-                    if seq.state is SequenceState.RUNNING and seq.first_token_s is None
-                ],
-            )
-        )
+        self._report(updates, record, made.num_running, made.queue_depth)
         return 0.0
+
+    def _report(
+        self, updates: list[SequenceUpdate], record: StepRecord | None, num_running: int, queue_depth: int
+    ) -> None:
+        prefilling = [
+            seq.seq_id
+            for seq in self._sequences.values()
+            if seq.state is SequenceState.RUNNING and seq.first_token_s is None
+        ]
+        used = self._kv_used_tokens if self._sequences else 0
+        self._publish(StepReport(updates, record, num_running, queue_depth, used, prefilling))
 
     def _add(self, sequences: Seq[Sequence]) -> list[SequenceUpdate]:
         try:
@@ -118,10 +124,6 @@ class OwnSchedulingLoop:
 
     def _note_computed(self, made: OwnStep, start_s: float) -> None:
         num_rows = len(made.chunks)
-        for seq_id in made.preempted_seq_ids:
-            if seq := self._sequences.get(seq_id):
-                seq.state = SequenceState.WAITING
-                seq.num_prefill_tokens = seq.num_tokens
         for chunk in made.chunks:
             seq = chunk.seq
             if seq.admitted_s is None:
@@ -132,13 +134,20 @@ class OwnSchedulingLoop:
             seq.num_steps += 1
             seq.sum_batch_rows += num_rows
 
+    def _note_preempted(self, made: OwnStep) -> None:
+        """Last: where an engine plans a step ahead, one that it preempts still had a row in this step."""
+        for seq_id in made.preempted_seq_ids:
+            if seq := self._sequences.get(seq_id):
+                seq.state = SequenceState.WAITING
+                seq.num_prefill_tokens = seq.num_tokens
+
     def _updates(self, made: OwnStep, done_s: float) -> list[SequenceUpdate]:
         updates: list[SequenceUpdate] = []
         for output in made.outputs:
             seq = self._sequences.get(output.seq_id)
             if seq is None:
                 continue
-            if seq.first_token_s is None:
+            if output.token_ids and seq.first_token_s is None:
                 seq.first_token_s = done_s
             num_before = len(seq.output_token_ids)
             reason = append_tokens(seq, output.token_ids, self._eos_token_ids)

@@ -75,6 +75,7 @@ def test_an_engine_that_breaks_is_started_again(served: Served) -> None:
     [
         ({"BACKEND": "null"}, r"SCHEDULING=engine needs .* scheduler of its own: vllm, toy, not null"),
         ({"VARIANT": "static"}, "leaves nothing to the lab's scheduler: VARIANT must stay unset"),
+        ({"PREFILL_CHUNK": "64", "BATCH_WAIT_MS": "5"}, "BATCH_WAIT_MS, PREFILL_CHUNK must stay unset"),
         ({"ORDER": "sjf", "SCHEDULE_TICK_MS": "5"}, "scheduler: SCHEDULE_TICK_MS, ORDER must stay unset"),
     ],
 )

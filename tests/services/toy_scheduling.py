@@ -33,6 +33,8 @@ class ToyScheduling:
         self.waiting: list[Sequence] = []
         self.released: list[int] = []
         self.preempts = False
+        self.preempts_late = False
+        """As an engine that plans the next step before it takes the results of this one."""
         self.ends_early = False
 
     @property
@@ -67,6 +69,11 @@ class ToyScheduling:
             if num_outputs == seq.params.max_tokens or is_end or self.ends_early:
                 ended.append(seq.seq_id)
         self.running = [(seq, known) for seq, known in self.running if seq.seq_id not in ended]
+        if self.preempts_late and self.running:
+            self.preempts_late = False
+            seq, _ = self.running.pop()
+            self.waiting.insert(0, seq)
+            preempted.append(seq.seq_id)
         used = sum(len(known) for _, known in self.running)
         return OwnStep(chunks, outputs, ended, preempted, len(self.running), len(self.waiting), used)
 

@@ -55,3 +55,22 @@ def test_ratios_are_paired_by_turn_and_know_the_place() -> None:
     ]
     texts = policy_turns.ratio_texts(pd.DataFrame(rows), ["first", "other"], "cpu_s")
     assert texts == {"first": "", "other": " (1.100x [1.100-1.100])"}
+
+
+@pytest.mark.parametrize(
+    ("arms", "words"),
+    [
+        (("continuous", "continuous@PREFILL_CHUNK=64"), "the arms share one backend"),
+        (("continuous", "continuous"), "is named twice"),
+        (("continuous@BACKEND=vllm,SCHEDULING=engine",), "takes no turns here"),
+    ],
+)
+def test_arms_that_one_backend_cannot_play_are_refused(
+    arms: tuple[str, ...],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *arms, *NULL)
+    assert words in capsys.readouterr().err

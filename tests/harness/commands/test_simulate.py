@@ -103,6 +103,7 @@ def test_a_sweep_simulates_every_arm_with_every_value(
         ("--sweep", "router=random,foo", "there is no router 'foo'"),
         ("--sweep", "MAX_BATCH=8,x", "MAX_BATCH"),
         ("--variants", "continuous@PREFIX_CACHE=1,KV_POLICY=paged", "PREFIX_CACHE=1 is not simulated"),
+        ("--variants", "continuous@BACKEND=vllm,SCHEDULING=engine", "SCHEDULING=engine is not simulated"),
     ],
 )
 def test_numbers_of_a_fleet_that_cannot_be_are_refused(

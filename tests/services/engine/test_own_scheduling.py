@@ -73,7 +73,7 @@ def test_timings_come_from_the_steps() -> None:
     timings = last.timings
     assert timings is not None
     assert (timings.queue_s, timings.batch_wait_s, timings.num_steps, timings.mean_batch_size) == (
-        0.5,
+        1.0,
         0,
         3,
         1,
@@ -129,6 +129,24 @@ def test_a_preempted_sequence_waits_and_its_output_is_prompt_then() -> None:
     assert len(records) == len(lab.told)  # of a step that computed nothing there is nothing to tell
     assert lab.tokens(1) == [43, 44, 45, 46]
     assert records[1].num_prompt_tokens + records[1].num_decode_tokens == 1
+
+
+def test_one_that_is_preempted_for_the_next_step_still_had_its_row_in_this_one() -> None:
+    lab = Lab()
+    lab.submit(sequence(1), sequence(2))
+    lab.loop.step()
+    lab.engine.preempts_late = True
+    lab.loop.step()
+    record = lab.told[-1].record
+    assert record is not None
+    assert (record.num_prompt_tokens, record.num_decode_tokens, record.num_preempted) == (0, 2, 1)
+    used = lab.told[-1].kv_used_tokens
+    lab.submit(sequence(3, first=REFUSED))
+    told = lab.told[-1]
+    assert (told.record, told.num_running, told.queue_depth, told.kv_used_tokens) == (None, 1, 1, used)
+    assert used > 0
+    lab.run()
+    assert lab.tokens(1) == lab.tokens(2) == [43, 44, 45, 46]
 
 
 def test_an_answer_that_the_engine_ends_too_early_is_an_error() -> None:
