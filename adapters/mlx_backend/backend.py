@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
-import mlx_lm
 from mlx_lm.utils import get_total_parameters, load_model
 
 from adapters.base import BackendConfig, BackendError, BackendInfo, ConfigError, UnsupportedModel
@@ -54,8 +54,8 @@ class MlxBackend(SlotBackend):
             num_parameters=get_total_parameters(model),
             model_digest=files.digest,
             details={
-                "mlx": mx.__version__,
-                "mlx_lm": mlx_lm.__version__,
+                "mlx": version("mlx"),
+                "mlx_lm": version("mlx-lm"),
                 "weights": f"{quantization['bits']} bits" if quantization else "as computed",
                 "kv_bytes_per_token": decoder.kv_bytes_per_token,
             },
