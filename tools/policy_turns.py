@@ -27,6 +27,7 @@ from adapters.base import Backend, LabError
 from adapters.registry import create_backend, load_tokenizer
 from harness.comparing.arms import parse_arm, williams_row
 from harness.comparing.intervals import FEWEST_BLOCKS, log_interval, middle_and_error, without_order
+from harness.comparing.verdict import CONFIDENCE
 from harness.plan.corpus import default_path, load_corpus
 from harness.plan.synthetic import synthetic_corpus, synthetic_ids
 from harness.results.table import render_table
@@ -36,7 +37,6 @@ from services.read_settings import read_settings
 from tools.engine_drive import Work, drive_spec
 from tools.result_file import write_rows
 
-CONFIDENCE = 0.95
 TIMES = {"tokens_per_s": "tok/s", "mean_ttft_s": "mean TTFT (s)", "gap_p99_ms": "gap p99 (ms)"}
 COUNTS = {
     "num_steps": "steps",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from adapters.base import BackendConfig, BackendInfo, ScheduledChunk, StepOutput
 from adapters.chunks import check_chunks
-from adapters.vllm_backend.loading import load_engine, scheduler_of
+from adapters.vllm_backend.loading import load_llm_engine, scheduler_of
 
 if TYPE_CHECKING:
     from adapters.vllm_backend.scheduler import StepScheduler
@@ -30,7 +30,7 @@ class VllmBackend:
         Raises:
             ConfigError, BackendError: with what to change.
         """
-        self._engine, self._info = load_engine(config, steps_as_told=True)
+        self._engine, self._info = load_llm_engine(config, steps_as_told=True)
         from adapters.vllm_backend.requests import Requests  # vLLM reads the environment as it is imported
 
         self._scheduler: StepScheduler = scheduler_of(self._engine)

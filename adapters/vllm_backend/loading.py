@@ -20,7 +20,7 @@ _DTYPES = {"auto": "auto", **{alias: _NAMES[name] for alias, name in HF_FORMATS.
 _SHORT_NAMES = {long: short for short, long in _NAMES.items()}
 
 
-def load_engine(config: BackendConfig, *, steps_as_told: bool) -> tuple[Any, BackendInfo]:
+def load_llm_engine(config: BackendConfig, *, steps_as_told: bool) -> tuple[Any, BackendInfo]:
     """An `LLMEngine`, whose scheduler lets those compute that it is told to, or is vLLM's own.
 
     Raises:

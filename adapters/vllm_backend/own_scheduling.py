@@ -19,7 +19,7 @@ from adapters.base import (
     Sequence,
     StepOutput,
 )
-from adapters.vllm_backend.loading import BLOCK_TOKENS, load_engine, scheduler_of
+from adapters.vllm_backend.loading import BLOCK_TOKENS, load_llm_engine, scheduler_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class VllmScheduling:
         Raises:
             ConfigError, BackendError: with what to change.
         """
-        self._engine, self._info = load_engine(config, steps_as_told=False)
+        self._engine, self._info = load_llm_engine(config, steps_as_told=False)
         self._scheduler = scheduler_of(self._engine)
         self._sequences: dict[str, Sequence] = {}
         """By vLLM's id of the request."""

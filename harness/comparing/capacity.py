@@ -17,11 +17,11 @@ import pandas as pd
 from harness.comparing.arms import arm_order
 from harness.comparing.contrasts import ratio_text
 from harness.comparing.intervals import FEWEST_BLOCKS, log_interval, middle_and_error
+from harness.comparing.verdict import CONFIDENCE
 from harness.plan.schedule import derive_seed
 from harness.replay.arm_file import Arm
 from harness.results.table import MISSING, render_table
 
-CONFIDENCE = 0.95
 FIRST_FACTOR, LATER_FACTOR = 2.0, 1.25
 """By how much rates grow until the limits do not hold: at first, and near the answer of another block."""
 MAX_TRIED = 16

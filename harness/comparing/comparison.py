@@ -157,7 +157,9 @@ def render_comparison(
     load = manifest.runs[0].schedule.load
     steady = {arm: steady_figures(rows[rows["arm"] == arm], load) for arm in manifest.arms}
     unsteady = [arm for arm, of in steady.items() if of is None]
-    told = [*verdict_lines(found), *what_more_blocks_tell(found, is_open, block_s, more_blocks)]
+    told: list[str] = []
+    if not manifest.validity.invalid:
+        told = [*verdict_lines(found), *what_more_blocks_tell(found, is_open, block_s, more_blocks)]
     return "\n".join(
         [
             _heading(manifest),
@@ -180,7 +182,7 @@ def render_comparison(
             render_table(*contrast_table(found)),
             "",
             RATIOS_TEXT,
-            *map(printable, () if manifest.validity.invalid else told),
+            *map(printable, told),
             "",
             f"All arms gave the same output for {num_same} of {num_planned} prompts{unanswered_text(rows)}.",
             *padding_lines(manifest),

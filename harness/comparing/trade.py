@@ -144,10 +144,10 @@ def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: f
     if lead.verdict is None:
         return [f"{made.first} comes first in {label}, but too few answers stand behind it."]
     sentences: list[str] = []
-    standing = f"{lead.text()} the {label} of the next, {made.second}."
+    standing = f"{lead.text()} the {label} of the next, {made.second}"
     trade = trade_text(told, made.first)
     if made.winner and not made.better_elsewhere:
-        sentences.append(f"{made.first} wins: {standing}")
+        sentences.append(f"{made.first} wins: {standing}.")
         if trade:
             sentences.append(f"Against {other}: {trade}.")
     else:
@@ -155,13 +155,13 @@ def decision_sentences(made: Decision, reference: str, is_open: bool, block_s: f
             f"{made.first} against {other}: {trade}." if trade else _undecided(made, told, other)
         )
         if made.winner:
-            sentences.append(f"By {label}, which was chosen to decide, {made.first} wins: {standing}")
+            sentences.append(f"By {label}, which was chosen to decide, {made.first} wins: {standing}.")
         elif lead.word == "better":
-            sentences.append(f"It comes first in {label}: {standing}")
+            sentences.append(f"It comes first in {label}: {standing}.")
         elif lead.word != "equivalent":
             ahead = sum((log > 0) == made.figure.metric.higher_is_better for log in lead.log_ratios)
             sentences.append(
-                f"{made.first} leads, but is not surely ahead: {standing.removesuffix('.')}, and better in "
+                f"{made.first} leads, but is not surely ahead: {standing}, and better in "
                 f"{ahead} of {counted(len(lead.log_ratios), 'block')}."
             )
         if made.better_elsewhere:

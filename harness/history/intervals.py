@@ -14,11 +14,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness.comparing.intervals import FEWEST_BLOCKS, bounded_exp, log_interval
+from harness.comparing.verdict import CONFIDENCE
 from harness.results.formulas import Floats
 from harness.results.metrics import OUTPUT_TOKENS, Figure
 from harness.results.stats import rank_interval
 
-CONFIDENCE = 0.95
 NUM_RESAMPLES = 400
 
 Source = Literal["blocks", "requests"]

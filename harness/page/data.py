@@ -23,7 +23,7 @@ from harness.comparing.combine import (
     unranked_text,
     validity_of,
 )
-from harness.comparing.comparison import agreement_of_all, block_seconds
+from harness.comparing.comparison import agreement_of_all
 from harness.comparing.contrasts import Contrast, design_of
 from harness.comparing.trade import Decision, judge
 from harness.comparing.verdict import DEFAULT_MARGIN
@@ -106,11 +106,6 @@ class ReportData:
     @property
     def is_open(self) -> bool:
         return self.manifest.runs[0].schedule.load.is_open
-
-    @property
-    def block_s(self) -> float | None:
-        """How long a block takes."""
-        return block_seconds(self.manifest)
 
 
 def load_report(
