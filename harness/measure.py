@@ -102,7 +102,7 @@ def try_out(
         guess_s = perf_counter() - guess_s
     # Three digits, so that schedules can be had again.
     capacity = float(f"{speed.tokens_per_s / mean_budget(corpus):.3g}")
-    service_s = perf_counter() - start_s - guess_s
+    service_s = perf_counter() - start_s - guess_s + speed.settling_s
     return Trial(capacity, speed.unequal_tokens_per_s, service_s, speed.warm_up_s)
 
 

@@ -29,7 +29,7 @@ class Trial:
     tokens_per_s: float
     """Of a closed loop of unequal answers."""
     start_s: float
-    """What the service takes to start and to end."""
+    """What the service takes to start, to settle with its first requests, and to end."""
     warm_up_s: float
     """What a run takes beside its requests on a service that has started."""
 

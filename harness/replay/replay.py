@@ -107,6 +107,8 @@ class Speed:
     """Of answers of unequal lengths, where these were asked for."""
     warm_up_s: float
     """What the warm-up of a replay takes."""
+    settling_s: float
+    """What the first requests after a start take beyond others like them."""
 
 
 def measure_speed(
@@ -131,7 +133,7 @@ def measure_speed(
             answers = _warm_up(runner, client, server, trial)
             return _num_tokens(answers) / num, perf_counter() - start_s
 
-        timed(2)
+        first_tokens, first_s = timed(2)
         points = [timed(num) for num in GUESS_TOKENS[:2]]
         if points[-1][1] < GUESS_S:
             points.append(timed(GUESS_TOKENS[2]))
@@ -144,7 +146,8 @@ def measure_speed(
             unequal = len(budgets) * mean_tokens / whole_s
         warm_up = [request.max_tokens for request in make_warmup(settings.num_warmup).requests]
         warm_up_s = pace.seconds(sum(warm_up) / len(warm_up)) * len(warm_up) / users if warm_up else 0.0
-        return Speed(rate, unequal, warm_up_s)
+        settling_s = max(0.0, first_s - pace.seconds(first_tokens))
+        return Speed(rate, unequal, warm_up_s, settling_s)
 
 
 def _num_tokens(answers: Sequence[Answer]) -> int:

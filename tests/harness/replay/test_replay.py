@@ -53,6 +53,7 @@ def test_a_slow_server_is_asked_for_few_tokens_and_their_prompts_count_once(
     assert budgets == [2] * USERS + [4] * USERS + [16] * USERS
     assert speed.tokens_per_s == pytest.approx(USERS * 80 / (1.0 + 80 * 0.1))
     assert speed.warm_up_s == pytest.approx(1.0 + 3.5 * 0.1), "4 requests of 2 to 5 tokens"
+    assert speed.settling_s == pytest.approx(9.0 - (1.0 + 2 * 0.1))
 
 
 def test_a_fast_server_is_asked_again_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
