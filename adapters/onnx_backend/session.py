@@ -8,6 +8,7 @@ neighbours, and all have the same number of tokens: decode rows go together, eac
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from adapters.base import BackendError, ConfigError
+from adapters.lazy_memory import lazy_zeros
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -48,7 +50,9 @@ class DecoderSession:
         past = [entry for entry in self._session.get_inputs() if entry.name.startswith("past_key_values.")]
         heads, width = past[0].shape[1], _head_width(path, past[0].shape[3])
         shape = (num_slots, heads, max_model_len, width)
-        self._caches = {entry.name: np.zeros(shape, dtype=np.float32) for entry in past}
+        self._caches = {
+            entry.name: lazy_zeros(4 * math.prod(shape)).view(np.float32).reshape(shape) for entry in past
+        }
         (logits,) = [entry for entry in self._session.get_outputs() if entry.name == "logits"]
         self.vocab_size: int = logits.shape[-1]
         self.kv_bytes_per_token = len(past) * heads * width * 4

@@ -38,8 +38,11 @@ STRETCH = 1.25
 """Intervals are worth so much more time, where nothing else is left to be taken away."""
 LONG_S = 12.0
 """What the fastest arm measures in all blocks together: a tenth more than a run that counts as short."""
-TAIL_REQUESTS = 6
-"""Of an open loop: what is still to be answered after the last arrival, in gaps between arrivals."""
+TAIL_REQUESTS, TAIL_SHARE = 6, 0.5
+"""Of an open loop, what is still to be answered after the last arrival: in gaps between arrivals, and at
+least this share of what one answer for each user takes, since a batch that has begun runs to its end."""
+JUDGED_S = 0.5
+"""What it takes to write and judge a run."""
 QUICK_ARRIVALS = 10
 """Of an open loop, at least; of a closed one each user asks once."""
 TRIAL_TOKENS = 16
@@ -217,7 +220,7 @@ def _cost(
     num_blocks: int,
 ) -> _Cost:
     """Of one load whose arms did `tried`; `rate` None for a closed loop."""
-    fixed_s = start_s + sum(trial.warm_up_s for trial in tried)
+    fixed_s = start_s + sum(trial.warm_up_s + JUDGED_S for trial in tried)
     users = settings.concurrency
     if rate is None:
         think_s = (settings.think_ms or 0.0) / 1e3 / users
@@ -226,7 +229,8 @@ def _cost(
         enough = min(enough_requests(users), LONG_S / fastest_s)
         least = users if settings.quick else 2 * users
     else:
-        fixed_s += len(tried) * TAIL_REQUESTS / rate
+        rounds_s = [users * mean_tokens / trial.tokens_per_s for trial in tried]
+        fixed_s += sum(max(TAIL_REQUESTS / rate, TAIL_SHARE * round_s) for round_s in rounds_s)
         request_s = len(tried) / rate
         enough = LONG_S * rate
         least = QUICK_ARRIVALS if settings.quick else math.ceil(MIN_SAMPLES[95] / num_blocks)

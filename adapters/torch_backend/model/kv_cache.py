@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from adapters.base import KV_BLOCK, BackendError
+from adapters.lazy_memory import lazy_zeros
 
 
 class SlotAllocator:
@@ -115,9 +116,8 @@ class SlotCache:
         # Zeros, not empty: a masked position is multiplied by 0, and 0 * NaN would be NaN.
         if like.device.type != "cpu":
             return torch.zeros(shape, dtype=like.dtype, device=like.device)
-        # NumPy's zeros are mapped on first touch, so a position that is never used costs no memory.
         num_bytes = math.prod(shape) * like.element_size()
-        return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(like.dtype).view(shape)
+        return torch.from_numpy(lazy_zeros(num_bytes)).view(like.dtype).view(shape)
 
     def kv_positions(self, slots: Tensor, positions: Tensor) -> Tensor:
         """KV positions `(T,)`, counted through all blocks, of the tokens at `positions` in `slots (T,)`."""
