@@ -90,15 +90,15 @@ def measured(path: Path, figures: Figures) -> tuple[list[str], Values]:
     return arms, np.array([[figures(part[part["arm"] == arm]) for arm in arms] for part in blocks])
 
 
-def table(title: str, names: Sequence[str], arms: Sequence[str], values: Values, num_ratios: int) -> str:
-    """`values` (blocks, arms, figures); the first `num_ratios` figures have ratios to the first arm."""
+def table(title: str, names: Sequence[str], arms: Sequence[str], values: Values) -> str:
+    """`values` (blocks, arms, figures), with ratios to the first arm where it never has 0."""
     lines = []
     for index, arm in enumerate(arms):
         cells = [arm.partition("=")[2] or title.split()[-1]]
         for place in range(values.shape[2]):
             own, first = values[:, index, place], values[:, 0, place]
             ratio = ""
-            if index and place < num_ratios and first.min() > 0:
+            if index and min(own.min(), first.min()) > 0:
                 logs = np.log(own / first)
                 half = t_quantile(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5
                 low, high = np.exp(logs.mean() - half), np.exp(logs.mean() + half)
@@ -119,11 +119,9 @@ def main() -> None:
     parser.add_argument("--layouts", type=Path, metavar="FILE", help="of a measured comparison instead")
     args = parser.parse_args()
     if args.orders:
-        print(table("order fcfs", ORDER_NAMES, *measured(args.orders, order_figures), num_ratios=3))
+        print(table("order fcfs", ORDER_NAMES, *measured(args.orders, order_figures)))
     if args.layouts:
-        print(
-            table("layout decode_first", LAYOUT_NAMES, *measured(args.layouts, layout_figures), num_ratios=4)
-        )
+        print(table("layout decode_first", LAYOUT_NAMES, *measured(args.layouts, layout_figures)))
     if args.orders or args.layouts:
         return
     orders = ["continuous", *(f"continuous@ORDER={order}" for order in ORDERS[1:])]
@@ -132,14 +130,14 @@ def main() -> None:
         costs = STEP | {"NULL_PROMPT_TOKEN_MS": "0.05"}
         values = np.array([simulated(orders, options, s, costs, order_figures) for s in range(args.seeds)])
         print(f"\norders at {rate} requests/s\n")
-        print(table("order fcfs", ORDER_NAMES, orders, values, num_ratios=3))
+        print(table("order fcfs", ORDER_NAMES, orders, values))
     layouts = ["continuous", *(f"continuous@STEP_LAYOUT={layout}" for layout in LAYOUTS[1:])]
     for rate in ("1.5", "2.2", "2.9"):
         options = ["--requests", "600", "--corpus", "synthetic:400x80", "--rate", rate]
         costs = STEP | {"NULL_PROMPT_TOKEN_MS": "0.5"}
         values = np.array([simulated(layouts, options, s, costs, layout_figures) for s in range(args.seeds)])
         print(f"\nlayouts at {rate} requests/s\n")
-        print(table("layout decode_first", LAYOUT_NAMES, layouts, values, num_ratios=4))
+        print(table("layout decode_first", LAYOUT_NAMES, layouts, values))
 
 
 if __name__ == "__main__":

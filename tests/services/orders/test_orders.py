@@ -6,6 +6,8 @@ import random
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from adapters.base import ConfigError, SamplingParams, Sequence
 from services.engine.policies import Policies
@@ -121,41 +123,106 @@ def test_a_request_stays_together_and_a_begun_one_stays_first(order: str) -> Non
     assert sorted(groups, key=groups.index) == groups, "a request ran in two parts, with another between them"
 
 
-@pytest.mark.parametrize(("order", "bound_s"), [("fcfs", 2 * 3.0), ("sjf", 12 / 128 * 30.0), ("edf", 9.5)])
-def test_nobody_is_overtaken_for_longer_than_the_bound(order: str, bound_s: float) -> None:
-    rng = random.Random(1)
-    limits = replace(LIMITS, max_batch=1, aging_s=30.0 if order == "sjf" else 3.0)
-    lab = VirtualLab("continuous", limits=limits, step_s=0.25, policies=Policies(order=order))
-    for _ in range(300):
-        lab.submit(rng.randint(1, 12), priority=rng.randint(0, 2))
-        lab.step()
+AGING_S = 3.0
+TRAFFIC = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(1, 60), st.integers(0, 2)), min_size=2, max_size=40
+)
+"""Steps before the arrival, budget, priority."""
+
+
+Overtaking = tuple[Sequence, Sequence, float]
+"""Two of which the second came later and joined before the first, and when."""
+
+
+def overtakings(
+    order: str, traffic: list[tuple[int, int, int]], max_batch: int, policies: Policies
+) -> tuple[list[Overtaking], list[Sequence]]:
+    """All of them, and all sequences."""
+    limits = replace(LIMITS, max_batch=max_batch, aging_s=AGING_S, kv_capacity_tokens=160)
+    lab = VirtualLab("continuous", limits=limits, step_s=0.25, policies=replace(policies, order=order))
+    for num_steps, budget, priority in traffic:
+        for _ in range(num_steps):
+            if not lab.step().chunks:
+                lab.now_s += 0.25
+        lab.submit(budget, priority=priority)
     lab.run()
-    seqs = sorted(lab.sequences.values(), key=lambda seq: seq.admitted_s or 0.0)
-    overtaken_by = [
-        later.arrival_s - seq.arrival_s
-        for index, seq in enumerate(seqs)
-        for later in seqs[:index]
-        if later.arrival_s > seq.arrival_s
+    joined = [(seq, seq.admitted_s) for seq in lab.sequences.values() if seq.admitted_s is not None]
+    assert len(joined) == len(traffic)
+    found = [
+        (first, later, at_s)
+        for first, first_at_s in joined
+        for later, at_s in joined
+        if at_s < first_at_s and later.arrival_s > first.arrival_s
     ]
-    assert overtaken_by, "the order of arrival: nothing was tried"
-    assert max(overtaken_by) < bound_s
+    return found, list(lab.sequences.values())
 
 
-def test_two_clients_that_always_wait_get_the_same_service() -> None:
-    limits = replace(LIMITS, max_batch=4)
-    lab = VirtualLab("continuous", limits=limits, policies=Policies(order="vtc"))
-    for n in range(60):  # one asks for a lot at once, the other for a little at a time
-        lab.submit(20, client="much")
-        lab.submit(2, client="little")
-        if n < 20:
-            lab.submit(20, client="much")
-    while {seq.client for seq in lab.sequences.values() if seq.admitted_s is None} == {"much", "little"}:
+SLO_S = (10.0, 2.0, 0.5)
+MEMORY = st.sampled_from([Policies(), Policies(kv_policy="paged", kv_watermark=0.0)])
+BOUNDS = {
+    "fcfs": lambda first, later, wait_s: (later.priority - first.priority) * AGING_S,
+    "sjf": lambda first, later, wait_s: (first.predicted_tokens - later.predicted_tokens) / 128 * AGING_S,
+    "edf": lambda first, later, wait_s: SLO_S[first.priority] - SLO_S[later.priority],
+    "hrrn": lambda first, later, wait_s: wait_s * (1 - later.predicted_tokens / first.predicted_tokens),
+}
+"""How much later than `first`, which has waited for `wait_s` by then, one that overtakes it may have come."""
+
+
+@pytest.mark.parametrize("order", BOUNDS)
+@given(TRAFFIC, st.integers(1, 3), MEMORY, st.sampled_from(["max_tokens", "1.0"]))
+@settings(max_examples=60, deadline=None)
+def test_nobody_is_overtaken_for_longer_than_the_bound(
+    order: str, traffic: list[tuple[int, int, int]], max_batch: int, memory: Policies, oracle: str
+) -> None:
+    policies = replace(memory, length_oracle=oracle)
+    for first, later, at_s in overtakings(order, traffic, max_batch, policies)[0]:
+        bound_s = BOUNDS[order](first, later, at_s - first.arrival_s)
+        assert later.arrival_s - first.arrival_s <= bound_s + 1e-9
+
+
+@pytest.mark.parametrize("order", BOUNDS)
+def test_somebody_is_overtaken_at_all(order: str) -> None:
+    traffic = [(0, 60, 0), (1, 60, 0), (1, 60, 0), (1, 1, 2)]
+    assert overtakings(order, traffic, 1, Policies())[0]
+
+
+@given(TRAFFIC, st.integers(1, 3), MEMORY)
+@settings(max_examples=60, deadline=None)
+def test_another_bin_overtakes_only_while_an_earlier_request_waits(
+    traffic: list[tuple[int, int, int]], max_batch: int, memory: Policies
+) -> None:
+    """One of the other bin, which stood before all of its own."""
+    found, sequences = overtakings("multi_bin", traffic, max_batch, memory)
+    for first, later, at_s in found:
+        assert any(
+            other.length_bin == later.length_bin != first.length_bin
+            and other.seq_id < first.seq_id
+            and (other.admitted_s or 0.0) >= at_s
+            for other in sequences
+        )
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=2, max_size=40), st.integers(1, 6)
+)
+@settings(max_examples=60, deadline=None)
+def test_two_clients_that_always_wait_get_the_same_service(
+    requests: list[tuple[int, int]], max_batch: int
+) -> None:
+    """Whatever each asks for at a time: prompt and budget, of the two clients in turn."""
+    lab = VirtualLab(
+        "continuous", limits=replace(LIMITS, max_batch=max_batch), policies=Policies(order="vtc")
+    )
+    for n, (prompt, budget) in enumerate(requests):
+        lab.submit(budget, prompt=prompt, client=str(n % 2))
+    most = max(prompt + 2 * budget for prompt, budget in requests)
+    while {seq.client for seq in lab.sequences.values() if seq.admitted_s is None} == {"0", "1"}:
         lab.step()
-        served = dict.fromkeys(("much", "little"), 0)
+        served = {"0": 0, "1": 0}
         for seq in lab.sequences.values():
             if seq.admitted_s is not None:
                 served[seq.client] += seq.num_prompt_tokens + 2 * len(seq.output_token_ids)
-        assert abs(served["much"] - served["little"]) <= 2 * limits.max_batch * (3 + 2 * 20)
+        assert abs(served["0"] - served["1"]) <= 2 * max_batch * most
 
 
 def test_predictions() -> None:
