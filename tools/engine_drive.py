@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from adapters.base import Backend, BackendConfig, SamplingParams, Sequence
@@ -97,11 +98,20 @@ def drive(
 
 
 def drive_spec(
-    backend: Backend, spec: EngineSpec, work: list[Work], publish: Callable[[StepReport], None]
+    backend: Backend,
+    spec: EngineSpec,
+    work: list[Work],
+    publish: Callable[[StepReport], None],
+    *,
+    one_at_a_time: bool = False,
 ) -> None:
-    """As `drive`, with every setting of a service; `spec.backend` is not loaded, `backend` is there."""
-    group_size = spec.backend.max_batch_size if VARIANTS[spec.variant].takes_groups else 1
-    _answer(work, group_size, partial(build_engine, spec, backend), publish)
+    """As `drive`, with every setting of a service; `spec.backend` is not loaded, `backend` is there.
+
+    With `one_at_a_time` a prompt is sent when the one before is answered, right after its last report.
+    """
+    takes_groups = VARIANTS[spec.variant].takes_groups and not one_at_a_time
+    group_size = spec.backend.max_batch_size if takes_groups else 1
+    _answer(work, group_size, partial(build_engine, spec, backend), publish, one_at_a_time=one_at_a_time)
 
 
 def _answer(
@@ -109,18 +119,14 @@ def _answer(
     group_size: int,
     make_engine: Callable[[Callable[[StepReport], None]], Engine],
     publish: Callable[[StepReport], None],
+    *,
+    one_at_a_time: bool = False,
 ) -> None:
     inbox = QueueInbox()
     num_left = len(work)
+    begins = iter(range(0, len(work), group_size))
 
-    def watched(report: StepReport) -> None:
-        nonlocal num_left
-        publish(report)
-        num_left -= sum(update.finish_reason is not None for update in report.updates)
-        if not num_left:
-            inbox.put(Stop())
-
-    for first in range(0, len(work), group_size):
+    def submit(first: int) -> None:
         group = work[first : first + group_size]
         arrival_s = time.monotonic()
         inbox.put(
@@ -145,4 +151,17 @@ def _answer(
                 ]
             )
         )
+
+    def watched(report: StepReport) -> None:
+        nonlocal num_left
+        publish(report)
+        num_ended = sum(update.finish_reason is not None for update in report.updates)
+        num_left -= num_ended
+        if not num_left:
+            inbox.put(Stop())
+        elif one_at_a_time and num_ended:
+            submit(next(begins))
+
+    for first in islice(begins, 1) if one_at_a_time else begins:
+        submit(first)
     make_engine(watched).run(inbox)

@@ -44,6 +44,7 @@ COUNTS = {
     "mean_running_full": "while others wait",
     "max_running": "most",
     "num_preempted": "preempted",
+    "recomputed_share": "computed again",
     "dead_share": "dead rows",
     "hit_share": "found in cache",
     "num_equal": "same answers",
@@ -51,9 +52,13 @@ COUNTS = {
 
 
 class Account:
-    """What the reports of one run say; `row` has the columns of `TIMES` and `COUNTS`."""
+    """What the reports of one run say; `row` has the columns of `TIMES` and `COUNTS`.
 
-    def __init__(self) -> None:
+    Tokens that are computed again after a preemption count as a share of all prompts.
+    """
+
+    def __init__(self, num_prompt_tokens: int) -> None:
+        self._num_prompt_tokens = num_prompt_tokens
         self.answers: defaultdict[int, list[int]] = defaultdict(list)
         self._at_s: defaultdict[int, list[float]] = defaultdict(list)
         self._running: list[int] = []
@@ -75,7 +80,7 @@ class Account:
         num_ended = sum(update.finish_reason is not None for update in report.updates)
         self._running.append(report.num_running + num_ended)
         self._is_full.append(report.queue_depth > 0)
-        for name in ("rows", "dead_rows", "preempted", "looked_up_tokens", "cached_tokens"):
+        for name in ("rows", "dead_rows", "preempted", "prompt_tokens", "looked_up_tokens", "cached_tokens"):
             self._sums[name] += getattr(record, f"num_{name}")
 
     def row(self) -> dict[str, float]:
@@ -95,6 +100,7 @@ class Account:
             "mean_running_full": float(full.mean()) if len(full) else 0.0,
             "max_running": int(running.max()),
             "num_preempted": sums["preempted"],
+            "recomputed_share": (sums["prompt_tokens"] + sums["cached_tokens"]) / self._num_prompt_tokens - 1,
             "dead_share": sums["dead_rows"] / (sums["rows"] + sums["dead_rows"]),
             "hit_share": sums["cached_tokens"] / max(1, sums["looked_up_tokens"]),
         }
@@ -125,7 +131,7 @@ def take_turns(
         for place, index in enumerate(williams_row(len(arms), max(turn, 0))):
             print(f"turn {turn + 1}/{num_turns}: {arms[index]}", file=sys.stderr, flush=True)
             gc.collect()
-            account = Account()
+            account = Account(sum(len(item.token_ids) for item in work))
             drive_spec(backend, specs[arms[index]], work, account.add)
             row = account.row()
             truth = truth or account.answers
