@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[32_768, 8192, 4096, 2048, 1024],
         help="KV positions",
     )
-    parser.add_argument("--watermarks", type=float, nargs="+", default=[0.0, 0.01, 0.1, 0.3])
+    parser.add_argument("--watermarks", type=float, nargs="+", default=[0.0, 0.01, 0.05, 0.1, 0.3])
     parser.add_argument("--step-ms", type=float, default=5.0, help="the cost of a step")
     parser.add_argument("--row-ms", type=float, default=0.2, help="the cost of a decode row")
     parser.add_argument("--prompt-token-ms", type=float, default=0.1, help="the cost of a prompt token")

@@ -128,6 +128,8 @@ class RepeatingScheduler(Scheduler):
         if not num_live or num_live < batch.num_live:
             return None
         if self._waiting:
+            if self._preempts_by_priority:
+                return None  # with each step those that run hold more that the head of the queue could take
             # A strategy that does not say counts as one that may admit. An order that changes with time
             # arranges the queue at every step in which a slot is free.
             admits = getattr(self._strategy, "admits_while_running", True)

@@ -79,5 +79,6 @@ def _strategy(settings: Settings, limits: SchedulerLimits) -> dict[str, str | in
         "admission": policies.admission,
         "step_layout": policies.step_layout,
         "kv_policy": policies.kv_policy,
+        "priority_preemption": policies.priority_preemption,
         "prefix_cache": policies.prefix_cache,
     }

@@ -56,6 +56,10 @@ class BlockPool:
         """How many of these somebody holds."""
         return sum(self._num_holders[block] > 0 for block in blocks)
 
+    def num_held_once(self, blocks: Iterable[int]) -> int:
+        """How many of these have one holder alone."""
+        return sum(self._num_holders[block] == 1 for block in blocks)
+
     def hold(self, blocks: Iterable[int]) -> None:
         for block in blocks:
             self._idle.pop(block, None)

@@ -40,12 +40,18 @@ class KvMemory:
         """Positions that must stay free when a sequence joins. One that `is_alone` may take all."""
         return 0 if is_alone else self._num_spare_tokens
 
-    def num_to_join(self, seq: Sequence) -> int:
-        """The free positions that a waiting sequence would take."""
+    def num_to_join(self, seq: Sequence, *, shared: bool = True) -> int:
+        """The free positions that a waiting sequence would take, less those that it can have `shared`."""
         num_tokens = self._kv.num_tokens(seq)
-        if self._pool is None or not seq.prefix_keys:
+        if self._pool is None or not (shared and seq.prefix_keys):
             return num_tokens
         return num_tokens - KV_BLOCK * self._pool.num_held(self._found(self._pool, seq))
+
+    def num_held_alone(self, seq: Sequence) -> int:
+        """The positions that come free when `seq` leaves."""
+        if self._pool is None:
+            return self.held_tokens[seq.seq_id]
+        return KV_BLOCK * self._pool.num_held_once(seq.block_ids)
 
     def num_to_grow(self, seq: Sequence) -> int:
         """The free positions that a running sequence would take for its next step."""

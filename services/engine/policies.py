@@ -43,11 +43,16 @@ class Policies:
         "reserve", f"How much KV memory a sequence holds: {', '.join(KV_POLICIES)} (docs/policies.md)."
     )
     kv_watermark: float = option(
-        0.01,
+        0.05,
         "paged: share of the KV memory that stays free when a sequence joins others.",
         ge=0,
         lt=1,
         allow_inf_nan=False,
+    )
+    priority_preemption: bool = option(
+        False,
+        "paged with fcfs: where no slot or memory is free, a waiting request takes the place of running ones "
+        "that stand behind it by priority and arrival, with aging (docs/policies.md).",
     )
     prefix_cache: bool = option(
         False,
@@ -74,6 +79,11 @@ class Policies:
         if self.prefix_cache and KV_POLICIES[self.kv_policy].block_tokens != KV_BLOCK:
             raise ConfigError(
                 f"PREFIX_CACHE=1 shares blocks, and KV_POLICY={self.kv_policy} has none: set KV_POLICY=paged"
+            )
+        if self.priority_preemption and not (KV_POLICIES[self.kv_policy].grows and self.order == "fcfs"):
+            raise ConfigError(
+                "PRIORITY_PREEMPTION=1 is for KV_POLICY=paged with ORDER=fcfs: it needs both, not "
+                f"ORDER={self.order} and KV_POLICY={self.kv_policy}"
             )
         self.make_oracle()
         if not all(0 <= due_s <= 86_400 for due_s in self._slo_ttft_s()):

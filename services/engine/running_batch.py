@@ -6,7 +6,8 @@ counts as finished here: its slot is free for the next step.
 
 Preemption takes dead rows first, then the sequence that stands last by priority and arrival, with aging as in
 the order `fcfs`. The one that stands first is never preempted, and it always fits, so all end some day: at
-most those with a higher priority that came less than `2 * aging_s` after a sequence can preempt it.
+most those with a higher priority that came less than `2 * aging_s` after a sequence can preempt it. With
+PRIORITY_PREEMPTION=1 a waiting sequence may so take the place of running ones that stand behind it.
 """
 
 from __future__ import annotations
@@ -112,18 +113,37 @@ class RunningBatch:
             more = memory.num_to_grow(seq)
             while seq.state is _RUNNING and memory.free_tokens < more:
                 victim = self._choose_victim()
-                self.sequences.remove(victim)
-                memory.leave(victim)
                 released.append(victim.seq_id)
                 if victim.state is _RUNNING:
-                    victim.state = SequenceState.WAITING
-                    victim.num_computed_tokens = 0
-                    preempted.append(victim)
+                    preempted.append(self._preempt(victim))
                 else:
+                    self.sequences.remove(victim)
+                    memory.leave(victim)
                     self.num_dead -= 1
             if seq.state is _RUNNING:
                 memory.grow(seq, more)
         return released, preempted
+
+    def make_way(self, seq: Sequence) -> list[Sequence]:
+        """Preempt those that stand behind `seq` by priority and arrival, the last one first, until it fits.
+
+        Nobody, where it fits already or the place of all of them would not do. Dead rows keep theirs.
+        """
+        memory = self.memory
+        behind = [other for other in self.sequences if self._rank(other) > self._rank(seq)]
+        num_others = len(self.sequences) - len(behind)
+        free_tokens = memory.free_tokens + sum(map(memory.num_held_alone, behind))
+        # What it shares with others may go with them.
+        free_tokens -= memory.num_to_join(seq, shared=False)
+        if num_others >= self._limits.max_batch or free_tokens < memory.num_spare_tokens(
+            is_alone=not num_others
+        ):
+            return []
+        behind.sort(key=lambda other: (self._rank(other), other.seq_id))
+        preempted: list[Sequence] = []
+        while not self.num_fitting([seq]):
+            preempted.append(self._preempt(behind.pop()))
+        return preempted
 
     def sweep(self) -> list[int]:
         """Let finished sequences go; returns their ids, whose cache space is free.
@@ -150,9 +170,19 @@ class RunningBatch:
             self._padding.clear()  # all ended with their first token
         return [seq.seq_id for seq in leaving]
 
+    def _preempt(self, seq: Sequence) -> Sequence:
+        self.sequences.remove(seq)
+        self.memory.leave(seq)
+        seq.state = SequenceState.WAITING
+        seq.num_computed_tokens = 0
+        return seq
+
+    def _rank(self, seq: Sequence) -> float:
+        """As in the order `fcfs`: the lowest stands first."""
+        return seq.arrival_s - seq.priority * self._limits.aging_s
+
     def _choose_victim(self) -> Sequence:
         """A dead row, whose work is for nobody; else the lowest priority and latest arrival, with aging."""
         if self.num_dead:
             return next(seq for seq in self.sequences if seq.state is not _RUNNING)
-        aging_s = self._limits.aging_s
-        return max(self.sequences, key=lambda seq: (seq.arrival_s - seq.priority * aging_s, seq.seq_id))
+        return max(self.sequences, key=lambda seq: (self._rank(seq), seq.seq_id))

@@ -13,8 +13,9 @@ of them alone, in turn: were the batch to empty for it first, all would wait for
 
 The scheduler is pure: no clock (`now_s` is given), no asyncio, no torch. *How many* sequences join is the
 strategy's answer, *which* is the order's, what a step carries the layout's, how much KV a sequence must hold
-the KV policy's. A sequence that is preempted, as no KV is left, goes back to the head of the queue. The token
-that a launched step still gives it counts.
+the KV policy's. A sequence that is preempted, as no KV is left, goes back to the head of the queue; with
+PRIORITY_PREEMPTION=1 to its place by priority and arrival. The token that a launched step still gives it
+counts.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ class Scheduler:
         pads = strategy.keeps_finished_rows and limits.pad_finished
         self._batch = RunningBatch(limits, policies.make_kv_policy(), pads=pads)
         self._caches_prefixes = policies.prefix_cache
+        # Others fill their batch when nothing runs, and preempt nobody for one more.
+        self._preempts_by_priority = policies.priority_preemption and strategy.admits_while_running
         self._joined: list[Sequence] = []  # for the first time, with the step that is being scheduled
         self._ending: dict[int, Sequence] = {}  # their last token is launched and not known yet
         self._alone: deque[Sequence] = deque()  # the exclusive ones of the batch, whose turn is next first
@@ -151,13 +154,17 @@ class Scheduler:
         """Make room for those that run, admit those that the strategy lets in, and lay out the next step."""
         self._charge_held_back(now_s)
         released_seq_ids, preempted = self._batch.make_room()
-        for seq in preempted:
-            self._waiting.push_back(seq)
-            if seq.exclusive:
-                self._alone.remove(seq)
         self._joined = []
-        # Where those that run find no room, nobody joins them.
-        recheck_at_s = self._admit(now_s) if self._waiting and not preempted else None
+        if self._preempts_by_priority and self._waiting and not preempted:
+            preempted = self._make_way(now_s)
+            released_seq_ids += [seq.seq_id for seq in preempted]
+        for seq in preempted:
+            self._put_back(seq)
+        recheck_at_s = None
+        if preempted:
+            self._held_back = []  # where those that run find no room, nobody joins them
+        elif self._waiting:
+            recheck_at_s = self._admit(now_s)
         plan = self._lay_out(recheck_at_s)
         if released_seq_ids:
             plan = replace(plan, released_seq_ids=released_seq_ids, num_preempted=len(preempted))
@@ -244,6 +251,22 @@ class Scheduler:
                 chunk.seq.num_computed_tokens = 0  # nothing in the cache can be trusted: `sweep` lets it go
         return Outcome(updates, self._batch.sweep())
 
+    def _make_way(self, now_s: float) -> list[Sequence]:
+        """Let the head of the queue take the place of those that stand behind it; returns these."""
+        preempted = self._batch.make_way(self._waiting.sequences[0])
+        if preempted:
+            self._join(1, now_s)
+        return preempted
+
+    def _put_back(self, seq: Sequence) -> None:
+        """Queue a preempted sequence: at the head, or where its priority has it if that may preempt."""
+        if self._preempts_by_priority:
+            self._waiting.push([seq])
+        else:
+            self._waiting.push_back(seq)
+        if seq.exclusive:
+            self._alone.remove(seq)
+
     def _admit(self, now_s: float) -> float | None:
         """Ask the strategy, cut its answer at what fits, and note which sequences it held back."""
         if self._batch.has_free_slot:
@@ -258,15 +281,19 @@ class Scheduler:
             waits_until_all_fit = self._strategy.takes_groups and running
             count = 0 if waits_until_all_fit else num_fitting
         if count:
-            joining = self._waiting.pop(count, keep_group_first=self._strategy.takes_groups)
-            self._joined = [seq for seq in joining if seq.admitted_s is None]
-            if self._note_served:
-                for seq in self._joined:  # what others compute again is not their clients' doing
-                    self._note_served(seq, 0)
-            self._batch.join(joining, now_s)
-            self._alone += [seq for seq in joining if seq.exclusive]
+            self._join(count, now_s)
         self._held_back = self._find_held_back()
         return admission.recheck_at_s
+
+    def _join(self, count: int, now_s: float) -> None:
+        """Let so many from the head of the queue join the batch."""
+        joining = self._waiting.pop(count, keep_group_first=self._strategy.takes_groups)
+        self._joined = [seq for seq in joining if seq.admitted_s is None]
+        if self._note_served:
+            for seq in self._joined:  # what others compute again is not their clients' doing
+                self._note_served(seq, 0)
+        self._batch.join(joining, now_s)
+        self._alone += [seq for seq in joining if seq.exclusive]
 
     def _find_held_back(self) -> list[Sequence]:
         """Those that could have joined, so that their wait is the strategy's.

@@ -11,15 +11,20 @@ from functools import cache
 
 import pytest
 
-from adapters.base import Backend
+from adapters.base import Backend, SamplingParams, Sequence
 from adapters.registry import create_backend
 from services.admissions import ADMISSIONS
-from services.engine.messages import StepReport
+from services.engine.engine import Engine
+from services.engine.limits import SchedulerLimits
+from services.engine.messages import StepReport, Submit
 from services.engine.policies import Policies
+from services.engine.scheduler import Scheduler
 from services.kv_policies import KV_POLICIES
 from services.layouts import LAYOUTS
 from services.orders import ORDERS
 from services.strategies import VARIANTS
+from services.strategies.base import StrategyConfig
+from services.strategies.continuous import Continuous
 from tests.adapters.configs import make_config
 from tests.adapters.conformance import llama_cpp_backend, llama_cpp_with_a_shared_cache, tiny_llama
 from tools.engine_drive import Work, drive
@@ -109,14 +114,16 @@ def test_no_combination_of_policies_changes_a_token(dtype: str) -> None:
     for _ in range(NUM_COMBINATIONS):
         variant, max_batch = rng.choice(sorted(VARIANTS)), rng.randint(1, 16)
         kv_policy = rng.choice(sorted(KV_POLICIES))
+        order = rng.choice(sorted(ORDERS))
         policies = Policies(
-            order=rng.choice(sorted(ORDERS)),
+            order=order,
             admission=rng.choice(sorted(ADMISSIONS)),
             step_layout=rng.choice(sorted(LAYOUTS)),
             length_oracle=rng.choice(["max_tokens", "exact", "0.5", "2.0"]),
             kv_policy=kv_policy,
             kv_watermark=rng.choice([0.0, 0.05, 0.2]),
             prefix_cache=kv_policy == "paged" and rng.random() < 0.5,
+            priority_preemption=(kv_policy, order) == ("paged", "fcfs"),
             # A batch that one request carries must fit as a whole.
             kv_capacity_tokens=128 * (max_batch if variant == "static" else rng.randint(1, 3)),
         )
@@ -141,3 +148,43 @@ def test_prefix_hits_and_preemptions_change_no_token_of_128_prompts(dtype: str, 
     assert made == truth
     assert counts["preempted"] > 0
     assert counts["hit"] > 300
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_who_makes_way_for_a_higher_priority_goes_on_with_the_same_tokens(dtype: str) -> None:
+    """A request of the highest priority every third step, to four slots that all others fill."""
+    loaded, items = backend(dtype), work(32)
+    truth, _ = answers(loaded, "baseline", 1, 512, Policies(), items)
+    made: list[list[int]] = [[] for _ in items]
+    num_preempted = 0
+
+    def publish(report: StepReport) -> None:
+        nonlocal num_preempted
+        num_preempted += report.record.num_preempted if report.record else 0
+        for update in report.updates:
+            made[update.seq_id] += update.token_ids
+
+    policies = Policies(kv_policy="paged", priority_preemption=True)
+    limits = SchedulerLimits(512, loaded.info.max_model_len, max_batch=4, max_step_tokens=64)
+    scheduler = Scheduler(Continuous(StrategyConfig(4)), limits, loaded.info.eos_token_ids, policies)
+    engine = Engine(loaded, scheduler, publish=publish)
+    sequences = [
+        Sequence(
+            n,
+            item.token_ids,
+            SamplingParams(max_tokens=item.max_tokens, ignore_eos=True),
+            group_id=n,
+            priority=2 * (n % 2),
+        )
+        for n, item in enumerate(items)
+    ]
+    engine.handle([Submit([seq]) for seq in sequences if not seq.priority])
+    for seq in sequences:
+        if seq.priority:
+            for _ in range(3):
+                engine.step()
+            engine.handle([Submit([seq])])
+    while scheduler.num_running or scheduler.queue_depth:
+        engine.step()
+    assert made == truth
+    assert num_preempted > 5

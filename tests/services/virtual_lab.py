@@ -100,7 +100,7 @@ class VirtualLab:
         out = [seq for seq in before if seq.seq_id in plan.released_seq_ids]
         assert plan.num_preempted == len(out)
         if out:
-            stay = [self._rank(seq) for seq in before if seq not in out]
+            stay = [self._rank(s) for s in self.sequences.values() if s.state is SequenceState.RUNNING]
             assert max(stay) < min(map(self._rank, out)), "the first of all is never preempted"
         self.preempted += [seq.seq_id for seq in out]
         self.out |= {seq.seq_id for seq in out}

@@ -140,7 +140,8 @@ WORKLOADS = st.builds(
         step_layout=st.sampled_from(sorted(LAYOUTS)),
         kv_policy=st.sampled_from(sorted(KV_POLICIES)),
         kv_watermark=st.sampled_from([0.0, 0.1]),
-    ),
+    )
+    | st.builds(Policies, kv_policy=st.just("paged"), priority_preemption=st.just(True)),
 )
 
 

@@ -101,7 +101,13 @@ POLICIES = st.builds(
     length_oracle=st.sampled_from(["max_tokens", "1.0"]),
     kv_policy=st.sampled_from(sorted(KV_POLICIES)),
     kv_watermark=st.sampled_from([0.0, 0.01, 0.3]),
-) | st.builds(Policies, kv_policy=st.just("paged"), prefix_cache=st.just(True))
+) | st.builds(
+    Policies,
+    kv_policy=st.just("paged"),
+    prefix_cache=st.booleans(),
+    priority_preemption=st.booleans(),
+    admission=st.sampled_from(sorted(ADMISSIONS)),
+)
 
 
 def replay(
@@ -204,10 +210,14 @@ def test_no_prompt_starves_in_the_batch(limits: SchedulerLimits, events: list[Ev
         assert round((first_token_s - admitted_s) / lab.step_s) <= most_steps
 
 
-@given(LIMITS_OF_ALL_SIZES, QUIET)
-@settings(max_examples=100, deadline=None)
-def test_nobody_is_overtaken_by_those_who_come_too_late(limits: SchedulerLimits, events: list[Event]) -> None:
-    sequences = replay("continuous", limits, events).sequences.values()
+@given(LIMITS_OF_ALL_SIZES, QUIET, st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_nobody_is_overtaken_by_those_who_come_too_late(
+    limits: SchedulerLimits, events: list[Event], preempts: bool
+) -> None:
+    """Nor preempted, which the lab checks at every step: by rank, arrival and priority with aging."""
+    policies = Policies(kv_policy="paged", priority_preemption=True) if preempts else Policies()
+    sequences = replay("continuous", limits, events, policies).sequences.values()
     waits = [(seq, seq.admitted_s) for seq in sequences if seq.admitted_s is not None]
     assert len(waits) == len(sequences)
     for first, first_admitted_s in waits:
@@ -223,7 +233,9 @@ def test_no_block_is_lost_or_freed_twice_in_a_long_run(variant: str, prefix_cach
     """2,500 steps for each of the strategies, with all kinds of events, in the memory of three sequences."""
     rng = random.Random(variant)
     limits = replace(LIMITS, kv_capacity_tokens=144, max_model_len=48, max_batch=8, aging_s=AGING_S)
-    policies = Policies(kv_policy="paged", kv_watermark=0.0, prefix_cache=prefix_cache)
+    policies = Policies(
+        kv_policy="paged", kv_watermark=0.0, prefix_cache=prefix_cache, priority_preemption=prefix_cache
+    )
     lab = VirtualLab(variant, limits=limits, batch_wait_s=2.0, step_s=0.5, model=model, policies=policies)
     while len(lab.batches) < 2500:
         if lab.scheduler.queue_depth < 8:

@@ -47,6 +47,7 @@ def test_model(served: Served) -> None:
         "admission": "all",
         "step_layout": "decode_first",
         "kv_policy": "reserve",
+        "priority_preemption": False,
         "prefix_cache": False,
     }
     assert (card.client_chunk, card.max_queue, card.eos_token_ids) == (1, 256, [256])

@@ -94,6 +94,77 @@ def test_a_preempted_sequence_is_the_next_to_join_under_every_order(order: str) 
     assert short.admitted_s >= lab.sequences[0].finished_s
 
 
+PRIORITY = replace(PAGED, priority_preemption=True)
+
+
+@pytest.mark.parametrize("scarce", ["slots", "memory"])
+def test_a_higher_priority_takes_the_place_of_a_lower_one_that_goes_on_later(scarce: str) -> None:
+    num_blocks, max_batch = (100, 2) if scarce == "slots" else (4, 4)
+    limits = replace(LIMITS, kv_capacity_tokens=16 * num_blocks, max_batch=max_batch)
+    ended: dict[bool, list[float | None]] = {}
+    for preempts in (False, True):
+        lab = VirtualLab("continuous", limits=limits, policies=replace(PAGED, priority_preemption=preempts))
+        (low,) = lab.submit(10, prompt=20, priority=0)
+        (middle,) = lab.submit(10, prompt=20)
+        steps(lab, 3)
+        (high,) = lab.submit(3, prompt=20, priority=2)
+        plan = lab.step()
+        assert plan.num_preempted == int(preempts)
+        assert lab.preempted == [low.seq_id] * preempts
+        assert (high.state is SequenceState.RUNNING) == preempts
+        lab.run()
+        assert [len(seq.output_token_ids) for seq in (low, middle, high)] == [10, 10, 3]
+        assert low.num_prefill_tokens == (20 + 3 if preempts else 20), "its output so far is computed again"
+        ended[preempts] = [seq.finished_s for seq in (high, middle, low)]
+    assert ended == {False: [13.0, 10.0, 10.0], True: [6.0, 10.0, 13.0]}
+
+
+def test_nobody_takes_the_place_of_his_equal_or_of_one_that_waited_for_long() -> None:
+    lab = lab_of(100, policies=PRIORITY)
+    lab.submit(40, 40, 40, 40)
+    steps(lab, 1)
+    (equal,) = lab.submit(1)
+    assert not lab.step().num_preempted
+    lab.cancel(equal)
+    lab.now_s = LIMITS.aging_s
+    lab.submit(1, priority=2)
+    assert not lab.step().num_preempted
+    lab.run()
+
+
+def test_nobody_is_preempted_in_vain() -> None:
+    """The higher priority needs three blocks of four; those behind it hold two of them."""
+    lab = lab_of(4, policies=PRIORITY)
+    (first,) = lab.submit(10, prompt=20, priority=2)
+    (low,) = lab.submit(10, prompt=20, priority=0)
+    steps(lab, 1)
+    lab.submit(1, prompt=40, priority=2)
+    assert not lab.step().num_preempted
+    lab.run()
+    assert not lab.preempted
+    assert first.finished_s == low.finished_s
+
+
+def test_a_preempted_sequence_does_not_bar_the_way_of_a_higher_priority() -> None:
+    lab = lab_of(4, policies=PRIORITY)
+    (first,) = lab.submit(30, prompt=31, priority=1)
+    (low,) = lab.submit(10, prompt=31, priority=0)
+    while not lab.preempted:
+        lab.step()
+    (high,) = lab.submit(1, prompt=10, priority=2)
+    lab.step()
+    assert high.finished_s is not None
+    assert (first.finished_s, low.finished_s) == (None, None)
+    lab.run()
+    assert len(low.output_token_ids) == 10
+
+
+@pytest.mark.parametrize("settings", [{"order": "sjf", "kv_policy": "paged"}, {"kv_policy": "reserve"}])
+def test_priority_preemption_goes_with_paged_and_fcfs(settings: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="it needs both, not ORDER"):
+        Policies(priority_preemption=True, **settings)
+
+
 def test_dead_rows_go_before_anybody_is_preempted() -> None:
     lab = lab_of(4, "dynamic")
     lab.submit(2, prompt=15)
