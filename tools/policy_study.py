@@ -2,12 +2,15 @@
 
 Each seed draws other arrivals, shared by all arms; ratios are paired by seed, with t intervals at 95%. What a
 step costs is the null backend's formula, so the figures speak of scheduling alone. `--orders FILE` and
-`--layouts FILE` make the same tables of a measured comparison, paired by block.
+`--layouts FILE` make the same tables of a measured comparison, paired by block. For `vtc`, `edf` and
+preemption by priority the corpus gets classes, and clients of which one sends more than half of all requests.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -20,9 +23,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness.comparing.intervals import t_quantile
+from harness.plan.corpus import default_path
+from harness.plan.draws import Draws
 from harness.results.manifest import ComparisonManifest
 from harness.results.record import read_parquet
 from harness.results.table import render_table
+from services.engine.policies import Policies
 
 ORDERS = [
     "fcfs",
@@ -34,6 +40,15 @@ ORDERS = [
     ),
 ]
 LAYOUTS = ["decode_first", "prefill_first", "whole_prompts"]
+CLASSES = {
+    "as equals": "AGING_S=0",
+    "fcfs": "",
+    "edf": "ORDER=edf",
+    "paged": "KV_POLICY=paged",
+    "paged, PRIORITY_PREEMPTION": "KV_POLICY=paged,PRIORITY_PREEMPTION=1",
+}
+CLIENTS = {"fcfs": "AGING_S=0", "vtc": "ORDER=vtc"}  # neither looks at the class
+MUCH = "much"
 Figures = Callable[[pd.DataFrame], list[float]]
 Values = NDArray[np.float64]
 STEP = {"NULL_STEP_MS": "10", "NULL_ROW_MS": "0.3"}
@@ -51,6 +66,41 @@ def order_figures(rows: pd.DataFrame) -> list[float]:
             overtaken_s = max(overtaken_s, came[index + 1 + later[-1]] - came[index])
     ttft = first - came
     return [ttft.mean(), *np.percentile(ttft, [50, 99]), overtaken_s]
+
+
+def client_figures(rows: pd.DataFrame) -> list[float]:
+    """TTFT of the clients that send little and of the one that sends much, in seconds."""
+    ttft = _ttft_s(rows)
+    little = ttft[rows["user"] != MUCH]
+    return [little.mean(), np.percentile(little, 99), ttft[rows["user"] == MUCH].mean()]
+
+
+def class_figures(rows: pd.DataFrame) -> list[float]:
+    """Mean TTFT by priority in seconds, and how many first tokens come within `EDF_TTFT_MS`, in percent."""
+    ttft, priority = _ttft_s(rows), rows["priority"].to_numpy(dtype=int)
+    due_s = np.array([float(ms) / 1e3 for ms in Policies().edf_ttft_ms.split(":")])
+    return [*(ttft[priority == p].mean() for p in (2, 1, 0)), 100 * float((ttft <= due_s[priority]).mean())]
+
+
+def _ttft_s(rows: pd.DataFrame) -> Values:
+    ttft_s: Values = np.array([stamps[0] for stamps in rows["chunk_s"]]) - rows["scheduled_s"].to_numpy()
+    return ttft_s
+
+
+def with_clients_and_classes(folder: Path) -> Path:
+    """The corpus of the project with a client and a class for each prompt, the same each time."""
+    draws, lines = Draws(0), []
+    for line in default_path().read_text(encoding="utf-8").splitlines():
+        own = draws.uniform()
+        user = MUCH if own < 0.6 else f"little-{int(10 * own)}"
+        urgency = draws.uniform()
+        priority = 2 if urgency < 0.2 else int(urgency < 0.7)
+        lines.append(json.dumps(json.loads(line) | {"user": user, "priority": priority}))
+    path = folder / "prompts.jsonl"
+    content = "".join(f"{line}\n" for line in lines).encode()
+    path.write_bytes(content)
+    path.with_suffix(".sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+    return path
 
 
 def layout_figures(rows: pd.DataFrame) -> list[float]:
@@ -90,11 +140,16 @@ def measured(path: Path, figures: Figures) -> tuple[list[str], Values]:
     return arms, np.array([[figures(part[part["arm"] == arm]) for arm in arms] for part in blocks])
 
 
-def table(title: str, names: Sequence[str], arms: Sequence[str], values: Values) -> str:
+def named(arms: Sequence[str], default: str) -> list[str]:
+    """Each by what its first setting is."""
+    return [arm.partition("=")[2] or default for arm in arms]
+
+
+def table(title: str, names: Sequence[str], labels: Sequence[str], values: Values) -> str:
     """`values` (blocks, arms, figures), with ratios to the first arm where it never has 0."""
     lines = []
-    for index, arm in enumerate(arms):
-        cells = [arm.partition("=")[2] or title.split()[-1]]
+    for index, label in enumerate(labels):
+        cells = [label]
         for place in range(values.shape[2]):
             own, first = values[:, index, place], values[:, 0, place]
             ratio = ""
@@ -105,10 +160,12 @@ def table(title: str, names: Sequence[str], arms: Sequence[str], values: Values)
                 ratio = f" ({np.exp(logs.mean()):.2f}x [{low:.2f}-{high:.2f}])"
             cells.append(f"{own.mean():.2f}{ratio}" if own.mean() < 100 else f"{own.mean():.0f}{ratio}")
         lines.append(cells)
-    return render_table([title.split()[0], *names], lines)
+    return render_table([title, *names], lines)
 
 
 ORDER_NAMES = ["mean TTFT (s)", "TTFT p50 (s)", "TTFT p99 (s)", "longest overtaking (s)"]
+CLIENT_NAMES = ["little: mean TTFT (s)", "little: TTFT p99 (s)", "much: mean TTFT (s)"]
+CLASS_NAMES = [*(f"mean TTFT of priority {p} (s)" for p in (2, 1, 0)), "in time (%)"]
 LAYOUT_NAMES = ["TTFT p50 (ms)", "TTFT p95 (ms)", "gap p99 (ms)", "TPOT p50 (ms)"]
 
 
@@ -119,9 +176,11 @@ def main() -> None:
     parser.add_argument("--layouts", type=Path, metavar="FILE", help="of a measured comparison instead")
     args = parser.parse_args()
     if args.orders:
-        print(table("order fcfs", ORDER_NAMES, *measured(args.orders, order_figures)))
+        arms, values = measured(args.orders, order_figures)
+        print(table("order", ORDER_NAMES, named(arms, "fcfs"), values))
     if args.layouts:
-        print(table("layout decode_first", LAYOUT_NAMES, *measured(args.layouts, layout_figures)))
+        arms, values = measured(args.layouts, layout_figures)
+        print(table("layout", LAYOUT_NAMES, named(arms, "decode_first"), values))
     if args.orders or args.layouts:
         return
     orders = ["continuous", *(f"continuous@ORDER={order}" for order in ORDERS[1:])]
@@ -130,14 +189,27 @@ def main() -> None:
         costs = STEP | {"NULL_PROMPT_TOKEN_MS": "0.05"}
         values = np.array([simulated(orders, options, s, costs, order_figures) for s in range(args.seeds)])
         print(f"\norders at {rate} requests/s\n")
-        print(table("order fcfs", ORDER_NAMES, orders, values))
+        print(table("order", ORDER_NAMES, named(orders, "fcfs"), values))
+    with TemporaryDirectory() as folder:
+        corpus = str(with_clients_and_classes(Path(folder)))
+        options = ["--requests", "1500", "--rate", "11.2", "--corpus", corpus]
+        costs = STEP | {"NULL_PROMPT_TOKEN_MS": "0.05"}
+        for title, names, figures, settings in (
+            ("clients", CLIENT_NAMES, client_figures, CLIENTS),
+            ("classes", CLASS_NAMES, class_figures, CLASSES),
+        ):
+            # An arm without a setting is written without an @.
+            arms = [f"continuous@{setting}".rstrip("@") for setting in settings.values()]
+            values = np.array([simulated(arms, options, s, costs, figures) for s in range(args.seeds)])
+            print(f"\n{title} at 11.2 requests/s\n")
+            print(table(title, names, list(settings), values))
     layouts = ["continuous", *(f"continuous@STEP_LAYOUT={layout}" for layout in LAYOUTS[1:])]
     for rate in ("1.5", "2.2", "2.9"):
         options = ["--requests", "600", "--corpus", "synthetic:400x80", "--rate", rate]
         costs = STEP | {"NULL_PROMPT_TOKEN_MS": "0.5"}
         values = np.array([simulated(layouts, options, s, costs, layout_figures) for s in range(args.seeds)])
         print(f"\nlayouts at {rate} requests/s\n")
-        print(table("layout decode_first", LAYOUT_NAMES, layouts, values))
+        print(table("layout", LAYOUT_NAMES, named(layouts, "decode_first"), values))
 
 
 if __name__ == "__main__":

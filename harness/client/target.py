@@ -43,7 +43,10 @@ class Target:
         return f"Basic {b64encode(self.login.encode()).decode()}" if self.login else None
 
     def body(self, group: Sequence[PlannedRequest]) -> bytes:
-        """The JSON body for prompts that go out together; a single prompt is sent without lists."""
+        """The JSON body for prompts that go out together; a single prompt is sent without lists.
+
+        Of several, the first says for whom the request is, and how urgent.
+        """
         alone = len(group) == 1
         fields: dict[str, Any] = {
             "prompt": group[0].prompt if alone else [planned.prompt for planned in group],
@@ -58,6 +61,11 @@ class Target:
             fields["messages"] = group[0].chat if alone else [planned.chat for planned in group]
         elif group[0].is_chat:
             fields["chat"] = True
+        fields |= {
+            name: value
+            for name, value in (("user", group[0].user), ("priority", group[0].priority))
+            if value is not None
+        }
         if self.dialect == "openai":
             fields["model"] = self.model
             fields["stream_options"] = {"include_usage": True}

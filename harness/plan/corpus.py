@@ -35,6 +35,10 @@ class Prompt(BaseModel):
     category: str = ""
     chat: bool = False
     """The text is the message of a user."""
+    user: str | None = Field(default=None, min_length=1)
+    """The client that asks, as the order `vtc` tells them apart."""
+    priority: int | None = Field(default=None, ge=0, le=2)
+    """The class of service; None: as the server has it by default."""
 
     @property
     def is_chat(self) -> bool:

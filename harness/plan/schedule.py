@@ -49,6 +49,8 @@ class PlannedRequest:
     """Sent as the message of a user, which the server puts into the model's chat template."""
     messages: tuple[ChatMessage, ...] = ()
     """Instead of the prompt: a chat of several turns."""
+    user: str | None = None
+    priority: int | None = None
 
     @property
     def chat(self) -> list[dict[str, object]]:
@@ -163,6 +165,8 @@ def make_schedule(
             think_s=think_s[index],
             is_chat=prompt.is_chat,
             messages=prompt.messages,
+            user=prompt.user,
+            priority=prompt.priority,
         )
         for index, prompt in enumerate(islice(cycle(prompts), num_requests))
     )

@@ -59,6 +59,8 @@ SCHEMA = pa.schema(
         ("offset_s", pa.float64()),
         ("max_tokens", pa.int32()),
         ("seed", pa.int64()),
+        ("user", pa.string()),
+        ("priority", pa.int32()),
         # what happened
         ("group_id", pa.int32()),
         ("group_size", pa.int32()),
@@ -134,6 +136,8 @@ def make_row(labels: ReplayLabels, answer: Answer) -> Row:
         "offset_s": planned.offset_s,
         "max_tokens": planned.max_tokens,
         "seed": planned.seed,
+        "user": planned.user,
+        "priority": planned.priority,
         "group_id": answer.group_id,
         "group_size": answer.group_size,
         "body_sha256": answer.body_sha256,

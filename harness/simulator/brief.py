@@ -67,6 +67,7 @@ class _Requests(Sequence[PlannedRequest]):
             index, prompt.id, prompt.prompt, prompt.max_tokens, 0,
             self._offsets_s[index] if self._offsets_s else None,
             self._think_s[index] if self._think_s else 0.0,
+            user=prompt.user, priority=prompt.priority,
         )  # fmt: skip
         return self._last
 

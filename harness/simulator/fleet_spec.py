@@ -11,6 +11,7 @@ from harness.plan.schedule import PlannedRequest
 from harness.simulator.costs import CostModel
 from harness.simulator.operations import Autoscaling, Failures
 from harness.simulator.overheads import Overheads
+from services.contract.requests import DEFAULT_PRIORITY
 from services.contract.timings import SequenceTimings
 from services.engine.spec import EngineSpec
 
@@ -80,4 +81,6 @@ class SequenceMaker:
         if params is None:
             params = SamplingParams(max_tokens=planned.max_tokens, ignore_eos=True)
             self._params[planned.max_tokens] = params
-        return Sequence(next(self._seq_ids), prompt, params, group_id=group_id)
+        priority = DEFAULT_PRIORITY if planned.priority is None else planned.priority
+        seq_id, client = next(self._seq_ids), planned.user or ""
+        return Sequence(seq_id, prompt, params, group_id=group_id, priority=priority, client=client)

@@ -123,6 +123,8 @@ def _schedule_of(
             max_tokens=int(row["num_output_tokens"]),
             seed=int(row["seed"]),
             offset_s=None if pd.isna(row["offset_s"]) else float(row["offset_s"]),
+            user=None if pd.isna(row["user"]) else str(row["user"]),
+            priority=None if pd.isna(row["priority"]) else int(row["priority"]),
         )
         for row in ordered.to_dict("records")
     )

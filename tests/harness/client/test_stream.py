@@ -165,6 +165,14 @@ def test_the_turns_of_a_chat_are_sent_beside_those_of_others(dialect: Dialect) -
     assert body["messages"] == [[{"role": "user", "content": "Hello"}], turns]
 
 
+@pytest.mark.parametrize("dialect", ["lab", "openai"])
+def test_client_and_class_are_sent_where_the_corpus_has_them(dialect: Dialect) -> None:
+    target = Target(Origin("127.0.0.1", 1), "/generate", dialect, "m")
+    assert not {"user", "priority"} & json.loads(target.body([PLAN])).keys()
+    body = json.loads(target.body([replace(PLAN, user="a", priority=0), replace(PLAN, user="b")]))
+    assert (body["user"], body["priority"]) == ("a", 0)
+
+
 def test_the_text_of_a_chat_stream_is_read() -> None:
     async def answer_chat(body: dict[str, Any]) -> AsyncIterator[bytes]:
         yield STREAM_HEAD

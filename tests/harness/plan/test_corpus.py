@@ -109,6 +109,16 @@ def test_the_instructions_are_messages_of_a_chat() -> None:
     assert all(request.chat[-1]["role"] == "user" for request in schedule.requests)
 
 
+def test_clients_and_classes_of_a_corpus_are_planned(tmp_path: Path) -> None:
+    text = LINE + LINE.replace('"a"', '"b", "user": "ann", "priority": 2')
+    corpus = load_corpus(write(tmp_path, text, recorded=text))
+    schedule = make_schedule(corpus.prompts, 2, Load(Arrivals.CLOSED, concurrency=2), 1)
+    assert [(r.user, r.priority) for r in schedule.requests] == [(None, None), ("ann", 2)]
+    wrong = LINE.replace('"a"', '"b", "priority": 3')
+    with pytest.raises(ConfigError, match="line 1: priority"):
+        load_corpus(write(tmp_path, wrong, recorded=wrong))
+
+
 def test_a_chat_keeps_its_turns_in_every_part_of_a_schedule(tmp_path: Path) -> None:
     text = TURNS + LINE.replace('"cat', '"chat": true, "cat')
     corpus = load_corpus(write(tmp_path, text, recorded=text))

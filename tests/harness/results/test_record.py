@@ -25,7 +25,8 @@ from tests.harness.made_rows import made_manifest, made_repeat, made_row
 GOLDEN = {
     "run_id": "string", "variant": "string", "arm": "string", "backend": "string", "model": "string",
     "repeat": "int32", "request_id": "string", "prompt_id": "string", "schedule_index": "int32",
-    "offset_s": "double", "max_tokens": "int32", "seed": "int64", "group_id": "int32", "group_size": "int32",
+    "offset_s": "double", "max_tokens": "int32", "seed": "int64", "user": "string", "priority": "int32",
+    "group_id": "int32", "group_size": "int32",
     "body_sha256": "string", "scheduled_s": "double", "sent_s": "double", "chunk_s": "list<element: double>",
     "chunk_tokens": "list<element: int32>", "finish_s": "double", "ttft_ms": "double",
     "ttft_sched_ms": "double", "tokens_per_sec": "double", "tpot_ms": "double", "total_ms": "double",

@@ -49,7 +49,11 @@ INFO = {
 def made_schedule(draw: random.Random, num_requests: int) -> Schedule:
     prompts = [
         Prompt(
-            id=f"p{i}", prompt=tuple([1] * draw.randint(1, 120)), max_tokens=draw.choice([1, 2, 9, 40, 90])
+            id=f"p{i}",
+            prompt=tuple([1] * draw.randint(1, 120)),
+            max_tokens=draw.choice([1, 2, 9, 40, 90]),
+            user=draw.choice([None, "a", "b"]),
+            priority=draw.choice([None, 0, 2]),
         )
         for i in range(num_requests)
     ]
@@ -83,6 +87,8 @@ def simulated(seed: int, *, exact: bool) -> Simulated:
         "ADMISSION": draw.choice(list(ADMISSIONS)), "LENGTH_ORACLE": draw.choice(["max_tokens", "0.5"]),
         "LONG_PREFILL_TOKEN_THRESHOLD": draw.choice(["0", "40"]),
     }  # fmt: skip
+    if (own["KV_POLICY"], own["ORDER"]) == ("paged", "fcfs"):
+        own["PRIORITY_PREEMPTION"] = draw.choice("01")
     if own["PAD_FINISHED"] == "1" and own["KV_POLICY"] == "reserve":
         own["PAD_STYLE"] = draw.choice(["lean", "generate"])
     options = FleetOptions(
