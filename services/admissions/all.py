@@ -1,4 +1,7 @@
-"""All: everybody joins whom the strategy lets in. The default."""
+"""All: everybody joins whom the strategy lets in. The default.
+
+Source: Orca (Yu et al., OSDI 2022), which fills its batch at each iteration.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,9 @@ ranks grow equally fast, so `arrival_s - priority * aging_s` sorts them without 
 
 The longest wait: with priorities 0 to 2, a group of priority `p` is overtaken only by groups that arrive less
 than `(2 - p) * aging_s` after it. No one overtakes a group that has waited `2 * aging_s`.
+
+Source: the order of arrival is that of Orca (Yu et al., OSDI 2022) and the default of vLLM, whose order by
+priority does not age.
 """
 
 from __future__ import annotations
