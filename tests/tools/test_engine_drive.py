@@ -8,7 +8,8 @@ import pytest
 
 from adapters.base import BackendConfig
 from adapters.null_backend import NullBackend
-from tools.engine_drive import Work, drive
+from services.engine.spec import EngineSpec
+from tools.engine_drive import Work, drive, drive_spec
 
 
 @pytest.mark.parametrize(
@@ -29,3 +30,19 @@ def test_all_prompts_are_answered(variant: str, most_rows: int) -> None:
     drive(backend, variant, work, max_batch=2, publish=watch)
     assert tokens == dict(enumerate([3, 5, 2, 4, 6]))
     assert max(rows) == most_rows
+
+
+def test_one_at_a_time_nobody_waits() -> None:
+    config = BackendConfig(max_batch_size=4, max_model_len=64)
+    seen: list[tuple[int, int]] = []
+    tokens: dict[int, int] = {}
+
+    def watch(report: Any) -> None:
+        seen.append((report.num_running, report.queue_depth))
+        for update in report.updates:
+            tokens[update.seq_id] = tokens.get(update.seq_id, 0) + len(update.token_ids)
+
+    work = [Work([1, 2, 3], max_tokens) for max_tokens in (3, 1, 2)]
+    drive_spec(NullBackend(config), EngineSpec("static", config), work, watch, one_at_a_time=True)
+    assert tokens == {0: 3, 1: 1, 2: 2}
+    assert set(seen) == {(1, 0), (0, 0)}

@@ -32,7 +32,8 @@ def test_memory_pressure_and_hits_are_counted(
     assert (frame["num_equal"] == 12).all()
     assert (frame["num_tokens"] == 96).all()
     reserve, paged, cached = (frame.loc[(arm, 0)] for arm in arms)
-    assert (reserve["max_running"], reserve["num_preempted"]) == (2, 0)
+    assert (reserve["max_running"], reserve["num_preempted"], reserve["recomputed_share"]) == (2, 0, 0.0)
+    assert (paged["num_preempted"] > 0) == (paged["recomputed_share"] > 0)
     assert reserve["hit_share"] == paged["hit_share"] == 0 < cached["hit_share"]
     assert cached["mean_running_full"] > reserve["mean_running_full"]
     out = capsys.readouterr().out
