@@ -80,12 +80,12 @@ def seconds_of(size: Size, arms: Sequence[Sequence[Arm]], tokens_per_s: float) -
     [
         (60, 1, 1),
         (135, 3, 3),
-        (150, 3, 2),
-        (180, 4, 3),
-        (200, 4, 2),
-        (230, 4, 1),
+        (160, 3, 2),
+        (190, 4, 3),
+        (220, 4, 2),
+        (260, 4, 1),
         (480, 4, 1),
-        (900, 4, 0),
+        (1200, 4, 0),
         (5000, 4, 0),
         (100_000, 4, 0),
     ],
@@ -134,7 +134,7 @@ def test_a_slow_machine_is_told_what_it_does_without() -> None:
     text = "\n".join(size_text(size, loads, "baseline", HarnessSettings(concurrency=24), size.num_blocks))
     assert text.startswith("plan: 1 block of 9 runs, about ")
     for words in (
-        "24 users: 51 requests a block; baseline, static, dynamic, continuous",
+        "24 users: 50 requests a block; baseline, static, dynamic, continuous",
         "0.5 requests/s: ",
         "CAPACITY=0.75 gives these rates again",
         "there is no ratio of p95 (REQUESTS=60 gives it)",
