@@ -130,5 +130,8 @@ class MixedGraphs(CapturedSteps):
         )
         logits = self._forward(packer.table.complete(ids, slots, positions), layout, logit_rows)
         tokens = logits.argmax(-1)
+        # Spare logits repeat the first row, and a product may round the copies differently. The table must
+        # hold the token that the host is told.
+        tokens = torch.where(logit_rows == logit_rows[0], tokens[0], tokens)
         packer.table.put(slots[logit_rows], positions[logit_rows] + 1, tokens)
         return tokens, logits

@@ -100,7 +100,7 @@ class StepLauncher:
         ints, floats, groups = _sampling(plan, range(num_sampled))
         step, views = self._packer.upload(plan, buffer, ints, floats)
         logits = self.forward(step.input_ids, step.layout, step.logit_rows)[:num_sampled]
-        _ban(logits, range(num_sampled), plan.sampled)
+        self._ban(logits, range(num_sampled), plan.sampled)
         tokens = logits.argmax(-1)
         table, last = self._packer.table, step.logit_rows[:num_sampled]
         if views:
@@ -126,12 +126,27 @@ class StepLauncher:
         if views:
             # The graph has noted the likeliest tokens in the table; what was drawn replaces them.
             assert graphs.logits is not None
-            _ban(graphs.logits, rows, plan.sampled)
+            self._ban(graphs.logits, rows, plan.sampled)
             settings, table = RowSettings(*views), self._packer.table
             drawn = sample_rows(graphs.logits, settings, groups, table.ids)
             graphs.tokens.index_copy_(0, settings.row, drawn)
             table.put(settings.slot, settings.num_tokens, drawn)
         return graphs.tokens[: max(rows, default=-1) + 1]
+
+    def _ban(self, logits: Tensor, rows: Seq[int], sequences: Seq[Sequence]) -> None:
+        """Rule out what `min_tokens` does in this step; `rows`: where the logits of `sequences` are."""
+        banned = [
+            (row, token_id)
+            for row, seq in zip(rows, sequences, strict=True)
+            if seq.params.min_tokens
+            for token_id in seq.params.banned_at(seq.num_tokens - seq.num_prompt_tokens)
+        ]
+        if banned:
+            # From other memory than pinned, the host would wait for the step before. torch lends this piece
+            # of it again only once the copy is done.
+            words = self._machine.pinned(2 * len(banned)).copy_(torch.tensor(banned).T.flatten())
+            at, ids = words.to(logits.device, non_blocking=True).view(2, -1)
+            logits[at, ids] = -torch.inf
 
 
 def decode_rows(
@@ -145,19 +160,6 @@ def decode_rows(
     tokens = logits.argmax(-1)
     table.put(slots, positions + 1, tokens)
     return tokens, logits
-
-
-def _ban(logits: Tensor, rows: Seq[int], sequences: Seq[Sequence]) -> None:
-    """Rule out what `min_tokens` does in this step; `rows`: where the logits of `sequences` are."""
-    banned = [
-        (row, token_id)
-        for row, seq in zip(rows, sequences, strict=True)
-        if seq.params.min_tokens
-        for token_id in seq.params.banned_at(seq.num_tokens - seq.num_prompt_tokens)
-    ]
-    if banned:
-        at, ids = torch.tensor(banned, device=logits.device).T
-        logits[at, ids] = -torch.inf
 
 
 def _sampling(plan: RowPlan, rows: Seq[int]) -> tuple[list[list[int]], list[list[float]], list[RowGroup]]:

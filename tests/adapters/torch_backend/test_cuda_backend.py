@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ from adapters.torch_backend import factory, startup
 from adapters.torch_backend.backend import TorchBackend
 from adapters.torch_backend.cuda import batch_invariance, mixed_graphs
 from adapters.torch_backend.cuda.backend import CudaTorchBackend
+from adapters.torch_backend.cuda.packing import DevicePacker
 from adapters.torch_backend.cuda.startup import CudaSetup
 from adapters.torch_backend.cuda.step_graphs import DecodeGraphs, graph_sizes
 from adapters.torch_backend.model import flash_attention
+from adapters.torch_backend.model.attention import BLOCK
 from adapters.torch_backend.model.flash_attention import KeySpans, plain_attention
+from adapters.torch_backend.model.kv_cache import SlotCache
 from adapters.torch_backend.model.linear import TiledLinear
 from tests.adapters.fake_machine import FakeMachine, PlainOps, row_by_row
 from tests.adapters.torch_backend.test_backend import load, make_model, prompts, run_together, sequences_of
@@ -134,6 +138,26 @@ def test_more_prompts_than_a_graph_has_room_for(llama: Path, monkeypatch: pytest
     machine.log.clear()
     assert run_together(backend, sequences_of(prompts(5))) == want
     assert "replay" in machine.log
+
+
+def test_the_device_goes_on_with_the_token_that_the_host_is_told() -> None:
+    """Spare logits repeat a row; a product may round its copies differently."""
+    ops = PlainOps()
+    machine = FakeMachine(ops=ops)
+    packer = DevicePacker(machine, SlotCache(4, 256), 256, BLOCK)
+    packer.attention = plain_attention
+
+    def forward(ids: Any, layout: Any, rows: Any) -> Any:
+        return torch.eye(len(rows))  # the likeliest token depends on nothing but the place
+
+    sizes = {"max_batch": 4, "max_rows": 64, "num_weights": 1, "num_extra_words": 0}
+    graphs = mixed_graphs.MixedGraphs(machine, packer, forward, ops.attend, **sizes)
+    graphs.capture()
+    plan = packer.plan([ScheduledChunk(Sequence(0, [5, 6, 7], SamplingParams()), 0, 3)])
+    words = torch.tensor([*chain(*graphs.padded(64, plan))])
+    graphs.words[: len(words)].copy_(words)
+    graphs.replay(64)
+    assert graphs.tokens[0] == 0 == packer.table.ids[plan.slots[0], 3]
 
 
 def test_a_wrong_graph_is_not_used(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
