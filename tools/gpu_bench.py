@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=NAMES,
         default=list(NAMES),
         help="same: tokens against generate(), also of --real-model; steps: decode steps, their "
-        "kernels, prompts; plain: steps without Triton kernels; strategies; invariant: BATCH_INVARIANT; "
-        "sampled; yardstick: transformers' continuous batching (default all, in this order)",
+        "kernels, prompts; strategies; invariant: BATCH_INVARIANT; sampled; yardstick: transformers' "
+        "continuous batching; plain: steps without Triton kernels (default all, in this order)",
     )
     parser.add_argument(
         "--budget-s",
@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if bench.facts["vllm"] is None:
         bench.notes.append("vLLM is not installed here: not compared")
+    else:
+        bench.notes.append("vLLM is compared by `lab yardsticks --engines torch vllm --dtype bf16`, not here")
     print("\n".join(f"{name}: {value}" for name, value in bench.facts.items()), flush=True)
     for part in plan:
         bench.run(part)

@@ -39,3 +39,8 @@ def loading_without_graphs(part: PartRun) -> None:
     part.add(LOADED, part.kind)
     part.run("one that fails", lambda: failing(part))
     part.add("good", "after it")
+
+
+def never_loading(part: PartRun) -> None:
+    part.begin_loading()
+    raise RuntimeError("256 slots do not fit")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,19 +21,21 @@ from adapters.base import BackendConfig, BackendError
 from adapters.models.presets import PRESETS, Preset
 from adapters.torch_backend import loading
 from adapters.torch_backend.backend import TorchBackend
+from adapters.torch_backend.cuda.kv_memory import fitted_len
+from adapters.torch_backend.cuda.sampling import working_bytes
 from adapters.torch_backend.model.flash_attention import plain_attention
 from tests.adapters.conformance import tiny_llama, torch_backend_of_a_device
 from tools import gpu_bench
 from tools.engine_drive import Work
 from tools.gpu import backend as backend_of_parts
-from tools.gpu import measures, paged_attention, shape_model
-from tools.gpu.backend import load, loadable
+from tools.gpu import measures, paged_attention, processes, shape_model
+from tools.gpu.backend import ModelSize, load, loadable, make_work
 from tools.gpu.part import PartRun
-from tools.gpu.plan import NAMES, QUICK, Part, make_plan
+from tools.gpu.plan import NAMES, QUICK, Part, Sizes, make_plan
 from tools.gpu.processes import Bench
 from tools.transformers_runs import continuous_batching, load_reference, run_generate
 
-NOT_ON_A_GPU_IMAGE = ("pydantic", "pydantic_settings", "httptools", "fastapi", "uvicorn")
+NOT_ON_A_GPU_IMAGE = ("pydantic", "pydantic_settings", "httptools", "fastapi", "uvicorn", "prometheus_client")
 
 
 def parse(*arguments: str) -> argparse.Namespace:
@@ -88,6 +92,7 @@ def test_a_quick_run_on_a_cpu(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert facts["host"]["cpu_model"]
     text = (folder / "tables.md").read_text(encoding="utf-8")
     assert "### decode steps" in text
+    assert r" paged\|plain_flash, not comparable |" in text
     assert "### decode steps" in shown
 
 
@@ -98,6 +103,36 @@ def test_it_starts_without_the_packages_of_the_service_and_holds_no_device_memor
     parts = f"{block} import tools.gpu.part, tools.gpu.parts, tools.gpu.yardstick"
     for code in (parent, parts):
         subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_commands_in_the_documents_are_understood() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+    found = re.findall(r"python3? -m tools\.gpu_bench( --[^`\n]*)?", text)
+    assert len(found) > 4
+    parts = [parse(*shlex.split(arguments, comments=True)).parts for arguments in found]
+    assert set(NAMES) == {name for names in parts if names != list(NAMES) for name in names}
+
+
+def test_an_80_gb_card_has_room_for_all_work_of_the_largest_model() -> None:
+    """Slots of 256 requests are shorter than the model's own length there; prompts are cut to fit."""
+    preset, sizes, memory = PRESETS["lab-8b"], Sizes(), 79.2 * 2**30
+    used = 2 * preset.num_parameters + 2**30
+    kv_bytes = 2 * 2 * preset.num_layers * preset.num_kv_heads * preset.head_dim
+    longest = fitted_len(
+        free_bytes=int(memory - used),
+        fraction=BackendConfig(model="").kv_memory_fraction,
+        bytes_per_position=kv_bytes,
+        max_batch=max(*sizes.rows, *sizes.concurrency),
+        wanted=4096,
+        is_given=False,
+        reserve_bytes=working_bytes(256, preset.vocab_size),
+    )
+    assert max(sizes.lengths) * 2 <= longest < 4096
+    assert sizes.context + sizes.steps < longest
+    for max_model_len in (longest, 600):
+        part: Any = argparse.Namespace(seed=0, sizes=sizes)
+        work = make_work(part, 256, ModelSize(preset.vocab_size, max_model_len))
+        assert max(len(item.token_ids) + item.max_tokens for item in work) <= max_model_len
 
 
 def test_a_part_that_fails_hangs_or_crashes_costs_only_itself(
@@ -125,15 +160,42 @@ def test_a_part_that_fails_hangs_or_crashes_costs_only_itself(
 def test_what_cannot_be_loaded_is_tried_with_less(tmp_path: Path) -> None:
     bench = make_bench(tmp_path)
     bench.run(planted("loading_without_graphs"))
-    assert [note for note in bench.notes if "tried again" in note] == [
-        f"loading_without_graphs of no-model: tried again with {options}, and so are the parts that follow"
-        for options in ({"triton_kernels": False}, {"cuda_graphs": False})
+    way_out = {"cuda_graphs": False}
+    assert [note for note in bench.notes if "FAILED" not in note] == [
+        "loading_without_graphs of no-model: tried again with {'triton_kernels': False}",
+        f"loading_without_graphs of no-model: tried again with {way_out}",
+        f"the parts that follow are run with {way_out}",
     ]
     # It has loaded: what fails then is not tried again.
     assert [row["name"] for row in bench.rows] == ["loading_without_graphs", "before", "after it"]
     bench.run(planted("loading_without_graphs"))
     assert sum("tried again" in note for note in bench.notes) == 2
     assert len(bench.rows) == 6
+
+
+def test_a_model_that_loads_in_no_way_takes_nothing_from_the_others(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path)
+    for _ in range(2):
+        bench.run(planted("never_loading"))
+    assert sum("tried again" in note for note in bench.notes) == 3
+    assert bench.way_out == {}
+
+
+def test_a_process_that_cannot_be_killed_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As one that waits within a driver."""
+
+    class Stuck:
+        def __init__(self, *args: Any, **options: Any) -> None: ...
+
+        def wait(self, timeout_s: float) -> int:
+            raise subprocess.TimeoutExpired("part", timeout_s)
+
+        def kill(self) -> None: ...
+
+    monkeypatch.setattr(processes.subprocess, "Popen", Stuck)
+    assert processes._run([], tmp_path / "log.txt", 3.0) == "was ended after 3 s"
 
 
 def test_what_does_not_fit_the_budget_is_skipped_and_said_to_be(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ class Part:
         return f"{self.name} of {self.model}" + (" (real weights)" if self.real_weights else "")
 
 
-NAMES = ("same", "steps", "plain", "strategies", "invariant", "sampled", "yardstick")
+NAMES = ("same", "steps", "strategies", "invariant", "sampled", "yardstick", "plain")
 """The values of `--parts`, in the order in which they run."""
 
 

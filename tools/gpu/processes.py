@@ -6,6 +6,7 @@ device.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -32,6 +33,7 @@ _WAYS_OUT: tuple[dict[str, Any], ...] = (
 """Options that are tried in turn once a backend could not be loaded as it should be."""
 _LAST_LINES = 8
 _ENDED = "was ended after"
+_KILL_S = 10.0
 
 
 @dataclass
@@ -54,7 +56,8 @@ class Bench:
     started_s: float = field(default_factory=time.monotonic)
     way_out: dict[str, Any] = field(default_factory=dict)
     """Options of all parts, since without them a backend could not be loaded."""
-    _ways_out: list[dict[str, Any]] = field(default_factory=lambda: list(_WAYS_OUT))
+    _given_up: set[str] = field(default_factory=set)
+    """Models that could be loaded with none of the options."""
 
     @property
     def left_s(self) -> float:
@@ -72,18 +75,29 @@ class Bench:
             self._write()
             return
         num_rows, num_notes = len(self.rows), len(self.notes)
-        can_load = self._try(part, self.way_out)
-        while not can_load and self.left_s > part.needs_s and self._ways_out:
-            options = self._ways_out.pop(0)
-            if options.items() <= part.options.items():
-                continue
-            self.notes.append(f"{part.title}: tried again with {options}, and so are the parts that follow")
-            self.way_out = options
-            can_load = self._try(part, options)
+        if not self._try(part, self.way_out) and part.model not in self._given_up:
+            self._try_with_less(part)
         self._write()
         print(f"\n{render(self.rows[num_rows:])}", flush=True)
         for note in self.notes[num_notes:]:
             print(f"- {note}", flush=True)
+
+    def _try_with_less(self, part: Part) -> None:
+        """The first of the options with which it loads is kept for the parts that follow.
+
+        Where it loads with none of them, they are not to blame: the parts that follow keep what they had.
+        """
+        for options in _WAYS_OUT:
+            if options.items() <= (part.options | self.way_out).items():
+                continue
+            if self.left_s <= part.needs_s:
+                return
+            self.notes.append(f"{part.title}: tried again with {options}")
+            if self._try(part, options):
+                self.way_out = options
+                self.notes.append(f"the parts that follow are run with {options}")
+                return
+        self._given_up.add(part.model)
 
     def _try(self, part: Part, way_out: dict[str, Any]) -> bool:
         """One process; False where it ended by itself before its backend was loaded."""
@@ -150,6 +164,8 @@ def _run(command: list[str], log: Path, limit_s: float) -> str | None:
             return f"{_ENDED} {limit_s:.0f} s"
         finally:
             process.kill()
-            process.wait()
+            # One that waits within the driver cannot be killed: the others go on without it.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_KILL_S)
     print(f"    took {time.monotonic() - started_s:.0f} s", flush=True)
     return f"ended with {code}" if code else None

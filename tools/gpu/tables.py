@@ -26,4 +26,4 @@ def _cell(value: Any) -> str:
         return MISSING
     if isinstance(value, float):
         return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:,.3f}"
-    return str(value).replace("|", "\\|")
+    return str(value)
