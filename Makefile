@@ -89,11 +89,12 @@ gpu-bench: .venv/.lab-torch ## what a GPU makes of the torch backend, in one run
 
 # As a GPU image's: torch and transformers of some months ago, and none of the service's packages.
 GPU_ENV := torch==2.11.0 transformers==5.17.0 filelock huggingface-hub jinja2 numpy pandas psutil pyarrow \
-	safetensors tokenizers
+	pytest pytest-timeout safetensors tokenizers
 
 gpu-env-check: $(filter .uv/bin/uv,$(UV)) ## run gpu-bench on this CPU as a GPU image would: downloads 3 GB into .gpu-env
 	@$(UV) venv --quiet --allow-existing --python '>=3.11,<3.14' .gpu-env
 	@$(UV) pip install --quiet --python .gpu-env/bin/python $(GPU_ENV)
+	@.gpu-env/bin/python -m pytest -k 'not interpreter' $(addprefix tests/adapters/torch_backend/test_,triton_kernels.py device_rules.py)
 	@.gpu-env/bin/python -m tools.gpu_bench --device cpu --quick $(ARGS)
 
 step-cost: .venv/.lab-llama $(MODEL_PACKAGE) ## what the llama.cpp adapter adds to a bare decode loop
