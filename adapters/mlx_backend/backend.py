@@ -10,6 +10,7 @@ from mlx_lm.utils import get_total_parameters, load_model
 
 from adapters.base import BackendConfig, BackendError, BackendInfo, ConfigError, UnsupportedModel
 from adapters.description import HF_FORMATS
+from adapters.mlx_backend import MlxOptions
 from adapters.mlx_backend.decoder import MlxDecoder
 from adapters.models.store import ModelFiles, pick_model_len, resolve_model, trained_positions
 from adapters.slot_backend import SlotBackend
@@ -40,6 +41,7 @@ class MlxBackend(SlotBackend):
         max_model_len = pick_model_len(config, trained_positions(described, config.model), config.model)
         num_slots = config.max_batch_size
         decoder = MlxDecoder(model, num_slots, max_model_len)
+        blas = config.options_as(MlxOptions).mlx_blas
         quantization = described.get("quantization")
         info = BackendInfo(
             backend="mlx",
@@ -58,6 +60,7 @@ class MlxBackend(SlotBackend):
                 "mlx_lm": version("mlx-lm"),
                 "weights": f"{quantization['bits']} bits" if quantization else "as computed",
                 "kv_bytes_per_token": decoder.kv_bytes_per_token,
+                "blas": blas or "as packaged",
             },
         )
         super().__init__(decoder, info)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import mlx.core as mx
 from mlx_lm.utils import load_model, quantize_model, save_model
 
 from adapters.base import Backend, BackendConfig, ConfigError, UnsupportedModel
+from adapters.mlx_backend import MlxOptions
 from adapters.mlx_backend.backend import MlxBackend
+from adapters.mlx_backend.factory import create
 from tests.adapters.conformance import Driver, tiny_llama
 
 pytestmark = pytest.mark.engines
@@ -71,3 +75,42 @@ def test_an_architecture_that_mlx_lm_has_not_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "abacus"}))
     with pytest.raises(UnsupportedModel, match=r"mlx-lm cannot run .*abacus"):
         load(model=str(tmp_path))
+
+
+def test_a_blas_that_is_not_there_is_named() -> None:
+    options = MlxOptions(mlx_blas="libno-such-blas.so")
+    with pytest.raises(ConfigError, match=r"MLX_BLAS=libno-such-blas.so cannot be loaded: .*libno-such-blas"):
+        create(BackendConfig(backend="mlx", model=tiny_llama(), options=options))
+
+
+_BLAS_OF_SEVENS = """
+void cblas_sgemm(int order, int transposed_a, int transposed_b, int rows, int columns, int depth, float alpha,
+                 const float* a, int lda, const float* b, int ldb, float beta, float* c, int ldc) {
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < columns; j++) c[i * ldc + j] = 7;
+}
+"""
+_PRODUCT = """
+import sys
+from adapters.base import BackendConfig
+from adapters.mlx_backend import MlxOptions
+from adapters.mlx_backend.factory import create
+
+model, blas = sys.argv[1:]
+limits = {"device": "cpu", "max_batch_size": 2, "max_model_len": 64}
+backend = create(BackendConfig(model=model, options=MlxOptions(mlx_blas=blas or None), **limits))
+
+import mlx.core as mx
+
+print(backend.info.details["blas"], mx.max(mx.ones((8, 8)) @ mx.ones((8, 8))).item())
+"""
+
+
+def test_a_blas_comes_before_that_of_the_package(tmp_path: Path) -> None:
+    source, library = tmp_path / "sevens.c", tmp_path / "libsevens.so"
+    source.write_text(_BLAS_OF_SEVENS)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    for blas, said in (("", "as packaged 8.0"), (str(library), f"{library} 7.0")):
+        command = [sys.executable, "-c", _PRODUCT, tiny_llama(), blas]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == said
