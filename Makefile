@@ -74,9 +74,9 @@ bench: $(INSTALLED) ## measure one strategy: VARIANT= BACKEND= MODEL= REQUESTS= 
 compare: $(sort $(INSTALLED) $(ARM_INSTALLED)) ## strategies in interleaved blocks under two loads: VARIANTS= LOADS= QUICK=1 ARGS="--blocks 6"
 	@$(LAB) compare $(if $(VARIANTS),--variants $(VARIANTS)) $(ARGS)
 
-ENGINES_INSTALLED := $(foreach name,$(ENGINES),$(call installed-of,$(name)))
-yardsticks: .venv/.lab-torch $(MODEL_PACKAGE) $(sort $(ENGINES_INSTALLED)) ## the engine against generate(), transformers' batching and bare matrix products, or ENGINES="torch vllm" beside one another
-	@$(LAB) yardsticks $(if $(ENGINES),--engines $(ENGINES)) $(ARGS)
+ENGINES_INSTALLED := $(foreach name,$(ENGINES) $(SERVED),$(call installed-of,$(firstword $(subst :, ,$(name)))))
+yardsticks: .venv/.lab-torch $(MODEL_PACKAGE) $(sort $(ENGINES_INSTALLED)) ## the engine against generate(), transformers' batching and bare matrix products, or ENGINES="torch vllm" beside one another, or SERVED="torch vllm NAME=URL" over HTTP
+	@$(LAB) yardsticks $(if $(ENGINES),--engines $(ENGINES)) $(if $(SERVED),--served $(SERVED)) $(ARGS)
 
 profile: .venv/.lab-torch $(MODEL_PACKAGE) ## where the time of a decode step goes: MODEL= ARGS="--rows 1 16 32 --context 128"
 	@$(LAB) profile $(ARGS)

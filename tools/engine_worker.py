@@ -1,8 +1,8 @@
 """One engine in a process of its own, which measures itself once for each line of its standard input.
 
 `python -m tools.engine_worker ENGINE OPTIONS` first says what is loaded, then what each round took, a line of
-JSON each. Everything goes through the `Backend` protocol, as in the service. What an engine itself prints
-goes to standard error.
+JSON each. Everything goes through the `Backend` protocol, as in the service. An engine's own settings come
+from the environment and `.env`, as the service's do. What an engine itself prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
-from adapters.base import Backend, BackendConfig, LabError, SamplingParams, ScheduledChunk, Sequence
+from adapters.base import Backend, LabError, SamplingParams, ScheduledChunk, Sequence
 from adapters.registry import create_backend, load_tokenizer
 from harness.plan.corpus import default_path, load_corpus
+from harness.settings import SETTING_NAMES
+from services.read_settings import read_settings
 from tools.engine_drive import Work, drive
 
 CONTEXT = 128
@@ -35,10 +37,10 @@ def main() -> int:
     os.dup2(2, 1)
     name, options = sys.argv[1], json.loads(sys.argv[2])
     rows, num_requests = options.pop("rows"), options.pop("requests")
+    limits = {"max_batch": max(rows), "max_step_tokens": _PROMPT_TOKENS}
     try:
-        config = BackendConfig(
-            backend=name, max_batch_size=max(rows), max_step_tokens=_PROMPT_TOKENS, **options
-        )
+        settings = read_settings({"backend": name, **limits, **options}, passed_over=SETTING_NAMES)
+        config = settings.engine_spec().backend
         backend, tokenizer = create_backend(config), load_tokenizer(config)
     except LabError as error:
         print(json.dumps({"error": str(error)}), file=replies)
@@ -72,10 +74,13 @@ def _decode(backend: Backend, rows: list[int]) -> Iterator[dict[str, Any]]:
 
 
 def _prompt(backend: Backend) -> dict[str, Any]:
-    seq = _sequence(_PROMPT_TOKENS)
-    seconds = _step(backend, [ScheduledChunk(seq, 0, _PROMPT_TOKENS)])
-    backend.release([seq.seq_id])
-    return _measured(f"prompt of {_PROMPT_TOKENS}", _PROMPT_TOKENS, seconds)
+    """The median time of three prompts, one after the other."""
+    seconds = []
+    for _ in range(3):
+        seq = _sequence(_PROMPT_TOKENS)
+        seconds.append(_step(backend, [ScheduledChunk(seq, 0, _PROMPT_TOKENS)]))
+        backend.release([seq.seq_id])
+    return _measured(f"prompt of {_PROMPT_TOKENS}", _PROMPT_TOKENS, statistics.median(seconds))
 
 
 def _answer(backend: Backend, work: list[Work]) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from rich.table import Table
 
 from adapters.base import LabError
 from adapters.registry import interpreter_of
-from harness.comparing.intervals import log_interval
+from harness.comparing.intervals import log_interval, middle_and_error
 from harness.results.output_dir import utc_stamp
 from tools.engine_worker import CONTEXT
 from tools.result_file import write_rows
@@ -70,54 +71,74 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print, write `OUT/yardsticks/<UTC time>.parquet`."""
     options = {
         "model": args.model,
-        "dtype": "fp32" if args.dtype == "auto" else args.dtype,
-        "num_threads": args.threads,
+        "n_threads": args.threads,
         "max_model_len": _MAX_MODEL_LEN,
         "rows": args.rows,
         "requests": args.requests,
     }
-    rows: list[dict[str, Any]] = []
-    path = args.out / "yardsticks" / f"{utc_stamp()}.parquet"
     with contextlib.ExitStack() as stack:
-        workers = []
-        for name in args.engines:
-            _say(f"loading {name}")
-            workers.append(stack.enter_context(_working(name, options)))
-        infos = {worker.name: worker.info for worker in workers}
-        for worker in workers:
+        workers: dict[str, Worker] = {}
+        for entry in args.engines:
+            say(f"loading {entry}")
+            name, dtype = name_and_dtype(entry, args)
+            workers[entry] = stack.enter_context(_working(name, {**options, "dtype": dtype}))
+        infos = {name: worker.info for name, worker in workers.items()}
+        for worker in workers.values():
             worker.measure()  # memory of a slot is mapped when it is first written
-        for block in range(args.blocks):
-            for worker in workers[block % len(workers) :] + workers[: block % len(workers)]:
-                _say(f"block {block + 1}/{args.blocks}: {worker.name}")
-                rows += [{"block": block, "engine": worker.name, **row} for row in worker.measure()]
-            write_rows(pd.DataFrame(rows), path, {"engines": infos})  # what is measured outlives a kill
-    _print(pd.DataFrame(rows), infos)
-    _say(f"rows: {path}")
+        measures = {name: lambda _, worker=worker: worker.measure() for name, worker in workers.items()}
+        frame, path = take_turns(measures, args, {"engines": infos})
+    info = next(iter(infos.values()))
+    title = f"{info['model']}, {info['num_threads']} thread(s), context {CONTEXT}"
+    headings = {entry: f"{told['backend']}, {told['dtype']}" for entry, told in infos.items()}
+    print_ratios(frame, title, headings)
+    say(f"rows: {path}")
     return 0
 
 
-def _print(frame: pd.DataFrame, infos: dict[str, dict[str, Any]]) -> None:
+def name_and_dtype(entry: str, args: argparse.Namespace) -> tuple[str, str]:
+    """`BACKEND` or `BACKEND:FORMAT`; every engine has fp32, so that is the default here."""
+    name, _, dtype = entry.partition(":")
+    return name, dtype or ("fp32" if args.dtype == "auto" else args.dtype)
+
+
+def take_turns(
+    measures: Mapping[str, Callable[[int], list[dict[str, Any]]]],
+    args: argparse.Namespace,
+    facts: dict[str, Any],
+) -> tuple[pd.DataFrame, Path]:
+    """Call each of `measures` with the number of each block, another one first in each block."""
+    rows: list[dict[str, Any]] = []
+    path = args.out / "yardsticks" / f"{utc_stamp()}.parquet"
+    names = list(measures)
+    for block in range(args.blocks):
+        first = block % len(names)
+        for name in names[first:] + names[:first]:
+            say(f"block {block + 1}/{args.blocks}: {name}")
+            rows += [{"block": block, "engine": name, **row} for row in measures[name](block)]
+        write_rows(pd.DataFrame(rows), path, facts)  # what is measured outlives a kill
+    return pd.DataFrame(rows), path
+
+
+def print_ratios(frame: pd.DataFrame, title: str, headings: dict[str, str]) -> None:
     """Tokens/s, and the first engine's as a multiple of each other's with an interval over blocks."""
-    first, info = next(iter(infos.items()))
-    title = f"{info['model']}, {info['num_threads']} thread(s), context {CONTEXT}: tokens/s ({first} / it)"
-    table = Table(title=title)
-    table.add_column("")
-    for name, told in infos.items():
-        table.add_column(f"{name}, {told['dtype']}", justify="right")
+    first = next(iter(headings))
+    table = Table(title=f"{title}: tokens/s ({first} / it)")
+    for heading in ("", *headings.values()):
+        table.add_column(heading, justify="right" if heading else "left")
     frame = frame.assign(rate=frame["num_tokens"] / frame["seconds"])
     for measure, of_it in frame.groupby("measure", sort=False):
         rates = of_it.pivot(index="block", columns="engine", values="rate")
         cells = []
-        for name in infos:
+        for name in headings:
             cell = f"{rates[name].median():,.0f}"
             if name != first and len(rates) > 1:
                 logs = np.log((rates[first] / rates[name]).to_numpy())
                 low, high = np.exp(log_interval(logs, _CONFIDENCE))
-                cell += f" ({np.exp(logs.mean()):.2f}x, {low:.2f}-{high:.2f})"
+                cell += f" ({np.exp(middle_and_error(logs)[0]):.2f}x, {low:.2f}-{high:.2f})"
             cells.append(cell)
         table.add_row(str(measure), *cells)
-    Console(width=max(120, 30 * len(infos))).print(table)
+    Console(width=max(120, 30 * len(headings))).print(table)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

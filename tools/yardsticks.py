@@ -4,7 +4,7 @@ Six contestants answer the same prompts: the engine one by one, continuous and i
 what those of `generate()` do; `generate()` one by one and in padded batches; and transformers' own continuous
 batching. Then decode steps are held against their matrix products, and against those of plain linear layers.
 All of it runs in this process without HTTP, in interleaved blocks. With `--engines` it is
-`tools.engine_yardsticks` that runs.
+`tools.engine_yardsticks` that runs, with `--served` `tools.served_yardsticks`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from adapters.base import SamplingParams, ScheduledChunk, Sequence
-from adapters.registry import BACKENDS, load_tokenizer
+from adapters.registry import load_tokenizer
 from adapters.torch_backend.backend import TorchBackend
 from adapters.torch_backend.model.kernel_llama import KernelLlama
 from adapters.torch_backend.model.linear import KernelLinear, TiledLinear
 from harness.plan.corpus import default_path, load_corpus
 from harness.results.output_dir import utc_stamp
-from tools import engine_yardsticks
+from tools import engine_yardsticks, served_yardsticks
 from tools.engine_drive import Work, add_common_arguments, cpu_config, drive
 from tools.result_file import write_rows
 from tools.transformers_runs import load_reference, run_continuous_batching, run_generate, run_padded_generate
@@ -52,15 +52,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engines",
         nargs="+",
-        choices=[name for name in BACKENDS if name != "null"],
-        help="these backends beside one another instead, all in fp32 unless --dtype says otherwise",
+        metavar="BACKEND[:FORMAT]",
+        help="these backends beside one another instead, in fp32 unless the format or --dtype says otherwise",
+    )
+    parser.add_argument(
+        "--served",
+        nargs="+",
+        metavar="BACKEND[:FORMAT]|NAME=URL",
+        help="over HTTP instead, 16 users: these backends as services, and servers that run already",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write `OUT/yardsticks/<UTC time>.parquet`."""
-    if args.engines:
-        return engine_yardsticks.run(args)
+    if args.engines or args.served:
+        return engine_yardsticks.run(args) if args.engines else served_yardsticks.run(args)
     config = cpu_config(args, max(16, *args.rows))
     backend = TorchBackend(config)
     reference = load_reference(config, backend.info.dtype)
