@@ -14,9 +14,10 @@ from adapters.description import BackendDescription, option
 class TorchOptions:
     cpu_kernels: bool = option(
         True,
-        "On a CPU: norms, rotation, attention and, in bf16, linear layers or all of a Llama-shaped model "
-        "run in kernels that are compiled once with the system's C++ compiler (3 s; kept under "
-        "ARTIFACTS_DIR/kernels). 0, or no compiler: torch's own operators, slower.",
+        "On a CPU: norms, rotation, attention, linear layers (in fp32 those whose weights are numbers of "
+        "bf16), and in bf16 all of a Llama-shaped model, run in kernels that are compiled once with the "
+        "system's C++ compiler (3 s; kept under ARTIFACTS_DIR/kernels). 0, or no compiler: torch's own "
+        "operators, slower.",
     )
     cuda_graphs: bool = option(
         True,

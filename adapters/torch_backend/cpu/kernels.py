@@ -12,6 +12,7 @@ import logging
 import math
 import subprocess
 from collections.abc import Sequence as Seq
+from enum import IntEnum
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,15 @@ PANEL = 16
 _INT, _I32, _PTR = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p
 PARTS = ("norms", "matrix products", "rotation, cache writes", "attention")
 """Of `run_model`; `Part` in the source."""
+
+
+class Epilogue(IntEnum):
+    """What follows a product before its sums are rounded; `Epilogue` in the source."""
+
+    NONE = 0
+    SWISH = 1
+    PLUS = 2
+    TIMES = 3
 
 
 class KernelStep(ctypes.Structure):
@@ -130,14 +140,16 @@ class CpuKernels:
         self._rotate_and_store = bound(f"rotate_and_store_{name}", step, _PTR, _PTR, _PTR)
         where = _PTR, _INT, _INT, _PTR, _PTR, _PTR
         self._attend = bound(f"attend_{name}", step, *where, restype=ctypes.c_int)
-        # A CPU with a matrix unit (AMX) multiplies several times faster through torch.
-        has_matrix_unit = bool(cpu_capabilities().get("amx_bf16"))
-        is_built = hasattr(library, "lab_linear_bfloat16")
-        self.has_linear = dtype is torch.bfloat16 and is_built and not has_matrix_unit
+        is_bf16 = dtype is torch.bfloat16
+        # A CPU with a matrix unit (AMX) multiplies bf16 several times faster through torch.
+        leaves_products = is_bf16 and bool(cpu_capabilities().get("amx_bf16"))
+        self.has_linear = hasattr(library, f"lab_linear_{name}") and not leaves_products
+        self.has_prompts = self.has_linear and is_bf16
         if self.has_linear:
+            self._linear = bound(f"linear_{name}", weight, _PTR, _INT, _PTR, _PTR, _I32)
+        if self.has_prompts:
             prompt_rows = step, _INT, _INT
             self._attend_prompt = bound("attend_prompt_bfloat16", *prompt_rows, *where, restype=ctypes.c_int)
-            self._linear = bound("linear_bfloat16", weight, _PTR, _INT, _PTR)
             model, rows = ctypes.POINTER(KernelModel), ctypes.POINTER(KernelRows)
             self._run_model = bound("model_bfloat16", step, model, rows, _PTR)
         self._part_seconds: ctypes.Array[ctypes.c_double] | None = None
@@ -209,7 +221,7 @@ class CpuKernels:
         out: Tensor,
     ) -> None:
         """Attention of `q[row : row + count]`, neighbouring positions of one slot, into `out`; needs
-        `has_linear`. Reads the cache up to the next multiple of 64 positions."""
+        `has_prompts`. Reads the cache up to the next multiple of 64 positions."""
         where = q.data_ptr(), q.stride(0), q.stride(1)
         caches = k_cache.data_ptr(), v_cache.data_ptr()
         failed = self._attend_prompt(step, row, count, *where, *caches, out.data_ptr())
@@ -219,11 +231,17 @@ class CpuKernels:
         """True where `linear` can replace a layer with a weight of this shape."""
         return self.has_linear and out_features % PANEL == 0 and in_features % 2 == 0
 
+    @staticmethod
+    def holds(weight: Tensor) -> bool:
+        """True where the numbers of a weight are numbers of bf16, as those of most checkpoints are: in fp32 a
+        product with them is the same, and reads half as much."""
+        return weight.dtype is torch.bfloat16 or torch.equal(weight.bfloat16().to(weight.dtype), weight)
+
     def pack_weight(self, weight: Tensor) -> Tensor:
-        """`(out, in)` as `(panels, in / 2, 16, 2)`: what `linear` reads is one stream."""
+        """`(out, in)` as `(panels, in / 2, 16, 2)` in bf16: what `linear` reads is one stream."""
         out_features, in_features = weight.shape
         panels = weight.view(out_features // PANEL, PANEL, in_features // 2, 2).permute(0, 2, 1, 3)
-        return self._arena.empty(panels.shape, weight.dtype).copy_(panels)
+        return self._arena.empty(panels.shape, torch.bfloat16).copy_(panels)
 
     def weight(self, panels: Tensor, bias: Tensor | None) -> KernelWeight:
         """Describes a packed weight to `linear`; both tensors must outlive it."""
@@ -231,10 +249,13 @@ class CpuKernels:
         at = None if bias is None else bias.data_ptr()
         return KernelWeight(panels.data_ptr(), at, num_panels * lanes, 2 * pairs, self.num_threads)
 
-    def linear(self, weight: KernelWeight, x: Tensor) -> Tensor:
-        """`x (T, in)` to `(T, out)`."""
+    def linear(
+        self, weight: KernelWeight, x: Tensor, then: Epilogue = Epilogue.NONE, other: Tensor | None = None
+    ) -> Tensor:
+        """`x (T, in)` to `(T, out)`; `other (T, out)` is what `then` adds or multiplies with."""
         out = x.new_empty(len(x), weight.out_features)
-        self._linear(weight, x.data_ptr(), len(x), out.data_ptr())
+        operand = None if other is None else other.data_ptr()
+        self._linear(weight, x.data_ptr(), len(x), operand, out.data_ptr(), then)
         return out
 
     def take_part_seconds(self) -> dict[str, float]:
@@ -253,7 +274,7 @@ class CpuKernels:
         logits: Tensor,
     ) -> list[int]:
         """From all token ids to `logits[: len(logit_rows)]`, as wide as the head, and their argmax; needs
-        `has_linear`.
+        `has_prompts`.
 
         `prompts` are first rows and numbers of rows: neighbouring positions of one slot.
         """

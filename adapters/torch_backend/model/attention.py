@@ -111,7 +111,7 @@ class StepLayout:
             self.kernels.attend(step, q, k_cache, v_cache, out)
         else:
             self._attend_runs(q, k_cache, v_cache, scaling, window, out)
-        if self.kernels is not None and self.kernels.has_linear and self._kernels_cover(q, v_cache):
+        if self.kernels is not None and self.kernels.has_prompts and self._kernels_cover(q, v_cache):
             step = self._kernel_step((heads, *k_cache.shape[2:]), scaling, window)
             for row, count in joined_rows(self.prompt_blocks):
                 self.kernels.attend_prompt(step, row, count, q, k_cache, v_cache, out)

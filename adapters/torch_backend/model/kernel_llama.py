@@ -43,9 +43,8 @@ class KernelLlama(nn.Module):
     @staticmethod
     def covers(shape: LlamaShape, kernels: CpuKernels) -> bool:
         """True where every product and the attention can be the kernels'; the head is padded if need be."""
-        return kernels.covers(shape.head_dim, hidden_size=shape.hidden_size) and all(
-            kernels.covers_linear(*sizes) for sizes in shape.products
-        )
+        attends = kernels.has_prompts and kernels.covers(shape.head_dim, hidden_size=shape.hidden_size)
+        return attends and all(kernels.covers_linear(*sizes) for sizes in shape.products)
 
     def run(
         self,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapters.torch_backend.cpu.kernels import CpuKernels
+from adapters.torch_backend.cpu.kernels import CpuKernels, Epilogue
 
 ANCHOR_ROWS = 16
 """The row count whose bits the others must reproduce: a full default batch of decode rows."""
@@ -131,17 +131,15 @@ class KernelLinear(nn.Module):
 
     def swish(self, x: Tensor) -> Tensor:
         """`silu(linear(x))` for `(T, in)`."""
-        return F.silu(self(x), inplace=True)
+        return self._kernels.linear(self.packed, x.contiguous(), Epilogue.SWISH)
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         """`linear(x) + other` for `(T, in)` and `(T, out)`."""
-        out: Tensor = self(x)
-        return out.add_(other)
+        return self._kernels.linear(self.packed, x.contiguous(), Epilogue.PLUS, other.contiguous())
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """`linear(x) * other` for `(T, in)` and `(T, out)`."""
-        out: Tensor = self(x)
-        return out.mul_(other)
+        return self._kernels.linear(self.packed, x.contiguous(), Epilogue.TIMES, other.contiguous())
 
 
 Linear = TiledLinear | KernelLinear
@@ -149,7 +147,7 @@ Linear = TiledLinear | KernelLinear
 
 def make_linear(weight: Tensor, bias: Tensor | None, *, packed: bool, kernels: CpuKernels | None) -> Linear:
     """The fastest layer there is for this weight; `packed` says whether torch's can be packed."""
-    if kernels is not None and kernels.covers_linear(*weight.shape):
+    if kernels is not None and kernels.covers_linear(*weight.shape) and kernels.holds(weight):
         return KernelLinear(weight, bias, kernels)
     return TiledLinear(weight, bias, packed=packed)
 

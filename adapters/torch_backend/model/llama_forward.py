@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapters.torch_backend.cpu.kernels import CpuKernels
+from adapters.torch_backend.cpu.kernels import PANEL, CpuKernels
 from adapters.torch_backend.model.attention import StepLayout
 from adapters.torch_backend.model.flash_attention import KeySpans
 from adapters.torch_backend.model.linear import Linear, make_linear
@@ -100,7 +100,10 @@ class LlamaForward(nn.Module):
             cos, sin = rotary_table(model, max_len, shape.head_dim)
             self._rotary_table = cos.to(head.weight.device), sin.to(head.weight.device)
         make = partial(make_linear, packed=packed, kernels=kernels)
-        self.head = make(head.weight, None)
+        outputs = head.weight
+        if kernels is not None and kernels.has_linear:
+            outputs = torch.cat([outputs, outputs.new_zeros(-shape.vocab_size % PANEL, shape.hidden_size)])
+        self.head = make(outputs, None)
         self.layers = take_layers(model, make, join_gate=joined)
         self.linears = nn.ModuleList([part for layer in self.layers for part in layer.linears])
 
@@ -114,7 +117,7 @@ class LlamaForward(nn.Module):
             h = self._normed(x, layer.mlp_norm)
             x = layer.down.plus(self._gated(layer, h), x)
         logits: Tensor = self.head(self._normed(x[logit_rows], self.norm))
-        return logits
+        return logits[:, : self._shape.vocab_size].contiguous()
 
     def _gated(self, layer: Layer[Linear], h: Tensor) -> Tensor:
         if layer.up is not None:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from adapters.base import KV_BLOCK
 from adapters.torch_backend.cpu import build as kernel_build
 from adapters.torch_backend.cpu.kernels import CpuKernels, load_kernels
+from adapters.torch_backend.model.linear import KernelLinear, TiledLinear, make_linear
 
 MAX_LEN, NUM_SLOTS = 320, 5
 DTYPES = [torch.float32, torch.bfloat16]
@@ -127,7 +128,7 @@ def test_blocks_may_lie_anywhere(folder: Path, dtype: torch.dtype, window: int) 
     slots, positions = [0, 1, 2, 3], [70, 299, 5, 200]
     want = attend(lab, q[:4], keys, values, slots, positions, window)
     assert torch.equal(attend(lab, q[:4], moved_keys, moved_values, slots, positions, window, tables), want)
-    if lab.has_linear:
+    if lab.has_prompts:
         sizes = [64, 63, 23]
         want = attend_prompt(lab, q, keys, values, slot=1, sizes=sizes, window=window)
         got = attend_prompt(
@@ -170,20 +171,44 @@ def test_rotation_and_cache_writes(folder: Path, dtype: torch.dtype) -> None:
     assert keys.count_nonzero() == values.count_nonzero() == 3 * kv_heads * dim
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("out_features", "in_features"), [(16, 2), (48, 66), (208, 512)])
-def test_linear_layers(folder: Path, out_features: int, in_features: int) -> None:
+def test_linear_layers(folder: Path, dtype: torch.dtype, out_features: int, in_features: int) -> None:
     """Every remainder of panels and rows, with and without a bias, and the same bits for every row count."""
-    lab = linear_kernels(folder)
-    weight = drawn(10, out_features, in_features, dtype=torch.bfloat16)
-    x = drawn(11, 33, in_features, dtype=torch.bfloat16)
-    for bias in (None, drawn(13, out_features, dtype=torch.bfloat16)):
+    lab = linear_kernels(folder, dtype=dtype)
+    weight = drawn(10, out_features, in_features, dtype=torch.bfloat16).to(dtype)
+    x = drawn(11, 33, in_features, dtype=dtype)
+    close = {"rtol": tolerance(dtype), "atol": tolerance(dtype) * in_features**0.5}
+    for bias in (None, drawn(13, out_features, dtype=dtype)):
         panels = lab.pack_weight(weight)
         packed = lab.weight(panels, bias)
         got = lab.linear(packed, x)
         want = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
-        torch.testing.assert_close(got.double(), want, rtol=1e-2, atol=1e-3 * in_features**0.5)
+        torch.testing.assert_close(got.double(), want, **close)
         for count in (1, 2, 3, 5, 6, 7, 13, 32):
             assert torch.equal(lab.linear(packed, x[:count]), got[:count])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_follows_a_product(folder: Path, dtype: torch.dtype) -> None:
+    lab = linear_kernels(folder, dtype=dtype)
+    weight = drawn(20, 80, 64, dtype=torch.bfloat16).to(dtype)
+    layer = make_linear(weight, None, packed=False, kernels=lab)
+    assert isinstance(layer, KernelLinear)
+    x, other = drawn(21, 7, 64, dtype=dtype), drawn(22, 7, 80, dtype=dtype)
+    product = F.linear(x.double(), weight.double())
+    close = {"rtol": tolerance(dtype), "atol": 16 * tolerance(dtype)}
+    torch.testing.assert_close(layer.plus(x, other).double(), product + other, **close)
+    torch.testing.assert_close(layer.times(x, other).double(), product * other, **close)
+    torch.testing.assert_close(layer.swish(x).double(), F.silu(product), **close)
+
+
+def test_in_fp32_only_weights_of_bf16_numbers_are_the_kernels(folder: Path) -> None:
+    lab = linear_kernels(folder, dtype=torch.float32)
+    weight = drawn(23, 32, 64, dtype=torch.float32)
+    assert isinstance(make_linear(weight, None, packed=False, kernels=lab), TiledLinear)
+    rounded = weight.bfloat16().float()
+    assert isinstance(make_linear(rounded, None, packed=False, kernels=lab), KernelLinear)
 
 
 def test_threads_share_a_linear_layer(folder: Path) -> None:
@@ -262,8 +287,8 @@ def attend_prompt(
     return torch.cat(parts)
 
 
-def linear_kernels(folder: Path, num_threads: int = 1) -> CpuKernels:
-    lab = kernels(folder, torch.bfloat16, num_threads)
+def linear_kernels(folder: Path, num_threads: int = 1, dtype: torch.dtype = torch.bfloat16) -> CpuKernels:
+    lab = kernels(folder, dtype, num_threads)
     if not lab.has_linear:
         pytest.skip("this CPU has no vectors of 16 numbers, or a matrix unit that is faster")
     return lab

@@ -1,6 +1,6 @@
 // A step on the CPU: norm, rotary embedding with cache write, attention of single rows; and, where the CPU
-// has vectors of 16 numbers, in bf16 linear layers, the attention of prompt rows, and all of a Llama-shaped model. The
-// first would be half a dozen torch operators each, or attention padded to the longest row.
+// has vectors of 16 numbers, linear layers, and in bf16 the attention of prompt rows and all of a Llama-shaped model.
+// The first would be half a dozen torch operators each, or attention padded to the longest row.
 //
 // A row's result depends on that row alone: its loops run over its own length in a fixed order, and threads
 // share out whole rows or heads. Sums are fp32. Compiled by build.py with the system's compiler; written
@@ -9,9 +9,15 @@
 #include "model.h"
 
 #if defined(__AVX512BW__)
-extern "C" void lab_linear_bfloat16(const Linear* l, const bf16* x, int64_t rows, bf16* out) {
-    product(*l, x, rows, nullptr, out, kNone);
-}
+#define LAB_LINEAR(T, name)                                                                                    \
+    extern "C" void lab_linear_##name(                                                                         \
+        const Linear* l, const T* x, int64_t rows, const T* other, T* out, int32_t epilogue                    \
+    ) {                                                                                                        \
+        product(*l, x, rows, other, out, Epilogue(epilogue));                                                  \
+    }
+
+LAB_LINEAR(float, float32)
+LAB_LINEAR(bf16, bfloat16)
 
 extern "C" int lab_attend_prompt_bfloat16(
     const Step* s, int64_t row, int64_t count, const bf16* q, int64_t row_stride, int64_t head_stride,

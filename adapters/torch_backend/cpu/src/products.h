@@ -1,4 +1,4 @@
-// Linear layers in bf16, where the CPU has vectors of kLanes numbers and no matrix unit.
+// Linear layers with weights in bf16 and rows X in bf16 or fp32, where the CPU has vectors of kLanes numbers.
 //
 // One sum per output, over the inputs in their order, however many rows there are: a row's bits are the same
 // in every batch, and one row costs one pass over the weights. The weights lie in panels of kLanes outputs,
@@ -9,7 +9,7 @@
 
 struct Linear {  // mirrors `KernelWeight` in kernels.py
     const bf16* panels;
-    const bf16* bias;  // or null
+    const void* bias;  // of X, or null
     int64_t out_features, in_features;
     int32_t threads;
 };
@@ -21,34 +21,45 @@ enum Epilogue { kNone, kSwish, kPlus, kTimes };
 // Sums of kTile rows and kPanels panels fill the registers; these panels stay in the cache for all rows.
 constexpr int kPanels = 4;
 
-// kLanes pairs of bf16: one register where the CPU multiplies pairs, else the even and the odd numbers in fp32.
+// What is multiplied at a time: kLanes pairs of bf16, as their even and their odd numbers in fp32.
+struct InFp32 {
+    static constexpr int kTile = 4;  // a panel's numbers take two registers
+    using Pairs = Pair;
+
+    static inline Pairs load_pairs(const bf16* p) { return load_pair(p); }
+
+    static inline Pairs repeat_pair(const bf16* p) {
+        u32v both = u32v{} + load_as<uint32_t>(p);
+        return {(f32v)(both << 16), (f32v)(both & 0xffff0000u)};
+    }
+
+    // Not `f32v{} + p[0]`, as above: in fp32 that is an addition.
+    static inline Pairs repeat_pair(const float* p) { return {(f32v)_mm512_set1_ps(p[0]), (f32v)_mm512_set1_ps(p[1])}; }
+
+    static inline f32v plus_products(f32v sum, Pairs a, Pairs b) {
+        __m512 even = _mm512_fmadd_ps((__m512)a.a, (__m512)b.a, (__m512)sum);
+        return (f32v)_mm512_fmadd_ps((__m512)a.b, (__m512)b.b, even);
+    }
+};
+
+template <typename X>
+struct Math : InFp32 {};
+
 #if defined(__AVX512BF16__)
 
-constexpr int kTile = 6;
-using Pairs = __m512bh;
+template <>
+struct Math<bf16> {  // the CPU multiplies pairs: they are one register
+    static constexpr int kTile = 6;
+    using Pairs = __m512bh;
 
-static inline Pairs load_pairs(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+    static inline Pairs load_pairs(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
 
-static inline Pairs repeat_pair(const bf16* p) { return (__m512bh)_mm512_set1_epi32(load_as<int32_t>(p)); }
+    static inline Pairs repeat_pair(const bf16* p) { return (__m512bh)_mm512_set1_epi32(load_as<int32_t>(p)); }
 
-static inline f32v plus_products(f32v sum, Pairs a, Pairs b) { return (f32v)_mm512_dpbf16_ps((__m512)sum, a, b); }
-
-#else
-
-constexpr int kTile = 4;  // a panel's numbers take two registers
-using Pairs = Pair;
-
-static inline Pairs load_pairs(const bf16* p) { return load_pair(p); }
-
-static inline Pairs repeat_pair(const bf16* p) {
-    u32v both = u32v{} + load_as<uint32_t>(p);
-    return {(f32v)(both << 16), (f32v)(both & 0xffff0000u)};
-}
-
-static inline f32v plus_products(f32v sum, Pairs a, Pairs b) {
-    __m512 even = _mm512_fmadd_ps((__m512)a.a, (__m512)b.a, (__m512)sum);
-    return (f32v)_mm512_fmadd_ps((__m512)a.b, (__m512)b.b, even);
-}
+    static inline f32v plus_products(f32v sum, Pairs a, Pairs b) {
+        return (f32v)_mm512_dpbf16_ps((__m512)sum, a, b);
+    }
+};
 
 #endif
 
@@ -64,38 +75,39 @@ struct Fetch {
 };
 
 // Adds M rows of `pairs` pairs of inputs times V neighbouring panels to `acc`.
-template <int M, int V>
+template <int M, int V, typename X>
 static inline void add_products(
-    const bf16* panels, int64_t panel_size, int64_t pairs, const bf16* x, int64_t stride, f32v (&acc)[M][V],
+    const bf16* panels, int64_t panel_size, int64_t pairs, const X* x, int64_t stride, f32v (&acc)[M][V],
     Fetch fetch = {nullptr, 0}
 ) {
+    using Own = Math<X>;
     for (int64_t k = 0; k < pairs; k++) {
-        Pairs w[V];
-        for (int v = 0; v < V; v++) w[v] = load_pairs(panels + v * panel_size + k * 2 * kLanes);
+        typename Own::Pairs w[V];
+        for (int v = 0; v < V; v++) w[v] = Own::load_pairs(panels + v * panel_size + k * 2 * kLanes);
         for (int64_t f = 0; f < fetch.count; f++)
             __builtin_prefetch(fetch.panels + f * panel_size + k * 2 * kLanes, 0, 2);
         for (int m = 0; m < M; m++) {
-            Pairs pair = repeat_pair(x + m * stride + 2 * k);
-            for (int v = 0; v < V; v++) acc[m][v] = plus_products(acc[m][v], w[v], pair);
+            typename Own::Pairs pair = Own::repeat_pair(x + m * stride + 2 * k);
+            for (int v = 0; v < V; v++) acc[m][v] = Own::plus_products(acc[m][v], w[v], pair);
         }
     }
 }
 
 // Rows `x .. x + M - 1` times V neighbouring panels, and what follows the product.
-template <int M, int V>
+template <int M, int V, typename X>
 static void product_tile(
-    const Linear& l, int64_t panel, const bf16* x, const bf16* other, bf16* out, Epilogue epilogue, Fetch fetch
+    const Linear& l, int64_t panel, const X* x, const X* other, X* out, Epilogue epilogue, Fetch fetch
 ) {
     int64_t panel_size = l.in_features * kLanes;
     f32v acc[M][V] = {};
     const bf16* panels = l.panels + panel * panel_size;
     add_products<M, V>(panels, panel_size, l.in_features / 2, x, l.in_features, acc, fetch);
-    // The epilogue works on fp32 sums, so a fused addition rounds to bf16 once, not twice.
+    // The epilogue works on fp32 sums, so a fused addition in bf16 is rounded once, not twice.
     for (int m = 0; m < M; m++) {
         for (int v = 0; v < V; v++) {
             int64_t column = (panel + v) * kLanes, at = m * l.out_features + column;
             f32v y = acc[m][v];
-            if (l.bias) y += load(l.bias + column);
+            if (l.bias) y += load(static_cast<const X*>(l.bias) + column);
             if (epilogue == kSwish) y = swish(y);
             if (epilogue == kPlus) y += load(other + at);
             if (epilogue == kTimes) y *= load(other + at);
@@ -106,13 +118,13 @@ static void product_tile(
 
 // Finds the tile function for `rows` rows, since M must be a constant for the sums to stay in registers. M does
 // not enter a row's own sums: its bits are those of any other tile.
-template <int M = kTile>
+template <typename X, int M = Math<X>::kTile>
 static void product_rest(
-    int64_t rows, const Linear& l, int64_t panel, int64_t last, const bf16* x, const bf16* other, bf16* out,
+    int64_t rows, const Linear& l, int64_t panel, int64_t last, const X* x, const X* other, X* out,
     Epilogue epilogue, Fetch fetch
 ) {
     if constexpr (M > 0) {
-        if (rows != M) return product_rest<M - 1>(rows, l, panel, last, x, other, out, epilogue, fetch);
+        if (rows != M) return product_rest<X, M - 1>(rows, l, panel, last, x, other, out, epilogue, fetch);
         if (panel + kPanels == last) return product_tile<M, kPanels>(l, panel, x, other, out, epilogue, fetch);
         for (; panel < last; panel++) product_tile<M, 1>(l, panel, x, other, out, epilogue, {nullptr, 0});
     }
@@ -120,9 +132,11 @@ static void product_rest(
 
 // x (rows, in_features) times all panels; other and out (rows, out_features). Threads share out panels, so each
 // weight is read from memory once, by one core, for all rows.
+template <typename X>
 static void product(
-    const Linear& l, const bf16* x, int64_t rows, const bf16* other, bf16* out, Epilogue epilogue
+    const Linear& l, const X* x, int64_t rows, std::common_type_t<const X*> other, X* out, Epilogue epilogue
 ) {
+    constexpr int kTile = Math<X>::kTile;
     int64_t panels = l.out_features / kLanes;
     int64_t tiles = (rows + kTile - 1) / kTile, panel_size = l.in_features * kLanes;
 #pragma omp parallel for num_threads(l.threads) schedule(static) if (l.threads > 1)
@@ -134,8 +148,8 @@ static void product(
         for (int64_t tile = 0; tile < tiles; tile++) {
             int64_t row = tile * kTile, count = rows - row < kTile ? rows - row : kTile, at = row * l.out_features;
             int64_t from = tile * num_next / tiles, to = (tile + 1) * num_next / tiles;
-            const bf16* rest = other ? other + at : nullptr;
-            product_rest(
+            const X* rest = other ? other + at : nullptr;
+            product_rest<X>(
                 count, l, panel, last, x + row * l.in_features, rest, out + at, epilogue,
                 {l.panels + (last + from) * panel_size, to - from}
             );

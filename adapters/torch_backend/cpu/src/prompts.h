@@ -12,6 +12,7 @@
 #if defined(__AVX512BW__)
 
 constexpr int kBlock = kPanels * kLanes;
+constexpr int kTile = Math<bf16>::kTile;
 
 // One of four rounds (W = 1, 2, 4, 8) that transpose 16 vectors of 16 lanes: squares of W lanes are exchanged. A
 // lane holds a pair of bf16, so the keys' pairs of dimensions come to stand as `product_tile` reads weights.
