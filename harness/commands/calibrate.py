@@ -1,8 +1,8 @@
 """`lab calibrate`: what a step costs, from a designed grid of steps on the backend of a measured run.
 
-The run gives the time around steps (loop, API and client), which needs a service; the grid gives the steps
-themselves, with rows, contexts and prompts that no single load meets. Takes minutes, on a machine that does
-nothing else. Exit status: 0, or 2 when no calibration could be made.
+The run gives the time around steps (loop, API and client), which needs a service; the cost of a step is
+fitted to the steps of both. The grid has rows, contexts and prompts that no single load meets. Takes minutes,
+on a machine that does nothing else. Exit status: 0, or 2 when no calibration could be made.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import pandas as pd
 import psutil
 
 from adapters.base import ConfigError
@@ -48,14 +49,15 @@ def run(args: argparse.Namespace) -> int:
         backend.close()
     others = max(0.0, (use.busy_share or 0.0) - use.harness_cpu_share / (psutil.cpu_count() or 1))
     note = refuse_busy(others, "the grid", allow_busy=args.allow_busy)
-    cost, quality, ranges = fit_cost(steps)
+    from_grid, _, _ = fit_cost(steps)
+    cost, quality, ranges = fit_cost(pd.concat([steps, its_steps[list(steps)]]))
     made = serving.model_copy(
         update={"cost": cost, "fit": quality, "ranges": ranges, "notes": (*serving.notes, *note)}
     )
     write_calibration(args.out, made)
     print(f"{len(steps):,} steps\n{made.in_words()}")
-    for name, of in (("grid", cost), ("run alone", serving.cost)):
+    for name, of in (("the grid alone", from_grid), ("the run alone", serving.cost), ("both", cost)):
         middle, high = errors_of(of, its_steps)
-        print(f"steps of the run by a fit to the {name}: off by {middle:.1%} (median), {high:.0%} (p95)")
+        print(f"steps of the run by a fit to {name}: off by {middle:.1%} (median), {high:.0%} (p95)")
     print(f"calibration: {args.out}")
     return 0

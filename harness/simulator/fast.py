@@ -11,6 +11,7 @@ from bisect import bisect_left
 from itertools import accumulate
 
 from adapters.base import Sequence
+from harness.simulator.costs import LONG_AGO
 from harness.simulator.repeating import Ahead, RepeatingScheduler
 from harness.simulator.replica import Replica
 
@@ -26,6 +27,7 @@ class FastReplica(Replica):
         rows end with it."""
         self._next_s = 0.0
         """Where rows end with it, when the turn after it is."""
+        self._since_prompt = LONG_AGO
 
     def fail(self, now_s: float) -> None:
         self._take_ahead(now_s, is_cut=True)
@@ -53,7 +55,8 @@ class FastReplica(Replica):
             self.wakes_at_s = None if recheck_at_s is None else now_s + max(0.0, recheck_at_s - now_s)
             return
         work, on_tokens = scheduler.work, spec.on_tokens
-        done_s = now_s + spec.cost.step_s(work)
+        self._since_prompt = 0 if work.prompt_tokens else self._since_prompt + 1
+        done_s = now_s + spec.cost.step_s(work, self._since_prompt)
         decoding = scheduler.decoding if on_tokens is not None and plan.num_decode_tokens else []
         updates = scheduler.take(plan, done_s)
         depth = scheduler.queue_depth
@@ -73,7 +76,7 @@ class FastReplica(Replica):
         num_steps, num_alike, num_live, num_rows, context = ahead
         parts_s = [self._spec.overheads.gap_s(num_rows)] * (2 * num_steps)
         contexts = range(context, context + num_steps * num_live, num_live)
-        parts_s[::2] = self._spec.cost.decode_s(num_rows, contexts)
+        parts_s[::2] = self._spec.cost.decode_s(num_rows, contexts, self._since_prompt + 1)
         # Added up one by one, as the clock of single steps is: to the last bit the same instants.
         self._instants_s = instants_s = list(accumulate(parts_s, initial=start_s))
         if num_steps > num_alike:
@@ -94,6 +97,7 @@ class FastReplica(Replica):
         num_taken = num_steps + takes_end
         if not num_taken:
             return False
+        self._since_prompt += num_taken
         scheduler, on_tokens, most = self.scheduler, self._spec.on_tokens, self.most
         taken_s = self._instants_s[: 2 * num_taken]
         if on_tokens is not None and num_steps:

@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 
 from adapters.base import ConfigError
 from harness.simulator.calibration import FitQuality
-from harness.simulator.costs import CostModel, FittedCost, StepWork
+from harness.simulator.costs import LONG_AGO, CostModel, FittedCost, StepWork, cold_share
 
 Floats = NDArray[np.float64]
 
 _BLOCK, _EVERY = 40, 5
 _KNOTS = (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _FEWEST_STEPS = 100
+_COLD_STEPS = (0, 3, 5, 8)
+_WORTH_IT = 0.002
+"""A mean error that is smaller by less than this is no reason for more numbers."""
 _LINEAR = ("has_prompt", "prompt_tokens", "prompt_chunks", "decode_context", "prompt_context")
 
 
@@ -42,7 +45,8 @@ def works_of(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def fit_cost(steps: pd.DataFrame) -> tuple[FittedCost, FitQuality, dict[str, tuple[float, float]]]:
-    """
+    """`steps` in their order.
+
     Raises:
         ConfigError: the log is too short.
     """
@@ -51,9 +55,14 @@ def fit_cost(steps: pd.DataFrame) -> tuple[FittedCost, FitQuality, dict[str, tup
     works, took_s = works[usable].reset_index(drop=True), took_s[usable]
     if len(works) < _FEWEST_STEPS:
         raise ConfigError(f"{len(works)} steps are too few for a calibration: at least {_FEWEST_STEPS}")
+    since = _since_prompt(works)
     held_out = np.arange(len(works)) // _BLOCK % _EVERY == _EVERY - 1
-    trial = _fit(works[~held_out], took_s[~held_out])
-    said_s = _said_s(trial, works[held_out])
+    seen = works[~held_out], took_s[~held_out], since[~held_out]
+    trials = [_fit(*seen, cold_steps) for cold_steps in _COLD_STEPS]
+    losses = [_loss(trial, *seen) for trial in trials]
+    best = int(np.argmin(losses))
+    trial = trials[best if losses[0] - losses[best] > _WORTH_IT else 0]
+    said_s = _said_s(trial, works[held_out], since[held_out])
     errors = np.abs(said_s / took_s[held_out] - 1)
     quality = FitQuality(
         num_fitted=int((~held_out).sum()),
@@ -63,27 +72,46 @@ def fit_cost(steps: pd.DataFrame) -> tuple[FittedCost, FitQuality, dict[str, tup
         total_error=float(said_s.sum() / took_s[held_out].sum() - 1),
     )
     ranges = {str(name): (float(works[name].min()), float(works[name].max())) for name in works}
-    return _fit(works, took_s), quality, ranges
+    return _fit(works, took_s, since, trial.cold_steps), quality, ranges
 
 
 def errors_of(cost: CostModel, steps: pd.DataFrame) -> tuple[float, float]:
     """Median and p95 of the relative errors on these steps."""
     measured = steps[steps["duration_s"] > 0]
-    errors = np.abs(_said_s(cost, works_of(measured)) / measured["duration_s"].to_numpy(dtype=float) - 1)
+    works = works_of(measured)
+    said_s = _said_s(cost, works, _since_prompt(works))
+    errors = np.abs(said_s / measured["duration_s"].to_numpy(dtype=float) - 1)
     return float(np.median(errors)), float(np.quantile(errors, 0.95))
 
 
-def _said_s(cost: CostModel, works: pd.DataFrame) -> Floats:
-    return np.array([cost.step_s(StepWork(*map(int, row))) for row in works.to_numpy()])
+def _since_prompt(works: pd.DataFrame) -> Floats:
+    """Of each step, how many steps ago one had a prompt; 0 in such a step."""
+    has_prompt = works["prompt_tokens"].to_numpy() > 0
+    at = np.arange(len(works))
+    last = np.maximum.accumulate(np.where(has_prompt, at, -LONG_AGO))
+    return np.asarray(at - last, dtype=float)
 
 
-def _fit(works: pd.DataFrame, took_s: Floats) -> FittedCost:
+def _said_s(cost: CostModel, works: pd.DataFrame, since: Floats) -> Floats:
+    each = zip(works.to_numpy(), since, strict=True)
+    return np.array([cost.step_s(StepWork(*map(int, row)), int(ago)) for row, ago in each])
+
+
+def _loss(cost: CostModel, works: pd.DataFrame, took_s: Floats, since: Floats) -> float:
+    """The mean error, of which an interrupted step adds no more than another bad one."""
+    return float(np.minimum(np.abs(_said_s(cost, works, since) / took_s - 1), 0.3).mean())
+
+
+def _fit(works: pd.DataFrame, took_s: Floats, since: Floats, cold_steps: int) -> FittedCost:
     rows = works["rows"].to_numpy()
     knots = _knots(rows)
     features = {name: works[name].to_numpy() for name in _LINEAR[1:]}
     features["has_prompt"] = (features["prompt_tokens"] > 0).astype(float)
-    names = [name for name in _LINEAR if features[name].any()]
     hats = _hats(rows, knots)
+    cold = [f"cold {knot}" for knot in knots] if cold_steps else []
+    share = np.where(since >= 1, np.maximum(cold_share(since, cold_steps), 0), 0) if cold else since
+    features |= {name: hats[:, place] * share for place, name in enumerate(cold)}
+    names = [name for name in (*_LINEAR, *cold) if features[name].any()]
     while True:
         columns = np.column_stack([hats, *(features[name] for name in names)])
         coefficients = _robust(columns, took_s)
@@ -102,6 +130,8 @@ def _fit(works: pd.DataFrame, took_s: Floats) -> FittedCost:
         prompt_chunk_s=of["prompt_chunks"],
         decode_context_s=of["decode_context"],
         prompt_context_s=of["prompt_context"],
+        cold_at_rows=tuple(float(linear.get(name, 0.0)) for name in cold),
+        cold_steps=cold_steps,
     )
 
 

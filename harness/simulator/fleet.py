@@ -78,8 +78,9 @@ class Fleet:
         cost = spec.cost if scale == 1 else ScaledCost(spec.cost, scale)
         on_tokens = None if spec.options.brief else self._got_tokens
         one = ReplicaSpec(spec.engine, spec.info, cost, spec.overheads, self._reported, on_tokens)
-        # Steps at a tick are not alike, nor are those of batches that pad their prompts.
+        # Steps at a tick are not alike, nor are those of batches that pad their prompts, or of two at a time.
         is_exact = spec.options.exact or spec.engine.tick_s > 0 or spec.engine.pad_style == "generate"
+        is_exact |= spec.overheads.overlaps
         steps = self.totals if spec.options.brief else self.steps[index]
         return (Replica if is_exact else FastReplica)(index, one, steps)
 

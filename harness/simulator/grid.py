@@ -14,12 +14,12 @@ from time import perf_counter
 
 import pandas as pd
 
-from adapters.base import Backend, BackendConfig, SamplingParams, ScheduledChunk, Sequence
+from adapters.base import Backend, BackendConfig, ConfigError, SamplingParams, ScheduledChunk, Sequence
 from services.engine.step_plan import contexts
 
 _ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _CONTEXTS = (16, 64, 256, 1024, 4096)
-_NUM_DECODES = 6
+_NUM_DECODES = 24
 _NUM_MIXED = 4
 _MOST_TOKENS = 8192
 """Of the prompts of a point together: one of more takes long and tells little that is new."""
@@ -32,11 +32,14 @@ def measure_grid(
 
     Raises:
         BackendError: a step failed.
+        ConfigError: sequences can only be so short that no point is possible.
     """
     grid = _Grid(backend, config, Random(seed), clock)
     points = grid.points()
-    grid.measure(*points[0])
-    grid.steps.clear()  # the first steps of a process are slow
+    if not points:
+        raise ConfigError(f"{backend.info.max_model_len} tokens of a sequence are too few for a grid")
+    grid.measure(*max(points))  # the first steps of a process are slow, and so is the first use of a slot
+    grid.steps.clear()
     for num_rows, context in points:
         grid.measure(num_rows, context)
     return pd.DataFrame(grid.steps)

@@ -25,6 +25,7 @@ from services.settings import Settings
 MAX_OTHER_CPU_SHARE = 0.05
 _LONGEST_GAP_S = 0.05
 """A longer pause between steps is one without work."""
+_NO_GAP_S = 1e-6
 
 
 def read_run(path: Path) -> tuple[RunManifest, pd.DataFrame, pd.DataFrame]:
@@ -120,33 +121,44 @@ def fit_overheads(rows: pd.DataFrame, steps: pd.DataFrame, max_batch: int) -> Ov
     ends = starts + steps["duration_s"].to_numpy(dtype=float)
     width = (steps["num_rows"] + steps["num_dead_rows"]).to_numpy(dtype=float)
     gaps = starts[1:] - ends[:-1]
-    near = (gaps >= 0) & (gaps < _LONGEST_GAP_S)
+    near = (gaps > -_NO_GAP_S) & (gaps < _LONGEST_GAP_S)
+    # One step ahead of the device: each begins, in the log, at the very instant at which the last one ended.
+    overlaps = bool(near.any() and np.median(gaps[near]) < _NO_GAP_S)
     gap_fixed_s, gap_row_s = line(width[:-1][near], gaps[near])
     stamps = np.concatenate([np.asarray(s, dtype=float) for s in rows["chunk_s"]])
     step = np.searchsorted(ends, stamps) - 1
     deliver_fixed_s, deliver_row_s = line(width[step], stamps - ends[step])
     received = rows["received_s"].to_numpy(dtype=float)
-    submit_s = max(0.0, float(np.nanmedian(received - rows["sent_s"].to_numpy(dtype=float))))
+    waits = (received - rows["sent_s"].to_numpy(dtype=float))[~np.isnan(received)]
+    submit_s = max(0.0, float(np.median(waits))) if len(waits) else 0.0
     free = (steps["queue_depth"].to_numpy() == 0) & (width < max_batch)
-    accept_s = _accept_s(rows, received, starts, free)
-    return Overheads(gap_fixed_s, gap_row_s, submit_s, accept_s, deliver_fixed_s, deliver_row_s)
+    launched = np.r_[starts[:1], np.where(overlaps & (gaps < _NO_GAP_S), starts[:-1], starts[1:])]
+    accept_s = _accept_s(rows, received, launched, ends, free)
+    return Overheads(gap_fixed_s, gap_row_s, submit_s, accept_s, deliver_fixed_s, deliver_row_s, overlaps)
 
 
-def _accept_s(rows: pd.DataFrame, received: Floats, starts: Floats, free: Floats) -> float:
-    """From receiving to the inbox: which value explains best in which step each request joined.
+def _accept_s(rows: pd.DataFrame, received: Floats, starts: Floats, ends: Floats, free: Floats) -> float:
+    """From receiving to the inbox, by requests that found room: they joined the first step after it.
 
-    A request that found room was not in the inbox when the step before its first one began.
+    One that found no step under way began its own. The others say no more than that they were not in the
+    inbox when the step before their first one began: without the former, the least value that explains best
+    in which step each joined.
     """
-    joined = received + (rows["queue_s"] + rows["batch_wait_s"]).to_numpy(dtype=float)
+    joined = received + rows["queue_s"].to_numpy(dtype=float)
     first = np.searchsorted(starts, joined - 1e-6)
-    known = (first > 0) & (first < len(starts))
-    known[known] &= free[first[known] - 1]
+    begun, ended = np.r_[-np.inf, starts], np.r_[-np.inf, ends]  # of the step before
+    known = (first < len(starts)) & np.r_[True, free][np.minimum(first, len(free))]
+    known &= rows["batch_wait_s"].to_numpy(dtype=float) == 0
     if not known.any():
         return 0.0
-    low, high = starts[first[known] - 1] - received[known], starts[first[known]] - received[known]
+    first, received = first[known], received[known]
+    low, high = begun[first] - received, starts[first] - received
     tried = np.arange(0.0, 0.02, 0.00005)
     explained = ((low[:, None] < tried) & (tried <= high[:, None])).sum(axis=0)
-    return float(np.median(tried[explained == explained.max()]))
+    best = tried[explained == explained.max()]
+    alone = ended[first] < received
+    at = float(np.median(high[alone])) if alone.any() else 0.0
+    return float(np.clip(at, best[0], best[-1]))
 
 
 def _card(manifest: RunManifest) -> dict[str, Any]:

@@ -19,6 +19,8 @@ class Overheads:
     deliver_fixed_s: float = 0.0
     """From the end of a step to the client's stamp."""
     deliver_row_s: float = 0.0
+    overlaps: bool = False
+    """Each step is launched while the one before computes, as on CUDA; the gap is a part of that time."""
 
     def gap_s(self, rows: int) -> float:
         return self.gap_fixed_s + self.gap_row_s * rows

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
-from adapters.base import BackendInfo, ScheduledChunk, Sequence, StepOutput
-from harness.simulator.costs import CostModel, StepWork, work_of
+from adapters.base import BackendInfo, PendingStep, ScheduledChunk, Sequence, StepOutput
+from harness.simulator.costs import LONG_AGO, CostModel, StepWork, work_of
 from harness.simulator.overheads import Overheads
 from harness.simulator.repeating import TOKEN
 from harness.simulator.step_log import StepLog
@@ -39,11 +39,16 @@ class TimedBackend:
         self._cost = cost
         self._clock = clock
         self._work: StepWork | None = None
+        self._since_prompt = LONG_AGO
 
     def step(self, chunks: Seq[ScheduledChunk]) -> list[StepOutput]:
-        self._work = work_of(chunks)
-        self._clock.now_s += self._cost.step_s(self._work)
-        return [StepOutput(chunk.seq.seq_id, [TOKEN]) for chunk in chunks if chunk.samples]
+        self._clock.now_s += self._cost_s(chunks)
+        return _outputs(chunks)
+
+    def _cost_s(self, chunks: Seq[ScheduledChunk]) -> float:
+        self._work = work = work_of(chunks)
+        self._since_prompt = 0 if work.prompt_tokens else self._since_prompt + 1
+        return self._cost.step_s(work, self._since_prompt)
 
     def take_work(self) -> StepWork | None:
         """Of the last step, for the first who asks."""
@@ -55,6 +60,31 @@ class TimedBackend:
 
     def close(self) -> None:
         pass
+
+
+def _outputs(chunks: Seq[ScheduledChunk]) -> list[StepOutput]:
+    return [StepOutput(chunk.seq.seq_id, [TOKEN]) for chunk in chunks if chunk.samples]
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    clock: Clock
+    done_s: float
+    outputs: list[StepOutput]
+
+    def result(self) -> list[StepOutput]:
+        self.clock.now_s = max(self.clock.now_s, self.done_s)
+        return self.outputs
+
+
+class OverlappingTimedBackend(TimedBackend):
+    """A step begins when it is launched, or when the one before is done; only its result moves the clock."""
+
+    _free_at_s = 0.0
+
+    def launch(self, chunks: Seq[ScheduledChunk]) -> PendingStep:
+        self._free_at_s = max(self._clock.now_s, self._free_at_s) + self._cost_s(chunks)
+        return _Launched(self._clock, self._free_at_s, _outputs(chunks))
 
 
 OnReport = Callable[["Replica", Seq[SequenceUpdate], int, int, float], None]
@@ -98,7 +128,8 @@ class Replica:
 
     def _prepare(self) -> None:
         spec, self._clock = self._spec, Clock()
-        self._backend = TimedBackend(spec.info, spec.cost, self._clock)
+        makes_backend = OverlappingTimedBackend if spec.overheads.overlaps else TimedBackend
+        self._backend = makes_backend(spec.info, spec.cost, self._clock)
         self._engine = Engine(
             self._backend,
             self.scheduler,
@@ -146,9 +177,10 @@ class Replica:
             self._engine.handle([Submit(sequences) for sequences in due])
         idle_s = self._engine.step()
         work = backend.take_work()
-        self._is_between_steps = work is not None
+        # A turn that waited for the step before read no message meanwhile.
+        self._is_between_steps = work is not None or clock.now_s > now_s
         if work is None:
-            self.wakes_at_s = None if idle_s is None else now_s + idle_s
+            self.wakes_at_s = None if idle_s is None else clock.now_s + idle_s
         else:
             self._saw(work)
             self.wakes_at_s = clock.now_s + self._spec.overheads.gap_s(work.rows)

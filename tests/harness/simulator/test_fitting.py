@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from adapters.base import ConfigError
 from harness.simulator.costs import FittedCost, StepWork
-from harness.simulator.fitting import fit_cost, line
+from harness.simulator.fitting import fit_cost, line, works_of
 
 TRUE = FittedCost((1, 8, 16), (0.004, 0.006, 0.012), 0.001, 2e-5, 1e-4, 4e-8, 2e-9)
 
@@ -38,6 +40,24 @@ def test_it_finds_the_model_whatever_interrupted_a_few_steps(spikes: float) -> N
         assert cost.step_s(work) == pytest.approx(TRUE.step_s(work), rel=0.01)
     assert quality.median_error < 0.01
     assert ranges["rows"] == (1.0, 16.0)
+
+
+def test_it_finds_that_steps_behind_a_prompt_are_slow() -> None:
+    steps = made_steps(3000)
+    is_decode = np.arange(len(steps)) % 12 > 0
+    counts = ["num_prompt_tokens", "num_prompt_chunks", "prompt_context_tokens"]
+    steps.loc[is_decode, counts] = 0
+    true = replace(TRUE, cold_at_rows=(0.003, 0.002, 0.0), cold_steps=5)
+    works = [StepWork(*map(int, work)) for work in works_of(steps).to_numpy()]
+    ago = [0 if work.prompt_tokens else number % 12 or 12 for number, work in enumerate(works)]
+    steps["duration_s"] = [true.step_s(work, since) for work, since in zip(works, ago, strict=True)]
+    cost, quality, _ = fit_cost(steps)
+    assert cost.cold_steps == 5
+    assert quality.median_error < 0.01
+    for since in (1, 2, 5, 6):
+        work = StepWork(2, 0, 0, 500, 0)
+        assert cost.step_s(work, since) == pytest.approx(true.step_s(work, since), rel=0.02)
+    assert fit_cost(made_steps(1500))[0].cold_steps == 0
 
 
 def test_a_short_log_is_refused() -> None:

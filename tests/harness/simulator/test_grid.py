@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapters.base import BackendConfig, BackendInfo
+from adapters.base import BackendConfig, BackendInfo, ConfigError
 from harness.simulator.costs import FittedCost, StepWork
 from harness.simulator.fitting import fit_cost
 from harness.simulator.grid import measure_grid
@@ -27,3 +27,9 @@ def test_its_steps_give_back_the_model_that_made_them() -> None:
     assert (steps["num_prompt_tokens"] + steps["num_decode_tokens"]).max() <= config.max_step_tokens
     assert steps["num_prompt_chunks"].max() > 1
     assert ((steps["num_prompt_chunks"] > 0) & (steps["num_decode_tokens"] > 0)).any()
+
+
+def test_no_room_for_a_grid_is_refused() -> None:
+    backend = TimedBackend(BackendInfo(**INFO | {"max_model_len": 40}), TRUE, Clock())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="40 tokens of a sequence are too few for a grid"):
+        measure_grid(backend, BackendConfig(max_batch_size=16))
