@@ -34,7 +34,8 @@ from harness.settings import HarnessSettings
 from harness.simulator.fleet_spec import FleetOptions
 from harness.simulator.measured import calibrate
 from harness.simulator.simulation import make_rows, read_arm, simulate
-from harness.simulator.verify import render_verified, verify
+from harness.simulator.verified import render_verified
+from harness.simulator.verify import verify_all
 from services.strategies import VARIANTS
 
 FRONT = Path(__file__).parents[1] / "docker/front/nginx.conf.in"
@@ -116,11 +117,12 @@ def check_alone(args: argparse.Namespace, out: Path) -> int:
         ("--trace", str(out / "bursts.csv")),
     ]
     asked = ("--requests", str(args.requests), "--seed", str(args.seed))
-    runs = [
-        verify(once(f"{variant}-{number}", variant, *load, *asked), calibration)
+    paths = [
+        once(f"{variant}-{number}", variant, *load, *asked)
         for variant in args.variants
         for number, load in enumerate(loads)
     ]
+    runs = verify_all(paths, calibration)
     print(f"{calibration.in_words()}\n\n{render_verified(runs)}")
     return int(any(check.is_off for run in runs for check in run.checks))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,13 @@ def add_fleet_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_price_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--price-per-hour", "--price-per-hour-usd", type=float, metavar="USD", dest="price_per_hour_usd",
+        help="price of one replica (default PRICE_PER_HOUR_USD)",
+    )  # fmt: skip
+
+
 def fleet_options(
     args: argparse.Namespace,
     settings: HarnessSettings,
@@ -67,7 +75,7 @@ def fleet_options(
     """
     if replicas < 1:
         raise ConfigError(f"--replicas must be at least 1, not {replicas}")
-    if args.info_delay_ms < 0 or min(args.cost_scales) <= 0:
+    if not 0 <= args.info_delay_ms < inf or not all(0 < scale < inf for scale in args.cost_scales):
         raise ConfigError("--info-delay-ms must be 0 or more, and each of --cost-scales above 0")
     return FleetOptions(
         replicas, router, args.info_delay_ms / 1000, settings.seed, exact, brief,
@@ -105,7 +113,10 @@ def _of(made: Callable[..., Any]) -> Callable[[str], Any]:
         missing = [name for name, kind in kinds.items() if kind.default is MISSING and name not in given]
         if missing:
             raise argparse.ArgumentTypeError(f"{', '.join(missing)} must be given")
-        return made(**given)
+        try:
+            return made(**given)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
 
     return read
 

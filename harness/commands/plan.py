@@ -15,6 +15,7 @@ from adapters.base import ConfigError
 from harness.commands.fleet_options import (
     OF_REAL_RUNS,
     add_fleet_options,
+    add_price_option,
     fleet_options,
     print_origin,
     read_source,
@@ -61,10 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(ROUTERS)} (default: {' '.join(_DEFAULT_ROUTERS)})",
     )  # fmt: skip
     add("--most-replicas", type=int, default=256, metavar="N", help="no more are tried (default 256)")
-    add(
-        "--price-per-hour", "--price-per-hour-usd", type=float, metavar="USD", dest="price_per_hour_usd",
-        help="price of one replica (default PRICE_PER_HOUR_USD)",
-    )  # fmt: skip
+    add_price_option(parser)
     add(
         "--chart",
         type=Path,

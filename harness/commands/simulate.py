@@ -7,19 +7,17 @@ could be simulated; with `--verify` 1 when a figure of a run is further off than
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
-from time import process_time
+from statistics import fmean
 from typing import Any
 
-import pandas as pd
-
+from adapters.base import ConfigError
 from harness.commands.fleet_options import (
     OF_REAL_RUNS,
     add_fleet_options,
+    add_price_option,
     fleet_options,
     print_origin,
     read_source,
@@ -27,26 +25,17 @@ from harness.commands.fleet_options import (
 from harness.commands.options import add_corpus_option, add_slo_option, without_steps
 from harness.comparing.arms import parse_arm, split_names
 from harness.plan.load import load_words
-from harness.plan.planner import plan
-from harness.results.formulas import Throughput, throughput
-from harness.results.manifest import StepSummary
-from harness.results.metrics import OUTPUT_TOKENS, REQUESTS, TPOT, TTFT, Figure
-from harness.results.slo import Slo, goodput
-from harness.results.table import render_table, share
+from harness.results.cost import Price, read_price
+from harness.results.slo import Slo
+from harness.results.table import MISSING, render_table, share
 from harness.settings import HarnessSettings, add_setting_options, read_settings
-from harness.simulator.brief import BriefRows, long_plan, refuse_limits
+from harness.simulator.brief import refuse_limits
 from harness.simulator.calibration import Calibration, write_calibration
-from harness.simulator.fleet import Fleet
-from harness.simulator.output import write_run
+from harness.simulator.cells import FIGURES, Cell, Outcome, play_all
 from harness.simulator.routers import ROUTERS
-from harness.simulator.simulation import read_arm, simulate
-from harness.simulator.step_log import StepTotals
-from harness.simulator.verify import render_verified, verify
-
-_FIGURES = (
-    *(Figure(metric) for metric in (OUTPUT_TOKENS, REQUESTS)),
-    *(Figure(metric, q) for metric in (TTFT, TPOT) for q in (50, 95)),
-)
+from harness.simulator.simulation import read_arm
+from harness.simulator.verified import median_errors, render_verified
+from harness.simulator.verify import verify_all
 
 _OF_LOAD = ("rate", "concurrency")
 _CAN_BE_SWEPT = "rate, concurrency, replicas, router or a setting of the service, in capitals"
@@ -61,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="strategies with settings, as in `lab compare`: continuous@ORDER=hrrn,MAX_BATCH=32",
     )  # fmt: skip
     add_fleet_options(parser)
-    add("--save-calibration", type=Path, metavar="PATH", help="write the calibration as JSON")
+    add(
+        "--save-calibration", type=Path, metavar="PATH",
+        help="write the calibration as JSON, with --verify the errors that it found as well",
+    )  # fmt: skip
     add("--replicas", type=int, default=1, metavar="N", help="engines behind the router (default 1)")
     add("--router", choices=ROUTERS, default="round_robin", help="who gets a request (default round_robin)")
     add(
@@ -74,6 +66,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--brief", action="store_true",
         help="for millions of requests: figures alone, no files of rows and steps",
     )  # fmt: skip
+    add(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="each arm with so many seeds, from SEED on (default 1)",
+    )
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that simulate arms, points and seeds (default 1)",
+    )
+    add_price_option(parser)
     add(
         "--verify",
         nargs="+",
@@ -90,46 +97,71 @@ def run(args: argparse.Namespace) -> int:
         LabError: a setting cannot work, or a file cannot be read.
     """
     calibration = read_source(args.calibrate, allow_busy=args.allow_busy)
+    if args.verify:
+        return _verify(without_steps(args.verify), calibration, args.save_calibration)
     if args.save_calibration:
         write_calibration(args.save_calibration, calibration)
-    if args.verify:
-        return _verify(without_steps(args.verify), calibration)
-    settings = read_settings(args)
-    make_plan = long_plan if args.brief else plan
-    slo = Slo(tuple(args.slo))
+    settings, slo = read_settings(args), Slo(tuple(args.slo))
     if args.brief:
         refuse_limits(slo)
-    lines, most, last = [], dict[str, int](), []
-    for point in map(dict[str, Any], product(*args.sweep)):
-        at = settings.model_copy(update={name: point[name] for name in _OF_LOAD if name in point})
-        corpus, schedule = make_plan(at, allow_changed_corpus=args.allow_changed_corpus)
-        is_open = schedule.load.is_open
-        replicas, router = point.get("replicas", args.replicas), point.get("router", args.router)
-        options = fleet_options(
-            args, at, replicas=replicas, router=router, exact=args.exact, brief=args.brief
-        )
-        for text in split_names(args.variants):
-            name, own = parse_arm(text)
-            own = {key: value for key, value in point.items() if key.isupper()} | own
-            arm = read_arm(name, own, calibration)
-            label = " ".join([arm.variant, *(f"{key}={value}" for key, value in (point | own).items())])
-            kept, began_s = BriefRows(len(schedule.requests)), process_time()
-            made = simulate(arm, calibration, schedule, options, on_end=kept.add if args.brief else None)
-            took_s = process_time() - began_s
-            if args.brief:
-                rows, rate = kept.frame(), kept.throughput(is_open=is_open)
-                steps: StepTotals | StepSummary | None = made.fleet.totals
-                last.append(f"{label}: {_speed(made.fleet, len(rows), took_s)}")
-            else:
-                path, rows, manifest = write_run(made, label, at, corpus, schedule, calibration)
-                rate, steps = throughput(rows, is_open=is_open), manifest.repeats[0].steps
-                last.append(f"rows: {path}")
-            lines.append(_line(label, rows, is_open, rate, steps, slo, made.fleet))
-            most = {name: max(value, most.get(name, 0)) for name, value in made.most.items()}
-    print(_render(lines, args, settings, slo))
+    if min(args.seeds, args.jobs) < 1:
+        raise ConfigError("--seeds and --jobs must be at least 1")
+    _refuse_unheard_sweeps(args, settings)
+    cells = [
+        _cell(args, settings, point, text, seed, calibration)
+        for point in map(dict[str, Any], product(*args.sweep))
+        for text in split_names(args.variants)
+        for seed in range(settings.seed, settings.seed + args.seeds)
+    ]
+    outcomes = list(play_all(cells, args.jobs))
+    each_arm = [(cells[i].label, outcomes[i : i + args.seeds]) for i in range(0, len(outcomes), args.seeds)]
+    print(_render(each_arm, args, settings, slo, calibration))
+    most: dict[str, int] = {}
+    for outcome in outcomes:
+        most |= {name: max(value, most.get(name, 0)) for name, value in outcome.most.items()}
     print_origin(calibration, most)
-    print("\n".join(last))
+    print("\n".join(outcome.told for outcome in outcomes))
     return 0
+
+
+def _cell(
+    args: argparse.Namespace,
+    settings: HarnessSettings,
+    point: dict[str, Any],
+    arm: str,
+    seed: int,
+    calibration: Calibration,
+) -> Cell:
+    name, own = parse_arm(arm)
+    own = {key: value for key, value in point.items() if key.isupper()} | own
+    at = settings.model_copy(update={"seed": seed} | {key: point[key] for key in _OF_LOAD if key in point})
+    replicas, router = point.get("replicas", args.replicas), point.get("router", args.router)
+    options = fleet_options(args, at, replicas=replicas, router=router, exact=args.exact, brief=args.brief)
+    variant = read_arm(name, own, calibration).variant
+    return Cell(
+        label=" ".join([variant, *(f"{key}={value}" for key, value in (point | own).items())]),
+        variant=name,
+        own=own,
+        at=at,
+        options=options,
+        calibration=calibration,
+        limits=",".join(f"{limit.figure.key}={limit.bound!r}" for limit in args.slo),
+        allow_changed_corpus=args.allow_changed_corpus,
+    )
+
+
+def _refuse_unheard_sweeps(args: argparse.Namespace, settings: HarnessSettings) -> None:
+    """
+    Raises:
+        ConfigError: a name is swept twice, or nothing would come of it under this load.
+    """
+    names = [swept[0][0] for swept in args.sweep]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"{', '.join(sorted(twice))} is swept twice: give all values at once")
+    if settings.trace and {"rate", "concurrency"} & set(names):
+        raise ConfigError("a trace has neither a rate nor users to sweep")
+    if "concurrency" in names and (settings.rate is not None or "rate" in names):
+        raise ConfigError("an open loop has no users: sweep the rate or the concurrency")
 
 
 def _swept(text: str) -> list[tuple[str, int | float | str]]:
@@ -154,56 +186,65 @@ def _above_zero(kind: type[int] | type[float]) -> Callable[[str], int | float]:
     return read
 
 
-def _line(
-    label: str,
-    rows: pd.DataFrame,
-    is_open: bool,
-    rate: Throughput | None,
-    steps: StepTotals | StepSummary | None,
+def _render(
+    each_arm: list[tuple[str, list[Outcome]]],
+    args: argparse.Namespace,
+    settings: HarnessSettings,
     slo: Slo,
-    fleet: Fleet,
-) -> list[str]:
-    values = dict[str, float | None]()
-    if rate:
-        values = {OUTPUT_TOKENS.name: rate.output_tokens_per_s, REQUESTS.name: rate.requests_per_s}
-    each = (
-        figure.value(rows, is_open) if figure.q else values.get(figure.metric.name) for figure in _FIGURES
-    )
-    cells = [label, *(figure.text(value) for figure, value in zip(_FIGURES, each, strict=True))]
-    cells += [f"{steps.mean_batch_size:.2f}", share(steps.dead_row_share)] if steps else ["", ""]
-    cells += [share(float(rows["error"].notna().mean())), f"{fleet.replica_s / 3600:.3g}"]
-    if slo:
-        good = goodput(rows, slo, rate.window_s if rate else float("inf"))
-        missed = [
-            limit.text() for limit in slo.on_the_run if not limit.is_met_by(limit.figure.value(rows, is_open))
-        ]
-        cells.append(f"{good.share:.0%}" + (f"; misses {', '.join(missed)}" if missed else ""))
-    return cells
-
-
-def _speed(fleet: Fleet, num_requests: int, took_s: float) -> str:
-    peak = getrusage(RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
-    return (
-        f"{num_requests:,} requests, {fleet.totals.num_steps:,} steps, {fleet.num_events:,} events "
-        f"in {took_s:.1f} s of CPU: "
-        f"{num_requests / took_s:,.0f} requests/s, {fleet.num_events / took_s:,.0f} events/s; "
-        f"at most {peak:.0f} MB"
-    )
-
-
-def _render(lines: list[list[str]], args: argparse.Namespace, settings: HarnessSettings, slo: Slo) -> str:
-    headers = ["simulated arm", *(figure.label for figure in _FIGURES), "mean batch", "dead rows"]
+    calibration: Calibration,
+) -> str:
+    known = calibration.verified.median_errors if calibration.verified else {}
+    price = read_price(args.price_per_hour_usd, None)
+    names = [*(figure.label for figure in FIGURES), "mean batch", "dead rows"]
+    headers = ["simulated arm", *(f"{name} ±{known[name]:.1%}" if name in known else name for name in names)]
     headers += ["failed", "replica hours"]
+    headers += ["USD per million tokens"] if price.is_known else []
     headers += ["within SLO"] if slo else []
+    lines = [[label, *_line(outcomes, price, slo)] for label, outcomes in each_arm]
     load = f"trace {settings.trace}" if settings.trace else load_words(settings.rate, settings.concurrency)
     fleet = f"{args.replicas} replica(s), {args.router}"
     heading = f"{settings.requests} requests, {load}, {fleet}, seed {settings.seed}"
+    if args.seeds > 1:
+        heading += f" to {settings.seed + args.seeds - 1}: means (and from least to most)"
     if args.sweep:
         heading += ", but for what stands with each arm"
     return f"{heading}\n\n{render_table(headers, lines)}"
 
 
-def _verify(paths: list[Path], calibration: Calibration) -> int:
-    runs = [verify(path, calibration) for path in paths]
+def _line(outcomes: list[Outcome], price: Price, slo: Slo) -> list[str]:
+    cells = [
+        _over_seeds([outcome.values[place] for outcome in outcomes], figure.text, missing=figure.text(None))
+        for place, figure in enumerate(FIGURES)
+    ]
+    cells.append(_over_seeds([outcome.mean_batch for outcome in outcomes], "{:.2f}".format))
+    cells.append(_over_seeds([outcome.dead_share for outcome in outcomes], share))
+    cells.append(share(fmean(outcome.failed_share for outcome in outcomes)))
+    replica_s = fmean(outcome.replica_s for outcome in outcomes)
+    cells.append(f"{replica_s / 3600:.3g}")
+    if price.is_known:
+        num_tokens = fmean(outcome.num_tokens for outcome in outcomes)
+        cost = price.per_million_tokens(num_tokens / replica_s)
+        cells.append(MISSING if cost is None else f"{cost:.3g}")
+    if slo:
+        good = fmean(outcome.good_share or 0.0 for outcome in outcomes)
+        missed = sorted({text for outcome in outcomes for text in outcome.missed})
+        cells.append(f"{good:.0%}" + (f"; misses {', '.join(missed)}" if missed else ""))
+    return cells
+
+
+def _over_seeds(values: list[float | None], text: Callable[[float], str], *, missing: str = MISSING) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return missing
+    if len(values) == 1:
+        return text(known[0])
+    return f"{text(fmean(known))} ({text(min(known))} to {text(max(known))})"
+
+
+def _verify(paths: list[Path], calibration: Calibration, out: Path | None) -> int:
+    runs = verify_all(paths, calibration)
+    calibration = calibration.model_copy(update={"verified": median_errors(runs)})
+    if out:
+        write_calibration(out, calibration)
     print(f"{calibration.in_words()}\n\n{render_verified(runs)}")
     return 1 if any(check.is_off for run in runs for check in run.checks) else 0

@@ -1,19 +1,21 @@
 """What a simulation knows of a machine: the cost of a step, the time around steps, and how sure it is.
 
-The digest covers everything but the name, so that two figures of one digest rest on the same numbers.
+The digest covers all that a simulation computes with, so that two figures of one digest rest on the same
+numbers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adapters.base import BackendConfig, BackendInfo, ConfigError
 from adapters.data_files import DATA
@@ -40,6 +42,20 @@ class FitQuality(BaseModel):
     """Of the sum of all durations: above 0 where the model says too much."""
 
 
+class Verified(BaseModel):
+    """What `lab simulate --verify` found on measured runs that took no part in a calibration."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_runs: int
+    median_errors: dict[str, float]
+    """Relative, by the label of a figure."""
+
+    def in_words(self) -> str:
+        told = ", ".join(f"{name} {error:.1%}" for name, error in self.median_errors.items())
+        return f"median errors on {self.num_runs} measured runs: {told}"
+
+
 class Calibration(BaseModel):
     """`info` has the fields of `BackendInfo`; `base` the settings of the service that are the machine's."""
 
@@ -57,15 +73,29 @@ class Calibration(BaseModel):
     ranges: dict[str, tuple[float, float]] = {}
     """Least and most of each count of `StepWork` in the steps of the fit."""
     fit: FitQuality | None = None
+    verified: Verified | None = None
     prompt_tokens: dict[str, int] = {}
     """Of the prompts that were seen, by id."""
     tokens_per_byte: float = 1.0
     """Of other texts."""
     notes: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _can_be_computed_with(self) -> Self:
+        for part in (self.cost, self.overheads):
+            for name, value in asdict(part).items():
+                numbers = value if isinstance(value, tuple) else () if name == "kind" else (value,)
+                if not all(0 <= number < math.inf for number in numbers):
+                    raise ValueError(f"{name} must be 0 or more, not {value}")
+        try:
+            BackendInfo(**self.info)
+        except TypeError as error:
+            raise ValueError(f"info: {error}") from error
+        return self
+
     @property
     def digest(self) -> str:
-        content = self.model_dump(mode="json", exclude={"name", "source", "notes", "host"})
+        content = self.model_dump(mode="json", exclude={"name", "source", "notes", "host", "verified"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def backend_info(self, config: BackendConfig) -> BackendInfo:
@@ -108,7 +138,8 @@ class Calibration(BaseModel):
             return f"{words}: an analytic model, nothing measured stands behind it"
         fit = self.fit
         errors = f"{fit.median_error:.1%} (median) and {fit.p95_error:.0%} (p95)"
-        return f"{words}: held-out steps are off by {errors}"
+        of_runs = self.verified.in_words() if self.verified else "not verified on measured runs"
+        return f"{words}: held-out steps are off by {errors}; {of_runs}"
 
 
 @lru_cache(maxsize=4096)

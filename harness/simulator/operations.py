@@ -7,6 +7,8 @@ from collections import deque
 from dataclasses import dataclass
 from random import Random
 
+_FASTEST_S = 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class Failures:
@@ -44,6 +46,13 @@ class Autoscaling:
     """And by one replica in this time."""
     start_up_s: float = 0.0
     """Until a new replica takes requests."""
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError, where no number of replicas is allowed, or the instants are too many."""
+        if self.least > self.most:
+            raise ValueError(f"least must not be above most: {self.least} and {self.most}")
+        if self.every_s < _FASTEST_S:
+            raise ValueError(f"every_s must be at least {_FASTEST_S:g}, not {self.every_s:g}")
 
 
 _TOLERANCE = 0.1

@@ -57,7 +57,8 @@ def write_run(
     table = table.append_column("replica", replicas).append_column("router", routers)
     rows = to_frame(table)
     manifest.validity = judge(rows, manifest)
-    path = free_path(settings.out / "simulated" / variant, stamp)
+    # Processes that simulate at the same second must not take one name.
+    path = free_path(settings.out / "simulated" / variant, run_id.removesuffix("-simulated"))
     raw = manifest.to_json()
     write_table(path, table, MANIFEST_KEY, raw)
     write_table(

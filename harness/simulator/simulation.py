@@ -58,11 +58,13 @@ def simulate(
     """Play the schedule. With `on_end` the flights are its to keep.
 
     Raises:
-        ConfigError: the settings cannot work, or ask for a prefix cache or an engine's own scheduler.
+        ConfigError: the settings cannot work, or ask for a prefix cache, an engine's own scheduler, or a
+            backend or model that was not calibrated.
     """
     engine: EngineSpec = settings.engine_spec()
     if settings.scheduling == "engine":
         raise ConfigError("SCHEDULING=engine is not simulated: nothing here knows an engine's own scheduler")
+    _refuse_another_machine(settings, calibration)
     if engine.policies.prefix_cache:
         raise ConfigError("PREFIX_CACHE=1 is not simulated: nothing here knows which prompts begin alike")
     info: BackendInfo = calibration.backend_info(engine.backend)
@@ -82,6 +84,15 @@ def simulate(
     each = zip(*(replica.most for replica in fleet.replicas), strict=True)
     most = dict(zip(StepWork._fields, map(max, each), strict=True))
     return Simulated(fleet, spec, settings, flights, most)
+
+
+def _refuse_another_machine(settings: Settings, calibration: Calibration) -> None:
+    for name in ("backend", "model"):
+        asked, known = getattr(settings, name), calibration.base.get(name.upper())
+        if known is not None and asked != known:
+            raise ConfigError(
+                f"{name.upper()}={asked} is not simulated: the calibration is of {known}; give one of {asked}"
+            )
 
 
 def make_rows(labels: ReplayLabels, flights: list[Flight]) -> list[Row]:

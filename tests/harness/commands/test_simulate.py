@@ -97,11 +97,16 @@ def test_a_sweep_simulates_every_arm_with_every_value(
         ("--failures", "every_s=0,for_s=1", "every_s must be a number above 0"),
         ("--autoscale", "goal=3", "'goal' is none of target, least, most"),
         ("--autoscale", "target=3,most=x", "most must be a number above 0"),
+        ("--autoscale", "target=3,least=5,most=2", "least must not be above most"),
+        ("--autoscale", "target=3,every_s=0.00001", "every_s must be at least 0.01"),
         ("--cost-scales", "0", "each of --cost-scales above 0"),
         ("--sweep", "speed=1,2", "'speed' cannot be swept"),
         ("--sweep", "replicas=1,0", "the values of replicas must be above 0"),
         ("--sweep", "router=random,foo", "there is no router 'foo'"),
         ("--sweep", "MAX_BATCH=8,x", "MAX_BATCH"),
+        ("--sweep", "MODEL=lab-110m", "MODEL=lab-110m is not simulated: the calibration is of lab-26m"),
+        ("--info-delay-ms", "nan", "--info-delay-ms must be 0 or more"),
+        ("--seeds", "0", "--seeds and --jobs must be at least 1"),
         ("--variants", "continuous@PREFIX_CACHE=1,KV_POLICY=paged", "PREFIX_CACHE=1 is not simulated"),
         ("--variants", "continuous@BACKEND=vllm,SCHEDULING=engine", "SCHEDULING=engine is not simulated"),
     ],
@@ -112,3 +117,39 @@ def test_numbers_of_a_fleet_that_cannot_be_are_refused(
     with contextlib.suppress(SystemExit):  # of argparse; the others are the command's own
         assert main(["simulate", option, value]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_sweeps_that_would_change_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for asked, told in (
+        (["--sweep", "rate=2", "--sweep", "rate=4"], "rate is swept twice"),
+        (["--sweep", "concurrency=2,4", "--rate", "3"], "an open loop has no users"),
+    ):
+        assert main(["simulate", *asked]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_seeds_run_in_processes_and_give_means_with_their_extremes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [
+        "simulate",
+        "--requests",
+        "70",
+        "--rate",
+        "4",
+        "--variants",
+        "continuous",
+        "--slo",
+        "ttft_p95_ms=1",
+    ]
+    lines = []
+    for more in (["--seeds", "2", "--jobs", "2"], ["--seeds", "2"], ["--seed", "1"]):
+        assert main([*asked, *more, "--price-per-hour", "3", "--out", str(tmp_path / "-".join(more))]) == 0
+        printed = capsys.readouterr().out
+        lines.append(next(line for line in printed.splitlines() if line.startswith("| continuous")))
+        assert "USD per million tokens" in printed
+        assert printed.count("rows: ") == len(set(tmp_path.glob(f"{'-'.join(more)}/*/*/*Z-??????.parquet")))
+    assert lines[0] == lines[1]
+    assert "misses ttft_p95_ms=1" in lines[0]
+    second_of_two = lines[2].split("|")[2].strip()
+    assert second_of_two in lines[0]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapters.base import BackendConfig, ConfigError
 from adapters.null_backend import NullBackend, NullOptions
 from harness.simulator.calibration import Calibration, null_calibration, read_calibration, write_calibration
-from harness.simulator.costs import RooflineCost, StepWork, work_of
+from harness.simulator.costs import FittedCost, RooflineCost, StepWork, work_of
 from tests.services.virtual_lab import VirtualLab
 
 INFO = {
     "backend": "torch", "model": "m", "device": "cuda", "dtype": "bf16", "vocab_size": 9, "eos_token_ids": (),
     "max_batch_size": 16, "max_model_len": 1024, "kv_capacity_tokens": 16 * 1024,
 }  # fmt: skip
+
+ROOFLINE = [entry.name for entry in fields(RooflineCost) if entry.name != "kind"]
 
 
 def test_a_roofline_is_named_as_one_and_is_read_back(tmp_path: Path) -> None:
@@ -57,4 +63,26 @@ def test_what_is_no_calibration_is_refused(tmp_path: Path) -> None:
         read_calibration(path)
     path.write_text('{"name": "x"}')
     with pytest.raises(ConfigError, match="is no calibration: source"):
+        read_calibration(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "changed", "told"),
+    [
+        ("cost", {"knots": []}, "knots and at_rows must be of one length"),
+        ("cost", {"knots": [0, 2, 1]}, "knots must rise"),
+        ("cost", {"at_rows": [0.1, 0.2, -0.3]}, "at_rows must be 0 or more"),
+        ("cost", {"prompt_token_s": math.nan}, "prompt_token_s must be 0 or more, not nan"),
+        ("cost", {"kind": "roofline"} | dict.fromkeys(ROOFLINE, 0), "must be above 0"),
+        ("overheads", {"gap_row_s": -1}, "gap_row_s must be 0 or more"),
+        ("info", {"speed": 1}, "unexpected keyword argument 'speed'"),
+    ],
+)
+def test_what_no_fit_says_is_refused(part: str, changed: dict[str, Any], told: str, tmp_path: Path) -> None:
+    cost = FittedCost((0, 1, 2), (0.1, 0.2, 0.3))
+    made = Calibration(name="a", source="t", info=INFO, cost=cost).model_dump()
+    made[part] = changed if changed.get("kind") else made[part] | changed
+    path = tmp_path / "cal.json"
+    path.write_text(json.dumps(made))
+    with pytest.raises(ConfigError, match=f"is no calibration.*{told}"):
         read_calibration(path)
