@@ -125,7 +125,7 @@ class FittedCost:
         return costs_s
 
     def _cold_s(self, rows: int, since_prompt: int) -> float:
-        return self._of_rows(self.cold_at_rows, rows) * cold_share(since_prompt, self.cold_steps)
+        return self._of_rows(self.cold_at_rows, rows) * float(cold_share(since_prompt, self.cold_steps))
 
     def _of_rows(self, values: tuple[float, ...], rows: int) -> float:
         knots = self.knots

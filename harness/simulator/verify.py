@@ -95,7 +95,8 @@ def verify(path: Path, calibration: Calibration) -> VerifiedRun:
     is_said = "MAX_BATCH=" in manifest.arm or settings.max_batch == BackendConfig().max_batch_size
     name = manifest.arm if is_said else f"{manifest.arm} MAX_BATCH={settings.max_batch}"
     others = manifest.repeats[0].machine.other_cpu_share
-    return VerifiedRun(name, load, others, tuple(checks), schedule.digest)
+    warmup = manifest.settings.model_dump().get("warmup")  # a run that began colder is no repeat
+    return VerifiedRun(name, load, others, tuple(checks), f"{schedule.digest}/{warmup}")
 
 
 def _refuse_another_machine(path: Path, manifest: RunManifest, calibration: Calibration) -> None:
