@@ -257,7 +257,7 @@ dashboards: .venv/.lab-base ## write the Grafana dashboards anew from tools/dash
 REPLICAS ?= 1
 COMPOSE := docker compose $(if $(wildcard .env),--env-file .env) -f docker/compose.yml
 IMAGES ?= harness cpu
-.PHONY: docker up down docker-test
+.PHONY: docker up roll down docker-test
 docker: ## build images: IMAGES="harness cpu llama cuda" ARGS="--build-arg BASE=..."
 	@for image in $(IMAGES); do DOCKER_BUILDKIT=1 docker build -f docker/Dockerfile --target $$image \
 		--build-arg REVISION=$$(git rev-parse HEAD) --build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' \
@@ -266,6 +266,13 @@ docker: ## build images: IMAGES="harness cpu llama cuda" ARGS="--build-arg BASE=
 up: export SERVICE := $(SERVICE)
 up: ## the whole stack, on port 8000: SERVICE=continuous (or all, llama, gpu) REPLICAS=1 MODEL= BACKEND=
 	@$(COMPOSE) --profile $(SERVICE) up --detach --wait $(if $(filter-out 1,$(REPLICAS)),--scale $(SERVICE)=$(REPLICAS))
+	@$(COMPOSE) ps
+
+roll: export SERVICE := $(SERVICE)
+roll: ## new containers of SERVICE from the images and settings of now; the old ones drain when these answer
+	@old=$$($(COMPOSE) ps --quiet $(SERVICE)) && num=$$(echo "$$old" | wc -w) && [ "$$num" -gt 0 ] && \
+		$(COMPOSE) --profile $(SERVICE) up --detach --wait --no-recreate --no-deps --scale $(SERVICE)=$$((2 * num)) $(SERVICE) && \
+		sleep 3 && docker stop $$old >/dev/null && docker rm $$old >/dev/null
 	@$(COMPOSE) ps
 
 down: ## take the stack down; running answers are finished first. ARGS=--volumes forgets models and results

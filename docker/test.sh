@@ -4,10 +4,11 @@
 # An engine that answers is taken. Else one is started with its own data and socket in a temporary folder; on
 # Debian, as root, its packages are installed. Where no engine can start it says SKIPPED and exits 0.
 # Third parties are a distribution's packages (docker/test.Dockerfile), except Grafana, which has none.
-#   BASE=image  the base, else one is made with mmdebstrap     TARGETS="harness cpu llama cuda"   KEEP=1 keeps images
+#   BASE=image  the base, else one is made with mmdebstrap, or the Dockerfile's is pulled
+#   TARGETS="harness cpu llama cuda"   which images, without cuda where nothing is said      KEEP=1 keeps images
 set -euo pipefail
 cd "$(dirname "$0")/.."
-TARGETS=${TARGETS:-harness cpu}
+TARGETS=${TARGETS:-harness cpu llama}
 BASE=${BASE:-lab-test:base}
 CA=${CA_BUNDLE:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
 WORK=$(mktemp -d /tmp/lab-docker.XXXXXX)
@@ -24,6 +25,20 @@ skip() {
     exit 0
 }
 
+# An engine that ends leaves its bridge, its rules and forwarding behind.
+BRIDGE=/sys/class/net/docker0 IP_FORWARD=/proc/sys/net/ipv4/ip_forward
+forget_network() {
+    for table in filter nat; do
+        iptables -t $table -S | sed -n '/docker0\|DOCKER/s/^-A /-D /p' | while read -r rule; do iptables -t $table $rule; done
+        chains=$(iptables -t $table -S | sed -n 's/^-N \(DOCKER.*\)/\1/p')
+        for chain in $chains; do iptables -t $table -F "$chain"; done
+        for chain in $chains; do iptables -t $table -X "$chain"; done
+    done
+    iptables -P FORWARD "$FORWARD"
+    ip link delete docker0
+    echo "$FORWARDED" >$IP_FORWARD
+}
+
 finish() {
     code=$?
     trap - EXIT INT TERM
@@ -34,6 +49,7 @@ finish() {
     if [ -n "$ENGINE" ]; then
         kill "$ENGINE" 2>/dev/null || true
         wait "$ENGINE" 2>/dev/null || true
+        [ -n "$HAD_BRIDGE" ] || forget_network >/dev/null 2>&1 || true
     elif [ -z "${KEEP:-}" ]; then
         docker image rm --force $(docker image ls --quiet --filter reference='lab-test' | sort -u) \
             >/dev/null 2>&1 || true
@@ -55,6 +71,8 @@ if ! docker info >/dev/null 2>&1; then
     fi
     [ "$(id -u)" = 0 ] || skip "an engine can be started by root alone"
     export DOCKER_HOST="unix://$WORK/docker.sock"
+    HAD_BRIDGE=$([ ! -e $BRIDGE ] || echo yes)
+    FORWARD=$(iptables -S FORWARD | sed -n 's/^-P FORWARD //p') FORWARDED=$(cat $IP_FORWARD)
     dockerd --data-root "$WORK/data" --exec-root "$WORK/run" --pidfile "$WORK/dockerd.pid" \
         --host "$DOCKER_HOST" >"$WORK/dockerd.log" 2>&1 &
     ENGINE=$!
@@ -76,8 +94,12 @@ say "engine $(docker version --format '{{.Server.Version}}'), compose $(docker c
 
 # --- Images -----------------------------------------------------------------------------------------------
 
-if ! docker image inspect "$BASE" >/dev/null 2>&1; then
-    command -v mmdebstrap >/dev/null || skip "no base image $BASE, and no mmdebstrap to make one"
+if ! docker image inspect "$BASE" >/dev/null 2>&1 && ! command -v mmdebstrap >/dev/null; then
+    pinned=$(sed -n 's/^ARG BASE=//p' docker/Dockerfile)
+    timeout 120 docker pull --quiet "$pinned" >/dev/null 2>"$WORK/base.log" ||
+        skip "no base image $BASE, no mmdebstrap to make one, and $pinned cannot be pulled: $(tail -1 "$WORK/base.log")"
+    BASE=$pinned
+elif ! docker image inspect "$BASE" >/dev/null 2>&1; then
     # Without documentation and translations, as the slim images are.
     mmdebstrap --quiet --variant=minbase --include=ca-certificates \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
@@ -137,7 +159,14 @@ export NGINX_IMAGE=lab-test:nginx PROMETHEUS_IMAGE=lab-test:prometheus
 export ALERTMANAGER_IMAGE=lab-test:alertmanager PUSHGATEWAY_IMAGE=lab-test:pushgateway
 port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 export PORT=$(port) PROMETHEUS_PORT=$(port) ALERTMANAGER_PORT=$(port) PUSHGATEWAY_PORT=$(port)
-COMPOSE="docker compose -f docker/compose.yml"
+# As a key in .env: no service lets anybody in without it.
+export API_KEY=docker-test
+python3 - >"$WORK/key.json" <<'END'
+import json
+names = "baseline static dynamic continuous llama harness".split()
+print(json.dumps({"services": {name: {"environment": {"API_KEY": "docker-test"}} for name in names}}))
+END
+COMPOSE="docker compose -f docker/compose.yml -f $WORK/key.json"
 FRONT=http://127.0.0.1:$PORT
 STACK="front prometheus alertmanager pushgateway"
 mkdir "$WORK/out"

@@ -22,7 +22,8 @@ print(eval(sys.argv[1], {"pd": pd, **dict(zip("abc", tables))}))
 END
 }
 address() { docker inspect --format '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' "$1"; }
-served() { curl --silent --max-time 2 "http://$(address "$1"):8000/metrics" | awk '/^lab_sequences_total/ { n += $2 } END { print n + 0 }'; }
+KEY="Authorization: Bearer $API_KEY"
+served() { curl --silent --max-time 2 --header "$KEY" "http://$(address "$1"):8000/metrics" | awk '/^lab_sequences_total/ { n += $2 } END { print n + 0 }'; }
 when_busy() { # CONTAINER COMMAND...: in the middle of a run, when it has answered more than the warm-up
     container=$1 before=$(served "$1")
     shift
@@ -32,7 +33,7 @@ when_busy() { # CONTAINER COMMAND...: in the middle of a run, when it has answer
     done
     "$@" >/dev/null
 }
-ask() { curl --fail --silent --max-time 10 "$@"; }
+ask() { curl --fail --silent --max-time 10 --header "$KEY" "$@"; }
 up() { $COMPOSE --profile all --profile llama up --detach --wait --no-build --quiet-pull "$@" >"$WORK/up.log" 2>&1 || { tail -20 "$WORK/up.log"; fail "up $*"; }; }
 
 # A model with real weights, which `stage` takes from its image's package.
@@ -79,11 +80,12 @@ for _ in $(seq 30); do
     [ "$found" = 4 ] && break
     sleep 1
 done
+[ "$(curl --silent --output /dev/null --write-out '%{http_code}' "$FRONT/metrics")" = 401 ] || fail "no key is asked for"
 [ "$found" = 4 ] || fail "Prometheus found $found of 4 services"
 ask "$prometheus/alertmanagers" | grep -q alertmanager || fail "Prometheus knows no Alertmanager"
 ask "http://127.0.0.1:$ALERTMANAGER_PORT/-/ready" >/dev/null || fail "Alertmanager is not ready"
 echo 'lab_docker_test 1' | ask --data-binary @- "http://127.0.0.1:$PUSHGATEWAY_PORT/metrics/job/test" || fail "Pushgateway"
-say "Prometheus scrapes 4 services by discovery; Alertmanager and Pushgateway answer"
+say "Prometheus scrapes 4 services by discovery, with the key; Alertmanager and Pushgateway answer"
 
 up --scale continuous=3 continuous front
 for _ in $(seq 30); do
@@ -160,12 +162,24 @@ codes=$(docker inspect --format '{{.State.ExitCode}}' $($COMPOSE ps --all --quie
 say "docker compose stop: every service ended with 0"
 
 # As a user does it: every service without a profile too, and `--wait` with containers that are to end. Grafana has
-# no package, so a server that answers nobody stands for it.
+# no package, so a server that answers nobody stands for it. No key is asked for.
 $COMPOSE --profile '*' down --volumes >/dev/null 2>&1
-GRAFANA_IMAGE=lab-test:pushgateway make --no-print-directory up SERVICE=continuous REPLICAS=2 BACKEND=null \
+API_KEY="" GRAFANA_IMAGE=lab-test:pushgateway make --no-print-directory up SERVICE=continuous REPLICAS=2 BACKEND=null \
     >"$WORK/up.log" 2>&1 || fail "make up: $(tail -5 "$WORK/up.log")"
 sleep 3
 ask "$FRONT/model" | grep -q '"variant":"continuous"' || fail "make up: the front does not answer"
+old=$($COMPOSE ps --quiet continuous | sort)
+bench rolled /continuous --requests 400 --rate 20 &
+when_busy "$(echo "$old" | head -1)" true
+began=$SECONDS
+BACKEND=null make --no-print-directory roll SERVICE=continuous >"$WORK/up.log" 2>&1 || fail "make roll: $(tail -5 "$WORK/up.log")"
+took=$((SECONDS - began))
+wait $! || fail "make roll lost requests: $(tail -5 "$WORK/out/rolled.log")"
+equal=$(rows 'len(a) == 400 and a.error.isna().all()' "$WORK/out/rolled.parquet")
+[ "$equal" = True ] || fail "make roll lost requests"
+new=$($COMPOSE ps --quiet continuous | sort)
+[ "$(echo "$new" | wc -w)" = 2 ] && [ -z "$(comm -12 <(echo "$old") <(echo "$new"))" ] || fail "make roll left $new of $old"
+say "make roll: 2 new replicas for 2 old ones in $took s, 400 of 400 answered"
 make --no-print-directory down >"$WORK/up.log" 2>&1 || fail "make down: $(tail -5 "$WORK/up.log")"
 [ -z "$($COMPOSE --profile '*' ps --all --quiet)" ] || fail "make down left containers"
 say "make up with 2 replicas, make down"

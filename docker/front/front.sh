@@ -10,14 +10,17 @@ mkdir -p "$DIR/upstreams"
 
 upstream() { # NAME
     servers=""
-    for address in $(getent ahostsv4 "$1" | awk '{ print $1 }' | sort -u); do
+    # A name that is not there may be asked for outside as well, where nobody answers.
+    for address in $(timeout 2 getent ahostsv4 "$1" | awk '{ print $1 }' | sort -u); do
         if curl --fail --silent --max-time 1 --output /dev/null "http://$address:$PORT/health"; then
             servers="$servers    server $address:$PORT max_fails=1 fail_timeout=1s;
 "
         fi
     done
     # Nobody there: an address that refuses, so that nginx answers 502 instead of not starting.
-    printf 'upstream %s {\n    least_conn;\n%s    keepalive 256;\n}\n' "$1" "${servers:-    server 127.0.0.1:1;
+    # Without a zone each worker of nginx would count its own connections alone.
+    printf 'upstream %s {\n    zone %s 256k;\n    least_conn;\n%s    keepalive 256;\n}\n' "$1" "$1" \
+        "${servers:-    server 127.0.0.1:1;
 }"
 }
 
