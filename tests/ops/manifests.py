@@ -98,6 +98,9 @@ def _own_problems(manifests: list[Manifest]) -> Iterator[str]:
             shards = _setting(manifests, "SHARDS")
             if not manifest["spec"]["completions"] == manifest["spec"]["parallelism"] == int(shards or 0):
                 yield f"{where}: completions, parallelism and SHARDS={shards} differ"
+            shard = manifest["spec"]["template"]["spec"]["containers"][0]
+            if "API_KEY" not in {e["name"] for e in shard.get("env", [])}:
+                yield f"{where}: has no API_KEY for a service that asks for one"
 
 
 def _selector_problems(
@@ -175,6 +178,9 @@ def _service_problems(manifest: Manifest, manifests: list[Manifest]) -> Iterator
     env = {e["name"]: e.get("value") for e in container["env"]}
     if {PORT} != set(ports.values()) or env.get("PORT") != str(PORT):
         yield f"the container's ports {ports} are not PORT={env.get('PORT')}"
+    num_threads = int(_setting(manifests, "N_THREADS") or 10**9)
+    if num_threads + 1 > float(container["resources"]["requests"]["cpu"]):
+        yield f"N_THREADS={num_threads} and the API take more than what is asked for: requests.cpu"
     if env.get("HOST") != "0.0.0.0":
         yield "HOST keeps other pods out"
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -218,6 +224,8 @@ def _scaling_problems(manifest: Manifest, names: set[tuple[str, str]]) -> Iterat
                 yield f"there is no series {name}"
         if trigger.get("metricType") != "AverageValue":
             yield "the threshold is for a replica, so the metric is an AverageValue"
+        if trigger["metadata"].get("ignoreNullValues") != "false":
+            yield "replicas would go when Prometheus has no series: ignoreNullValues"
 
 
 SERIES = set(re.findall(r"`(lab_\w+)`", (ROOT / "docs/metrics.md").read_text(encoding="utf-8")))

@@ -122,6 +122,11 @@ MISTAKES: dict[str, tuple[str, Callable[[Any], object], str]] = {
         lambda s: container(s)["resources"]["limits"].update({"nvidia.com/gpu": "1"}),
         "image cuda",
     ),
+    "more threads than cores that are asked for": (
+        "Deployment",
+        lambda s: container(s)["resources"]["requests"].update(cpu="1"),
+        "N_THREADS",
+    ),
     "a container as root": (
         "Deployment",
         lambda s: s["template"]["spec"]["securityContext"].update(runAsNonRoot=False),
@@ -201,12 +206,18 @@ MISTAKES: dict[str, tuple[str, Callable[[Any], object], str]] = {
         lambda s: s["triggers"][0].update(metricType="Value"),
         "AverageValue",
     ),
+    "scaling down where nothing is known": (
+        "ScaledObject",
+        lambda s: s["triggers"][0]["metadata"].pop("ignoreNullValues"),
+        "ignoreNullValues",
+    ),
     "a misspelt field of scaling": (
         "ScaledObject",
         lambda s: s.update(maxReplicas=3),
         "maxReplicas",
     ),
     "another number of shards": ("Job", lambda s: s.update(completions=3), "SHARDS"),
+    "shards without the key": ("Job", lambda s: container(s).pop("env"), "API_KEY"),
 }
 
 
