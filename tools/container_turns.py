@@ -2,14 +2,16 @@
 
     BACKEND=torch MODEL=lab-26m N_THREADS=1 python -m tools.container_turns --blocks 20 --out turns.parquet
 
-Each block starts both services anew and gives them the same new draw of requests in the order A B B A, every
-other block B A A B, so that a machine that gets slower meets both alike. The number of blocks is fixed before
-the first one: a call goes on where the file ends, and no block is left out or added for what it says. The
-container has the restrictions of docker/compose.yml, a published port and the image's health checks. Those,
-some milliseconds of CPU every 5 s, run during the turns of both.
+Each block starts both services anew, lets both answer one request a user, so that their memory is mapped,
+and gives them the same new draw of requests in the order A B B A, every other block B A A B, so that a
+machine that gets slower meets both alike. The number of blocks is fixed before the first one: a call goes
+on where the file ends, and no block is left out or added for what it says. The container has what
+docker/compose.yml gives it and the image's health checks, and is asked at its own address, as the front
+asks it. The checks, some milliseconds of CPU every 5 s, run during the turns of both. `python` should be
+the one that the image has.
 
-Two figures: output tokens by the clock, and by CPU seconds of the whole machine, in which Docker's part (its
-proxy, the bridge) is but waiting for a hypervisor is not. Ratios are means over a block's turns, with 95%
+Two figures: output tokens by the clock, and by CPU seconds of the whole machine, in which Docker's part (the
+bridge) is but waiting for a hypervisor is not. Ratios are means over a block's turns, with 95%
 intervals over blocks. Nothing else may run meanwhile.
 """
 
@@ -36,12 +38,13 @@ from harness.comparing.intervals import FEWEST_BLOCKS, log_interval, middle_and_
 from harness.comparing.verdict import CONFIDENCE
 from harness.measure import measure
 from harness.plan.planner import plan
-from harness.replay.arm_file import Arm
+from harness.plan.schedule import Schedule
+from harness.replay.arm_file import Arm, Measurement
 from harness.replay.progress import Reporter, make_reporter
 from harness.replay.service_process import ServiceLaunch, running_service
 from harness.results.formulas import throughput
 from harness.results.table import render_table
-from harness.settings import HarnessSettings
+from harness.settings import HarnessSettings, read_settings
 from services.contract.status import ModelCard
 from tools.result_file import write_rows
 
@@ -49,7 +52,11 @@ INSIDE, OUTSIDE = "container", "outside"
 FIGURES = {"tokens_per_s": "tok/s", "tokens_per_cpu_s": "tok per CPU s of the machine"}
 SETTINGS = ("BACKEND", "MODEL", "N_THREADS", "MAX_BATCH")
 # As docker/compose.yml has them.
-RESTRICTIONS = "--read-only --cap-drop ALL --security-opt no-new-privileges:true --tmpfs /tmp --shm-size 256m"
+OPTIONS = (
+    *("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges:true"),
+    *("--tmpfs", "/tmp", "--shm-size", "256m", "--cpu-shares", "2048"),
+)
+ADDRESS = "{{.NetworkSettings.IPAddress}}"
 START_TIMEOUT_S = 300.0
 
 
@@ -68,10 +75,10 @@ def container(image: str, env: Mapping[str, str]) -> Iterator[str]:
         LabError: the engine refuses.
     """
     given = [word for name, value in env.items() for word in ("--env", f"{name}={value}")]
-    options = [*RESTRICTIONS.split(), "--volume", "lab-turns:/lab/artifacts", "--publish", "127.0.0.1::8000"]
-    name = docker("run", "--detach", *options, *given, image, "serve", "--variant", "continuous")
+    options = [*OPTIONS, "--volume", "lab-turns:/lab/artifacts", *given]
+    name = docker("run", "--detach", *options, image, "serve", "--variant", "continuous")
     try:
-        yield f"http://{docker('port', name, '8000/tcp').splitlines()[0]}"
+        yield f"http://{docker('inspect', '--format', ADDRESS, name)}:8000"
     finally:
         docker("rm", "--force", name)
 
@@ -100,6 +107,8 @@ def measure_block(
         LabError: a service does not start, or the two do not run the same kernels.
     """
     corpus, schedule = plan(settings, allow_changed_corpus=False, draw=block)
+    first = settings.model_copy(update={"requests": settings.concurrency})
+    _, first_schedule = plan(first, allow_changed_corpus=False, draw=block)
     env = {name: os.environ[name] for name in SETTINGS if name in os.environ}
     launch = ServiceLaunch("continuous", env)
     with ExitStack() as stack:
@@ -112,14 +121,19 @@ def measure_block(
         kernels = [{k: v for k, v in c.details.items() if "kernel" in k} for c in cards.values()]
         if kernels[0] != kernels[1] or cards[INSIDE].model_digest != cards[OUTSIDE].model_digest:
             raise LabError(f"the services run different kernels or weights: {kernels[0]} and {kernels[1]}")
+
+        def turn(where: str, schedule: Schedule) -> Measurement:
+            with TemporaryDirectory() as folder:
+                own = settings.model_copy(update={"url": urls[where], "out": Path(folder)})
+                return measure(Arm("continuous", where), own, corpus, schedule, reporter, [0])
+
         rows: list[dict[str, Any]] = []
         truth: pd.Series | None = None
         order = (INSIDE, OUTSIDE) if block % 2 == 0 else (OUTSIDE, INSIDE)
+        for where in order:
+            turn(where, first_schedule)
         for place, where in enumerate([*order, *reversed(order)]):
-            own = settings.model_copy(update={"url": urls[where]})
-            with TemporaryDirectory() as folder:
-                own = own.model_copy(update={"out": Path(folder)})
-                made = measure(Arm("continuous", where), own, corpus, schedule, reporter, [0])
+            made = turn(where, schedule)
             entry, found = made.manifest.repeats[0], throughput(made.rows, is_open=False)
             if found is None or made.was_interrupted:
                 raise LabError("a turn was cut short")
@@ -166,9 +180,8 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, default=1e9, help="begin no block that would end later")
     parser.add_argument("--out", type=Path, required=True, help="the rows, as parquet; blocks in it are kept")
     args = parser.parse_args()
-    settings = HarnessSettings(
-        requests=args.requests, concurrency=args.concurrency, warmup=4, floor=False, salt="0"
-    )
+    chosen = {"requests": args.requests, "concurrency": args.concurrency, "warmup": 4, "floor": False}
+    settings = read_settings(argparse.Namespace(**chosen, salt="0"))
     frame = pd.read_parquet(args.out) if args.out.exists() else pd.DataFrame()
     began_s = time.monotonic()
     longest_s = 0.0
