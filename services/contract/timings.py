@@ -76,3 +76,5 @@ class StepRecord:
     """With PREFIX_CACHE=1: prompt tokens of the sequences that joined for this step."""
     num_cached_tokens: int = 0
     """Those of them whose keys and values were in the prefix cache."""
+    publish_s: float = 0.0
+    """What it took to send the tokens of the step before, which no record of its own step can say."""

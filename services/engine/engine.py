@@ -76,6 +76,7 @@ class Engine:
         self._next_step_s = -math.inf
         self._step_began_s: float | None = None
         self._done_s = -math.inf
+        self._publish_s = 0.0  # of the step before
         self._num_steps = 0
         self._overlapping = backend if overlap and isinstance(backend, OverlappingBackend) else None
         # Steps that may still be computing when a turn ends.
@@ -224,7 +225,10 @@ class Engine:
         start_s = max(start_s, self._done_s)
         self._done_s = done_s
         self._step_began_s = done_s if self._in_flight else None
-        self._publish(self._report(updates, self._record(plan, start_s, done_s)))
+        report = self._report(updates, self._record(plan, start_s, done_s))
+        began_s = self._clock()
+        self._publish(report)
+        self._publish_s = self._clock() - began_s
 
     def _record(self, plan: StepPlan, start_s: float, done_s: float) -> StepRecord:
         record = StepRecord(
@@ -240,6 +244,7 @@ class Engine:
             num_preempted=plan.num_preempted,
             num_looked_up_tokens=plan.num_looked_up_tokens,
             num_cached_tokens=plan.num_cached_tokens,
+            publish_s=self._publish_s,
         )
         self._num_steps += 1
         return record

@@ -54,6 +54,7 @@ class OwnSchedulingLoop:
         self._kv_used_tokens = 0
         """After the last step."""
         self._num_steps = 0
+        self._publish_s = 0.0  # of the step before
         self._began_s: float | None = None
 
     def run(self, inbox: Inbox) -> None:
@@ -97,7 +98,9 @@ class OwnSchedulingLoop:
         self._began_s = None
         if record is None and not updates:
             return _NOTHING_COMPUTED_S
+        began_s = self._clock()
         self._report(updates, record, made.num_running, made.queue_depth)
+        self._publish_s = self._clock() - began_s
         return 0.0
 
     def _report(
@@ -178,6 +181,7 @@ class OwnSchedulingLoop:
             queue_depth=made.queue_depth,
             **contexts(made.chunks),
             num_preempted=len(made.preempted_seq_ids),
+            publish_s=self._publish_s,
         )
         self._num_steps += 1
         return record

@@ -73,13 +73,18 @@ class EngineLab:
         )
         strategy = VARIANTS[variant](StrategyConfig(MAX_BATCH, batch_wait_s=0.05))
         self.reports: list[tuple[float, StepReport]] = []
+        self.publish_s = 0.0
         self.engine = Engine(
             self.backend,
             Scheduler(strategy, limits, info.eos_token_ids),
-            publish=lambda report: self.reports.append((round(self.clock.now_s - 50.0, 6), report)),
+            publish=self.publish,
             clock=self.clock,
             tick_s=tick_s,
         )
+
+    def publish(self, report: StepReport) -> None:
+        self.reports.append((round(self.clock.now_s - 50.0, 6), report))
+        self.clock.now_s += self.publish_s
 
     def run(self, *script: tuple[float, Message]) -> ScriptedInbox:
         inbox = ScriptedInbox(self.clock, script)
@@ -128,6 +133,14 @@ def test_a_record_says_what_the_step_did() -> None:
         (0, 0),
         (0, 0),
     ]
+
+
+def test_a_record_says_what_it_took_to_publish_the_step_before() -> None:
+    lab = EngineLab()
+    lab.publish_s = 0.01
+    lab.run(request(1, 3))
+    assert [r.publish_s for r in lab.records] == pytest.approx([0.0, 0.01, 0.01])
+    assert [r.start_s for r in lab.records] == pytest.approx([50.0, 50.11, 50.22])
 
 
 def test_timings_split_the_way_from_arrival_to_the_last_token() -> None:

@@ -59,6 +59,7 @@ def test_sequences_are_answered_and_each_step_is_told() -> None:
         (5, 1, 0, 1),
     ]
     assert (records[0].queue_depth, records[4].queue_depth) == (1, 0)
+    assert [r.publish_s for r in records] == [0.0, *[0.5] * 5]
     assert (records[1].decode_context_tokens, records[0].prompt_context_tokens) == (8, 12)
     assert (lab.told[0].num_running, lab.told[0].queue_depth, lab.told[0].kv_used_tokens) == (2, 1, 8)
     assert lab.engine.released == [1, 2, 3]
@@ -78,7 +79,7 @@ def test_timings_come_from_the_steps() -> None:
         3,
         1,
     )
-    assert (timings.prefill_s, timings.decode_s) == (0.5, 2.0)
+    assert (timings.prefill_s, timings.decode_s) == (0.5, 4.0)
 
 
 @pytest.mark.parametrize(
