@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,14 @@ MAX_LEN, NUM_SLOTS = 320, 5
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
+@pytest.fixture(scope="module", params=[0, 1], ids=["in fp32", "by pairs"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Kernels of both kinds of CPU, as far as this one has what they need."""
+    if request.param and not kernel_build.cpu_capabilities().get("avx512_bf16"):
+        pytest.skip("this CPU multiplies no pairs of bf16")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel_build, "_FLAGS", (*kernel_build._FLAGS, f"-DMULTIPLIES_PAIRS={request.param}"))
+        yield tmp_path_factory.mktemp("kernels")
 
 
 def kernels(folder: Path, dtype: torch.dtype, num_threads: int = 1) -> CpuKernels:

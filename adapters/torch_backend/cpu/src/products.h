@@ -20,9 +20,13 @@ enum Epilogue { kNone, kSwish, kPlus, kTimes };
 
 // Intel's cores multiply pairs of bf16 at two thirds of the speed of numbers in fp32 (decision 0003): pairs are for
 // AMD's. A compiler that does not know a core of theirs takes it for an older one.
+#if !defined(MULTIPLIES_PAIRS)
 #if defined(__AVX512BF16__) && \
     (defined(__znver3__) || defined(__znver4__) || defined(__znver5__) || defined(__znver6__))
-#define MULTIPLIES_PAIRS
+#define MULTIPLIES_PAIRS 1
+#else
+#define MULTIPLIES_PAIRS 0
+#endif
 #endif
 
 // Sums of kTile rows and kPanels panels fill the registers; these panels stay in the cache for all rows.
@@ -52,7 +56,7 @@ struct InFp32 {
 template <typename X>
 struct Math : InFp32 {};
 
-#if defined(MULTIPLIES_PAIRS)
+#if MULTIPLIES_PAIRS
 
 template <>
 struct Math<bf16> {  // the CPU multiplies pairs: they are one register
@@ -143,7 +147,7 @@ using Multiplied = std::conditional_t<std::is_base_of_v<InFp32, Math<X>>, float,
 
 static inline const float* widened(const float* x, int64_t) { return x; }
 
-#if defined(MULTIPLIES_PAIRS)
+#if MULTIPLIES_PAIRS
 static inline const bf16* widened(const bf16* x, int64_t) { return x; }
 #else
 // Once for all panels: to widen a number takes as long as to multiply with it.
