@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from adapters.torch_backend.cpu.build import built_library, cpu_capabilities
 
@@ -236,6 +237,12 @@ class CpuKernels:
         """True where the numbers of a weight are numbers of bf16, as those of most checkpoints are: in fp32 a
         product with them is the same, and reads half as much."""
         return weight.dtype is torch.bfloat16 or torch.equal(weight.bfloat16().to(weight.dtype), weight)
+
+    @staticmethod
+    def whole_panels(weight: Tensor) -> Tensor:
+        """`weight (out, in)` with rows of zeros behind it where `out` is no multiple of `PANEL`."""
+        num_missing = -len(weight) % PANEL
+        return F.pad(weight, (0, 0, 0, num_missing)) if num_missing else weight
 
     def pack_weight(self, weight: Tensor) -> Tensor:
         """`(out, in)` as `(panels, in / 2, 16, 2)` in bf16: what `linear` reads is one stream."""

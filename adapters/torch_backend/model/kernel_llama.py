@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters.torch_backend.cpu.kernels import PANEL, CpuKernels, KernelLayer, KernelModel
+from adapters.torch_backend.cpu.kernels import CpuKernels, KernelLayer, KernelModel
 from adapters.torch_backend.model.attention import StepLayout, joined_rows
 from adapters.torch_backend.model.kv_cache import SlotCache
 from adapters.torch_backend.model.linear import KernelLinear
@@ -33,8 +33,7 @@ class KernelLlama(nn.Module):
         self._rotary = rotary_table(model, max_len, shape.head_dim)
         self._embedding: Tensor = inner.embed_tokens.weight
         self._norm: Tensor = inner.norm.weight
-        padding = head.weight.new_zeros(-shape.vocab_size % PANEL, shape.hidden_size)
-        self._head = make(torch.cat([head.weight, padding]), None)
+        self._head = make(kernels.whole_panels(head.weight), None)
         self._layers = take_layers(model, make)
         self.linears = nn.ModuleList([part for layer in self._layers for part in layer.linears])
         self._bound: tuple[SlotCache, KernelModel] | None = None

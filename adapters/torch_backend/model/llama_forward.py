@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapters.torch_backend.cpu.kernels import PANEL, CpuKernels
+from adapters.torch_backend.cpu.kernels import CpuKernels
 from adapters.torch_backend.model.attention import StepLayout
 from adapters.torch_backend.model.flash_attention import KeySpans
 from adapters.torch_backend.model.linear import Linear, make_linear
@@ -102,7 +102,7 @@ class LlamaForward(nn.Module):
         make = partial(make_linear, packed=packed, kernels=kernels)
         outputs = head.weight
         if kernels is not None and kernels.has_linear:
-            outputs = torch.cat([outputs, outputs.new_zeros(-shape.vocab_size % PANEL, shape.hidden_size)])
+            outputs = kernels.whole_panels(outputs)
         self.head = make(outputs, None)
         self.layers = take_layers(model, make, join_gate=joined)
         self.linears = nn.ModuleList([part for layer in self.layers for part in layer.linears])
