@@ -15,10 +15,11 @@ import gc
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -49,6 +50,10 @@ COUNTS = {
     "hit_share": "found in cache",
     "num_equal": "same answers",
 }
+
+ArmT = TypeVar("ArmT")
+Answers = Mapping[int, list[int]]
+"""Tokens, by `seq_id`."""
 
 
 class Account:
@@ -121,23 +126,34 @@ def make_work(args: argparse.Namespace, spec: EngineSpec) -> list[Work]:
     return work
 
 
+def measure(backend: Backend, work: list[Work], spec: EngineSpec) -> tuple[dict[str, float], Answers]:
+    account = Account(sum(len(item.token_ids) for item in work))
+    drive_spec(backend, spec, work, account.add)
+    return account.row(), account.answers
+
+
 def take_turns(
-    backend: Backend, specs: dict[str, EngineSpec], work: list[Work], num_turns: int
+    arms: Mapping[str, ArmT],
+    run: Callable[[ArmT], tuple[dict[str, float], Answers]],
+    num_turns: int,
+    *,
+    warms_up: bool,
 ) -> Iterator[dict[str, Any]]:
-    """One row a run. With several turns, one more goes before: memory is mapped when it is first written."""
-    arms = list(specs)
-    truth: dict[int, list[int]] = {}
-    for turn in range(-1 if num_turns > 1 else 0, num_turns):
-        for place, index in enumerate(williams_row(len(arms), max(turn, 0))):
-            print(f"turn {turn + 1}/{num_turns}: {arms[index]}", file=sys.stderr, flush=True)
+    """One row a run of an arm, with how many of its answers are those of the first run.
+
+    With `warms_up` one turn goes before: memory is mapped when it is first written.
+    """
+    names = list(arms)
+    truth: Answers = {}
+    for turn in range(-1 if warms_up else 0, num_turns):
+        for place, index in enumerate(williams_row(len(names), max(turn, 0))):
+            print(f"turn {turn + 1}/{num_turns}: {names[index]}", file=sys.stderr, flush=True)
             gc.collect()
-            account = Account(sum(len(item.token_ids) for item in work))
-            drive_spec(backend, specs[arms[index]], work, account.add)
-            row = account.row()
-            truth = truth or account.answers
-            num_equal = sum(account.answers[seq_id] == answer for seq_id, answer in truth.items())
+            row, answers = run(arms[names[index]])
+            truth = truth or answers
+            num_equal = sum(answers[seq_id] == answer for seq_id, answer in truth.items())
             if turn >= 0:
-                yield {"arm": arms[index], "turn": turn, "place": place, **row, "num_equal": num_equal}
+                yield {"arm": names[index], "turn": turn, "place": place, **row, "num_equal": num_equal}
 
 
 def turns_table(frame: pd.DataFrame, arms: Sequence[str]) -> str:
@@ -199,7 +215,8 @@ def main() -> None:
     info = backend.info
     asked = {name: value for name, value in vars(args).items() if name != "out"}
     rows = []
-    for row in take_turns(backend, specs, work, args.turns):
+    run = partial(measure, backend, work)
+    for row in take_turns(specs, run, args.turns, warms_up=args.turns > 1):
         rows.append(row)
         frame = pd.DataFrame(rows)
         if args.out:  # each time, so that what is measured outlives a kill

@@ -11,27 +11,23 @@ intervals over turns. The line below the table is the least-squares fit of `fixe
 from __future__ import annotations
 
 import argparse
-import gc
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from adapters.base import Backend, LabError
 from adapters.registry import create_backend
-from harness.comparing.arms import williams_row
 from harness.plan.synthetic import synthetic_ids
 from harness.results.table import render_table
 from services.engine.messages import StepReport
 from services.engine.spec import EngineSpec
 from services.read_settings import read_settings
 from tools.engine_drive import Work, drive_spec
-from tools.policy_turns import ratio_texts
+from tools.policy_turns import Answers, ratio_texts, take_turns
 from tools.result_file import write_rows
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
@@ -60,9 +56,10 @@ class FirstTokens:
 
 
 def measure(
-    backend: Backend, spec: EngineSpec, prompts: list[tuple[int, ...]], share: float
-) -> dict[str, Any]:
-    """The prompts once, each after one with the same first `share` of it."""
+    backend: Backend, prompts: list[tuple[int, ...]], arm: tuple[EngineSpec, float]
+) -> tuple[dict[str, float], Answers]:
+    """The prompts once, each after one with the same first share of it, as `arm` says."""
+    spec, share = arm
     work = []
     for number, prompt in enumerate(prompts):
         common = prompt[: round(share * len(prompt))]
@@ -71,39 +68,12 @@ def measure(
     tokens = FirstTokens()
     drive_spec(backend, spec, work, tokens.add, one_at_a_time=True)
     asked = range(1, len(work), 2)
-    return {
+    row = {
+        "share": share,
         "ttft_s": float(np.mean([tokens.ttft_s[seq_id] for seq_id in asked])),
         "hit_share": tokens.num_cached_tokens / sum(map(len, prompts)),
-        "answers": [tokens.answers[seq_id] for seq_id in asked],
     }
-
-
-def take_turns(
-    backend: Backend,
-    arms: dict[str, tuple[EngineSpec, float]],
-    prompts: list[tuple[int, ...]],
-    num_turns: int,
-) -> Iterator[dict[str, Any]]:
-    """One row a run; one turn goes before: memory is mapped when it is first written."""
-    truth: list[list[int]] = []
-    for turn in range(-1, num_turns):
-        for place, index in enumerate(williams_row(len(arms), max(turn, 0))):
-            arm, (spec, share) = list(arms.items())[index]
-            print(f"turn {turn + 1}/{num_turns}: {arm}", file=sys.stderr, flush=True)
-            gc.collect()
-            row = measure(backend, spec, prompts, share)
-            answers = row.pop("answers")
-            truth = truth or answers
-            num_equal = sum(one == other for one, other in zip(truth, answers, strict=True))
-            if turn >= 0:
-                yield {
-                    "arm": arm,
-                    "share": share,
-                    "turn": turn,
-                    "place": place,
-                    **row,
-                    "num_equal": num_equal,
-                }
+    return row, {seq_id: tokens.answers[seq_id] for seq_id in asked}
 
 
 def affine_fit(shares: list[float], times_s: list[float]) -> tuple[float, float]:
@@ -144,7 +114,8 @@ def main() -> None:
     prompts = [synthetic_ids(f"prompt-{number}", args.tokens, seed=0) for number in range(args.prompts)]
     info = backend.info
     asked = {name: value for name, value in vars(args).items() if name != "out"}
-    frame = pd.DataFrame(take_turns(backend, arms, prompts, args.turns))
+    run = partial(measure, backend, prompts)
+    frame = pd.DataFrame(take_turns(arms, run, args.turns, warms_up=True))
     if args.out:
         write_rows(frame, args.out, {"asked": asked, "backend": asdict(info)})
     print(f"{info.model}, {info.dtype}, {info.num_threads} engine thread(s), {len(prompts)} prompts\n")
