@@ -24,11 +24,11 @@ from rich.table import Table
 from adapters.base import LabError
 from adapters.registry import interpreter_of
 from harness.comparing.intervals import log_interval, middle_and_error
+from harness.comparing.verdict import CONFIDENCE
 from harness.results.output_dir import utc_stamp
 from tools.engine_worker import CONTEXT
 from tools.result_file import write_rows
 
-_CONFIDENCE = 0.95
 _MAX_MODEL_LEN = 1024
 
 
@@ -133,7 +133,7 @@ def print_ratios(frame: pd.DataFrame, title: str, headings: dict[str, str]) -> N
             cell = f"{rates[name].median():,.0f}"
             if name != first and len(rates) > 1:
                 logs = np.log((rates[first] / rates[name]).to_numpy())
-                low, high = np.exp(log_interval(logs, _CONFIDENCE))
+                low, high = np.exp(log_interval(logs, CONFIDENCE))
                 cell += f" ({np.exp(middle_and_error(logs)[0]):.2f}x, {low:.2f}-{high:.2f})"
             cells.append(cell)
         table.add_row(str(measure), *cells)

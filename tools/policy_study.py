@@ -9,7 +9,6 @@ preemption by priority the corpus gets classes, and clients of which one sends m
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import subprocess
@@ -29,6 +28,7 @@ from harness.results.manifest import ComparisonManifest
 from harness.results.record import read_parquet
 from harness.results.table import render_table
 from services.engine.policies import Policies
+from tools.make_prompts import write_corpus
 
 ORDERS = [
     "fcfs",
@@ -97,15 +97,13 @@ def with_clients_and_classes(folder: Path) -> Path:
         priority = 2 if urgency < 0.2 else int(urgency < 0.7)
         lines.append(json.dumps(json.loads(line) | {"user": user, "priority": priority}))
     path = folder / "prompts.jsonl"
-    content = "".join(f"{line}\n" for line in lines).encode()
-    path.write_bytes(content)
-    path.with_suffix(".sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+    write_corpus(path, "".join(f"{line}\n" for line in lines).encode())
     return path
 
 
 def layout_figures(rows: pd.DataFrame) -> list[float]:
     """TTFT p50 and p95, the 99th percentile of gaps between tokens and TPOT p50, all in milliseconds."""
-    ttft = np.array([stamps[0] for stamps in rows["chunk_s"]]) - rows["scheduled_s"].to_numpy()
+    ttft = _ttft_s(rows)
     gaps = np.concatenate([np.diff(stamps) for stamps in rows["chunk_s"]])
     tpot = [(stamps[-1] - stamps[0]) / (len(stamps) - 1) for stamps in rows["chunk_s"] if len(stamps) > 1]
     return [1e3 * x for x in (*np.percentile(ttft, [50, 95]), np.percentile(gaps, 99), np.median(tpot))]
@@ -183,17 +181,16 @@ def main() -> None:
         print(table("layout", LAYOUT_NAMES, named(arms, "decode_first"), values))
     if args.orders or args.layouts:
         return
+    costs = STEP | {"NULL_PROMPT_TOKEN_MS": "0.05"}
     orders = ["continuous", *(f"continuous@ORDER={order}" for order in ORDERS[1:])]
     for rate in ("10.2", "11.2"):
         options = ["--requests", "1500", "--rate", rate]
-        costs = STEP | {"NULL_PROMPT_TOKEN_MS": "0.05"}
         values = np.array([simulated(orders, options, s, costs, order_figures) for s in range(args.seeds)])
         print(f"\norders at {rate} requests/s\n")
         print(table("order", ORDER_NAMES, named(orders, "fcfs"), values))
     with TemporaryDirectory() as folder:
         corpus = str(with_clients_and_classes(Path(folder)))
         options = ["--requests", "1500", "--rate", "11.2", "--corpus", corpus]
-        costs = STEP | {"NULL_PROMPT_TOKEN_MS": "0.05"}
         for title, names, figures, settings in (
             ("clients", CLIENT_NAMES, client_figures, CLIENTS),
             ("classes", CLASS_NAMES, class_figures, CLASSES),
