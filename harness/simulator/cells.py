@@ -40,7 +40,8 @@ class Cell:
     label: str
     variant: str
     own: Mapping[str, str]
-    """Settings of the arm."""
+    """Settings of the arm, as they are given: the class of those that are read is made as the program starts,
+    and no process gives it to another."""
     at: HarnessSettings
     options: FleetOptions
     calibration: Calibration
