@@ -89,10 +89,17 @@ def run(args: argparse.Namespace) -> int:
         frame, path = take_turns(measures, args, {"engines": infos})
     info = next(iter(infos.values()))
     title = f"{info['model']}, {info['num_threads']} thread(s), context {CONTEXT}"
-    headings = {entry: f"{told['backend']}, {told['dtype']}" for entry, told in infos.items()}
+    headings = {entry: _heading(told) for entry, told in infos.items()}
     print_ratios(frame, title, headings)
     say(f"rows: {path}")
     return 0
+
+
+def _heading(info: dict[str, Any]) -> str:
+    """Some engines compute in another format than they read."""
+    weights = info["details"].get("weights", info["dtype"])
+    of_weights = "" if weights == info["dtype"] else f" of {weights} weights"
+    return f"{info['backend']}, {info['dtype']}{of_weights}"
 
 
 def name_and_dtype(entry: str, args: argparse.Namespace) -> tuple[str, str]:

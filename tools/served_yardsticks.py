@@ -42,15 +42,16 @@ def run(args: argparse.Namespace) -> int:
         servers: dict[str, Server] = {}
         for entry in args.served:
             name, _, url = entry.partition("=")
+            pid = None
             if not url:
                 say(f"starting {name}")
                 backend, dtype = name_and_dtype(name, args)
                 launch = ServiceLaunch("continuous", {**env, "BACKEND": backend, "DTYPE": dtype})
-                service = running_service(
-                    launch, start_timeout_s=_START_TIMEOUT_S, announce=reporter.announce
+                service = stack.enter_context(
+                    running_service(launch, start_timeout_s=_START_TIMEOUT_S, announce=reporter.announce)
                 )
-                url = stack.enter_context(service).url
-            servers[name] = find_server(url, settings)
+                url, pid = service.url, service.process.pid
+            servers[name] = find_server(url, settings, pid)
         measures = {
             name: partial(_measure, server, name, settings, reporter) for name, server in servers.items()
         }

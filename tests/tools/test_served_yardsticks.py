@@ -32,6 +32,9 @@ def test_a_service_and_a_server_that_runs_take_turns(
     assert frame["measure"].unique().tolist() == ["20 requests, 16 users"]
     tokens = frame.pivot(index="block", columns="engine", values="num_tokens")
     assert (tokens["null"] == tokens["other"]).all()
+    others = frame.pivot(index="block", columns="engine", values="other_cpu_share")
+    assert others["null"].notna().all(), "its own processes are known"
+    assert others["other"].isna().all()
     assert "other" in capsys.readouterr().out
 
 
