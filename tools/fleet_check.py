@@ -4,21 +4,28 @@ with `--alone`, single services of every strategy under closed loops, open loops
 The same schedule goes to both. The simulation knows the machine from one run against a single service, made
 first; the null backend's time is a formula, so what is checked is the router, the queues and the overheads.
 nginx runs with one worker here: each worker counts connections by itself, which the simulated router does
-not. Exit status: 1 where a figure is off by more than is allowed.
+not. In the run with an autoscaler all services are up, but the front knows the first one alone; from the
+services' own metrics the formula says how many there should be, and the front is told of each some seconds
+later, as of one that has to start. Exit status: 1 where a figure is off by more than is allowed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from threading import Event, Thread
 
 import httpx
 
@@ -33,6 +40,7 @@ from harness.results.table import render_table
 from harness.settings import HarnessSettings
 from harness.simulator.fleet_spec import FleetOptions
 from harness.simulator.measured import calibrate
+from harness.simulator.operations import Autoscaler, Autoscaling
 from harness.simulator.simulation import make_rows, read_arm, simulate
 from harness.simulator.verified import render_verified
 from harness.simulator.verify import verify_all
@@ -40,13 +48,34 @@ from services.strategies import VARIANTS
 
 FRONT = Path(__file__).parents[1] / "docker/front/nginx.conf.in"
 ALLOWED = 0.15
+AUTOSCALING = Autoscaling(target=8, most=3, every_s=1, start_up_s=3)
 ROUTERS = {"least_outstanding": "least_conn;", "round_robin": ""}
 """By name of the simulator, what nginx is told."""
 STEP = {"BACKEND": "null", "NULL_STEP_MS": "20", "NULL_ROW_MS": "1", "NULL_PROMPT_TOKEN_MS": "0.1"}
 
 
+@dataclass(frozen=True, slots=True)
+class Front:
+    url: str
+    process: subprocess.Popen[bytes]
+    folder: Path
+    method: str
+
+    def send_to(self, urls: list[str]) -> None:
+        """From the next connection on; what was begun before goes on where it is."""
+        self.write_upstream(self.folder, self.method, urls)
+        self.process.send_signal(signal.SIGHUP)
+
+    @staticmethod
+    def write_upstream(folder: Path, method: str, urls: list[str]) -> None:
+        servers = "".join(f"server {url.removeprefix('http://')};\n" for url in urls)
+        (folder / "upstreams/continuous.conf").write_text(
+            f"upstream continuous {{\n{method}\n{servers}keepalive 256;\n}}\n"
+        )
+
+
 @contextmanager
-def front(urls: list[str], method: str, port: int) -> Iterator[str]:
+def front(urls: list[str], method: str, port: int) -> Iterator[Front]:
     """nginx in front of these services, configured as docker/front does it."""
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if program is None:
@@ -55,10 +84,7 @@ def front(urls: list[str], method: str, port: int) -> Iterator[str]:
         folder = Path(name)
         folder.chmod(0o755)  # its worker is another user
         (folder / "upstreams").mkdir()
-        servers = "".join(f"server {url.removeprefix('http://')};\n" for url in urls)
-        (folder / "upstreams/continuous.conf").write_text(
-            f"upstream continuous {{\n{method}\n{servers}keepalive 256;\n}}\n"
-        )
+        Front.write_upstream(folder, method, urls)
         text = FRONT.read_text().replace("worker_processes auto", "worker_processes 1")
         for key, value in {
             "ARM_A": "continuous", "ARM_B": "continuous", "SHARE_A": "50", "BACKENDS": "continuous",
@@ -71,10 +97,45 @@ def front(urls: list[str], method: str, port: int) -> Iterator[str]:
             url = f"http://127.0.0.1:{port}"
             with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as client:
                 client.get(f"{url}/front").raise_for_status()
-            yield url
+            yield Front(url, process, folder, method)
         finally:
             process.terminate()
             process.wait(10)
+
+
+def _num_sequences(url: str) -> int:
+    """Running and waiting."""
+    page = httpx.get(f"{url}/metrics").text
+    return sum(int(float(n)) for n in re.findall(r"^lab_(?:running|waiting)_sequences\S* (\S+)", page, re.M))
+
+
+@contextmanager
+def autoscaled(front: Front, urls: list[str], policy: Autoscaling) -> Iterator[None]:
+    """As many of `urls` behind the front as the policy wants, the first one alone at first."""
+    scaler, is_over, ready_s, num_told = Autoscaler(policy), Event(), list[float](), 0
+
+    def scale() -> None:
+        nonlocal num_told
+        next_s = time.monotonic() + policy.every_s
+        while not is_over.wait(0.01):
+            now_s = time.monotonic()
+            if num_told < len(ready_s) and ready_s[num_told] <= now_s:
+                num_told += 1
+                front.send_to(urls[: 1 + num_told])
+            if now_s >= next_s:
+                num_now = 1 + len(ready_s)
+                num_sequences = sum(map(_num_sequences, urls[:num_now]))
+                wanted = scaler.num_replicas(now_s, num_sequences, num_now)
+                ready_s.extend([now_s + policy.start_up_s] * (wanted - num_now))
+                next_s += policy.every_s
+
+    thread = Thread(target=scale)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def rows_in(out: Path) -> list[Path]:
@@ -140,11 +201,16 @@ def check(args: argparse.Namespace) -> int:
             stack.enter_context(running_service(launch, start_timeout_s=60, announce=lambda text: None)).url
             for _ in range(args.replicas)
         ]
-        for router, method in ROUTERS.items():
+        runs = [*((router, None) for router in ROUTERS), ("round_robin", AUTOSCALING)]
+        for router, policy in runs:
             load = {"rate": args.rate, "requests": args.requests, "seed": args.seed}
             options = [word for key, value in load.items() for word in (f"--{key}", str(value))]
-            with front(urls, method, args.port) as url:
-                path = bench(Path(name) / router, "--url", url, *options)
+            what = f"{router}, 1 to {policy.most}" if policy else router
+            with ExitStack() as fronted:
+                at = fronted.enter_context(front(urls[:1] if policy else urls, ROUTERS[router], args.port))
+                if policy:
+                    fronted.enter_context(autoscaled(at, urls, policy))
+                path = bench(Path(name) / what, "--url", at.url, *options)
             manifest, rows = read_parquet(path)
             assert isinstance(manifest, RunManifest)
             _, schedule = plan(HarnessSettings(**load), allow_changed_corpus=False)
@@ -152,11 +218,11 @@ def check(args: argparse.Namespace) -> int:
                 read_arm("continuous", {}, calibration),
                 calibration,
                 schedule,
-                FleetOptions(args.replicas, router),
+                FleetOptions(1 if policy else args.replicas, router, autoscaling=policy),
             )
             labels = ReplayLabels("simulated", "continuous", "continuous", "null", "null", 0)
             said = to_frame(make_table(make_rows(labels, made.flights)))
-            cells = [router, f"{manifest.repeats[0].machine.other_cpu_share or 0:.0%}"]
+            cells = [what, f"{manifest.repeats[0].machine.other_cpu_share or 0:.0%}"]
             for figure in (Figure(TTFT, 50), Figure(TTFT, 95), Figure(TPOT, 50)):
                 real, simulated = figure.value(rows, True), figure.value(said, True)
                 assert real is not None
