@@ -53,6 +53,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "tools.ray_serve.load",
         "measure one server with the load of several machines, as tasks of a Ray cluster",
     ),
+    "simulate-ray": (
+        "tools.ray_serve.simulating",
+        "simulate as `lab simulate --brief`, arms, points and seeds as tasks of a Ray cluster",
+    ),
     "merge": ("harness.commands.merge", "make one result file of the files of all shards"),
     "report": ("harness.commands.report", "print the table of results that were written before"),
     "results": ("harness.commands.results", "browse, filter and compare all results on a local page"),

@@ -7,7 +7,7 @@ could be simulated; with `--verify` 1 when a figure of a run is further off than
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -23,7 +23,7 @@ from harness.commands.fleet_options import (
     read_source,
 )
 from harness.commands.options import add_corpus_option, add_slo_option, without_steps
-from harness.comparing.arms import parse_arm, split_names
+from harness.comparing.arms import is_of_the_run, parse_arm, split_names
 from harness.plan.load import load_words
 from harness.results.cost import Price, read_price
 from harness.results.slo import Slo
@@ -91,8 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_slo_option(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """
+def run(
+    args: argparse.Namespace, play_all: Callable[[Iterable[Cell], int], Iterator[Outcome]] = play_all
+) -> int:
+    """`play_all` may play the cells elsewhere.
+
     Raises:
         LabError: a setting cannot work, or a file cannot be read.
     """
@@ -167,7 +170,7 @@ def _refuse_unheard_sweeps(args: argparse.Namespace, settings: HarnessSettings) 
 def _swept(text: str) -> list[tuple[str, int | float | str]]:
     name, _, values = text.partition("=")
     read = {"rate": _above_zero(float), "concurrency": _above_zero(int), "replicas": _above_zero(int)}
-    if name not in (*read, "router") and not name.isupper():
+    if name not in (*read, "router") and (not name.isupper() or is_of_the_run(name)):
         raise argparse.ArgumentTypeError(f"{name!r} cannot be swept: {_CAN_BE_SWEPT}")
     if name == "router" and (unknown := [router for router in values.split(",") if router not in ROUTERS]):
         raise argparse.ArgumentTypeError(f"there is no router {unknown[0]!r}; known: {', '.join(ROUTERS)}")
@@ -193,7 +196,7 @@ def _render(
     slo: Slo,
     calibration: Calibration,
 ) -> str:
-    known = calibration.verified.median_errors if calibration.verified else {}
+    known = calibration.known_errors.median_errors if calibration.known_errors else {}
     price = read_price(args.price_per_hour_usd, None)
     names = [*(figure.label for figure in FIGURES), "mean batch", "dead rows"]
     headers = ["simulated arm", *(f"{name} ±{known[name]:.1%}" if name in known else name for name in names)]
@@ -243,7 +246,7 @@ def _over_seeds(values: list[float | None], text: Callable[[float], str], *, mis
 
 def _verify(paths: list[Path], calibration: Calibration, out: Path | None) -> int:
     runs = verify_all(paths, calibration)
-    calibration = calibration.model_copy(update={"verified": median_errors(runs)})
+    calibration = calibration.model_copy(update={"verified": median_errors(runs, calibration.digest)})
     if out:
         write_calibration(out, calibration)
     print(f"{calibration.in_words()}\n\n{render_verified(runs)}")

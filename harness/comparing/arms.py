@@ -20,7 +20,11 @@ from harness.settings import HarnessSettings
 from services.contract.status import ModelCard
 
 _OF_THE_RUN = {*HarnessSettings.model_fields, "host", "port"} - {"backend", "model"}
-"""What all arms have in common: the load, and what the harness itself tells every service."""
+
+
+def is_of_the_run(setting: str) -> bool:
+    """What all arms have in common: the load, and what the harness itself tells every service."""
+    return setting.lower() in _OF_THE_RUN
 
 
 def parse_arm(text: str) -> tuple[str, dict[str, str]]:
@@ -35,7 +39,7 @@ def parse_arm(text: str) -> tuple[str, dict[str, str]]:
         setting, equals, value = item.partition("=")
         if not equals or not setting.isidentifier():
             raise ConfigError(f"{text!r}: settings of an arm are written NAME@SETTING=VALUE,SETTING=VALUE")
-        if setting.lower() in _OF_THE_RUN:
+        if is_of_the_run(setting):
             raise ConfigError(f"{text!r}: {setting.upper()} is the same for all arms, not a setting of one")
         settings[setting.upper()] = value
     if not name:

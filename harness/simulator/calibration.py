@@ -48,6 +48,8 @@ class Verified(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     num_runs: int
+    digest: str = ""
+    """Of the calibration that they were simulated with: of another one these errors say nothing."""
     median_errors: dict[str, float]
     """Relative, by the label of a figure."""
 
@@ -98,6 +100,10 @@ class Calibration(BaseModel):
         content = self.model_dump(mode="json", exclude={"name", "source", "notes", "host", "verified"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def known_errors(self) -> Verified | None:
+        return self.verified if self.verified and self.verified.digest == self.digest else None
+
     def backend_info(self, config: BackendConfig) -> BackendInfo:
         """What this machine's backend says of itself with another MAX_BATCH or MAX_MODEL_LEN.
 
@@ -138,7 +144,7 @@ class Calibration(BaseModel):
             return f"{words}: an analytic model, nothing measured stands behind it"
         fit = self.fit
         errors = f"{fit.median_error:.1%} (median) and {fit.p95_error:.0%} (p95)"
-        of_runs = self.verified.in_words() if self.verified else "not verified on measured runs"
+        of_runs = self.known_errors.in_words() if self.known_errors else "not verified on measured runs"
         return f"{words}: held-out steps are off by {errors}; {of_runs}"
 
 

@@ -12,7 +12,7 @@ from harness.client.answer import Answer
 from harness.plan.schedule import PlannedRequest, Schedule
 from harness.results.record import ReplayLabels, Row, make_row
 from harness.simulator.calibration import Calibration
-from harness.simulator.costs import StepWork
+from harness.simulator.costs import NullCost, StepWork
 from harness.simulator.fleet import Fleet
 from harness.simulator.fleet_spec import FleetOptions, FleetSpec, Flight
 from services.contract.timings import StepRecord
@@ -87,12 +87,21 @@ def simulate(
 
 
 def _refuse_another_machine(settings: Settings, calibration: Calibration) -> None:
-    for name in ("backend", "model"):
-        asked, known = getattr(settings, name), calibration.base.get(name.upper())
-        if known is not None and asked != known:
+    info, base = calibration.info, calibration.base
+    known = {name: base.get(name.upper()) for name in ("backend", "model")}
+    if not isinstance(calibration.cost, NullCost):
+        known |= {"dtype": info["dtype"], "n_threads": info.get("num_threads")}
+    for name, its in known.items():
+        asked = getattr(settings, name)
+        if None not in (asked, its) and asked != "auto" and _short(str(asked)) != _short(str(its)):
             raise ConfigError(
-                f"{name.upper()}={asked} is not simulated: the calibration is of {known}; give one of {asked}"
+                f"{name.upper()}={asked} is not simulated: the calibration is of {its}; give one of {asked}"
             )
+
+
+def _short(dtype: str) -> str:
+    """Of the names that backends and DTYPE have for one number format, always the same."""
+    return dtype.replace("float", "f").replace("fp", "f")
 
 
 def make_rows(labels: ReplayLabels, flights: list[Flight]) -> list[Row]:

@@ -92,14 +92,15 @@ class VerifiedRun:
         return self.name, self.schedule
 
 
-def median_errors(runs: Sequence[VerifiedRun]) -> Verified:
-    """Of each figure that any run has, as a calibration keeps it."""
+def median_errors(runs: Sequence[VerifiedRun], digest: str = "") -> Verified:
+    """Of each figure that any run has, as a calibration of this digest keeps it."""
     errors: dict[str, list[float]] = {}
     for run in runs:
         for check in run.checks:
             if check.error is not None:
                 errors.setdefault(check.name, []).append(abs(check.error))
-    return Verified(num_runs=len(runs), median_errors={name: median(found) for name, found in errors.items()})
+    middle = {name: median(found) for name, found in errors.items()}
+    return Verified(num_runs=len(runs), digest=digest, median_errors=middle)
 
 
 def render_verified(runs: Sequence[VerifiedRun]) -> str:

@@ -251,6 +251,7 @@ def test_serve_yaml_describes_the_application() -> None:
         (["serve-ray", "--port=0"], "PORT is 0"),
         (["serve-ray", "--address=127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
         (["bench-ray", "--tasks=2"], "URL is missing"),
+        (["simulate-ray"], "takes --brief alone"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(words: list[str], sentence: str) -> None:
@@ -259,3 +260,19 @@ def test_what_cannot_be_is_one_sentence(words: list[str], sentence: str) -> None
     assert made.returncode == 2
     assert sentence in made.stderr
     assert "Traceback" not in made.stderr
+
+
+def test_a_simulation_as_tasks_says_what_it_says_in_one_process(cluster: Any) -> None:
+    options = ["--brief", "--variants", "static", "continuous", "--seeds", "2", "--sweep", "rate=2,8"]
+
+    def table(*command: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "tools.cli", *command, *options], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("events/s") == 8
+        return [line for line in done.stdout.splitlines() if line.startswith("|")]
+
+    lines = table("simulate")
+    assert len(lines) == 6
+    assert table("simulate-ray", "--address", cluster.address) == lines

@@ -58,6 +58,8 @@ def test_what_was_found_is_kept_beside_every_figure(
     after = read_calibration(kept)
     assert after.verified is not None
     assert (after.digest, after.verified.num_runs) == (before.digest, 1)
+    assert after.known_errors is after.verified
+    assert after.model_copy(update={"tokens_per_byte": 2.0}).known_errors is None, "of another calibration"
     capsys.readouterr()
     assert main([*asked, "--variants", "continuous", "--requests", "20"]) == 0
     printed = capsys.readouterr().out
