@@ -27,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("run", type=Path, metavar="RUN", help="parquet of a run with its step log, of `lab bench`")
     add("--out", type=Path, required=True, metavar="PATH", help="the calibration, as JSON")
     add("--seed", type=int, default=0, help="of the order of the grid (default 0)")
+    add(
+        "--grids", type=int, default=1, metavar="N",
+        help="measure the grid so often, each time in another order (default 1), since a machine drifts",
+    )  # fmt: skip
     add("--allow-busy", action="store_true", help="also where other processes use the CPU")
 
 
@@ -35,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         LabError: the run or its model cannot be read, or the machine is not quiet.
     """
+    if args.grids < 1:
+        raise ConfigError("--grids must be at least 1")
     serving = calibrate(args.run, allow_busy=args.allow_busy)
     manifest, _, its_steps = read_run(args.run)
     config = settings_of(manifest).engine_spec().backend
@@ -43,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
         if backend.info.model_digest != serving.info["model_digest"]:
             raise ConfigError(f"{args.run} was measured with another {config.model} than is here now")
         before = MachineSample.take(None)
-        steps = measure_grid(backend, config, seed=args.seed)
+        seeds = range(args.seed, args.seed + args.grids)
+        steps = pd.concat([measure_grid(backend, config, seed=seed) for seed in seeds])
         use = MachineSample.take(None).use_since(before)
     finally:
         backend.close()

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from itertools import accumulate
 
 from adapters.base import Sequence
-from harness.simulator.costs import LONG_AGO
+from harness.simulator.costs import Since
 from harness.simulator.repeating import Ahead, RepeatingScheduler
 from harness.simulator.replica import Replica
 
@@ -27,7 +27,7 @@ class FastReplica(Replica):
         rows end with it."""
         self._next_s = 0.0
         """Where rows end with it, when the turn after it is."""
-        self._since_prompt = LONG_AGO
+        self._since = Since()
 
     def fail(self, now_s: float) -> None:
         self._take_ahead(now_s, is_cut=True)
@@ -49,14 +49,15 @@ class FastReplica(Replica):
             scheduler.add(sequences)
         plan = scheduler.schedule(now_s)
         num_rows = plan.num_rows + plan.num_dead_rows
+        is_after_idle = self._is_after_idle(now_s)
         self._is_between_steps = num_rows > 0
         if not num_rows:
             recheck_at_s = plan.recheck_at_s
             self.wakes_at_s = None if recheck_at_s is None else now_s + max(0.0, recheck_at_s - now_s)
             return
         work, on_tokens = scheduler.work, spec.on_tokens
-        self._since_prompt = 0 if work.prompt_tokens else self._since_prompt + 1
-        done_s = now_s + spec.cost.step_s(work, self._since_prompt)
+        self._since = self._since.step(work, is_after_idle=is_after_idle)
+        self._ended_s = done_s = now_s + spec.cost.step_s(work, self._since)
         decoding = scheduler.decoding if on_tokens is not None and plan.num_decode_tokens else []
         updates = scheduler.take(plan, done_s)
         depth = scheduler.queue_depth
@@ -76,7 +77,7 @@ class FastReplica(Replica):
         num_steps, num_alike, num_live, num_rows, context = ahead
         parts_s = [self._spec.overheads.gap_s(num_rows)] * (2 * num_steps)
         contexts = range(context, context + num_steps * num_live, num_live)
-        parts_s[::2] = self._spec.cost.decode_s(num_rows, contexts, self._since_prompt + 1)
+        parts_s[::2] = self._spec.cost.decode_s(num_rows, contexts, self._since.later(1))
         # Added up one by one, as the clock of single steps is: to the last bit the same instants.
         self._instants_s = instants_s = list(accumulate(parts_s, initial=start_s))
         if num_steps > num_alike:
@@ -97,9 +98,10 @@ class FastReplica(Replica):
         num_taken = num_steps + takes_end
         if not num_taken:
             return False
-        self._since_prompt += num_taken
+        self._since = self._since.later(num_taken)
         scheduler, on_tokens, most = self.scheduler, self._spec.on_tokens, self.most
         taken_s = self._instants_s[: 2 * num_taken]
+        self._ended_s = taken_s[-1]
         if on_tokens is not None and num_steps:
             on_tokens(self, scheduler.decoding, taken_s[1 : 2 * num_steps : 2], num_rows)
         updates = scheduler.take_decoding(num_taken, num_live, taken_s[-1])

@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 
 from adapters.base import ConfigError
 from harness.simulator.calibration import FitQuality
-from harness.simulator.costs import LONG_AGO, CostModel, FittedCost, StepWork, cold_share
+from harness.simulator.costs import IDLE_S, LONG_AGO, CostModel, FittedCost, Since, StepWork, cold_share
 
 Floats = NDArray[np.float64]
 
 _BLOCK, _EVERY = 40, 5
 _KNOTS = (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _FEWEST_STEPS = 100
-_COLD_STEPS = (0, 3, 5, 8)
+_FEWEST_PROMPTS = 10
+"""In steps long after an idle time: where every prompt ends one, nobody can tell what is slow by which."""
+_COOLING_STEPS = (0.0, 1.5, 2.5, 4.0, 6.0)
 _WORTH_IT = 0.002
 """A mean error that is smaller by less than this is no reason for more numbers."""
-_LINEAR = ("has_prompt", "prompt_tokens", "prompt_chunks", "decode_context", "prompt_context")
+_LINEAR = ("prompt_tokens", "prompt_chunks", "decode_context", "prompt_context")
 
 
 def works_of(steps: pd.DataFrame) -> pd.DataFrame:
@@ -51,18 +53,18 @@ def fit_cost(steps: pd.DataFrame) -> tuple[FittedCost, FitQuality, dict[str, tup
         ConfigError: the log is too short.
     """
     works, took_s = works_of(steps), steps["duration_s"].to_numpy(dtype=float)
+    ago = _ago(steps)
     usable = took_s > 0
-    works, took_s = works[usable].reset_index(drop=True), took_s[usable]
+    works, took_s, ago = works[usable].reset_index(drop=True), took_s[usable], ago[usable]
     if len(works) < _FEWEST_STEPS:
         raise ConfigError(f"{len(works)} steps are too few for a calibration: at least {_FEWEST_STEPS}")
-    since = _since_prompt(works)
     held_out = np.arange(len(works)) // _BLOCK % _EVERY == _EVERY - 1
-    seen = works[~held_out], took_s[~held_out], since[~held_out]
-    trials = [_fit(*seen, cold_steps) for cold_steps in _COLD_STEPS]
+    seen = works[~held_out], took_s[~held_out], ago[~held_out]
+    trials = [_fit(*seen, cooling_steps) for cooling_steps in _COOLING_STEPS]
     losses = [_loss(trial, *seen) for trial in trials]
     best = int(np.argmin(losses))
     trial = trials[best if losses[0] - losses[best] > _WORTH_IT else 0]
-    said_s = _said_s(trial, works[held_out], since[held_out])
+    said_s = _said_s(trial, works[held_out], ago[held_out])
     errors = np.abs(said_s / took_s[held_out] - 1)
     quality = FitQuality(
         num_fitted=int((~held_out).sum()),
@@ -72,46 +74,54 @@ def fit_cost(steps: pd.DataFrame) -> tuple[FittedCost, FitQuality, dict[str, tup
         total_error=float(said_s.sum() / took_s[held_out].sum() - 1),
     )
     ranges = {str(name): (float(works[name].min()), float(works[name].max())) for name in works}
-    return _fit(works, took_s, since, trial.cold_steps), quality, ranges
+    return _fit(works, took_s, ago, trial.cooling_steps), quality, ranges
 
 
 def errors_of(cost: CostModel, steps: pd.DataFrame) -> tuple[float, float]:
     """Median and p95 of the relative errors on these steps."""
-    measured = steps[steps["duration_s"] > 0]
-    works = works_of(measured)
-    said_s = _said_s(cost, works, _since_prompt(works))
-    errors = np.abs(said_s / measured["duration_s"].to_numpy(dtype=float) - 1)
+    usable = steps["duration_s"] > 0
+    said_s = _said_s(cost, works_of(steps)[usable], _ago(steps)[usable])
+    errors = np.abs(said_s / steps["duration_s"][usable].to_numpy(dtype=float) - 1)
     return float(np.median(errors)), float(np.quantile(errors, 0.95))
 
 
-def _since_prompt(works: pd.DataFrame) -> Floats:
-    """Of each step, how many steps ago one had a prompt; 0 in such a step."""
-    has_prompt = works["prompt_tokens"].to_numpy() > 0
-    at = np.arange(len(works))
-    last = np.maximum.accumulate(np.where(has_prompt, at, -LONG_AGO))
-    return np.asarray(at - last, dtype=float)
+def _ago(steps: pd.DataFrame) -> NDArray[np.int64]:
+    """(steps, 2): the counts of `Since` of each. Where another log begins, the engine was idle before."""
+    starts = steps["start_s"].to_numpy(dtype=float)
+    gaps = starts[1:] - (starts + steps["duration_s"].to_numpy(dtype=float))[:-1]
+    is_after_idle = np.r_[True, np.abs(gaps) >= IDLE_S]
+    at = np.arange(len(steps))
+
+    def since(marked: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.asarray(at - np.maximum.accumulate(np.where(marked, at, -LONG_AGO)))
+
+    return np.column_stack([since(works_of(steps)["prompt_tokens"].to_numpy() > 0), since(is_after_idle)])
 
 
-def _said_s(cost: CostModel, works: pd.DataFrame, since: Floats) -> Floats:
-    each = zip(works.to_numpy(), since, strict=True)
-    return np.array([cost.step_s(StepWork(*map(int, row)), int(ago)) for row, ago in each])
+def _said_s(cost: CostModel, works: pd.DataFrame, ago: NDArray[np.int64]) -> Floats:
+    each = zip(works.to_numpy(), ago.tolist(), strict=True)
+    return np.array([cost.step_s(StepWork(*map(int, work)), Since(*since)) for work, since in each])
 
 
-def _loss(cost: CostModel, works: pd.DataFrame, took_s: Floats, since: Floats) -> float:
+def _loss(cost: CostModel, works: pd.DataFrame, took_s: Floats, ago: NDArray[np.int64]) -> float:
     """The mean error, of which an interrupted step adds no more than another bad one."""
-    return float(np.minimum(np.abs(_said_s(cost, works, since) / took_s - 1), 0.3).mean())
+    return float(np.minimum(np.abs(_said_s(cost, works, ago) / took_s - 1), 0.3).mean())
 
 
-def _fit(works: pd.DataFrame, took_s: Floats, since: Floats, cold_steps: int) -> FittedCost:
+def _fit(works: pd.DataFrame, took_s: Floats, ago: NDArray[np.int64], cooling_steps: float) -> FittedCost:
     rows = works["rows"].to_numpy()
     knots = _knots(rows)
-    features = {name: works[name].to_numpy() for name in _LINEAR[1:]}
+    features = {name: works[name].to_numpy() for name in _LINEAR}
     features["has_prompt"] = (features["prompt_tokens"] > 0).astype(float)
     hats = _hats(rows, knots)
-    cold = [f"cold {knot}" for knot in knots] if cold_steps else []
-    share = np.where(since >= 1, np.maximum(cold_share(since, cold_steps), 0), 0) if cold else since
-    features |= {name: hats[:, place] * share for place, name in enumerate(cold)}
-    names = [name for name in (*_LINEAR, *cold) if features[name].any()]
+    cold = [f"cold {knot}" for knot in knots] if cooling_steps else []
+    if cooling_steps:
+        since_prompt, since_idle = ago.T
+        if (features["has_prompt"][since_idle > 5 * cooling_steps]).sum() >= _FEWEST_PROMPTS:
+            features["idle"] = _shares(since_idle, cooling_steps)
+        share = np.where(since_prompt > 0, _shares(since_prompt - 1, cooling_steps), 0.0)
+        features |= {name: hats[:, place] * share for place, name in enumerate(cold)}
+    names = [name for name, of_it in features.items() if of_it.any()]
     while True:
         columns = np.column_stack([hats, *(features[name] for name in names)])
         coefficients = _robust(columns, took_s)
@@ -121,7 +131,7 @@ def _fit(works: pd.DataFrame, took_s: Floats, since: Floats, cold_steps: int) ->
             break
         names.remove(min(negative, key=lambda name: linear[name] * features[name].max()))
     values = np.maximum.accumulate(np.maximum(coefficients[: len(knots)], 0.0))
-    of = {name: float(linear.get(name, 0.0)) for name in _LINEAR}
+    of = {name: float(linear.get(name, 0.0)) for name in features}
     return FittedCost(
         knots=tuple(knots),
         at_rows=tuple(map(float, values)),
@@ -130,9 +140,14 @@ def _fit(works: pd.DataFrame, took_s: Floats, since: Floats, cold_steps: int) ->
         prompt_chunk_s=of["prompt_chunks"],
         decode_context_s=of["decode_context"],
         prompt_context_s=of["prompt_context"],
-        cold_at_rows=tuple(float(linear.get(name, 0.0)) for name in cold),
-        cold_steps=cold_steps,
+        cold_at_rows=tuple(of[name] for name in cold),
+        idle_s=of.get("idle", 0.0),
+        cooling_steps=cooling_steps,
     )
+
+
+def _shares(num_steps: NDArray[np.int64], cooling_steps: float) -> Floats:
+    return np.array([cold_share(num, cooling_steps) for num in num_steps.tolist()])
 
 
 def _knots(rows: Floats) -> list[int]:

@@ -1,8 +1,9 @@
 """A designed grid of steps on a backend, without scheduler and HTTP: what a serving run rarely meets.
 
 Each point is a number of rows at one context. Its prompts are computed in pieces of several sizes, its rows
-decode alone and beside prompts. The points come in a drawn order, so that what is held out of a fit is like
-the rest of it, and a machine that drifts does not look like a cost of long contexts.
+decode alone and beside prompts. After each point the engine is idle for a while, as in a service under low
+load, and then answers one short prompt. The points come in a drawn order, so that what is held out of a fit
+is like the rest of it, and a machine that drifts does not look like a cost of long contexts.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import count
 from random import Random
-from time import perf_counter
+from time import perf_counter, sleep
 
 import pandas as pd
 
@@ -21,12 +22,18 @@ _ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _CONTEXTS = (16, 64, 256, 1024, 4096)
 _NUM_DECODES = 24
 _NUM_MIXED = 4
+_PAUSE_S, _AFTER_PAUSE, _SHORT_PROMPT = 0.1, 12, 128
 _MOST_TOKENS = 8192
 """Of the prompts of a point together: one of more takes long and tells little that is new."""
 
 
 def measure_grid(
-    backend: Backend, config: BackendConfig, *, seed: int = 0, clock: Callable[[], float] = perf_counter
+    backend: Backend,
+    config: BackendConfig,
+    *,
+    seed: int = 0,
+    clock: Callable[[], float] = perf_counter,
+    pause: Callable[[float], None] = sleep,
 ) -> pd.DataFrame:
     """The steps, with the columns of a step log that `fit_cost` reads.
 
@@ -34,7 +41,7 @@ def measure_grid(
         BackendError: a step failed.
         ConfigError: sequences can only be so short that no point is possible.
     """
-    grid = _Grid(backend, config, Random(seed), clock)
+    grid = _Grid(backend, config, Random(seed), clock, pause)
     points = grid.points()
     if not points:
         raise ConfigError(f"{backend.info.max_model_len} tokens of a sequence are too few for a grid")
@@ -42,13 +49,22 @@ def measure_grid(
     grid.steps.clear()
     for num_rows, context in points:
         grid.measure(num_rows, context)
+        grid.measure_after_pause()
     return pd.DataFrame(grid.steps)
 
 
 class _Grid:
-    def __init__(self, backend: Backend, config: BackendConfig, draw: Random, clock: Callable[[], float]):
+    def __init__(
+        self,
+        backend: Backend,
+        config: BackendConfig,
+        draw: Random,
+        clock: Callable[[], float],
+        pause: Callable[[float], None],
+    ) -> None:
         self.steps: list[dict[str, float]] = []
-        self._backend, self._config, self._draw, self._clock = backend, config, draw, clock
+        self._backend, self._config, self._draw = backend, config, draw
+        self._clock, self._pause = clock, pause
         self._seq_ids = count()
 
     def points(self) -> list[tuple[int, int]]:
@@ -75,6 +91,17 @@ class _Grid:
             self._step([*_decoding(rows), ScheduledChunk(joining, 0, joining.num_prompt_tokens)])
             self._backend.release([joining.seq_id])
         self._backend.release([seq.seq_id for seq in rows])
+
+    def measure_after_pause(self) -> None:
+        """A short prompt after a pause, and another one right behind it."""
+        most = min(_SHORT_PROMPT, self._config.max_step_tokens, self._backend.info.max_model_len // 2)
+        self._pause(_PAUSE_S)
+        for _ in range(2):
+            alone = self._sequence(self._draw.randint(1, most))
+            self._step([ScheduledChunk(alone, 0, alone.num_prompt_tokens)])
+            for _ in range(_AFTER_PAUSE):
+                self._step(_decoding([alone]))
+            self._backend.release([alone.seq_id])
 
     def _compute_prompts(self, rows: list[Sequence]) -> None:
         """Several of them in a step, whole or in pieces."""
@@ -111,7 +138,7 @@ class _Grid:
         took_s = self._clock() - began_s
         self.steps.append(
             {"num_decode_tokens": num_rows, "num_dead_rows": 0, "num_prompt_tokens": num_tokens - num_rows,
-             **of_contexts, "duration_s": took_s}
+             **of_contexts, "start_s": began_s, "duration_s": took_s}
         )  # fmt: skip
         token_ids = {output.seq_id: output.token_ids for output in outputs}
         for chunk in chunks:

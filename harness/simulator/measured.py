@@ -17,14 +17,13 @@ from harness.results.manifest import RunManifest
 from harness.results.record import read_parquet
 from harness.results.steps import STEPS_SUFFIX, read_steps
 from harness.simulator.calibration import Calibration
+from harness.simulator.costs import IDLE_S
 from harness.simulator.fitting import Floats, fit_cost, line
 from harness.simulator.overheads import Overheads
 from services.read_settings import read_settings
 from services.settings import Settings
 
 MAX_OTHER_CPU_SHARE = 0.05
-_LONGEST_GAP_S = 0.05
-"""A longer pause between steps is one without work."""
 _NO_GAP_S = 1e-6
 
 
@@ -121,7 +120,7 @@ def fit_overheads(rows: pd.DataFrame, steps: pd.DataFrame, max_batch: int) -> Ov
     ends = starts + steps["duration_s"].to_numpy(dtype=float)
     width = (steps["num_rows"] + steps["num_dead_rows"]).to_numpy(dtype=float)
     gaps = starts[1:] - ends[:-1]
-    near = (gaps > -_NO_GAP_S) & (gaps < _LONGEST_GAP_S)
+    near = (gaps > -_NO_GAP_S) & (gaps < IDLE_S)
     # One step ahead of the device: each begins, in the log, at the very instant at which the last one ended.
     overlaps = bool(near.any() and np.median(gaps[near]) < _NO_GAP_S)
     gap_fixed_s, gap_row_s = line(width[:-1][near], gaps[near])

@@ -6,13 +6,14 @@ passes between two steps is the calibration's. `harness.simulator.fast` has turn
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 from adapters.base import BackendInfo, PendingStep, ScheduledChunk, Sequence, StepOutput
-from harness.simulator.costs import LONG_AGO, CostModel, StepWork, work_of
+from harness.simulator.costs import IDLE_S, CostModel, Since, StepWork, work_of
 from harness.simulator.overheads import Overheads
 from harness.simulator.repeating import TOKEN
 from harness.simulator.step_log import StepLog
@@ -39,7 +40,9 @@ class TimedBackend:
         self._cost = cost
         self._clock = clock
         self._work: StepWork | None = None
-        self._since_prompt = LONG_AGO
+        self._since = Since()
+        self.is_after_idle = False
+        """Whether the next step begins after an idle time."""
 
     def step(self, chunks: Seq[ScheduledChunk]) -> list[StepOutput]:
         self._clock.now_s += self._cost_s(chunks)
@@ -47,8 +50,8 @@ class TimedBackend:
 
     def _cost_s(self, chunks: Seq[ScheduledChunk]) -> float:
         self._work = work = work_of(chunks)
-        self._since_prompt = 0 if work.prompt_tokens else self._since_prompt + 1
-        return self._cost.step_s(work, self._since_prompt)
+        self._since = self._since.step(work, is_after_idle=self.is_after_idle)
+        return self._cost.step_s(work, self._since)
 
     def take_work(self) -> StepWork | None:
         """Of the last step, for the first who asks."""
@@ -121,6 +124,7 @@ class Replica:
         self._spec = spec
         self._inbox: deque[tuple[float, list[Sequence]]] = deque()
         self._is_between_steps = False  # the next turn follows a step, so that a message has to wait for it
+        self._ended_s = -math.inf  # when the last step did
         engine = spec.engine
         strategy = VARIANTS[engine.variant](engine.strategy)
         self.scheduler = self.makes_scheduler(strategy, engine.limits(spec.info), (), engine.policies)
@@ -166,6 +170,9 @@ class Replica:
         if inbox:
             self._wake(inbox[0][0])
 
+    def _is_after_idle(self, now_s: float) -> bool:
+        return not self._is_between_steps and now_s - self._ended_s >= IDLE_S
+
     def _wake(self, at_s: float) -> None:
         if self.wakes_at_s is None or (at_s < self.wakes_at_s and not self._is_between_steps):
             self.wakes_at_s = at_s
@@ -175,10 +182,13 @@ class Replica:
         clock.now_s = now_s
         if due:
             self._engine.handle([Submit(sequences) for sequences in due])
+        backend.is_after_idle = self._is_after_idle(now_s)
         idle_s = self._engine.step()
         work = backend.take_work()
         # A turn that waited for the step before read no message meanwhile.
         self._is_between_steps = work is not None or clock.now_s > now_s
+        if self._is_between_steps:
+            self._ended_s = clock.now_s
         if work is None:
             self.wakes_at_s = None if idle_s is None else clock.now_s + idle_s
         else:

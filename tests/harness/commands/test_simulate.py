@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,17 @@ def test_a_sweep_simulates_every_arm_with_every_value(
         ("--autoscale", "target=3,every_s=0.00001", "every_s must be at least 0.01"),
         ("--cost-scales", "0", "each of --cost-scales above 0"),
         ("--sweep", "speed=1,2", "'speed' cannot be swept"),
+        ("--calibrate", "roofline:lab-9b,gb_per_s=1,tflops=1,memory_gb=1", "'lab-9b' is no preset"),
+        (
+            "--calibrate",
+            "roofline:lab-8b,gb_per_s=1,tflops=1,memory_gb=16",
+            "16 GB do not hold lab-8b (16.1 GB)",
+        ),
+        ("--calibrate", "roofline:lab-8b,gb_per_s=1", "tflops, memory_gb must be given"),
+        ("--sweep", "SEED=1,2", "'SEED' cannot be swept"),
+        ("--sweep", "VARIANT=static", "'VARIANT' cannot be swept"),
+        ("--sweep", "DTYPE=fp32", "DTYPE=fp32 is not simulated: the calibration is of bfloat16"),
+        ("--sweep", "N_THREADS=2", "N_THREADS=2 is not simulated: the calibration is of 1"),
         ("--sweep", "replicas=1,0", "the values of replicas must be above 0"),
         ("--sweep", "router=random,foo", "there is no router 'foo'"),
         ("--sweep", "MAX_BATCH=8,x", "MAX_BATCH"),
@@ -153,3 +165,16 @@ def test_seeds_run_in_processes_and_give_means_with_their_extremes(
     assert "misses ttft_p95_ms=1" in lines[0]
     second_of_two = lines[2].split("|")[2].strip()
     assert second_of_two in lines[0]
+
+
+def test_a_data_sheet_is_simulated_and_named_as_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "roofline:lab-8b,gb_per_s=1000,tflops=100,memory_gb=40"
+    asked = ["--variants", "baseline", "--concurrency", "1", "--requests", "4", "--out", str(tmp_path)]
+    assert main(["simulate", "--calibrate", source, *asked]) == 0
+    printed = capsys.readouterr().out
+    assert "an analytic model, nothing measured stands behind it" in printed
+    (figure,) = re.findall(r"^\| baseline *\| *([0-9.]+) ", printed, re.MULTILINE)
+    # 16.06 GB of weights, 1.05 of them the embedding, at 1,000 GB/s: 66.6 steps a second, each a token.
+    assert 60 < float(figure) < 66.7

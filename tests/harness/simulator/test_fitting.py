@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from adapters.base import ConfigError
-from harness.simulator.costs import FittedCost, StepWork
+from harness.simulator.costs import FittedCost, Since, StepWork
 from harness.simulator.fitting import fit_cost, line, works_of
 
 TRUE = FittedCost((1, 8, 16), (0.004, 0.006, 0.012), 0.001, 2e-5, 1e-4, 4e-8, 2e-9)
@@ -23,12 +23,13 @@ def made_steps(num: int, *, spikes: float = 0.0) -> pd.DataFrame:
     contexts, prompt_contexts = rows * draw.integers(10, 900, num), prompt * draw.integers(5, 300, num)
     works = zip(rows, prompt, chunks, contexts, prompt_contexts, strict=True)
     took = np.array([TRUE.step_s(StepWork(*map(int, work))) for work in works])
+    took *= np.where(draw.random(num) < spikes, 5.0, 1.0)
     return pd.DataFrame(
         {
             "num_decode_tokens": rows, "num_dead_rows": 0,
             "num_prompt_tokens": prompt, "num_prompt_chunks": chunks,
             "decode_context_tokens": contexts, "prompt_context_tokens": prompt_contexts,
-            "duration_s": took * np.where(draw.random(num) < spikes, 5.0, 1.0),
+            "start_s": np.r_[0.0, np.cumsum(took)[:-1]], "duration_s": took,
         }
     )  # fmt: skip
 
@@ -42,22 +43,29 @@ def test_it_finds_the_model_whatever_interrupted_a_few_steps(spikes: float) -> N
     assert ranges["rows"] == (1.0, 16.0)
 
 
-def test_it_finds_that_steps_behind_a_prompt_are_slow() -> None:
+def test_it_finds_that_steps_behind_a_prompt_and_an_idle_time_are_slow() -> None:
     steps = made_steps(3000)
     is_decode = np.arange(len(steps)) % 12 > 0
     counts = ["num_prompt_tokens", "num_prompt_chunks", "prompt_context_tokens"]
     steps.loc[is_decode, counts] = 0
-    true = replace(TRUE, cold_at_rows=(0.003, 0.002, 0.0), cold_steps=5)
+    true = replace(TRUE, cold_at_rows=(0.003, 0.002, 0.0), idle_s=0.004, cooling_steps=4.0)
     works = [StepWork(*map(int, work)) for work in works_of(steps).to_numpy()]
-    ago = [0 if work.prompt_tokens else number % 12 or 12 for number, work in enumerate(works)]
-    steps["duration_s"] = [true.step_s(work, since) for work, since in zip(works, ago, strict=True)]
+    since, starts, at_s = Since(), list[float](), 0.0
+    for number, work in enumerate(works):
+        is_after_idle = number % 36 == 0
+        at_s += 0.1 * is_after_idle
+        since = since.step(work, is_after_idle=is_after_idle)
+        starts.append(at_s)
+        at_s += true.step_s(work, since)
+    steps["start_s"], steps["duration_s"] = starts, np.diff([*starts, at_s])
+    steps["duration_s"] -= 0.1 * (np.arange(1, len(steps) + 1) % 36 == 0)
     cost, quality, _ = fit_cost(steps)
-    assert cost.cold_steps == 5
+    assert cost.cooling_steps == 4
     assert quality.median_error < 0.01
-    for since in (1, 2, 5, 6):
+    for since in (Since(1), Since(2, 2), Since(5, 5), Since(6, 40)):
         work = StepWork(2, 0, 0, 500, 0)
         assert cost.step_s(work, since) == pytest.approx(true.step_s(work, since), rel=0.02)
-    assert fit_cost(made_steps(1500))[0].cold_steps == 0
+    assert fit_cost(made_steps(1500))[0].cooling_steps == 0
 
 
 def test_a_short_log_is_refused() -> None:

@@ -18,7 +18,13 @@ def test_its_steps_give_back_the_model_that_made_them() -> None:
     clock = Clock()
     backend = TimedBackend(BackendInfo(**INFO), TRUE, clock)  # type: ignore[arg-type]
     config = BackendConfig(max_batch_size=16, max_step_tokens=256)
-    steps = measure_grid(backend, config, clock=clock)
+
+    def pause(seconds: float) -> None:
+        clock.now_s += seconds
+
+    steps = measure_grid(backend, config, clock=clock, pause=pause)
+    gaps = steps["start_s"].diff() - steps["duration_s"].shift()
+    assert (gaps > 0.05).sum() > 10  # idle times
     cost, quality, ranges = fit_cost(steps)
     assert quality.median_error < 0.01
     for work in (StepWork(12, 0, 0, 3000, 0), StepWork(7, 64, 1, 900, 4000), StepWork(0, 128, 3, 0, 20000)):
@@ -32,4 +38,4 @@ def test_its_steps_give_back_the_model_that_made_them() -> None:
 def test_no_room_for_a_grid_is_refused() -> None:
     backend = TimedBackend(BackendInfo(**INFO | {"max_model_len": 40}), TRUE, Clock())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="40 tokens of a sequence are too few for a grid"):
-        measure_grid(backend, BackendConfig(max_batch_size=16))
+        measure_grid(backend, BackendConfig(max_batch_size=16), pause=lambda seconds: None)
