@@ -15,6 +15,7 @@ from harness.simulator.calibration import DEFAULT, Calibration, null_calibration
 from harness.simulator.fleet_spec import FleetOptions
 from harness.simulator.measured import calibrate
 from harness.simulator.operations import Autoscaling, Failures
+from harness.simulator.roofline import Hardware, roofline
 
 OF_REAL_RUNS = OF_COMPARE.union(
     {
@@ -29,8 +30,8 @@ def add_fleet_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--calibrate", default=str(DEFAULT), metavar="FROM",
-        help="a calibration (.json), a measured RUN.parquet with its step log, or null "
-        "(default: lab-26m on 2 cores)",
+        help="a calibration (.json), a measured RUN.parquet with its step log, null, or the data sheet of a "
+        "device: roofline:lab-8b,gb_per_s=4800,tflops=989,memory_gb=141 (default: lab-26m on 2 cores)",
     )  # fmt: skip
     add("--allow-busy", action="store_true", help="calibrate on a run whose machine was not quiet")
     add(
@@ -86,8 +87,14 @@ def fleet_options(
 def read_source(source: str, *, allow_busy: bool) -> Calibration:
     """
     Raises:
-        ConfigError: it is none of the three, or cannot be used.
+        ConfigError: it is none of the four, or cannot be used.
     """
+    if source.startswith("roofline:"):
+        model, _, numbers = source.removeprefix("roofline:").partition(",")
+        try:
+            return roofline(model, _of(Hardware)(numbers))
+        except argparse.ArgumentTypeError as error:
+            raise ConfigError(f"--calibrate {source}: {error}") from error
     if source == "null":
         return null_calibration()
     path = Path(source)
