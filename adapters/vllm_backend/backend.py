@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
-from adapters.base import BackendConfig, BackendInfo, ScheduledChunk, StepOutput
+from adapters.base import BackendConfig, BackendError, BackendInfo, ScheduledChunk, StepOutput
 from adapters.chunks import check_chunks
 from adapters.vllm_backend.loading import load_llm_engine, scheduler_of
 
@@ -51,7 +51,13 @@ class VllmBackend:
         """
         check_chunks(chunks, self._slots, self._info.max_batch_size, self._info.max_model_len)
         num_preempted = self._scheduler.num_preempted
-        tokens = self._requests.compute(chunks)
+        try:
+            tokens = self._requests.compute(chunks)
+        except BackendError:
+            # vLLM counts a step as computed before it is: chunks that are given again start from nothing.
+            for chunk in chunks:
+                self._requests.cancel(chunk.seq.seq_id)
+            raise
         if self._scheduler.num_preempted > num_preempted:
             logger.warning("vLLM preempted sequences, %d until now", self._scheduler.num_preempted)
         for chunk in chunks:

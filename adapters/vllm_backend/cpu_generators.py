@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
+from adapters.base import BackendError
+
 
 class _StartingAgain(CPUModelRunner):  # type: ignore[misc]
     def _bookkeeping_sync(self, *args: Any, **kwargs: Any) -> Any:
@@ -29,7 +31,15 @@ class _StartingAgain(CPUModelRunner):  # type: ignore[misc]
 
 
 def take_back_draws(engine: Any) -> None:
-    """Of an `LLMEngine` whose worker runs in this process."""
+    """Of an `LLMEngine` whose worker runs in this process.
+
+    Raises:
+        BackendError: its worker is not the one that is known here.
+    """
     runner = engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
-    assert type(runner) is CPUModelRunner
+    if type(runner) is not CPUModelRunner:
+        raise BackendError(
+            f"vLLM computes with {type(runner).__name__}, whose seeds BACKEND=vllm does not know: install "
+            "the version of vLLM that adapters/vllm_backend/pyproject.toml names"
+        )
     runner.__class__ = _StartingAgain

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from typing import Any
 
 from adapters.base import BackendConfig, BackendError, BackendInfo, ConfigError
 from adapters.cores import default_threads
 from adapters.description import HF_FORMATS
+from adapters.gpu import Gpu
 from adapters.models.safetensors_file import count_parameters
 from adapters.models.store import pick_model_len, resolve_model, trained_positions
 from adapters.text.tokenizer import HFTokenizer
 from adapters.vllm_backend import VllmOptions
+
+logger = logging.getLogger(__name__)
 
 BLOCK_TOKENS = 32
 _NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -53,6 +57,11 @@ def load_llm_engine(config: BackendConfig, *, steps_as_told: bool) -> tuple[Any,
     device: str = current_platform.device_type
     if config.device.partition(":")[0] not in ("auto", device):
         raise ConfigError(f"DEVICE={config.device}: this vLLM computes on {device}")
+    if device == "cpu" and config.device == "auto" and Gpu().read() is not None:
+        logger.warning(
+            "there is a GPU, but this vLLM is the build for CPUs: docs/engines.md says how to install the "
+            "one for GPUs, and DEVICE=cpu that this one is meant"
+        )
     # Each slot may leave a part of its last block empty; one block is vLLM's own.
     num_blocks = -(-cache_tokens // BLOCK_TOKENS) + num_slots + 1
     budget = options.vllm_max_num_batched_tokens or config.max_step_tokens

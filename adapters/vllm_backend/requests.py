@@ -45,9 +45,12 @@ class Requests:
             BackendError: vLLM failed, or ended a sequence too early. No token is taken from anyone then.
         """
         for chunk in chunks:
-            if chunk.seq.seq_id not in self._requests:
+            if not chunk.dead and chunk.seq.seq_id not in self._requests:
                 self._add(chunk.seq)
-        dead = {self._requests[chunk.seq.seq_id].request_id for chunk in chunks if chunk.dead}
+        dead = set()
+        for chunk in chunks:
+            if chunk.dead and (request := self._requests.get(chunk.seq.seq_id)):  # none after a failed step
+                dead.add(request.request_id)
         behind = self._behind(chunks)
         while behind or dead:
             self._step(behind, dead)

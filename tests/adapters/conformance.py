@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from adapters.base import Backend, BackendConfig, SamplingParams, ScheduledChunk, Sequence
+from adapters.base import Backend, BackendConfig, BackendError, SamplingParams, ScheduledChunk, Sequence
 from adapters.null_backend import NullBackend
 from tests.adapters.configs import make_config
 
@@ -127,35 +127,25 @@ def llama_cpp_with_a_shared_cache() -> Backend:
     return backend
 
 
-def openvino_backend() -> Backend:
+def openvino_backend(**settings: Any) -> Backend:
     pytest.importorskip("openvino_genai", reason="needs the openvino extra")
     folder = tiny_llama()
     from adapters.openvino_backend.backend import OpenVinoBackend
 
-    return OpenVinoBackend(
-        BackendConfig(
-            backend="openvino",
-            model=folder,
-            dtype="fp32",
-            artifacts_dir=f"{scratch().name}/artifacts",
-            num_threads=1,
-            max_batch_size=MAX_BATCH,
-            max_model_len=MAX_MODEL_LEN,
-        )
-    )
+    limits = {"max_batch_size": MAX_BATCH, "max_model_len": MAX_MODEL_LEN}
+    common = {"model": folder, "dtype": "fp32", "artifacts_dir": f"{scratch().name}/artifacts", **limits}
+    return OpenVinoBackend(make_config("openvino", num_threads=1, **{**common, **settings}))
 
 
-def onnx_backend() -> Backend:
+def onnx_backend(**settings: Any) -> Backend:
     for package in ("onnxruntime", "onnxruntime_genai", "onnx_ir"):
         pytest.importorskip(package, reason="needs the onnx extra")
     folder = tiny_llama()
     from adapters.onnx_backend.backend import OnnxBackend
 
     limits = {"max_batch_size": MAX_BATCH, "max_model_len": MAX_MODEL_LEN}
-    artifacts = f"{scratch().name}/artifacts"
-    return OnnxBackend(
-        BackendConfig(backend="onnx", model=folder, artifacts_dir=artifacts, num_threads=1, **limits)
-    )
+    common = {"model": folder, "artifacts_dir": f"{scratch().name}/artifacts", **limits}
+    return OnnxBackend(make_config("onnx", num_threads=1, **{**common, **settings}))
 
 
 def mlx_backend() -> Backend:
@@ -189,6 +179,40 @@ FACTORIES: dict[str, Callable[[], Backend]] = {
     "mlx": mlx_backend,
     "vllm": vllm_backend,
 }
+
+
+def fail_next_step(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next step that computes fail at its end, where the engine itself would fail.
+
+    Skips the test for a backend in which no failure can be planted so.
+    """
+    owner: Any
+    match backend.info.backend:
+        case "torch" if hasattr(backend, "_launcher"):
+            owner, name, error = backend._launcher, "launch", BackendError("planted")
+        case "torch":
+            from adapters.torch_backend import backend as module
+
+            owner, name, error = module, "choose_tokens", RuntimeError("planted")
+        case "onnx" | "mlx":
+            owner, name, error = backend._decoder, "run", BackendError("planted")
+        case "openvino":
+            owner, name, error = type(backend._pipeline), "step", RuntimeError("planted")
+        case "vllm":
+            worker = backend._engine.engine_core.engine_core.model_executor.driver_worker.worker
+            owner, name, error = worker.model_runner, "_model_forward", RuntimeError("planted")
+        case other:
+            pytest.skip(f"{other} computes nothing that fails, or has a test of its own for it")
+    real, left = getattr(owner, name), [error]
+
+    def failing(*args: Any, **named: Any) -> Any:
+        made = real(*args, **named)
+        if left:
+            raise left.pop()
+        return made
+
+    monkeypatch.setattr(owner, name, failing)
+
 
 _next_seq_id = count(1)
 

@@ -19,6 +19,7 @@ from tests.adapters.conformance import (
     PENALIZED,
     SAMPLED,
     Driver,
+    fail_next_step,
 )
 
 NO_ROOM = (BackendError, CapacityError)
@@ -303,6 +304,21 @@ def test_a_prompt_cancelled_between_its_chunks_leaves_nothing_behind(driver: Dri
     driver.steps(4, mate, heir)
 
     for seq in (mate, heir):
+        assert seq.output_token_ids == driver.alone(seq)
+
+
+def test_a_step_that_failed_may_be_given_again(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, mate, prompt = driver.start(30), driver.start(9), driver.start(2 * CUT + 5)
+    driver.step(held, mate)
+    for num_tokens in (CUT, CUT + 5):
+        fail_next_step(driver.backend, monkeypatch)
+        with pytest.raises(BackendError, match="planted"):
+            driver.step(mate, (prompt, num_tokens))
+        driver.step((prompt, num_tokens))  # one by one, as the engine gives them again
+        driver.step(mate)
+    driver.steps(2, held, mate, prompt)
+
+    for seq in (held, mate, prompt):
         assert seq.output_token_ids == driver.alone(seq)
 
 

@@ -7,13 +7,22 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from adapters.base import BackendError, ConfigError, SamplingParams
 from tests.adapters.configs import make_config
-from tests.adapters.conformance import GREEDY, MAX_MODEL_LEN, SAMPLED, Driver, tiny_llama, vllm_backend
+from tests.adapters.conformance import (
+    GREEDY,
+    MAX_MODEL_LEN,
+    SAMPLED,
+    Driver,
+    fail_next_step,
+    tiny_llama,
+    vllm_backend,
+)
 
 pytest.importorskip("vllm", reason="needs the environment of adapters/vllm_backend")
 pytestmark = pytest.mark.engines
@@ -73,6 +82,57 @@ def test_dead_rows_give_way_where_the_cache_is_full(caplog: pytest.LogCaptureFix
         driver.backend.close()
     assert "preempted sequences, 1 until now" in caplog.text
     assert "preempted 1 times" in caplog.text
+
+
+def test_a_prompt_whose_piece_failed_is_computed_anew(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM has counted the piece as computed by then."""
+    long, mate = driver.start(150), driver.start(9)
+    driver.step(mate)
+    driver.step(mate, (long, 48))
+    fail_next_step(driver.backend, monkeypatch)
+    with pytest.raises(BackendError, match="a step of vLLM failed: RuntimeError: planted"):
+        driver.step(mate, (long, 64))
+    driver.step((long, 64))
+    driver.step(mate)
+    driver.steps(4, mate, long)
+    for seq in (long, mate):
+        assert seq.output_token_ids == driver.alone(seq)
+
+
+def test_a_dead_row_of_a_failed_step_is_no_longer_computed(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have no room left for a request that begins anew."""
+    dead, live = driver.start(MAX_MODEL_LEN), driver.start(9)
+    driver.step(dead, live)
+    fail_next_step(driver.backend, monkeypatch)
+    with pytest.raises(BackendError):
+        driver.step(live, dead=[dead])
+    driver.steps(3, live, dead=[dead])
+    assert live.output_token_ids == driver.alone(live)
+
+
+@pytest.mark.parametrize(("device", "is_said"), [("auto", True), ("cpu", False)])
+def test_a_gpu_that_is_left_out_is_said(
+    device: str, is_said: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from adapters.vllm_backend import loading
+
+    monkeypatch.setattr(loading, "Gpu", lambda: SimpleNamespace(read=object))
+    vllm_backend(device=device).close()
+    assert ("there is a GPU, but this vLLM is the build for CPUs" in caplog.text) is is_said
+
+
+def test_a_worker_that_is_not_known_is_a_sentence() -> None:
+    from adapters.vllm_backend.cpu_generators import take_back_draws
+
+    worker = SimpleNamespace(worker=SimpleNamespace(model_runner=object()))
+    core = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=worker))
+    engine = SimpleNamespace(engine_core=SimpleNamespace(engine_core=core))
+    with pytest.raises(BackendError, match="vLLM computes with object, whose seeds"):
+        take_back_draws(engine)
 
 
 def test_live_rows_that_do_not_fit_are_a_sentence() -> None:
