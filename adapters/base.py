@@ -15,6 +15,7 @@ Errors::
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -316,6 +317,21 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the model. The backend is unusable afterwards."""
+        ...
+
+
+EngineFigure = Literal[
+    "preemptions", "kv_usage_ratio", "kv_usage_peak_ratio", "requests", "scheduled_requests"
+]
+"""What an engine may say of itself; `lab_engine_*` of `/metrics` explains each."""
+
+
+@runtime_checkable
+class BackendWithFigures(Backend, Protocol):
+    """A backend whose engine keeps figures of its own."""
+
+    def figures(self) -> Mapping[EngineFigure, float]:
+        """As of the last step; read after each, so it has to be cheap."""
         ...
 
 

@@ -8,6 +8,8 @@ dead row goes on answering, so its context grows by one token a step.
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from adapters.base import (
     BackendError,
     BackendInfo,
     ConfigError,
+    EngineFigure,
     ScheduledChunk,
     StepOutput,
 )
@@ -32,6 +35,8 @@ from adapters.models.store import ModelFiles, pick_model_len, resolve_model, spl
 from adapters.openvino_backend import FORMATS, OpenVinoOptions
 from adapters.openvino_backend.requests import Requests
 from adapters.text.tokenizer import HFTokenizer
+
+logger = logging.getLogger(__name__)
 
 _BLOCK_TOKENS = {"CPU": 32, "GPU": 16}
 """KV positions of a block. Source: OpenVINO GenAI, continuous_batching/cache_manager.hpp."""
@@ -153,8 +158,19 @@ class OpenVinoBackend:
             self._slots.pop(seq_id, None)
             self._requests.cancel(seq_id)
 
+    def figures(self) -> Mapping[EngineFigure, float]:
+        told = self._pipeline.get_metrics()
+        return {
+            "kv_usage_ratio": told.cache_usage / 100,
+            "kv_usage_peak_ratio": told.max_cache_usage / 100,
+            "requests": told.requests,
+            "scheduled_requests": told.scheduled_requests,
+        }
+
     def close(self) -> None:
         if self._pipeline is not None:
+            share = 100 * self.figures()["kv_usage_peak_ratio"]
+            logger.info("OpenVINO used up to %.0f%% of its KV blocks", share)
             self.release([*self._slots])
             self._requests.step_once()  # it frees what was cancelled; else it complains of leaks at its end
             self._pipeline = None

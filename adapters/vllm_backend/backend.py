@@ -8,10 +8,11 @@ one token a step.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
-from adapters.base import BackendConfig, BackendError, BackendInfo, ScheduledChunk, StepOutput
+from adapters.base import BackendConfig, BackendError, BackendInfo, EngineFigure, ScheduledChunk, StepOutput
 from adapters.chunks import check_chunks
 from adapters.vllm_backend.loading import load_llm_engine, scheduler_of
 
@@ -68,6 +69,16 @@ class VllmBackend:
         for seq_id in seq_ids:
             self._slots.pop(seq_id, None)
             self._requests.cancel(seq_id)
+
+    def figures(self) -> Mapping[EngineFigure, float]:
+        scheduler = self._scheduler
+        return {
+            "preemptions": scheduler.num_preempted,
+            "kv_usage_ratio": scheduler.kv_cache_manager.usage,
+            "kv_usage_peak_ratio": scheduler.peak_kv_usage,
+            "requests": len(scheduler.requests),
+            "scheduled_requests": scheduler.num_scheduled_requests,
+        }
 
     def close(self) -> None:
         if self._engine is not None:

@@ -24,6 +24,8 @@ class StepScheduler(Scheduler):  # type: ignore[misc]
         """Those of dead rows, which give way first where the cache is full."""
         self.num_scheduled = 0
         """Tokens that the last step computed."""
+        self.num_scheduled_requests = 0
+        """Requests that it computed them for."""
         self.num_preempted = 0
         self.peak_kv_usage = 0.0
         """The largest share of the cache's blocks that were in use after a step was planned."""
@@ -35,6 +37,7 @@ class StepScheduler(Scheduler):  # type: ignore[misc]
         output = super().schedule(*args, **kwargs)
         self.running = held + self.running
         self.num_scheduled = output.total_num_scheduled_tokens
+        self.num_scheduled_requests = len(output.num_scheduled_tokens)
         self.peak_kv_usage = max(self.peak_kv_usage, self.kv_cache_manager.usage)
         return output
 

@@ -14,7 +14,7 @@ from typing import get_args
 
 from prometheus_client.metrics_core import Metric
 
-from adapters.base import BackendInfo, FinishReason
+from adapters.base import BackendInfo, EngineFigure, FinishReason
 from services.contract.timings import SequenceTimings
 from services.core.exposition import page_of
 from services.core.machine_series import MachineSeries
@@ -35,6 +35,14 @@ _REQUEST_BUCKETS_S = (
 )
 _BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64, 96, 128, 192, 256)
 _TOKEN_BUCKETS = (0, *(2**power for power in range(18)))
+_FIGURES: dict[EngineFigure, str] = {
+    "preemptions": "Requests that the engine itself preempted since it was started; the lab's are not in it.",
+    "kv_usage_ratio": "Share of its KV blocks that the engine itself says are in use.",
+    "kv_usage_peak_ratio": "The largest share since it was started.",
+    "requests": "Requests that the engine itself holds.",
+    "scheduled_requests": "Those of them that its last step computed.",
+}
+"""0 where the engine does not say."""
 
 
 class Metrics:
@@ -180,6 +188,9 @@ class Metrics:
             "lab_kv_cache_capacity_tokens",
             "Tokens that the KV cache holds, KV_CAPACITY_TOKENS at most; 0 before the model loads.",
         )
+        self._figures = {
+            name: self._series.gauge(f"lab_engine_{name}", help_text) for name, help_text in _FIGURES.items()
+        }
 
     @property
     def gpu_utilization(self) -> float | None:
@@ -207,6 +218,8 @@ class Metrics:
         record = report.record
         if record is None:
             return
+        for name, value in (report.figures or {}).items():
+            self._figures[name].value = value
         self._batch_size.observe(record.num_rows)
         self._step_duration.observe(record.duration_s)
         self._step_prompt_tokens.observe(record.num_prompt_tokens)
@@ -269,6 +282,8 @@ class Metrics:
 
     def worker_restarted(self) -> None:
         self._restarts.value += 1
+        for figure in self._figures.values():
+            figure.value = 0.0
 
     def load(self, num_active_requests: int, queue_depth: int, num_running: int) -> None:
         self._active.value = num_active_requests

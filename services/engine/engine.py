@@ -26,6 +26,7 @@ from dataclasses import replace
 from adapters.base import (
     Backend,
     BackendError,
+    BackendWithFigures,
     CapacityError,
     ConfigError,
     OverlappingBackend,
@@ -79,6 +80,7 @@ class Engine:
         self._publish_s = 0.0  # of the step before
         self._num_steps = 0
         self._overlapping = backend if overlap and isinstance(backend, OverlappingBackend) else None
+        self._figures = backend.figures if isinstance(backend, BackendWithFigures) else None
         # Steps that may still be computing when a turn ends.
         self._max_in_flight = 0 if self._overlapping is None else 1
         self._in_flight: deque[_LaunchedStep] = deque()
@@ -258,4 +260,5 @@ class Engine:
             scheduler.queue_depth,
             scheduler.kv_used_tokens,
             scheduler.prefilling_seq_ids(),
+            None if record is None or self._figures is None else self._figures(),
         )

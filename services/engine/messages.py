@@ -6,9 +6,10 @@ between them, `EngineFailed`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from adapters.base import BackendInfo, FinishReason, Sequence, TokenLogprobs
+from adapters.base import BackendInfo, EngineFigure, FinishReason, Sequence, TokenLogprobs
 from services.contract.timings import SequenceTimings, StepRecord
 
 
@@ -82,6 +83,8 @@ class StepReport:
     kv_used_tokens: int = 0
     prefilling_seq_ids: list[int] = field(default_factory=list)
     """The running sequences that have no token yet."""
+    figures: Mapping[EngineFigure, float] | None = None
+    """What the engine says of itself after a step, if it does."""
 
 
 @dataclass(frozen=True, slots=True)

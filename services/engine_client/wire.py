@@ -31,7 +31,8 @@ def pack(message: ToApi) -> bytes:
     ]
     counts = (message.num_running, message.queue_depth, message.kv_used_tokens)
     return pickle.dumps(
-        (updates, message.record, *counts, message.prefilling_seq_ids), pickle.HIGHEST_PROTOCOL
+        (updates, message.record, *counts, message.prefilling_seq_ids, message.figures),
+        pickle.HIGHEST_PROTOCOL,
     )
 
 

@@ -114,6 +114,21 @@ def test_a_dead_row_of_a_failed_step_is_no_longer_computed(
     assert live.output_token_ids == driver.alone(live)
 
 
+def test_its_figures_are_those_of_vllm_s_scheduler(driver: Driver) -> None:
+    backend: Any = driver.backend
+    sequences = [driver.start(9), driver.start(33)]
+    driver.step(*sequences)
+    told = backend.figures()
+    driver.step(sequences[0])
+    driver.release(*sequences)
+    assert told["kv_usage_ratio"] == pytest.approx(3 / backend.info.details["num_kv_blocks"], rel=0.1)
+    assert (told["requests"], told["scheduled_requests"], told["preemptions"]) == (2, 2, 0)
+    after = backend.figures()
+    assert after["kv_usage_ratio"] == 0.0
+    assert after["kv_usage_peak_ratio"] == told["kv_usage_ratio"]
+    assert (after["requests"], after["scheduled_requests"]) == (0, 1)
+
+
 @pytest.mark.parametrize(("device", "is_said"), [("auto", True), ("cpu", False)])
 def test_a_gpu_that_is_left_out_is_said(
     device: str, is_said: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from services import errors
+from services.contract.timings import StepRecord
 from services.core.exposition import page_of
 from services.core.metrics import LABELS, Metrics
 from services.core.service import Service
@@ -64,6 +65,11 @@ NAMES = {
     "lab_requests_cancelled_total",
     "lab_worker_restarts_total",
     "lab_build_info",
+    "lab_engine_preemptions",
+    "lab_engine_kv_usage_ratio",
+    "lab_engine_kv_usage_peak_ratio",
+    "lab_engine_requests",
+    "lab_engine_scheduled_requests",
 }
 PROCESS_NAMES = {
     *("virtual_memory_bytes", "resident_memory_bytes", "start_time_seconds", "cpu_seconds_total"),
@@ -186,6 +192,19 @@ def test_a_report_without_a_step_moves_the_gauge_alone() -> None:
     text = metrics.text().decode()
     assert 'lab_kv_cache_usage_ratio{backend="b",model="c",strategy="a"} 0.5' in text
     assert 'lab_batch_size_count{backend="b",model="c",strategy="a"} 0.0' in text
+
+
+def test_the_figures_of_an_engine_are_those_of_its_last_step() -> None:
+    metrics = Metrics("a", "b", "c", 100)
+    record = StepRecord(3, 1.5, 0.25, 3, 4, 2, 1, 9)
+    metrics.step(StepReport([], record, figures={"preemptions": 2, "kv_usage_ratio": 0.5}))
+    metrics.step(StepReport([], record, figures={"preemptions": 3}))
+    metrics.step(StepReport())
+    text = metrics.text().decode()
+    assert 'lab_engine_preemptions{backend="b",model="c",strategy="a"} 3.0' in text
+    assert 'lab_engine_kv_usage_ratio{backend="b",model="c",strategy="a"} 0.5' in text
+    metrics.worker_restarted()
+    assert 'lab_engine_preemptions{backend="b",model="c",strategy="a"} 0.0' in metrics.text().decode()
 
 
 def test_every_code_of_an_error_is_a_reason_from_the_start() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 
 import pytest
@@ -11,6 +12,7 @@ from adapters.base import (
     BackendConfig,
     BackendError,
     ConfigError,
+    EngineFigure,
     SamplingParams,
     ScheduledChunk,
     Sequence,
@@ -63,10 +65,15 @@ class TimedBackend(NullBackend):
 
 class EngineLab:
     def __init__(
-        self, variant: str = "continuous", *, tick_s: float = 0.0, pad_finished: bool = True
+        self,
+        variant: str = "continuous",
+        *,
+        tick_s: float = 0.0,
+        pad_finished: bool = True,
+        make_backend: Callable[[Clock], TimedBackend] = TimedBackend,
     ) -> None:
         self.clock = Clock()
-        self.backend = TimedBackend(self.clock)
+        self.backend = make_backend(self.clock)
         info = self.backend.info
         limits = SchedulerLimits(
             info.kv_capacity_tokens, info.max_model_len, MAX_BATCH, prefill_chunk=8, pad_finished=pad_finished
@@ -235,6 +242,19 @@ def test_what_is_tried_apart_gives_the_same_tokens() -> None:
     assert [len(tokens) for tokens in whole] == [2, 5]
     for failing in range(1, 4):
         assert answers({failing: BackendError("once")}) == whole
+
+
+def test_the_figures_of_a_backend_go_with_the_reports_of_steps() -> None:
+    class Counting(TimedBackend):
+        def figures(self) -> Mapping[EngineFigure, float]:
+            return {"requests": self.num_calls}
+
+    lab = EngineLab(make_backend=Counting)
+    lab.run(request(1, 2), (0.15, Cancel([1])))
+    assert [report.figures for _, report in lab.reports] == [{"requests": 1}, {"requests": 2}]
+    plain = EngineLab()
+    plain.run(request(1, 1))
+    assert plain.reports[0][1].figures is None
 
 
 def test_a_sequence_that_fails_apart_too_ends_with_its_own_reason() -> None:

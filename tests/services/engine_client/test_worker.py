@@ -63,6 +63,7 @@ NULL = EngineSpec("continuous", BackendConfig(backend="null", num_threads=1))
             queue_depth=9,
             kv_used_tokens=77,
             prefilling_seq_ids=[9, 10],
+            figures={"preemptions": 2},
         ),
     ],
 )
