@@ -17,7 +17,9 @@ FORMATS = {"fp32": "fp32", "f32": "fp32", "int4": "int4"}
 @dataclass(frozen=True, slots=True)
 class OnnxOptions:
     onnx_provider: Literal["cpu", "cuda", "coreml", "dml"] = option(
-        "cpu", "Execution provider: cpu, or, not verified, cuda, coreml or dml."
+        "cpu",
+        "Execution provider: cpu, or, not verified, cuda, coreml or dml. Operators that it has no kernel for "
+        "run on the CPU.",
     )
 
 

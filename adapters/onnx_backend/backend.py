@@ -12,7 +12,7 @@ from adapters.models.safetensors_file import count_parameters
 from adapters.models.store import pick_model_len, resolve_model, trained_positions
 from adapters.onnx_backend import FORMATS, OnnxOptions
 from adapters.onnx_backend.export import exported_model
-from adapters.onnx_backend.session import DecoderSession
+from adapters.onnx_backend.session import DecoderSession, check_provider
 from adapters.slot_backend import SlotBackend
 from adapters.text.tokenizer import HFTokenizer
 
@@ -27,13 +27,15 @@ class OnnxBackend(SlotBackend):
         files = resolve_model(config, FORMATS)
         wanted = files.format or ("fp32" if config.dtype == "auto" else config.dtype)
         if wanted not in FORMATS:
-            raise ConfigError(f"DTYPE={config.dtype}: BACKEND=onnx has {', '.join(set(FORMATS.values()))}")
+            known = " and ".join(sorted(set(FORMATS.values())))
+            raise ConfigError(f"DTYPE={config.dtype}: BACKEND=onnx has {known}")
         precision, provider = FORMATS[wanted], config.options_as(OnnxOptions).onnx_provider
+        check_provider(provider)
         model = json.loads((files.folder / "config.json").read_text("utf-8"))
         max_model_len = pick_model_len(config, trained_positions(model, config.model), config.model)
         num_threads = config.num_threads or default_threads()
         num_slots = config.max_batch_size
-        path = exported_model(files, precision, provider, config.artifacts_dir)
+        path = exported_model(files, precision, config.artifacts_dir)
         session = DecoderSession(path, provider, num_threads, num_slots, max_model_len)
         info = BackendInfo(
             backend="onnx",

@@ -1,7 +1,8 @@
 """From a Hugging Face folder to an ONNX decoder, by onnxruntime-genai's builder in a process of its own.
 
 The builder needs torch and transformers; what it makes needs onnxruntime alone. It is told to compute logits
-for the last position only, so that a prompt does not pay for the whole vocabulary at each token.
+for the last position only, so that a prompt does not pay for the whole vocabulary at each token. The graph is
+always the one for CPUs: the builder's others have other inputs, and keys and values in fp16.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ RECIPE = 1
 _MANIFEST = "lab_onnx.json"
 
 
-def exported_model(files: ModelFiles, precision: str, provider: str, artifacts_dir: str) -> Path:
+def exported_model(files: ModelFiles, precision: str, artifacts_dir: str) -> Path:
     """The `model.onnx` of a folder in this precision, exported unless it is there.
 
     Raises:
         ConfigError: it cannot be written.
         BackendError: the builder failed; the message repeats its last line.
     """
-    folder = made_folder(files, artifacts_dir, f"onnx-{provider}-{precision}")
+    folder = made_folder(files, artifacts_dir, f"onnx-cpu-{precision}")
     manifest = folder / _MANIFEST
 
     def is_current() -> bool:
@@ -44,7 +45,7 @@ def exported_model(files: ModelFiles, precision: str, provider: str, artifacts_d
     def make(unfinished: Path) -> Manifest:
         logger.info("exporting %s to %s", files.folder, folder)
         started = time.monotonic()
-        _build(files.folder, unfinished, precision, provider)
+        _build(files.folder, unfinished, precision)
         logger.info("exported in %.1f s", time.monotonic() - started)
         return {"recipe": RECIPE, "source_digest": files.digest, "files": list_files(unfinished)}
 
@@ -55,12 +56,12 @@ def exported_model(files: ModelFiles, precision: str, provider: str, artifacts_d
     return folder / "model.onnx"
 
 
-def _build(source: Path, target: Path, precision: str, provider: str) -> None:
+def _build(source: Path, target: Path, precision: str) -> None:
     for package in ("torch", "transformers", "onnx_ir", "onnxruntime_genai"):
         import_module(package)  # a missing one is named here, not in the builder's log
     with tempfile.TemporaryDirectory(prefix="lab-onnx-") as cache:
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source)]
-        command += ["-o", str(target), "-p", precision, "-e", provider, "-c", cache]
+        command += ["-o", str(target), "-p", precision, "-e", "cpu", "-c", cache]
         command += ["--extra_options", "prune_lm_head=true"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not (target / "model.onnx").is_file():

@@ -27,6 +27,14 @@ PROVIDERS = {
 }
 
 
+def check_provider(provider: str) -> None:
+    """Raises: ConfigError: this onnxruntime has no such execution provider."""
+    here = ort.get_available_providers()
+    if PROVIDERS[provider] not in here:
+        names = ", ".join(name for name, known in PROVIDERS.items() if known in here)
+        raise ConfigError(f"ONNX_PROVIDER={provider}: this onnxruntime was built with {names}")
+
+
 class DecoderSession:
     def __init__(
         self, path: Path, provider: str, num_threads: int, num_slots: int, max_model_len: int
@@ -34,19 +42,21 @@ class DecoderSession:
         """Load the model; the cache takes memory as its positions are written.
 
         Raises:
-            ConfigError: this onnxruntime has no such execution provider.
-            BackendError: onnxruntime cannot load the model.
+            BackendError: onnxruntime cannot load the model, or not with this execution provider.
         """
-        if PROVIDERS[provider] not in ort.get_available_providers():
-            raise ConfigError(f"ONNX_PROVIDER={provider}: this onnxruntime has no {PROVIDERS[provider]}")
         options = ort.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        wanted = PROVIDERS[provider]
+        # What it has no kernel for runs on the CPU.
+        providers = [*dict.fromkeys((wanted, PROVIDERS["cpu"]))]
         try:
-            self._session: Any = ort.InferenceSession(str(path), options, [PROVIDERS[provider]])
+            self._session: Any = ort.InferenceSession(str(path), options, providers)
         except Exception as error:  # its classes have no common base
             raise BackendError(f"onnxruntime cannot load {path}: {error}") from error
+        if wanted not in self._session.get_providers():  # onnxruntime goes on without it
+            raise BackendError(f"onnxruntime cannot start its {wanted}: its lines above say why")
         past = [entry for entry in self._session.get_inputs() if entry.name.startswith("past_key_values.")]
         heads, width = past[0].shape[1], _head_width(path, past[0].shape[3])
         shape = (num_slots, heads, max_model_len, width)
