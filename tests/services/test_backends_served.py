@@ -19,10 +19,21 @@ PARAMS = [
     "null",
     "torch",
     pytest.param("llama_cpp", marks=pytest.mark.llama),
+    pytest.param("openvino", marks=pytest.mark.engines),
+    pytest.param("onnx", marks=pytest.mark.engines),
     pytest.param("mlx", marks=pytest.mark.engines),
     pytest.param("vllm", marks=pytest.mark.engines),
     pytest.param("vllm, own scheduling", marks=pytest.mark.engines),
 ]
+
+
+PACKAGES = {
+    "llama_cpp": ("llama_cpp",),
+    "openvino": ("openvino_genai",),
+    "onnx": ("onnxruntime", "onnxruntime_genai", "onnx_ir"),
+    "mlx": ("mlx_lm",),
+    "vllm": ("vllm",),
+}
 
 
 @pytest.fixture(scope="module", params=PARAMS)
@@ -33,15 +44,11 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         settings["SCHEDULING"] = "engine"
     if backend != "null":
         settings["MODEL"] = tiny_llama()
-    if backend == "mlx":
-        pytest.importorskip("mlx_lm", reason="needs the mlx extra")
-    if backend in ("torch", "mlx", "vllm"):
-        settings["DTYPE"] = "fp32"
-    if backend == "vllm":
-        pytest.importorskip("vllm", reason="needs the environment of adapters/vllm_backend")
+        settings |= {"DTYPE": "fp32", "ARTIFACTS_DIR": str(tmp_path_factory.mktemp("artifacts"))}
+    for package in PACKAGES.get(backend, ()):
+        pytest.importorskip(package, reason=f"needs what BACKEND={backend} needs")
     if backend == "llama_cpp":
-        pytest.importorskip("llama_cpp", reason="needs the llama extra")
-        settings |= {"DTYPE": "f32", "ARTIFACTS_DIR": str(tmp_path_factory.mktemp("artifacts"))}
+        settings["DTYPE"] = "f32"
     with serving(**settings) as served:
         yield served
 
