@@ -1,7 +1,8 @@
 """`lab simulate`: a fleet on a virtual clock, with the lab's own engine, strategies and load.
 
 Figures are predictions from a calibration and say so wherever they stand. Exit status: 0, or 2 when nothing
-could be simulated; with `--verify` 1 when a figure of a run is further off than is allowed.
+could be simulated; with `--verify` 1 when a figure of a run is further off than is allowed, or the scheduler
+plans other steps than the run's log has.
 """
 
 from __future__ import annotations
@@ -250,4 +251,4 @@ def _verify(paths: list[Path], calibration: Calibration, out: Path | None) -> in
     if out:
         write_calibration(out, calibration)
     print(f"{calibration.in_words()}\n\n{render_verified(runs)}")
-    return 1 if any(check.is_off for run in runs for check in run.checks) else 0
+    return 1 if any(run.is_off for run in runs) else 0

@@ -13,6 +13,7 @@ from statistics import fmean, median
 
 from harness.results.table import MISSING, render_table
 from harness.simulator.calibration import Verified
+from harness.simulator.replaying import StepReplay
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,13 @@ class VerifiedRun:
     checks: tuple[Checked, ...]
     schedule: str = ""
     """Digest of what was asked for."""
+    replay: StepReplay | None = None
+    """Of its step log through the scheduler; None where that cannot be told."""
+
+    @property
+    def is_off(self) -> bool:
+        """A figure is, or the scheduler plans other steps than the log has."""
+        return any(check.is_off for check in self.checks) or (self.replay is not None and self.replay.is_off)
 
     @property
     def what(self) -> tuple[str, str]:
@@ -105,8 +113,11 @@ def median_errors(runs: Sequence[VerifiedRun], digest: str = "") -> Verified:
 
 def render_verified(runs: Sequence[VerifiedRun]) -> str:
     names = [check.name for check in runs[0].checks]
-    lines = [[run.name, run.load, _share(run.others), *(c.text() for c in run.checks)] for run in runs]
-    parts = [render_table(["arm", "load", "others' CPU", *names], lines)]
+    lines = [
+        [run.name, run.load, _share(run.others), *(c.text() for c in run.checks), _steps(run.replay)]
+        for run in runs
+    ]
+    parts = [render_table(["arm", "load", "others' CPU", *names, "steps replayed"], lines)]
     if repeated := {run.what: run for run in runs if run.checks[0].drift is not None}.values():
         nums = [str(len(run.checks[0].repeats)) for run in repeated]
         lines = [
@@ -153,6 +164,10 @@ def _order(runs: Sequence[VerifiedRun]) -> list[str]:
 
 def _share(others: float | None) -> str:
     return MISSING if others is None else f"{others:.0%}"
+
+
+def _steps(replay: StepReplay | None) -> str:
+    return MISSING if replay is None else replay.text()
 
 
 def _relative(said: float, of: float) -> float | None:

@@ -1,6 +1,7 @@
 """Simulates measured runs again and says how far off each figure is.
 
 A run takes part with its own requests, lengths and service settings; only times come from the calibration.
+The scheduler is held against the run's own step log as well, at the logged times.
 The run that a calibration was made from proves nothing and is refused, and so is one of another model.
 """
 
@@ -22,6 +23,7 @@ from harness.results.steps import summarise_steps
 from harness.simulator.calibration import Calibration
 from harness.simulator.fleet_spec import FleetOptions
 from harness.simulator.measured import read_run, settings_of
+from harness.simulator.replaying import replay_steps
 from harness.simulator.simulation import make_rows, simulate
 from harness.simulator.verified import Checked, VerifiedRun
 
@@ -61,7 +63,7 @@ def verify(path: Path, calibration: Calibration) -> VerifiedRun:
     Raises:
         ConfigError: the run cannot be simulated, is the calibration's own, or is of another model.
     """
-    manifest, rows, _ = read_run(path)
+    manifest, rows, steps = read_run(path)
     if manifest.run_id == calibration.source:
         raise ConfigError(f"{path} is the run that the calibration was made from")
     _refuse_another_machine(path, manifest, calibration)
@@ -96,7 +98,8 @@ def verify(path: Path, calibration: Calibration) -> VerifiedRun:
     name = manifest.arm if is_said else f"{manifest.arm} MAX_BATCH={settings.max_batch}"
     others = manifest.repeats[0].machine.other_cpu_share
     warmup = manifest.settings.model_dump().get("warmup")  # a run that began colder is no repeat
-    return VerifiedRun(name, load, others, tuple(checks), f"{schedule.digest}/{warmup}")
+    replay = replay_steps(manifest, rows, steps)
+    return VerifiedRun(name, load, others, tuple(checks), f"{schedule.digest}/{warmup}", replay)
 
 
 def _refuse_another_machine(path: Path, manifest: RunManifest, calibration: Calibration) -> None:
