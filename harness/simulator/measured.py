@@ -31,6 +31,16 @@ def read_run(path: Path) -> tuple[RunManifest, pd.DataFrame, pd.DataFrame]:
     """Manifest, rows that succeeded and steps.
 
     Raises:
+        ConfigError: as `read_whole_run`.
+    """
+    manifest, rows, steps = read_whole_run(path)
+    return manifest, rows[rows["error"].isna()], steps
+
+
+def read_whole_run(path: Path) -> tuple[RunManifest, pd.DataFrame, pd.DataFrame]:
+    """Manifest, all rows and steps.
+
+    Raises:
         ConfigError: it is no single run of a service of ours, is simulated, or has no step log.
     """
     manifest, rows = read_parquet(path)
@@ -43,7 +53,7 @@ def read_run(path: Path) -> tuple[RunManifest, pd.DataFrame, pd.DataFrame]:
         raise ConfigError(f"{path} is of an engine's own scheduler: only the lab's is simulated")
     if not steps_path.is_file():
         raise ConfigError(f"there is no step log {steps_path}")
-    return manifest, rows[rows["error"].isna()], read_steps(steps_path)
+    return manifest, rows, read_steps(steps_path)
 
 
 def calibrate(path: Path, *, allow_busy: bool = False) -> Calibration:

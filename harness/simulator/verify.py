@@ -22,7 +22,7 @@ from harness.results.record import ReplayLabels, make_table, to_frame
 from harness.results.steps import summarise_steps
 from harness.simulator.calibration import Calibration
 from harness.simulator.fleet_spec import FleetOptions
-from harness.simulator.measured import read_run, settings_of
+from harness.simulator.measured import read_whole_run, settings_of
 from harness.simulator.replaying import replay_steps
 from harness.simulator.simulation import make_rows, simulate
 from harness.simulator.verified import Checked, VerifiedRun
@@ -61,11 +61,17 @@ def verify_all(paths: Sequence[Path], calibration: Calibration) -> list[Verified
 def verify(path: Path, calibration: Calibration) -> VerifiedRun:
     """
     Raises:
-        ConfigError: the run cannot be simulated, is the calibration's own, or is of another model.
+        ConfigError: the run cannot be simulated, has failed requests, is the calibration's own, or is of
+            another model.
     """
-    manifest, rows, steps = read_run(path)
+    manifest, rows, steps = read_whole_run(path)
     if manifest.run_id == calibration.source:
         raise ConfigError(f"{path} is the run that the calibration was made from")
+    if num_failed := int(rows["error"].notna().sum()):
+        raise ConfigError(
+            f"{num_failed} of the {len(rows)} requests of {path} failed, and what they cost the others is "
+            "not simulated: verify a run without failures"
+        )
     _refuse_another_machine(path, manifest, calibration)
     if manifest.repeats[1:] or manifest.schedule.shard != (0, 1):
         raise ConfigError(f"{path} holds several replays, or a part of one: verify single runs")

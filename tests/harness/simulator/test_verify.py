@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from adapters.base import ConfigError
+from harness.results.record import read_parquet, read_table, write_parquet
 from harness.simulator.calibration import Calibration, null_calibration, read_calibration
 from harness.simulator.verified import Checked, VerifiedRun, median_errors, render_verified
 from harness.simulator.verify import verify, verify_all
@@ -43,6 +45,17 @@ def test_a_run_of_another_backend_is_refused(tmp_path: Path, calibration: Calibr
     other = calibration.model_copy(update={"info": calibration.info | {"num_threads": 7}})
     with pytest.raises(ConfigError, match="has num_threads 1, the calibration 7"):
         verify(measured(tmp_path, "continuous"), other)
+
+
+def test_a_run_with_failed_requests_is_refused(tmp_path: Path, calibration: Calibration) -> None:
+    path = measured(tmp_path, "continuous")
+    manifest, _ = read_parquet(path)
+    table = read_table(path)
+    errors = pa.array([*["refused"] * 3, *[None] * (len(table) - 3)], pa.string())
+    place = table.column_names.index("error")
+    write_parquet(path, table.set_column(place, "error", errors), manifest)
+    with pytest.raises(ConfigError, match=r"^3 of the 70 requests of .* failed, and"):
+        verify(path, calibration)
 
 
 def test_what_was_found_is_kept_beside_every_figure(
