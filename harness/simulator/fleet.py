@@ -17,6 +17,7 @@ from typing import Any
 from adapters.base import RequestTooLong, Sequence
 from harness.plan.load_generator import Decision, LoadGenerator, TimedRequest
 from harness.plan.schedule import PlannedRequest, Schedule
+from harness.simulator.api_queue import ApiQueue, ApiRequest, Report
 from harness.simulator.costs import ScaledCost
 from harness.simulator.fast import FastReplica
 from harness.simulator.fleet_spec import FleetSpec, Flight, SequenceMaker
@@ -25,9 +26,10 @@ from harness.simulator.replica import Replica, ReplicaSpec
 from harness.simulator.routers import READS_WAITING, FleetView, make_router
 from harness.simulator.step_log import StepRecords, StepTotals
 from services.engine.messages import SequenceUpdate
+from services.errors import ApiError
 from services.strategies import VARIANTS
 
-_ENDED, _NOTED, _FAILS, _READY, _SCALES, _ARRIVES, _WAKES, _TURN = range(8)
+_ENDED, _NOTED, _FAILS, _READY, _SCALES, _ARRIVES, _WAKES, _ENTERS, _TURN = range(9)
 """Kinds of events, in the order in which they happen at one instant."""
 
 
@@ -67,6 +69,7 @@ class Fleet:
         self.steps: list[StepRecords] = []
         """Of each replica, over its restarts; empty in a brief run."""
         self.replicas: list[Replica] = []
+        self._queues: list[ApiQueue] = []
         self.replica_s = 0.0
         """Over all replicas, from their start to their end: what is paid for."""
         for _ in range(spec.options.num_replicas):
@@ -84,12 +87,16 @@ class Fleet:
         steps = self.totals if spec.options.brief else self.steps[index]
         return (Replica if is_exact else FastReplica)(index, one, steps)
 
+    def _empty_queue(self) -> ApiQueue:
+        return ApiQueue(self._spec.max_queue, self._spec.max_queue_tokens)
+
     def _add(self) -> int:
         """One replica more, which takes no requests yet."""
         index = len(self.replicas)
         if not self._spec.options.brief:
             self.steps.append(StepRecords())
         self.replicas.append(self._start(index))
+        self._queues.append(self._empty_queue())
         self._view.add()
         self._num_open.append(0)
         self.replica_s -= self.now_s
@@ -100,6 +107,7 @@ class Fleet:
             most = self.replicas[index].most
             self.replicas[index] = self._start(index)
             self.replicas[index].most = most
+            self._queues[index] = self._empty_queue()
         insort(self._view.up, index)
         if failures := self._spec.options.failures:
             draws = self._draws.setdefault(index, failures.draws(self._spec.options.seed, index))
@@ -178,6 +186,9 @@ class Fleet:
                 self._follow(self.load.wake(what, self.now_s))
             elif kind == _SCALES:
                 self._scales()
+            elif kind == _ENTERS:
+                if self._flights.get(what[0].seq.seq_id) is what[0]:  # else its replica failed
+                    self._enter(what, self.now_s)
             else:
                 (self._fails if kind == _FAILS else self._ready)(what)
         self.num_events = next(self._numbers) - len(events)
@@ -205,8 +216,8 @@ class Fleet:
 
     def _dispatch(self, flights: list[Flight]) -> None:
         """All prompts of one HTTP request, to one replica."""
-        view, overheads = self._view, self._overheads
-        received_s = self.now_s + overheads.submit_s
+        view = self._view
+        received_s = self.now_s + self._overheads.submit_s
         index = self._choose(view, flights[0].planned) if view.up else -1
         sequences = [flight.seq for flight in flights]
         for flight in flights:
@@ -216,15 +227,33 @@ class Fleet:
         if index < 0:
             self._refuse(flights, "no replica was up", received_s)
             return
-        replica = self.replicas[index]
         view.note(index, len(sequences), sum([seq.max_total_tokens for seq in sequences]))
         self._num_open[index] += len(sequences)
+        self._enter(flights, received_s)
+
+    def _enter(self, flights: list[Flight], received_s: float) -> None:
+        """The API of their replica gives them to the engine, or refuses them.
+
+        Where too much waits now, that is asked again when the API gets to them: some may have begun by then.
+        """
+        replica = self.replicas[flights[0].replica]
+        sequences = [flight.seq for flight in flights]
+        begins_s = max(received_s, replica.accepts_at_s)
+        limits, queue = replica.scheduler.limits, self._queues[replica.index]
         try:
-            replica.scheduler.limits.check(sequences, together=self._takes_groups)
+            request = queue.accept(sequences, self.now_s, limits, together=self._takes_groups)
         except RequestTooLong as error:
             self._refuse(flights, str(error), received_s)
             return
-        replica.accepts_at_s = max(received_s, replica.accepts_at_s) + overheads.accept_s
+        except ApiError as error:
+            if begins_s > self.now_s:
+                self._push(begins_s, _ENTERS, flights)
+            else:
+                self._refuse(flights, f"http {error.status}: {error.code}: {error.message}", received_s)
+            return
+        for flight in flights:
+            flight.request = request
+        replica.accepts_at_s = begins_s + self._overheads.accept_s
         if (wakes_at_s := replica.submit(replica.accepts_at_s, sequences)) is not None:
             self._push(wakes_at_s, _TURN, replica)
 
@@ -241,14 +270,26 @@ class Fleet:
         self, replica: Replica, updates: Seq[SequenceUpdate], rows: int, depth: int, done_s: float
     ) -> None:
         stamp_s = done_s + self._overheads.deliver_s(rows)
-        flights = self._flights
+        flights, num_ended = self._flights, 0
+        begun: list[ApiRequest] = []
         for update in updates:
             flight = flights[update.seq_id]
             flight.chunk_s.append(stamp_s)
+            request = flight.request
+            if request and not request.has_begun:
+                request.has_begun = True
+                begun.append(request)
             if update.finish_reason is not None:
+                num_ended += 1
                 flight.error, flight.timings = update.error, update.timings
                 flight.finish_s = stamp_s
                 self._push(stamp_s, _ENDED, flight)
+        queue, scheduler = self._queues[replica.index], replica.scheduler
+        num_prefilling = 0
+        if queue.num_unbegun > len(begun):
+            prefilling = {flights[seq_id].request for seq_id in scheduler.prefilling_seq_ids()}
+            num_prefilling = sum([not request.has_begun for request in prefilling if request])
+        queue.report(Report(done_s, begun, num_ended, scheduler.num_running, num_prefilling))
         if self._reads_waiting:
             self._push(done_s + self._info_delay_s, _NOTED, lambda: self._note_waiting(replica, depth))
 

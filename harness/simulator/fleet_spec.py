@@ -8,6 +8,7 @@ from itertools import count
 
 from adapters.base import BackendInfo, SamplingParams, Sequence
 from harness.plan.schedule import PlannedRequest
+from harness.simulator.api_queue import ApiRequest
 from harness.simulator.costs import CostModel
 from harness.simulator.operations import Autoscaling, Failures
 from harness.simulator.overheads import Overheads
@@ -44,6 +45,8 @@ class FleetSpec:
     cost: CostModel
     overheads: Overheads
     options: FleetOptions
+    max_queue: int
+    max_queue_tokens: int
 
 
 @dataclass(slots=True)
@@ -61,6 +64,8 @@ class Flight:
     chunk_s: list[float] = field(default_factory=list)
     timings: SequenceTimings | None = None
     error: str | None = None
+    request: ApiRequest | None = None
+    """What the API knows of it, once it is accepted."""
 
 
 class SequenceMaker:

@@ -68,7 +68,10 @@ def simulate(
     if engine.policies.prefix_cache:
         raise ConfigError("PREFIX_CACHE=1 is not simulated: nothing here knows which prompts begin alike")
     info: BackendInfo = calibration.backend_info(engine.backend)
-    spec = FleetSpec(engine, info, calibration.cost, calibration.overheads, options)
+    spec = FleetSpec(
+        engine, info, calibration.cost, calibration.overheads, options,
+        settings.max_queue, settings.max_queue_tokens,
+    )  # fmt: skip
     flights: list[Flight] = []
     fleet = Fleet(
         spec, schedule, num_prompt_tokens or calibration.num_prompt_tokens, on_end or flights.append

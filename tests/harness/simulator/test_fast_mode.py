@@ -92,6 +92,7 @@ def simulated(seed: int, *, exact: bool) -> Simulated:
         own["PRIORITY_PREEMPTION"] = draw.choice("01")
     if own["PAD_FINISHED"] == "1" and own["KV_POLICY"] == "reserve":
         own["PAD_STYLE"] = draw.choice(["lean", "generate"])
+    own |= {"MAX_QUEUE": draw.choice(["2", "5", "256"]), "MAX_QUEUE_TOKENS": draw.choice(["150", "262144"])}
     options = FleetOptions(
         draw.choice([1, 1, 3]), draw.choice(list(ROUTERS)), draw.choice([0.0, 0.02]), seed, exact,
         cost_scales=draw.choice([(1.0,), (1.0, 2.5)]),
