@@ -155,7 +155,7 @@ ROUTERS: dict[str, Callable[[], Choose]] = {
     "least_outstanding": _least(lambda view: view.of_up(view.outstanding)),
     "least_tokens": _least(lambda view: view.of_up(view.tokens)),
     "jsq": _jsq,
-    "session": _hashed(lambda request: request.prompt_id, is_bounded=False),
+    "session": _hashed(lambda request: request.user or request.prompt_id, is_bounded=False),
     "prefix": _hashed(_prefix, is_bounded=True),
 }
 READS_WAITING = {"jsq"}

@@ -101,6 +101,21 @@ def test_a_slow_replica_gets_less_where_the_router_looks() -> None:
     assert shares["least_outstanding"][0] > 1.5 * shares["least_outstanding"][1]
 
 
+def test_a_session_is_a_user_where_there_is_one() -> None:
+    prompts = [
+        Prompt(id=f"p{i}", prompt=(1,) * 20, max_tokens=20, user=f"u{i % 9}" if i % 2 else None)
+        for i in range(120)
+    ]
+    asked = make_schedule(prompts, 240, make_load(concurrency=1, rate=20.0, arrivals=None), 3)
+    options = FleetOptions(num_replicas=4, router="session")
+    replicas: dict[str, set[int]] = {}
+    for flight in simulate(ARM, CALIBRATION, asked, options).flights:
+        replicas.setdefault(flight.planned.user or flight.planned.prompt_id, set()).add(flight.replica)
+    assert len(replicas) == 9 + 60
+    assert all(len(each) == 1 for each in replicas.values())
+    assert len(set.union(*replicas.values())) == 4
+
+
 @pytest.mark.parametrize("router", ["session", "prefix"])
 def test_equal_keys_go_to_one_replica(router: str) -> None:
     replicas: dict[object, set[int]] = {}
