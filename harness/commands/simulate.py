@@ -157,7 +157,7 @@ def _cell(
 def _refuse_unheard_sweeps(args: argparse.Namespace, settings: HarnessSettings) -> None:
     """
     Raises:
-        ConfigError: a name is swept twice, or nothing would come of it under this load.
+        ConfigError: a name is swept twice, or nothing would come of it under this load or for an arm.
     """
     names = [swept[0][0] for swept in args.sweep]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -166,6 +166,11 @@ def _refuse_unheard_sweeps(args: argparse.Namespace, settings: HarnessSettings) 
         raise ConfigError("a trace has neither a rate nor users to sweep")
     if "concurrency" in names and (settings.rate is not None or "rate" in names):
         raise ConfigError("an open loop has no users: sweep the rate or the concurrency")
+    for text in split_names(args.variants):
+        if own := sorted(parse_arm(text)[1].keys() & set(names)):
+            raise ConfigError(
+                f"{text} sets {', '.join(own)} itself, so that sweeping it would change nothing"
+            )
 
 
 def _swept(text: str) -> list[tuple[str, int | float | str]]:
@@ -227,7 +232,8 @@ def _line(outcomes: list[Outcome], price: Price, slo: Slo) -> list[str]:
     cells.append(f"{replica_s / 3600:.3g}")
     if price.is_known:
         num_tokens = fmean(outcome.num_tokens for outcome in outcomes)
-        cost = price.per_million_tokens(num_tokens / replica_s)
+        # Where every request was refused at once no time passes.
+        cost = price.per_million_tokens(num_tokens / replica_s if replica_s else 0.0)
         cells.append(MISSING if cost is None else f"{cost:.3g}")
     if slo:
         good = fmean(outcome.good_share or 0.0 for outcome in outcomes)

@@ -135,9 +135,29 @@ def test_sweeps_that_would_change_nothing_are_refused(capsys: pytest.CaptureFixt
     for asked, told in (
         (["--sweep", "rate=2", "--sweep", "rate=4"], "rate is swept twice"),
         (["--sweep", "concurrency=2,4", "--rate", "3"], "an open loop has no users"),
+        (
+            ["--variants", "continuous@MAX_BATCH=4", "static", "--sweep", "MAX_BATCH=8,16"],
+            "continuous@MAX_BATCH=4 sets MAX_BATCH itself",
+        ),
     ):
-        assert main(["simulate", *asked]) == 2
+        assert main(["simulate", "--calibrate", "null", *asked]) == 2
         assert told in capsys.readouterr().err
+
+
+def test_a_fleet_that_answers_nothing_has_no_price(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [
+        "--brief",
+        "--requests",
+        "8",
+        "--variants",
+        "continuous@MAX_MODEL_LEN=2",
+        "--price-per-hour",
+        "2",
+    ]
+    assert main(["simulate", "--calibrate", "null", *asked]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| continuous")]
+    assert "100.0%" in line
+    assert line.split("|")[-2].strip() == "-"
 
 
 def test_seeds_run_in_processes_and_give_means_with_their_extremes(
