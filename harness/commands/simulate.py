@@ -32,11 +32,13 @@ from harness.results.table import MISSING, render_table, share
 from harness.settings import HarnessSettings, add_setting_options, read_settings
 from harness.simulator.brief import refuse_limits
 from harness.simulator.calibration import Calibration, write_calibration
-from harness.simulator.cells import FIGURES, Cell, Outcome, play_all
+from harness.simulator.cells import FIGURES, Cell, Outcome, play_all, set_of
 from harness.simulator.routers import ROUTERS
 from harness.simulator.simulation import read_arm
 from harness.simulator.verified import median_errors, render_verified
 from harness.simulator.verify import verify_all
+
+PlayAll = Callable[[Iterable[Cell], int], Iterator[Outcome]]
 
 _OF_LOAD = ("rate", "concurrency")
 _CAN_BE_SWEPT = "rate, concurrency, replicas, router or a setting of the service, in capitals"
@@ -92,9 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_slo_option(parser)
 
 
-def run(
-    args: argparse.Namespace, play_all: Callable[[Iterable[Cell], int], Iterator[Outcome]] = play_all
-) -> int:
+def run(args: argparse.Namespace, play_all: PlayAll = play_all) -> int:
     """`play_all` may play the cells elsewhere.
 
     Raises:
@@ -132,20 +132,20 @@ def _cell(
     args: argparse.Namespace,
     settings: HarnessSettings,
     point: dict[str, Any],
-    arm: str,
+    text: str,
     seed: int,
     calibration: Calibration,
 ) -> Cell:
-    name, own = parse_arm(arm)
+    name, own = parse_arm(text)
     own = {key: value for key, value in point.items() if key.isupper()} | own
-    at = settings.model_copy(update={"seed": seed} | {key: point[key] for key in _OF_LOAD if key in point})
+    of_point = {key: point[key] for key in _OF_LOAD if key in point}
+    at = settings.model_copy(update={"seed": seed, "api_key": None} | of_point)
     replicas, router = point.get("replicas", args.replicas), point.get("router", args.router)
     options = fleet_options(args, at, replicas=replicas, router=router, exact=args.exact, brief=args.brief)
-    variant = read_arm(name, own, calibration).variant
+    arm = read_arm(name, own, calibration)
     return Cell(
-        label=" ".join([variant, *(f"{key}={value}" for key, value in (point | own).items())]),
-        variant=name,
-        own=own,
+        label=" ".join([arm.variant, *(f"{key}={value}" for key, value in (point | own).items())]),
+        settings=set_of(arm),
         at=at,
         options=options,
         calibration=calibration,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from resource import RUSAGE_SELF, getrusage
 from time import process_time
+from typing import Any
 
 import pandas as pd
 
+from harness.plan.corpus import default_path
 from harness.plan.planner import plan
 from harness.plan.schedule import Schedule
 from harness.results.formulas import Throughput, throughput
@@ -24,8 +26,9 @@ from harness.simulator.calibration import Calibration
 from harness.simulator.fleet import Fleet
 from harness.simulator.fleet_spec import FleetOptions
 from harness.simulator.output import write_run
-from harness.simulator.simulation import read_arm, simulate
+from harness.simulator.simulation import simulate
 from harness.simulator.step_log import StepTotals
+from services.settings import SECRETS, Settings, all_settings
 
 FIGURES = (
     *(Figure(metric) for metric in (OUTPUT_TOKENS, REQUESTS)),
@@ -38,10 +41,9 @@ class Cell:
     """`options.brief` says whether rows and steps are written."""
 
     label: str
-    variant: str
-    own: Mapping[str, str]
-    """Settings of the arm, as they are given: the class of those that are read is made as the program starts,
-    and no process gives it to another."""
+    settings: Mapping[str, Any]
+    """All that were set for the arm, its environment's as well, so that another process has no say. Their
+    class is made as the program starts, and no process gives it to another."""
     at: HarnessSettings
     options: FleetOptions
     calibration: Calibration
@@ -84,6 +86,22 @@ def play_all(cells: Iterable[Cell], num_processes: int) -> Iterator[Outcome]:
         yield from pool.map(play, cells)
 
 
+def set_of(arm: Settings) -> dict[str, Any]:
+    """What a cell carries of the settings of an arm; no secret goes with it."""
+    return arm.model_dump(exclude_unset=True, exclude=set(SECRETS))
+
+
+def with_whole_paths(cell: Cell) -> Cell:
+    """The same cell for a process in another folder. What is no file here is a name, or stays missing."""
+    at = cell.at
+    corpus, local = at.corpus, default_path()
+    if corpus is None and at.trace is None and not local.is_absolute():
+        corpus = local  # that of this folder, which the other one lacks
+    paths = {"corpus": corpus, "trace": at.trace}
+    found = {name: path.absolute() for name, path in paths.items() if path and path.is_file()}
+    return replace(cell, at=at.model_copy(update=found))
+
+
 def play(cell: Cell) -> Outcome:
     """
     Raises:
@@ -93,7 +111,7 @@ def play(cell: Cell) -> Outcome:
     make_plan = long_plan if is_brief else plan
     corpus, schedule = make_plan(cell.at, allow_changed_corpus=cell.allow_changed_corpus)
     is_open = schedule.load.is_open
-    arm = read_arm(cell.variant, cell.own, cell.calibration)
+    arm = all_settings()(**cell.settings)
     kept, began_s = BriefRows(len(schedule.requests)), process_time()
     made = simulate(arm, cell.calibration, schedule, cell.options, on_end=kept.add if is_brief else None)
     took_s = process_time() - began_s

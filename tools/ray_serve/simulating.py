@@ -1,7 +1,8 @@
 """`lab simulate-ray`: the arms, points and seeds of a simulation as tasks of a Ray cluster, one CPU each.
 
-Every node has this package installed. Figures come back to the table; files of rows would stay on the nodes,
-so that only `--brief` is taken.
+Every node has this package installed, and a corpus or a trace that is named, under the path that it has where
+the command runs; settings are those of the environment there. Figures come back to the table; files of rows
+would stay on the nodes, so that only `--brief` is taken.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ray.exceptions import RayTaskError
 
 from adapters.base import ConfigError, LabError
 from harness.commands import simulate
-from harness.simulator.cells import Cell, Outcome, play
+from harness.simulator.cells import Cell, Outcome, play, with_whole_paths
 from tools.ray_serve.cluster import add_address_option, connected
 
 
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _play_all(cells: Iterable[Cell], _: int) -> Iterator[Outcome]:
     """In their order; `--jobs` is the cluster's to say. A task that its node lost is played again."""
-    for outcome in [_play.remote(cell) for cell in cells]:
+    for outcome in [_play.remote(with_whole_paths(cell)) for cell in cells]:
         try:
             yield ray.get(outcome)
         except RayTaskError as error:
