@@ -69,6 +69,8 @@ class Answer:
             delta = choice.get("delta") or {}
             text = delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or ""
         token_ids = choice.get("token_ids")
+        if token_ids is None:
+            token_ids = choice.get("response_token_ids")  # SGLang's newer name
         if not isinstance(text, str):
             raise ValueError(f"a choice's text is {type(text).__name__}")
         if token_ids and not (isinstance(token_ids, list) and all(map(_is_id, token_ids))):

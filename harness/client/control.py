@@ -15,10 +15,11 @@ import httpx
 from pydantic_core import from_json
 
 from adapters.base import LabError
-from adapters.text.unicode_text import printable
+from harness.client.target import root_path
 from services.contract.status import Health, ModelCard, StepLine, Steps
 
 _NUM_ROUND_TRIPS = 5
+_MAX_PAGE_BYTES = 1 << 20
 
 
 class Control:
@@ -71,17 +72,30 @@ class Control:
         except ValueError:
             return None
 
-    def first_model_name(self, models_url: str) -> str:
-        """The model that an OpenAI-compatible server lists first.
+    def page(self, path: str, until_s: float) -> Any:
+        """What a foreign server has at `path`: decoded JSON, or text that is none.
 
-        Raises:
-            LabError: it lists none.
+        None where nothing is to be had before `until_s`, on the clock of `time.perf_counter`.
         """
+        left_s = until_s - perf_counter()
+        if left_s <= 0:
+            return None
+        body = b""
         try:
-            listing: Any = from_json(self._client.get(models_url).content)
-            return printable(listing["data"][0]["id"])
-        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise LabError(f"{models_url} does not say which model is served; set MODEL") from error
+            url = self._client.base_url.copy_with(path=path)
+            with self._client.stream("GET", url, timeout=left_s) as response:
+                if not response.is_success:
+                    return None
+                for piece in response.iter_bytes():
+                    body += piece
+                    if len(body) > _MAX_PAGE_BYTES or perf_counter() > until_s:
+                        return None
+        except httpx.HTTPError:
+            return None
+        try:
+            return from_json(body)
+        except ValueError:
+            return body.decode("utf-8", "replace")
 
     def metrics_text(self) -> str:
         """`/metrics` of a foreign server, which stands beside its `/v1`.
@@ -90,9 +104,7 @@ class Control:
             LookupError: it gives none; the message says why.
         """
         url = self._client.base_url
-        path = url.path.rstrip("/")
-        for ending in ("/chat/completions", "/completions", "/v1"):
-            path = path.removesuffix(ending)
+        path = root_path(url.path.rstrip("/"))
         try:
             response = self._client.get(url.copy_with(path=f"{path}/metrics"), timeout=2.0)
         except httpx.HTTPError as error:

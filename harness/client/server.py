@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from urllib.parse import urlsplit, urlunsplit
+from time import perf_counter
+from typing import Any
 
 from adapters.base import LabError
+from adapters.text.unicode_text import printable
 from harness.client.control import Control
-from harness.client.target import Target, completions_path, parse_origin
+from harness.client.server_kind import FoundKind, find_kind
+from harness.client.target import Target, api_path, completions_paths, parse_origin, root_path
 from harness.settings import HarnessSettings, split_login
 from services.contract.status import ModelCard
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_LISTING_S, _PAGE_S, _KIND_S = 10.0, 0.7, 2.0
+"""For a listing of models that the run needs, for one page beside it, for all that only tells the kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """`card` is None for a foreign server, `pid` for one that the harness did not start."""
+    """`card` is None for a foreign server, `pid` for one that the harness did not start.
+
+    `kind` is what a foreign server was recognised as.
+    """
 
     url: str
     target: Target
     card: ModelCard | None
     pid: int | None
+    kind: FoundKind | None = None
 
     @property
     def client_chunk(self) -> int:
@@ -65,8 +74,34 @@ def find_server(url: str, settings: HarnessSettings, pid: int | None = None) -> 
             raise LabError(f"the server at {url} {other}, so it is not the service that was started ({pid})")
         if card is not None:
             return Server(url, replace(target, model=card.model), card, pid)
-        path = completions_path(prefix)
-        scheme, netloc, *_ = urlsplit(url)
-        models_url = urlunsplit((scheme, netloc, path.removesuffix("/completions") + "/models", "", ""))
-        model = settings.model or control.first_model_name(models_url)
-    return Server(url, replace(target, path=path, dialect="openai", model=model), None, pid)
+        until_s = perf_counter() + (_KIND_S if settings.model else _LISTING_S)
+        path, listing = _find_listing(control, prefix, until_s)
+        model = settings.model or _first_model(listing)
+        if model is None:
+            where = f"{origin.host_header}{api_path(path)}/models"
+            raise LabError(f"{where} does not say which model is served; set MODEL")
+        until_s = min(until_s, perf_counter() + _KIND_S)
+        kind = find_kind(
+            listing,
+            lambda page: control.page(root_path(path) + page, min(until_s, perf_counter() + _PAGE_S)),
+        )
+    ids = kind.token_ids_of if kind else ()
+    foreign = replace(target, path=path, dialect="openai", model=model, token_ids_of=ids)
+    return Server(url, foreign, None, pid, kind)
+
+
+def _find_listing(control: Control, prefix: str, until_s: float) -> tuple[str, Any]:
+    """Where the completions are, and the models that stand beside them; None where nothing lists any."""
+    paths = completions_paths(prefix)
+    for path in paths:
+        listing = control.page(f"{api_path(path)}/models", until_s)
+        if _first_model(listing) is not None:
+            return path, listing
+    return paths[0], None
+
+
+def _first_model(listing: Any) -> str | None:
+    try:
+        return printable(listing["data"][0]["id"])
+    except (KeyError, IndexError, TypeError):
+        return None

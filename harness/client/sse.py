@@ -1,22 +1,29 @@
 """Server-sent events out of a byte stream that arrives in arbitrary pieces.
 
 Lines end at CR, LF or CRLF only. U+2028, U+2029 and U+0085 are ordinary characters, as the event stream
-format demands; `str.splitlines` would break at them.
+format demands; `str.splitlines` would break at them. The data of an `event: error` comes out as the error
+object of the API, and lines that are no field of an event stream are kept: servers put errors there.
 """
 
 from __future__ import annotations
 
+from harness.client.server_words import as_error_event
+
 MAX_LINE_BYTES = 16 << 20
+MAX_STRAY_BYTES = 64 << 10
+_FIELDS = (b":", b"data", b"event", b"id", b"retry")
 
 
 class EventSplitter:
     """Incremental splitter for one response body."""
 
-    __slots__ = ("_buffer", "_data", "_skip_lf", "_started")
+    __slots__ = ("_buffer", "_data", "_name", "_skip_lf", "_started", "_stray")
 
     def __init__(self) -> None:
         self._buffer = b""
         self._data: list[bytes] = []
+        self._name = b""
+        self._stray = b""
         self._skip_lf = False
         self._started = False
 
@@ -46,10 +53,21 @@ class EventSplitter:
         for line in lines:
             if not line:
                 if any(data):  # an event without data keeps a connection alive and says nothing
-                    events.append(data[0] if len(data) == 1 else b"\n".join(data))
+                    whole = data[0] if len(data) == 1 else b"\n".join(data)
+                    events.append(as_error_event(whole) if self._name == b"error" else whole)
                 data.clear()
+                self._name = b""
             elif line.startswith(b"data:"):
                 data.append(line[6:] if line[5:6] == b" " else line[5:])
             elif line == b"data":
                 data.append(b"")
+            elif line.startswith(b"event:"):
+                self._name = line[6:].strip()
+            elif not line.startswith(_FIELDS):
+                self._stray = (self._stray + line + b"\n")[:MAX_STRAY_BYTES]
         return events
+
+    def stray_text(self) -> str:
+        """What came so far and is no event, its last line included if that has no end."""
+        last = b"" if self._buffer.startswith(_FIELDS) else self._buffer
+        return (self._stray + last)[:MAX_STRAY_BYTES].decode("utf-8", "replace")

@@ -18,6 +18,7 @@ from pydantic_core import from_json
 
 from harness.client.answer import Answer, as_text, fail_all
 from harness.client.connection import Connection, ConnectionPool
+from harness.client.server_words import MAX_WORDS, error_in, error_in_text
 from harness.client.sse import EventSplitter
 from harness.client.target import Target
 
@@ -139,7 +140,7 @@ class _Exchange:
             return
         for data in self._splitter.feed(piece):
             if data.strip() == b"[DONE]":
-                self._close(now_s, None)
+                self._close(now_s, self._beside_events())
             else:
                 self._on_event(_decode(data), now_s)
 
@@ -149,15 +150,15 @@ class _Exchange:
             self.lost_before_answer = self._connection.num_requests > 1
         if not self.lost_before_answer:
             # A body without a length ends with its connection, which is no problem of its own.
-            self._close(now_s, self._problem or self._unstreamed() or problem)
+            self._close(now_s, self._problem or self._unstreamed() or self._beside_events() or problem)
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
     def _on_event(self, event: Any, now_s: float) -> None:
         if not isinstance(event, dict):
             raise ValueError(f"an event is {type(event).__name__}, not an object")
-        if error := event.get("error"):
-            self._close(now_s, f"in mid-stream: {_describe(error)}")
+        if error := error_in(event):
+            self._close(now_s, f"in mid-stream: {error}")
             return
         for choice in event.get("choices") or ():
             index = choice.get("index") or 0
@@ -179,15 +180,19 @@ class _Exchange:
         """Why a response is no answer; None for a stream, which speaks for itself, and where none came."""
         if self._is_stream or not self._status:
             return None
+        text = bytes(self._other_body).decode("utf-8", "replace").strip()
+        error = error_in_text(text)
         if self._status == 200:
             kind = self._content_type or "without a content type"
-            return f"the server answered {kind}, not an event stream"
-        text = bytes(self._other_body).decode("utf-8", "replace").strip()
-        try:
-            text = _describe(json.loads(text)["error"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            text = text[:300]
+            problem = f"the server answered {kind}, not an event stream"
+            return f"{problem}: {error}" if error else problem
+        text = error or text[:MAX_WORDS]
         return f"http {self._status}: {text}" if text else f"http {self._status}"
+
+    def _beside_events(self) -> str | None:
+        """An error that the server wrote into its stream, but not as an event."""
+        error = error_in_text(self._splitter.stray_text()) if self._is_stream else None
+        return f"in mid-stream: {error}" if error else None
 
 
 def _is_event_stream(content_type: str) -> bool:
@@ -202,12 +207,3 @@ def _decode(data: bytes) -> Any:
         return from_json(data)
     except ValueError:
         return json.loads(data)
-
-
-def _describe(error: Any) -> str:
-    """One line for an error object of the API: its code or type, then its message."""
-    if not isinstance(error, dict):
-        return str(error)
-    label = error.get("code") or error.get("type")
-    message = error.get("message") or json.dumps(error)
-    return f"{label}: {message}" if label else str(message)

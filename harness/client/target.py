@@ -1,13 +1,15 @@
 """Where requests go and the exact bytes of each of them.
 
 Two dialects: `lab` (`/generate`, lists of budgets and seeds, counts in the finishing entry) and `openai` (any
-`/v1/completions`, or `/v1/chat/completions` for a chat; usage asked for). `ignore_eos`, `temperature` and
-`seed` are always sent. A body depends on the schedule alone, so two runs of one seed send the same bytes.
+`/v1/completions`, or `/v1/chat/completions` for a chat; usage asked for, and token ids of servers that are
+known to give them). `ignore_eos`, `temperature` and `seed` are always sent. A body depends on the schedule
+and the kind of server alone, so two runs of one seed send the same bytes.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,9 +18,11 @@ from urllib.parse import urlsplit
 
 from adapters.base import ConfigError
 from harness.client.connection import Origin
+from harness.client.server_kind import Call
 from harness.plan.schedule import PlannedRequest
 
 Dialect = Literal["lab", "openai"]
+_API_VERSION = re.compile(r"/v\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,8 @@ class Target:
     login: str | None = field(default=None, repr=False)
     ignore_eos: bool = True
     """False: the model ends its answers, and `max_tokens` is a cap."""
+    token_ids_of: tuple[Call, ...] = ()
+    """The calls in which the server is asked for the ids of its tokens; ours send them unasked."""
 
     @property
     def authorization(self) -> str | None:
@@ -69,13 +75,15 @@ class Target:
         if self.dialect == "openai":
             fields["model"] = self.model
             fields["stream_options"] = {"include_usage": True}
+            if ("chat" if "messages" in fields else "completions") in self.token_ids_of:
+                fields["return_token_ids"] = True
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
     def request(self, body: bytes, *, is_chat: bool = False) -> bytes:
         """Head and body, ready for the socket."""
         path = self.path
         if is_chat and self.dialect == "openai":
-            path = path.removesuffix("/completions").removesuffix("/chat") + "/chat/completions"
+            path = f"{api_path(path)}/chat/completions"
         key = f"Authorization: {self.authorization}\r\n" if self.authorization else ""
         head = (
             f"POST {path} HTTP/1.1\r\nHost: {self.origin.host_header}\r\n"
@@ -102,8 +110,20 @@ def parse_origin(url: str) -> tuple[Origin, str]:
     return Origin(parts.hostname, port or (443 if is_tls else 80), is_tls), parts.path.rstrip("/")
 
 
-def completions_path(path: str) -> str:
-    """The completions endpoint of an OpenAI-compatible server whose base URL has this path."""
+def completions_paths(path: str) -> tuple[str, ...]:
+    """Where an OpenAI-compatible server may have its completions, by its base URL's path, likeliest first."""
     if path.endswith("/completions"):
-        return path
-    return f"{path}/completions" if path.endswith("/v1") else f"{path}/v1/completions"
+        return (path,)
+    if _API_VERSION.search(path):
+        return (f"{path}/completions",)
+    return f"{path}/v1/completions", f"{path}/v3/completions"  # the second of OpenVINO Model Server
+
+
+def api_path(path: str) -> str:
+    """As: /v1, from its own path or that of its completions."""
+    return path.removesuffix("/completions").removesuffix("/chat") if path.endswith("/completions") else path
+
+
+def root_path(path: str) -> str:
+    """Beside `/v1`, where a server has its other pages."""
+    return _API_VERSION.sub("", api_path(path))

@@ -17,6 +17,7 @@ from harness.plan.corpus import REPOSITORY, Corpus
 from harness.plan.schedule import Schedule
 from harness.replay.checkout import Checkout
 from harness.replay.provenance import make_manifest, new_run_id
+from harness.results.facts import ForeignFacts
 from harness.results.manifest import RepeatEntry, RunManifest, Validity
 from harness.results.output_dir import utc_stamp
 from harness.results.record import (
@@ -95,6 +96,7 @@ class ArmFile:
             served_model=server.model,
             is_local=server.is_local,
             planned_repeats=repeats,
+            foreign=_describe_foreign(server),
         )
         self._rows: list[Row] = []
         self._steps: list[dict[str, Any]] = []
@@ -151,6 +153,11 @@ class ArmFile:
         """
         table = make_table(self._rows)
         rows = to_frame(table)
+        if self.manifest.foreign is not None:
+            counts = rows["chunk_tokens"][rows["error"].isna()]
+            self.manifest.foreign.token_ids = bool(counts.notna().all() and any(map(len, counts)))
+            gauges = [entry.server for entry in self.manifest.repeats if entry.server]
+            self.manifest.foreign.queue_time = any(told.queue_s is not None for told in gauges)
         validity = self.manifest.validity = judge(rows, self.manifest)
         try:
             write_parquet(self.path, table, self.manifest)
@@ -170,6 +177,13 @@ class ArmFile:
         self._journal.close()
         kept = f"{self._journal.num_rows} of {len(self._rows)} rows are kept in {self._journal.path}"
         return f"{kept}: make room, then `lab report --recover` it"
+
+
+def _describe_foreign(server: Server) -> ForeignFacts | None:
+    if server.card is not None:
+        return None
+    found = server.kind
+    return ForeignFacts(kind=found.kind.name, version=found.version) if found else ForeignFacts(kind=None)
 
 
 def _variant_name(arm: Arm, server: Server, settings: HarnessSettings) -> str:

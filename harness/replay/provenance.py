@@ -18,6 +18,7 @@ from harness.plan.schedule import Schedule
 from harness.replay.event_loop import loop_name
 from harness.replay.machine import describe_host
 from harness.replay.replay import ReplayResult
+from harness.results.facts import ForeignFacts
 from harness.results.manifest import (
     SCHEMA_VERSION,
     CorpusFacts,
@@ -52,10 +53,11 @@ def make_manifest(
     served_model: str,
     is_local: bool,
     planned_repeats: Sequence[int],
+    foreign: ForeignFacts | None = None,
 ) -> RunManifest:
     """The manifest before the first measured request. `source` is the tree whose code serves."""
     load = schedule.load
-    return RunManifest(
+    manifest = RunManifest(
         schema_version=SCHEMA_VERSION,
         run_id=run_id,
         started_at=_now(),
@@ -97,6 +99,9 @@ def make_manifest(
         repeats=[],
         validity=None,
     )
+    if foreign is not None:
+        manifest.foreign = foreign  # a key that was not given is not written
+    return manifest
 
 
 def describe_repeat(

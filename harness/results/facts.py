@@ -32,6 +32,29 @@ class MachineUse(Facts):
     """Of the first visible GPU, whatever ran on it; None without one, or where the server is elsewhere."""
 
 
+class ForeignFacts(Facts):
+    """What is known of a server that is not ours; None where nobody can tell, or the run did not end."""
+
+    kind: str | None
+    """As: vLLM. By its own answers, never a guess."""
+    version: str | None = None
+    token_ids: bool | None = None
+    """Whether its answers came with the ids of their tokens, so that each chunk's tokens are counted."""
+    queue_time: bool | None = None
+    """Whether its `/metrics` told how long requests waited, or how many did."""
+
+    @property
+    def name(self) -> str | None:
+        """As: vLLM 0.11.0."""
+        return " ".join(filter(None, (self.kind, self.version))) or None
+
+    def in_words(self) -> str:
+        counts = {True: "token ids with every chunk", False: "token counts from usage alone", None: None}
+        queue = {True: "queue time from its /metrics", False: "no queue time", None: None}
+        words = ", ".join(filter(None, (counts[self.token_ids], queue[self.queue_time])))
+        return ": ".join(filter(None, (self.name or "of a kind unknown here", words)))
+
+
 class ServerGauges(Facts):
     """What `/metrics` of a foreign server told during one replay; None where it does not say."""
 

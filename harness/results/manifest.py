@@ -26,7 +26,7 @@ from pydantic_core import from_json
 from adapters.base import LabError
 from adapters.text.unicode_text import printable
 from harness.plan.arrival_times import Load
-from harness.results.facts import Facts, MachineUse, ServerGauges
+from harness.results.facts import Facts, ForeignFacts, MachineUse, ServerGauges
 
 SCHEMA_VERSION = 1
 
@@ -236,6 +236,8 @@ class RunManifest(Facts):
     model_digest: str | None
     service: ServiceFacts | None
     """None for a server that is not ours."""
+    foreign: ForeignFacts | None = None
+    """Of a server that is not ours."""
     is_local: bool
     settings: SettingsFacts
     seeds: dict[str, int] = Field(default_factory=dict)
@@ -268,7 +270,8 @@ class RunManifest(Facts):
         """As: torch on cpu, bfloat16, 1 engine thread(s)."""
         service = self.service
         if service is None:
-            return f"a server at {self.settings.url}"
+            name = self.foreign.name if self.foreign else None
+            return f"{name or 'a server'} at {self.settings.url}"
         if service.backend == "null":
             return "null backend: no model, steps of a set time"
         return (

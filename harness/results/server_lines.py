@@ -1,4 +1,4 @@
-"""What a run knows of its server beside the answers: gauges of a foreign one, energy of the GPU."""
+"""What a run knows of its server beside the answers: kind and gauges of a foreign one, energy of the GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness.results.table import share, spread
 
 def server_lines(manifest: RunManifest) -> list[tuple[str, str]]:
     """(what, how much) for each; nothing of a service of ours on a CPU."""
-    lines: list[tuple[str, str]] = []
+    lines = [("server", manifest.foreign.in_words())] if manifest.foreign else []
     told = [entry.server for entry in manifest.repeats if entry.server]
     known = [gauges for gauges in told if gauges.server]
     if told and not known:

@@ -93,6 +93,12 @@ class FakeServer:
     card: dict[str, Any] | None = None
     metrics: Callable[[], str] | None = None
     """What `/metrics` says when it is asked."""
+    pages: dict[str, Any] = field(default_factory=dict)
+    """What other paths say: JSON, text, or None for no such page."""
+    hang: tuple[str, ...] = ()
+    """Paths that never answer."""
+    asked: list[str] = field(default_factory=list)
+    """Paths of all GETs, in order."""
     bodies: list[bytes] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
     num_connections: int = 0
@@ -147,6 +153,8 @@ class FakeServer:
     async def _respond(self, head: str, body: bytes, writer: asyncio.StreamWriter) -> None:
         method, path = head.split(" ")[:2]
         if method == "GET":
+            if path in self.hang:
+                await asyncio.sleep(60)
             writer.write(self._page(path))
             return
         self.heads.append(head)
@@ -156,16 +164,24 @@ class FakeServer:
             await writer.drain()
 
     def _page(self, path: str) -> bytes:
+        self.asked.append(path)
         if path == "/metrics" and self.metrics is not None:
-            content = self.metrics().encode()
-            head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(content)}\r\n\r\n"
-            return head.encode() + content
+            return text_response(self.metrics())
         pages: dict[str, Any] = {"/v1/models": {"data": [{"id": "foreign-model"}]}}
         if self.card is not None:
             pages["/model"] = self.card
             pages["/steps"] = {"steps": [], "next": 0, "num_dropped": 0}
+        pages |= self.pages
         page = pages.get(path.partition("?")[0])
+        if isinstance(page, str):
+            return text_response(page)
         return json_response(404, {"detail": "no such page"}) if page is None else json_response(200, page)
+
+
+def text_response(text: str) -> bytes:
+    content = text.encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content
 
 
 def json_response(status: int, payload: dict[str, Any]) -> bytes:

@@ -55,6 +55,18 @@ def test_an_event_without_data_keeps_the_connection_alive_and_says_nothing() -> 
     assert split([b"data:\n\n: ping\n\nevent: ping\ndata\n\ndata: a\n\n"]) == [b"a"]
 
 
+def test_lines_that_are_no_fields_are_kept() -> None:
+    splitter = EventSplitter()
+    assert splitter.feed(b'data: a\n\nerror: {"a"\n: ping\nid: 1\n\nretry: 2\n{"error": 1}') == [b"a"]
+    assert splitter.stray_text() == 'error: {"a"\n{"error": 1}'
+    assert splitter.feed(b"\ndata: b\n\ndata: half") == [b"b"]
+    assert splitter.stray_text() == 'error: {"a"\n{"error": 1}\n'
+
+
+def test_the_words_of_an_error_event_are_its_object() -> None:
+    assert split([b"event: error\ndata: no\ndata: room\n\ndata: a\n\n"]) == [b'{"error": "no\\nroom"}', b"a"]
+
+
 def test_a_line_without_end_is_refused() -> None:
     splitter = EventSplitter()
     for _ in range(16):

@@ -14,8 +14,9 @@ import pytest
 
 from harness.client.answer import Answer
 from harness.client.connection import Origin
+from harness.client.server_kind import Call
 from harness.client.stream import StreamClient
-from harness.client.target import Dialect, Target, completions_path, parse_origin
+from harness.client.target import Dialect, Target, completions_paths, parse_origin
 from harness.plan.schedule import PlannedRequest
 from harness.replay.event_loop import loop_factory
 from harness.results.record import ReplayLabels, make_row, make_table
@@ -299,6 +300,40 @@ FAILURE = {
         pytest.param(
             scripted(STREAM_HEAD, event({"choices": [entry(7, [1])]}), END), "index 7", id="unknown index"
         ),
+        *(
+            pytest.param(
+                scripted(STREAM_HEAD, TOKEN, chunk(words), END), f"in mid-stream: {expected}", id=name
+            )
+            for name, words, expected in (
+                (
+                    "llama-server of 2025",
+                    b'error: {"code":400,"message":"too long","type":"x"}\n\ndata: [DONE]\n\n',
+                    "400: too long",
+                ),
+                ("plain words", b"error: out of memory\n\n", "out of memory"),
+                (
+                    "error object",
+                    b'data: {"object":"error","message":"too long","type":"BadRequestError","code":400}\n\n',
+                    "400: too long",
+                ),
+                ("bare JSON", b'{"error": "graph failed"}', "graph failed"),
+                ("bare JSON, then done", b'{"error": "graph failed"}\n\ndata: [DONE]\n\n', "graph failed"),
+                ("bare JSON in lines", b'{\n\t"error": "graph failed"\n}', "graph failed"),
+                ("error event of text", b"event: error\ndata: out of memory\n\n", "out of memory"),
+                ("error event of JSON", b'event:error\ndata: {"message":"gone"}\n\n', "gone"),
+                ("error event with its object", b'event: error\ndata: {"error":"gone"}\n\n', "gone"),
+            )
+        ),
+        pytest.param(
+            scripted(json_response(200, {"error": {"message": "no such model", "code": 404}})),
+            "answered application/json, not an event stream: 404: no such model",
+            id="error with status 200",
+        ),
+        pytest.param(
+            scripted(json_response(400, {"object": "error", "message": "bad seed", "code": 400})),
+            "http 400: 400: bad seed",
+            id="refused with an error object",
+        ),
         pytest.param(scripted(b"SSH-2.0-nonsense\r\n"), "not a readable HTTP response", id="not http"),
         pytest.param(scripted(hang_up=True), "connection closed", id="no answer"),
         pytest.param(
@@ -400,11 +435,13 @@ def test_a_connection_closed_at_reuse_is_tried_once_more() -> None:
         ("http://h/v1/", "h", 80, "/v1/completions"),
         ("https://h", "h", 443, "/v1/completions"),
         ("http://[::1]:9/api/v1/completions", "::1", 9, "/api/v1/completions"),
+        ("http://h/v3", "h", 80, "/v3/completions"),
+        ("http://h/v3/v1/", "h", 80, "/v3/v1/completions"),
     ],
 )
 def test_urls_name_the_completions_endpoint(url: str, host: str, port: int, path: str) -> None:
     origin, prefix = parse_origin(url)
-    assert (origin.host, origin.port, completions_path(prefix)) == (host, port, path)
+    assert (origin.host, origin.port, completions_paths(prefix)[0]) == (host, port, path)
     assert origin.is_tls == url.startswith("https")
 
 
@@ -496,6 +533,59 @@ def test_what_follows_the_end_of_an_answer_changes_nothing() -> None:
     done = [*eight_words(lambda n: {"prompt_tokens": 5, "completion_tokens": n}, None), "[DONE]"]
     (answer,), _ = ask(scripted(STREAM_HEAD, *map(event, [*done, *done]), END), dialect="openai")
     assert (answer.error, len(answer.chunk_s), answer.text) == (None, 8, [" w"] * 8)
+
+
+def test_what_stands_beside_the_events_does_not_harm_a_whole_answer() -> None:
+    noise = chunk(b'id: 7\nretry: 5\n: ping\nx-field: 1\n{"error": "late"}\n\n')
+    (answer,), _ = ask(scripted(STREAM_HEAD, event({"choices": [entry(0, [1], 1)]}), noise, END))
+    assert answer.error is None
+
+
+@pytest.mark.parametrize(
+    ("token_ids_of", "is_chat", "is_asked"),
+    [
+        (("completions", "chat"), False, True),
+        (("completions", "chat"), True, True),
+        (("completions",), True, False),
+        ((), False, False),
+    ],
+)
+def test_ids_are_asked_for_where_the_server_is_known_to_take_it(
+    token_ids_of: tuple[Call, ...], is_chat: bool, is_asked: bool
+) -> None:
+    target = Target(Origin("h", 1), "/v1/completions", "openai", "m", token_ids_of=token_ids_of)
+    body = json.loads(target.body([replace(PLAN, is_chat=is_chat)]))
+    assert body.get("return_token_ids", False) is is_asked
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "later"),
+    [
+        ("token_ids", {"text": "a b"}, {"text": ""}),
+        ("token_ids", {"delta": {"role": "assistant", "content": "a b"}}, {"delta": {}}),
+        ("response_token_ids", {"text": "a b"}, {"text": ""}),
+    ],
+    ids=["vLLM", "vLLM's chat", "SGLang"],
+)
+def test_ids_of_a_foreign_server_count_the_tokens_of_its_chunks(
+    name: str, first: dict[str, Any], later: dict[str, Any]
+) -> None:
+    choices = [
+        {"index": 0, **first, name: [11, 12], "prompt_token_ids": [1, 2, 3], "finish_reason": None},
+        {"index": 0, **later, name: [13], "finish_reason": None},  # half a character: no text yet
+        {"index": 0, **first, name: [14], "finish_reason": "length"},
+    ]
+    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+    events = [event({"choices": [choice]}) for choice in choices]
+    (answer,), server = ask(
+        scripted(STREAM_HEAD, *events, event(usage), event("[DONE]"), END),
+        dialect="openai",
+        token_ids_of=("completions",),
+    )
+    assert (answer.error, answer.chunk_tokens, answer.token_ids) == (None, [2, 1, 1], [11, 12, 13, 14])
+    assert (answer.num_prompt_tokens, answer.num_output_tokens) == (3, 4)
+    assert answer.output_sha256 == hashlib.sha256(b"11,12,13,14").hexdigest()
+    assert json.loads(server.bodies[0])["return_token_ids"] is True
 
 
 HALF = "\ud83d"

@@ -124,11 +124,45 @@ def test_any_openai_compatible_server(tmp_path: Path) -> None:
     path, manifest, rows = only_result(tmp_path / "out")
     assert path.parent.name == "external"
     assert (manifest.service, manifest.model) == (None, "foreign-model")
+    assert manifest.foreign is not None
+    assert manifest.foreign.in_words() == (
+        "of a kind unknown here: token counts from usage alone, no queue time"
+    )
     assert list(rows["num_output_tokens"]) == list(rows["max_tokens"])
     assert rows["chunk_tokens"].isna().all()
     assert rows["output_sha256"].isna().all()
     assert rows["text_sha256"].notna().all()
     assert (rows["sent_s"] >= rows["scheduled_s"]).all()
+
+
+def test_a_foreign_server_is_named_with_what_it_gives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def vllm(body):  # type: ignore[no-untyped-def]
+        assert body["return_token_ids"] is True
+        yield STREAM_HEAD
+        for number in range(body["max_tokens"]):
+            choice = {"index": 0, "text": " w", "token_ids": [number], "finish_reason": None}
+            yield event({"choices": [choice]})
+        yield event({"choices": [{"index": 0, "text": "", "token_ids": [], "finish_reason": "length"}]})
+        yield event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": body["max_tokens"]}})
+        yield event("[DONE]")
+        yield END
+
+    models = {"data": [{"id": "m", "owned_by": "vllm"}]}
+    with FakeServer(vllm, pages={"/v1/models": models, "/version": {"version": "0.11.0"}}) as server:
+        assert main(["bench", "--url", server.url, "--requests", "10", "--concurrency", "2"]) == 0
+    path, manifest, rows = only_result(tmp_path / "out")
+    assert manifest.foreign is not None
+    assert manifest.foreign.model_dump() == {
+        "kind": "vLLM", "version": "0.11.0", "token_ids": True, "queue_time": False,
+    }  # fmt: skip
+    assert [sum(tokens) for tokens in rows["chunk_tokens"]] == list(rows["max_tokens"])
+    assert rows["output_sha256"].notna().all()
+    told = "vLLM 0.11.0: token ids with every chunk, no queue time"
+    assert f"server           {told}" in capsys.readouterr().out
+    assert main(["report", str(path), "--markdown"]) == 0
+    assert f"Server: {told}." in capsys.readouterr().out
 
 
 def test_the_batch_and_the_queue_of_a_foreign_server_are_its_own_figures(
