@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from adapters.base import BackendConfig, BackendInfo, ConfigError
-from adapters.models.presets import PRESETS
 from harness.simulator.calibration import Calibration
 from harness.simulator.costs import RooflineCost
 
@@ -29,6 +28,8 @@ def roofline(model: str, hardware: Hardware) -> Calibration:
     Raises:
         ConfigError: there is no such preset, or its weights leave no room for a sequence.
     """
+    from adapters.models.presets import PRESETS  # with tokenizers: 5 MB that no other simulation needs
+
     if model not in PRESETS:
         raise ConfigError(f"roofline: {model!r} is no preset: it must be one of {', '.join(PRESETS)}")
     shape, config = PRESETS[model], BackendConfig()

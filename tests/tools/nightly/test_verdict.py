@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -261,6 +262,8 @@ def test_made_up_nights_end_as_the_gate_would_end_them(ratio: float, word: str) 
 
 def test_a_measurement_that_is_told_to_stop_cleans_up_first(tmp_path: Path) -> None:
     """The gate ends its services and removes its worktree, which a killed one would leave behind."""
+    # Under `nohup ... &` it is ignored, and a shell cannot trap what it inherits as ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     left = tmp_path / "left"
     gate = f"touch {left}; trap 'rm {left}; exit 130' INT; kill -INT $PPID; while :; do sleep 0.05; done"
     with pytest.raises(KeyboardInterrupt):
