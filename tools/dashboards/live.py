@@ -203,6 +203,25 @@ def _steps() -> Sequence[Json]:
             [_rate("lab_preemptions_total", "{{strategy}}")],
         ),
         lines(
+            "Engine's own KV cache",
+            "Share of its blocks in use, and the most since its start, as vLLM and OpenVINO tell it.",
+            "percentunit",
+            [
+                _gauge("lab_engine_kv_usage_ratio", how="max"),
+                _gauge("lab_engine_kv_usage_peak_ratio", "{{strategy}} peak", how="max"),
+            ],
+        ),
+        lines(
+            "Engine's own requests",
+            "Held, computed in the last step, and preempted since its start, as vLLM and OpenVINO tell it.",
+            "short",
+            [
+                _gauge("lab_engine_requests", "{{strategy}} held"),
+                _gauge("lab_engine_scheduled_requests", "{{strategy}} in the last step"),
+                _gauge("lab_engine_preemptions", "{{strategy}} preempted"),
+            ],
+        ),
+        lines(
             "Prefix cache",
             "Prompt tokens a second that were looked up, and that were found (PREFIX_CACHE=1).",
             "short",
