@@ -48,7 +48,8 @@ from services.strategies import VARIANTS
 
 FRONT = Path(__file__).parents[1] / "docker/front/nginx.conf.in"
 ALLOWED = 0.15
-AUTOSCALING = Autoscaling(target=8, most=3, every_s=1, start_up_s=3)
+AUTOSCALING = Autoscaling(target=8, most=3, every_s=0.25, start_up_s=3)
+"""It looks often: nobody knows how its looks lie to the first request."""
 ROUTERS = {"least_outstanding": "least_conn;", "round_robin": ""}
 """By name of the simulator, what nginx is told."""
 STEP = {"BACKEND": "null", "NULL_STEP_MS": "20", "NULL_ROW_MS": "1", "NULL_PROMPT_TOKEN_MS": "0.1"}
