@@ -9,7 +9,7 @@ from typing import Any
 from adapters.base import LabError
 from adapters.text.unicode_text import printable
 from harness.client.control import Control
-from harness.client.server_kind import FoundKind, find_kind
+from harness.client.server_kind import FoundKind, find_kind, first_listed
 from harness.client.target import Target, api_path, completions_paths, parse_origin, root_path
 from harness.settings import HarnessSettings, split_login
 from services.contract.status import ModelCard
@@ -101,7 +101,5 @@ def _find_listing(control: Control, prefix: str, until_s: float) -> tuple[str, A
 
 
 def _first_model(listing: Any) -> str | None:
-    try:
-        return printable(listing["data"][0]["id"])
-    except (KeyError, IndexError, TypeError):
-        return None
+    name = first_listed(listing, "id")
+    return None if name is None else printable(name)

@@ -118,7 +118,7 @@ def find_kind(listing: Any, read: ReadPage) -> FoundKind | None:
             pages[path] = read(path)
         return pages[path]
 
-    owner = _owner(listing)
+    owner = first_listed(listing, "owned_by")
     by_owner = (kind for kind in KINDS if owner and kind.owned_by == owner)
     by_page = (kind for kind in KINDS if kind.is_own_page and kind.is_own_page(page(kind.own_page)))
     kind = next(by_owner, None) or next(by_page, None)
@@ -128,12 +128,13 @@ def find_kind(listing: Any, read: ReadPage) -> FoundKind | None:
     return FoundKind(kind, next((version for version in told if version), None))
 
 
-def _owner(listing: Any) -> str | None:
+def first_listed(listing: Any, key: str) -> str | None:
+    """What the first entry of a listing of models says; None where it says nothing, or there is none."""
     try:
-        owner = listing["data"][0]["owned_by"]
+        told = listing["data"][0][key]
     except (KeyError, IndexError, TypeError):
         return None
-    return owner if isinstance(owner, str) else None
+    return told if isinstance(told, str) else None
 
 
 def _version(page: Any, key: str) -> str | None:

@@ -154,7 +154,7 @@ class FittedCost:
     @property
     def _cools_until(self) -> int:
         """The last step, counted from the prompt or the idle time, to which anything is added."""
-        return math.ceil(5 * self.cooling_steps) if self.cooling_steps else -1
+        return math.ceil(warm_after(self.cooling_steps)) if self.cooling_steps else -1
 
     def _cold_s(self, first_s: float, since: Since) -> float:
         """`first_s` is what is added to a step of as many rows right after a prompt."""
@@ -173,8 +173,13 @@ class FittedCost:
 
 @lru_cache(maxsize=4096)
 def cold_share(num_steps: int, cooling_steps: float) -> float:
-    """1 at once, 1/e after `cooling_steps`, and nothing from five times as many on."""
-    return math.exp(-num_steps / cooling_steps) if num_steps < 5 * cooling_steps else 0.0
+    """1 at once, 1/e after `cooling_steps`, and nothing from `warm_after` on."""
+    return math.exp(-num_steps / cooling_steps) if num_steps < warm_after(cooling_steps) else 0.0
+
+
+def warm_after(cooling_steps: float) -> float:
+    """In steps: what is added is below a hundredth by then."""
+    return 5 * cooling_steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 
 from adapters.base import ConfigError
 from harness.simulator.calibration import FitQuality
-from harness.simulator.costs import IDLE_S, LONG_AGO, CostModel, FittedCost, Since, StepWork, cold_share
+from harness.simulator.costs import (
+    IDLE_S,
+    LONG_AGO,
+    CostModel,
+    FittedCost,
+    Since,
+    StepWork,
+    cold_share,
+    warm_after,
+)
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +62,7 @@ def fit_cost(steps: pd.DataFrame) -> tuple[FittedCost, FitQuality, dict[str, tup
         ConfigError: the log is too short.
     """
     works, took_s = works_of(steps), steps["duration_s"].to_numpy(dtype=float)
-    ago = _ago(steps)
+    ago = _ago(steps, works)
     usable = took_s > 0
     works, took_s, ago = works[usable].reset_index(drop=True), took_s[usable], ago[usable]
     if len(works) < _FEWEST_STEPS:
@@ -79,13 +88,13 @@ def fit_cost(steps: pd.DataFrame) -> tuple[FittedCost, FitQuality, dict[str, tup
 
 def errors_of(cost: CostModel, steps: pd.DataFrame) -> tuple[float, float]:
     """Median and p95 of the relative errors on these steps."""
-    usable = steps["duration_s"] > 0
-    said_s = _said_s(cost, works_of(steps)[usable], _ago(steps)[usable])
+    works, usable = works_of(steps), steps["duration_s"] > 0
+    said_s = _said_s(cost, works[usable], _ago(steps, works)[usable])
     errors = np.abs(said_s / steps["duration_s"][usable].to_numpy(dtype=float) - 1)
     return float(np.median(errors)), float(np.quantile(errors, 0.95))
 
 
-def _ago(steps: pd.DataFrame) -> NDArray[np.int64]:
+def _ago(steps: pd.DataFrame, works: pd.DataFrame) -> NDArray[np.int64]:
     """(steps, 2): the counts of `Since` of each. Where another log begins, the engine was idle before."""
     starts = steps["start_s"].to_numpy(dtype=float)
     gaps = starts[1:] - (starts + steps["duration_s"].to_numpy(dtype=float))[:-1]
@@ -95,7 +104,7 @@ def _ago(steps: pd.DataFrame) -> NDArray[np.int64]:
     def since(marked: NDArray[np.bool_]) -> NDArray[np.int64]:
         return np.asarray(at - np.maximum.accumulate(np.where(marked, at, -LONG_AGO)))
 
-    return np.column_stack([since(works_of(steps)["prompt_tokens"].to_numpy() > 0), since(is_after_idle)])
+    return np.column_stack([since(works["prompt_tokens"].to_numpy() > 0), since(is_after_idle)])
 
 
 def _said_s(cost: CostModel, works: pd.DataFrame, ago: NDArray[np.int64]) -> Floats:
@@ -117,7 +126,7 @@ def _fit(works: pd.DataFrame, took_s: Floats, ago: NDArray[np.int64], cooling_st
     cold = [f"cold {knot}" for knot in knots] if cooling_steps else []
     if cooling_steps:
         since_prompt, since_idle = ago.T
-        if (features["has_prompt"][since_idle > 5 * cooling_steps]).sum() >= _FEWEST_PROMPTS:
+        if features["has_prompt"][since_idle > warm_after(cooling_steps)].sum() >= _FEWEST_PROMPTS:
             features["idle"] = _shares(since_idle, cooling_steps)
         share = np.where(since_prompt > 0, _shares(since_prompt - 1, cooling_steps), 0.0)
         features |= {name: hats[:, place] * share for place, name in enumerate(cold)}

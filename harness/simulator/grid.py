@@ -2,7 +2,7 @@
 
 Each point is a number of rows at one context. Its prompts are computed in pieces of several sizes, its rows
 decode alone and beside prompts. After each point the engine is idle for a while, as in a service under low
-load, and then answers one short prompt. The points come in a drawn order, so that what is held out of a fit
+load, and then answers two short prompts. The points come in a drawn order, so that what is held out of a fit
 is like the rest of it, and a machine that drifts does not look like a cost of long contexts.
 """
 

@@ -56,8 +56,6 @@ class Difference:
 class StepReplay:
     num_steps: int
     differences: tuple[Difference, ...]
-    num_unlike: int
-    """Steps that differ where estimates alone are played, and nothing is put right."""
 
     @property
     def num_differing(self) -> int:
@@ -108,14 +106,20 @@ def replay_steps(manifest: RunManifest, rows: pd.DataFrame, steps: pd.DataFrame)
     """None where it cannot be told: of several replays, of steps that were launched ahead or are missing,
     with a prefix cache or random predictions, which hang on the prompts, and without what this reads.
     """
-    run = _read(manifest, rows, steps.sort_values("start_s"))
+    run = _read(manifest, rows, steps)
     if run is None:
         return None
-    num_unlike = sum(differs for differs, _ in _play(run, puts_right=False))
-    return StepReplay(len(run.steps), tuple(_differences(run)), num_unlike)
+    return StepReplay(len(run.steps), tuple(_differences(run)))
+
+
+def num_unlike(manifest: RunManifest, rows: pd.DataFrame, steps: pd.DataFrame) -> int | None:
+    """Steps that differ where estimates alone are played and nothing is put right; None as `replay_steps`."""
+    run = _read(manifest, rows, steps)
+    return None if run is None else sum(differs for differs, _ in _play(run, puts_right=False))
 
 
 def _read(manifest: RunManifest, rows: pd.DataFrame, steps: pd.DataFrame) -> _Run | None:
+    steps = steps.sort_values("start_s")
     spec = settings_of(manifest).engine_spec()
     reads_prompts = spec.policies.prefix_cache or spec.policies.length_oracle not in ("max_tokens", "exact")
     summaries = [entry.steps for entry in manifest.repeats]

@@ -96,7 +96,9 @@ def _refuse_another_machine(settings: Settings, calibration: Calibration) -> Non
         known |= {"dtype": info["dtype"], "n_threads": info.get("num_threads")}
     for name, its in known.items():
         asked = getattr(settings, name)
-        if None not in (asked, its) and asked != "auto" and _short(str(asked)) != _short(str(its)):
+        if asked in (None, "auto", its) or its is None:
+            continue
+        if name != "dtype" or _short(asked) != _short(its):
             raise ConfigError(
                 f"{name.upper()}={asked} is not simulated: the calibration is of {its}; give one of {asked}"
             )
